@@ -1,0 +1,43 @@
+# `make` or `make help` lists what there is.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help extract test check format clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / - /'
+
+$(VENV)/pip: Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; run make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@touch $@
+
+$(VENV)/installed: $(VENV)/pip pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/test-installed: $(VENV)/pip pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/installed
+
+extract: $(VENV)/installed ## features of the example pictures (untrained weights)
+	$(BIN)/python -m resnet_jax.main --config=configs/resnet.py:50,weights=random --job=extract
+
+check: $(VENV)/test-installed ## formatter check, linter, type check
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+test: check ## check, then the tests
+	$(BIN)/python -m pytest
+
+format: $(VENV)/test-installed ## format and sort imports
+	$(BIN)/ruff check --fix --select I
+	$(BIN)/ruff format
+
+clean: ## remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

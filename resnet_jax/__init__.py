@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The published ResNets in JAX: features of any layer, predictions, weights.
+
+  import resnet_jax
+  model = resnet_jax.load('resnet50', weights='model/resnet_50')
+  features = model.features('cat.jpg', 'res5_3_branch2c_bn')
+  print(model.predict('cat.jpg'))
+
+`load_features` reads a feature store; `load_feature_py` and `load_feature_c`
+read the original program's two formats.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from resnet_jax.api import Model, Prediction, load
+  from resnet_jax.errors import UserError
+  from resnet_jax.features import (
+    load_feature_c,
+    load_feature_py,
+    load_features,
+  )
+
+__version__ = '0.1.0'
+
+__all__ = [
+  'Model',
+  'Prediction',
+  'UserError',
+  '__version__',
+  'load',
+  'load_feature_c',
+  'load_feature_py',
+  'load_features',
+]
+
+_HOMES = {
+  'Model': 'resnet_jax.api',
+  'Prediction': 'resnet_jax.api',
+  'UserError': 'resnet_jax.errors',
+  'load': 'resnet_jax.api',
+  'load_feature_c': 'resnet_jax.features',
+  'load_feature_py': 'resnet_jax.features',
+  'load_features': 'resnet_jax.features',
+}
+
+
+def __getattr__(name: str) -> Any:
+  # Importing JAX takes a second or more: `main --help` must not wait for it.
+  if name not in _HOMES:
+    raise AttributeError(f"module 'resnet_jax' has no attribute '{name}'")
+  return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+  return sorted(__all__)

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network in a notebook: `load`, then `features` and `predict`."""
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from os import PathLike, fspath, path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from resnet_jax import errors, prediction, runner
+from resnet_jax import weights as weights_room
+from resnet_jax.data import pipeline, preprocess, sources
+from resnet_jax.models import names, resnet
+from resnet_jax.prediction import Prediction
+
+Picture: TypeAlias = str | PathLike[str] | Image.Image
+Pictures: TypeAlias = Picture | Sequence[Picture] | np.ndarray
+
+
+def load(
+  name: str | int = 'resnet50',
+  *,
+  weights: str | PathLike[str] = 'auto',
+  conv_order: str = 'OHWI',
+  seed: int = 0,
+  mean: str | PathLike[str] | Sequence[float] = preprocess.MEAN_BGR,
+  resize: str = 'short_side',
+  resize_size: int = 256,
+  crop_size: int = 224,
+  multi_crop: bool = False,
+  interpolation: str = 'lanczos',
+  use_gpu: bool = False,
+  batch_size: int = 32,
+) -> 'Model':
+  """Loads a network; the settings are those of `configs/resnet.py`.
+
+  Args:
+    name: 'resnet18', 'resnet34', 'resnet50', 'resnet101' or 'resnet152', or
+      the number.
+    weights: a Paddle model directory; 'auto', `model/resnet_50` and so on;
+      or 'random', untrained.
+    conv_order: how convolutions lie in a Paddle directory.
+    seed: for 'random'.
+    mean: what is subtracted: three values in BGR order, or a mean file.
+    resize: 'short_side' or 'squash'.
+    resize_size: the shorter side before cropping, pixels.
+    crop_size: of the crop, pixels.
+    multi_crop: average over ten crops.
+    interpolation: 'lanczos', 'bilinear' or 'bicubic'.
+    use_gpu: fail if there is no GPU; otherwise JAX's default device.
+    batch_size: crops that go through the network at once.
+
+  Raises:
+    UserError: says what was given, what is allowed and what to do.
+  """
+  match = re.fullmatch(r'(?:resnet[-_]?)?(\d+)', str(name).lower())
+  if not match or int(match[1]) not in names.ARCHITECTURES:
+    allowed = [f'resnet{depth}' for depth in names.ARCHITECTURES]
+    raise errors.unknown('network', str(name), allowed)
+  if batch_size < 1:
+    raise errors.UserError(f'batch_size={batch_size}: 1 is the least.')
+  text = fspath(mean) if isinstance(mean, str | PathLike) else _commas(mean)
+  how = preprocess.Preprocess(
+    preprocess.parse_mean(text, crop_size),
+    resize,
+    resize_size,
+    crop_size,
+    multi_crop,
+    interpolation,
+  )
+  device = runner.select_device(use_gpu)
+  model = resnet.ResNet(int(match[1]))
+  loaded = weights_room.load(
+    fspath(weights), model, conv_order=conv_order, seed=seed
+  )
+  for warning in loaded.warnings:
+    warnings.warn(warning, stacklevel=2)
+  return Model(model, loaded, how, device, batch_size)
+
+
+class Model:
+  """A network with its weights and preprocessing.
+
+  Attributes:
+    weights: the parameters, their source and digest.
+    preprocess: how a picture becomes the network's input.
+    layers: every layer's name, in the order of computing.
+  """
+
+  def __init__(
+    self,
+    model: resnet.ResNet,
+    weights: weights_room.Weights,
+    how: preprocess.Preprocess,
+    device: 'runner.jax.Device | None' = None,
+    batch_size: int = 32,
+  ) -> None:
+    self.weights = weights
+    self.preprocess = how
+    self.layers = names.layer_names(model.depth)
+    self._model = model
+    self._device = device
+    self._batch_size = batch_size
+    self._runners: dict[tuple, runner.Runner] = {}
+
+  def __repr__(self) -> str:
+    return (
+      f'ResNet-{self._model.depth}, weights: {self.weights.source}\n'
+      f'input: {self.preprocess.describe()}'
+    )
+
+  def features(
+    self,
+    pictures: Pictures,
+    layers: str | Sequence[str],
+    *,
+    pool: str = 'none',
+    dtype: str = 'float32',
+  ) -> np.ndarray | dict[str, np.ndarray]:
+    """Values of layers.
+
+    Args:
+      pictures: a path, a Pillow image, a list of them; or a uint8 array (N,
+        H, W, 3), RGB, which is taken as already cropped, H and W 32 or more.
+      layers: a name; or several, or globs, in a list or with commas.
+      pool: 'none', or 'avg' or 'max' over all positions.
+      dtype: 'float32' or 'float16'.
+
+    Returns:
+      (N, C, H, W) for one layer by its name; else a dict of such arrays.
+
+    Raises:
+      UserError: a layer does not exist, or a picture cannot be read.
+    """
+    chosen = names.select_layers(layers, self._model.depth)
+    values = self._values(pictures, chosen, runner.Reduction(pool, dtype))
+    one = isinstance(layers, str) and layers in values
+    return values[chosen[0]] if one else values
+
+  def predict(self, pictures: Pictures) -> Prediction | list[Prediction]:
+    """The five best classes of a picture, or a list of that for several.
+
+    Args:
+      pictures: as for `features`.
+    """
+    values = self._values(pictures, ('output',), runner.Reduction())
+    predictions = [
+      prediction.from_probabilities(row.ravel()) for row in values['output']
+    ]
+    single = isinstance(pictures, str | PathLike | Image.Image)
+    return predictions[0] if single else predictions
+
+  def _values(
+    self,
+    pictures: Pictures,
+    chosen: tuple[str, ...],
+    reduction: runner.Reduction,
+  ) -> dict[str, np.ndarray]:
+    pieces: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
+    for images, count in self._batches(pictures):
+      run = self._runner(chosen, reduction, images.shape)
+      for name, value in run.fetch(run(images)).items():
+        pieces[name].append(value[:count])
+    return {name: np.concatenate(parts) for name, parts in pieces.items()}
+
+  def _runner(
+    self,
+    layers: tuple[str, ...],
+    reduction: runner.Reduction,
+    shape: tuple[int, ...],
+  ) -> runner.Runner:
+    mirrored = self.preprocess.multi_crop and shape[1] > 1
+    key = (layers, reduction, mirrored)
+    if key not in self._runners:
+      self._runners[key] = runner.Runner(
+        self._model,
+        self.weights.parameters,
+        layers,
+        self.preprocess.mean.values,
+        multi_crop=mirrored,
+        reduction=reduction,
+        device=self._device,
+      )
+    return self._runners[key]
+
+  def _batches(self, pictures: Pictures) -> Iterator[tuple[np.ndarray, int]]:
+    """Arrays (rows, cuts, H, W, 3), all of one shape, and how much counts."""
+    if isinstance(pictures, np.ndarray):
+      self._check_array(pictures)
+      rows = min(self._batch_size, len(pictures))
+      for start in range(0, len(pictures), rows):
+        piece = pictures[start : start + rows]
+        padding = [(0, rows - len(piece))] + [(0, 0)] * 3
+        yield np.pad(piece, padding)[:, None], len(piece)
+      return
+    if isinstance(pictures, str | PathLike | Image.Image):
+      pictures = [pictures]
+    items = [_item(i, picture) for i, picture in enumerate(pictures)]
+    if not items:
+      raise errors.UserError('the list of pictures is empty.')
+    rows = max(1, min(self._batch_size // self.preprocess.crops, len(items)))
+    for batch in pipeline.batches(items, self.preprocess, rows=rows):
+      yield batch.images, len(batch.items)
+
+  def _check_array(self, pictures: np.ndarray) -> None:
+    shape = pictures.shape
+    if (
+      pictures.dtype != np.uint8
+      or len(shape) != 4
+      or shape[3] != 3
+      or min(shape[1:3]) < resnet.MIN_SIZE
+      or not len(pictures)
+    ):
+      raise errors.UserError(
+        f'an array of {pictures.dtype} {shape} is no pictures. Give uint8'
+        f' (N, H, W, 3), RGB, H and W {resnet.MIN_SIZE} or more.'
+      )
+    if self.preprocess.multi_crop:
+      raise errors.UserError(
+        'an array is taken as already cropped, and this model averages over'
+        ' ten crops (multi_crop). Give paths or Pillow images.'
+      )
+    preprocess.check_mean(self.preprocess.mean, *shape[1:3])
+
+
+def _commas(values: Sequence[float]) -> str:
+  return ','.join(str(value) for value in values)
+
+
+def _item(index: int, picture: Picture) -> sources.Item:
+  if isinstance(picture, Image.Image):
+    name = f'number {index} of the list'
+    return sources.Item(name, name, sources.NO_LABEL, lambda: picture)
+  if not isinstance(picture, str | PathLike):
+    raise errors.UserError(
+      f'a {type(picture).__name__} is no picture. Give a path, a Pillow image,'
+      ' a list of them, or one uint8 array (N, H, W, 3).'
+    )
+  file = path.expanduser(fspath(picture))
+
+  def read() -> bytes:
+    with open(file, 'rb') as opened:
+      return opened.read()
+
+  return sources.Item(file, file, sources.NO_LABEL, read)

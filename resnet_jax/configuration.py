@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration files: where they are, and the grammar of their argument."""
+
+import itertools
+import pathlib
+import re
+import runpy
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resnet_jax import errors
+
+_PACKAGE = pathlib.Path(__file__).parent
+# In a checkout configs/ lies beside the package, in an installation inside.
+_HOMES = (_PACKAGE, _PACKAGE.parent)
+
+DEFAULT = 'configs/resnet.py'
+
+_BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}
+
+
+def find(path: str) -> str:
+  """The file that `--config=path[:argument]` names.
+
+  A path that is not there from the working directory is looked for in the
+  installed project, so that `configs/resnet.py` works anywhere.
+
+  Raises:
+    UserError: it is in neither.
+  """
+  name, colon, argument = path.partition(':')
+  if pathlib.Path(name).is_file():
+    return path
+  for home in _HOMES:
+    if (home / name).is_file():
+      return f'{home / name}{colon}{argument}'
+  ours = sorted(
+    f'configs/{file.name}'
+    for home in _HOMES
+    for file in home.glob('configs/*.py')
+  )
+  raise errors.unknown('configuration file', name, ours)
+
+
+def resolve_flags(arguments: Sequence[str]) -> list[str]:
+  """Command-line arguments with the path of every `--config` found."""
+  resolved = list(arguments)
+  for i, argument in enumerate(resolved):
+    match = re.fullmatch(r'(--?config)=(.*)', argument)
+    if match:
+      resolved[i] = f'{match[1]}={find(match[2])}'
+    elif argument in ('--config', '-config') and i + 1 < len(resolved):
+      resolved[i + 1] = find(resolved[i + 1])
+  return resolved
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+  """Raises a UserError for a `--config.key` that the config does not have."""
+  path = find(DEFAULT)
+  for before, argument in itertools.pairwise(['', *arguments]):
+    if match := re.fullmatch(r'--?config=(.*)', argument):
+      path = match[1]
+    elif before in ('--config', '-config'):
+      path = argument
+  name, _, settings = path.partition(':')
+  config = runpy.run_path(name)['get_config'](settings)
+  for argument in arguments:
+    match = re.match(r'--?(?:no)?config\.([^=]*)', argument)
+    if match and match[1] not in config:
+      raise errors.unknown('setting', match[1], sorted(config))
+
+
+def apply(config: ConfigDict, argument: str) -> ConfigDict:
+  """Changes settings as `152,weights=random,multi_crop=true` says.
+
+  Raises:
+    UserError: a key, or the type of a value, is not the config's.
+  """
+  for part in filter(None, (part.strip() for part in argument.split(','))):
+    key, equals, text = part.partition('=')
+    if part.isdecimal():
+      key, text = 'layer_num', part
+    elif not equals:
+      raise errors.UserError(
+        f"'{part}' in '{argument}' is neither a depth (18, 34, 50, 101, 152)"
+        ' nor a setting (key=value). A value with commas goes into a flag of'
+        ' its own, --config.key=value.'
+      )
+    if key not in config:
+      raise errors.unknown('setting', key, sorted(config))
+    config[key] = _typed(key, text, config[key])
+  return config
+
+
+def _typed(key: str, text: str, default: Any) -> Any:
+  if isinstance(default, bool):
+    errors.check_choice(f'value of {key}', text.lower(), _BOOLEANS)
+    return _BOOLEANS[text.lower()]
+  try:
+    return type(default)(text)
+  except ValueError as error:
+    raise errors.UserError(f"{key}='{text}' is not a whole number.") from error

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one exception for what a user can cause, and the near match in it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+  """A mistake of the user or of a file; `main` prints it without a traceback.
+
+  The message says what was given, what is allowed and what to do next.  It is
+  not a ValueError, because absl's flag parser wraps those in tracebacks.
+  """
+
+
+def unknown(
+  what: str, given: str, allowed: Iterable[str], described: str = ''
+) -> UserError:
+  """The error for a name outside a closed set, with the nearest match.
+
+  Args:
+    what: what kind of name it is.
+    given: the name.
+    allowed: all the names there are.
+    described: says what is allowed, where a plain list would fill the screen.
+  """
+  names = [str(name) for name in allowed]
+  near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+  hint = f" Did you mean '{near[0]}'?" if near else ''
+  listed = described or ', '.join(names)
+  return UserError(f"unknown {what} '{given}'.{hint} Allowed: {listed}.")
+
+
+def check_choice(what: str, given: str, allowed: Iterable[str]) -> str:
+  """Returns `given` if it is one of `allowed`, else raises `unknown`."""
+  names = list(allowed)
+  if given not in names:
+    raise unknown(what, given, names)
+  return given

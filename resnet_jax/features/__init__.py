@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features on disk: the Zarr store and the original's two formats."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from resnet_jax.features import layout, output, store, stream
+from resnet_jax.features.store import Features, load_features
+from resnet_jax.features.stream import load_feature_c, load_feature_py
+
+__all__ = [
+  'FORMATS',
+  'Features',
+  'load_feature_c',
+  'load_feature_py',
+  'load_features',
+]
+
+
+class Format(NamedTuple):
+  """A way to write features.
+
+  Attributes:
+    planned_bytes: the most that so many more rows of a layout take.
+    create: fills an empty directory before the first row.
+    read_settings: settings of the run in a directory, None if there is none.
+    writer: opens such a directory.
+  """
+
+  planned_bytes: Callable[[layout.Layout, int], int]
+  create: Callable[[pathlib.Path, layout.Layout, layout.Facts], None]
+  read_settings: output.ReadSettings
+  writer: Callable[[pathlib.Path, layout.Layout], layout.Writer]
+
+
+def _text_writer(path: pathlib.Path, plan: layout.Layout) -> layout.Writer:
+  return stream.StreamWriter(stream.TEXT, path, plan, plan.keys)
+
+
+def _pickle_writer(path: pathlib.Path, plan: layout.Layout) -> layout.Writer:
+  names, _ = stream.row_names(plan.keys)
+  return stream.StreamWriter(stream.PICKLE, path, plan, names)
+
+
+FORMATS: Mapping[str, Format] = {
+  'zarr': Format(
+    store.planned_bytes, store.create, store.read_settings, store.StoreWriter
+  ),
+  'pickle': Format(
+    functools.partial(stream.planned_bytes, stream.PICKLE),
+    stream.create,
+    stream.read_settings,
+    _pickle_writer,
+  ),
+  'text': Format(
+    functools.partial(stream.planned_bytes, stream.TEXT),
+    stream.create,
+    stream.read_settings,
+    _text_writer,
+  ),
+}
+
+
+def notes(format_name: str, plan: layout.Layout) -> list[str]:
+  """What a user should know of a format before these rows are written.
+
+  Raises:
+    UserError: the format cannot hold them.
+  """
+  if format_name != 'pickle':
+    return []
+  _, note = stream.row_names(plan.keys)
+  return [note] if note else []

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The output directory of a run: new, to be gone on with, or finished.
+
+A run works in `NAME.part`, which becomes `NAME` when the last row is written,
+so that what looks whole is whole.
+"""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from resnet_jax import errors, files
+
+ReadSettings = Callable[[pathlib.Path], Mapping[str, Any] | None]
+
+
+def part(directory: pathlib.Path) -> pathlib.Path:
+  """Where a run works before it is finished."""
+  return directory.with_name(directory.name + files.PART)
+
+
+def check_finished(directory: pathlib.Path) -> None:
+  """Raises a UserError if a run for this directory was started only."""
+  if not directory.exists() and part(directory).exists():
+    raise errors.UserError(
+      f'{directory} is not finished: {part(directory)} is what there is. Start'
+      ' the same extract job again; it goes on where it stopped.'
+    )
+
+
+def is_finished(
+  directory: pathlib.Path, settings: Mapping[str, Any], read: ReadSettings
+) -> bool:
+  """Whether a run with these settings is finished; prepares for one if not.
+
+  Args:
+    directory: the output directory.
+    settings: those of the run to be made.
+    read: gives the settings of a run in a directory, None if there is none.
+
+  Raises:
+    UserError: it holds something else, or a run with other settings.
+  """
+  for place in (directory, part(directory)):
+    try:
+      occupied = place.exists() and (not place.is_dir() or any(place.iterdir()))
+    except OSError as error:
+      raise errors.UserError(
+        f'cannot look into {place}: {error.strerror}. Choose another'
+        ' output_dir.'
+      ) from error
+    if not occupied:
+      continue
+    found = read(place) if place.is_dir() else None
+    if found is None:
+      raise errors.UserError(
+        f'{place} holds something that is not a run of this format. Choose'
+        ' another output_dir, or remove it.'
+      )
+    if different := _differences(found, settings):
+      raise errors.UserError(
+        f'{place} holds a run with other settings: {"; ".join(different)}.'
+        ' Choose another output_dir, remove it, or use its settings.'
+      )
+    if place == directory:
+      return True
+  return False
+
+
+def make_part(
+  directory: pathlib.Path, create: Callable[[pathlib.Path], None]
+) -> pathlib.Path:
+  """Returns `NAME.part`, made by `create` unless it is there already."""
+  path = part(directory)
+  if path.is_dir() and any(path.iterdir()):
+    return path
+  # Made elsewhere, then moved: a `.part` always has its settings.
+  new = directory.with_name(directory.name + '.new')
+  with files.writing('features', path):
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    create(new)
+    os.replace(new, path)
+  return path
+
+
+def publish(directory: pathlib.Path) -> None:
+  """Turns `NAME.part` into `NAME`."""
+  with files.writing('features', directory):
+    if directory.is_dir():
+      directory.rmdir()
+    os.replace(part(directory), directory)
+
+
+def check_space(directory: pathlib.Path, needed: int) -> int:
+  """Returns the free bytes for a directory that need not be there yet.
+
+  Raises:
+    UserError: fewer than `needed` are free.
+  """
+  place = directory.absolute()
+  while not place.exists():
+    place = place.parent
+  free = shutil.disk_usage(place).free
+  if needed > free:
+    raise errors.UserError(
+      f'{needed:,} bytes are to be written to {directory}, and {free:,} are'
+      ' free there. Make room, choose another output_dir, fewer layers,'
+      ' pool=avg or dtype=float16.'
+    )
+  return free
+
+
+def _differences(
+  found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> list[str]:
+  return [
+    f'{key} is {found.get(key)!r} there, {wanted.get(key)!r} now'
+    for key in sorted({*found, *wanted})
+    if found.get(key) != wanted.get(key)
+  ]

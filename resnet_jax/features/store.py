@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The feature store: a Zarr 3 group that any reader of Zarr opens.
+
+A directory with one array a layer, (rows, C, H, W), and `keys`, `labels`,
+`status` (0 pending, 1 done, 2 failed) and `reason`, one entry a row.  The
+group's attributes `settings` and `record` say how the values were made.  Rows
+are in the order of the data.  Chunks carry a CRC-32C, which readers check.
+"""
+
+import json
+import math
+import pathlib
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorstore
+
+from resnet_jax import errors, files
+from resnet_jax.features import layout, output, strings
+
+_MAX_CHUNK_BYTES = 32 << 20
+_OWN_ARRAYS = ('keys', 'labels', 'status', 'reason')
+
+
+def planned_bytes(plan: layout.Layout, rows: int) -> int:
+  """Bytes that `rows` more rows take, the padding of the last batch too."""
+  batches = -(-rows // plan.batch_rows)
+  # Labels, status, reason and checksums are a few bytes a row.
+  values = batches * plan.batch_rows * (plan.row_bytes() + 24)
+  return values + sum(len(key.encode()) + 4 for key in plan.keys)
+
+
+def create(
+  path: pathlib.Path, plan: layout.Layout, facts: layout.Facts
+) -> None:
+  """Fills an empty directory with a store whose rows are all pending."""
+  for name, shape in plan.layers.items():
+    _create_array(
+      path / name,
+      (plan.rows, *shape),
+      _chunk_rows(plan, shape),
+      plan.dtype,
+      ('row', f'{name}_c', f'{name}_y', f'{name}_x'),
+    )
+  _create_array(
+    path / 'status', (plan.rows,), plan.batch_rows, 'uint8', ('row',)
+  )
+  _create_array(path / 'labels', (plan.rows,), plan.rows, 'int32', ('row',))
+  _open(path / 'labels').write(np.array(plan.labels, np.int32)).result()
+  strings.create(path / 'keys', plan.rows, plan.rows)
+  strings.write_chunk(path / 'keys', 0, plan.keys, plan.rows)
+  strings.create(path / 'reason', plan.rows, plan.batch_rows)
+  group = {
+    'zarr_format': 3,
+    'node_type': 'group',
+    'attributes': {
+      'settings': dict(facts.settings),
+      'record': dict(facts.record),
+    },
+  }
+  files.write_atomically(
+    path / 'zarr.json', json.dumps(group, indent=2).encode()
+  )
+
+
+def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
+  """The settings of the run in a store; None if it is not one."""
+  settings = _attributes(path).get('settings')
+  return settings if isinstance(settings, dict) else None
+
+
+class StoreWriter:
+  """Writes the rows of a store; see `layout.Writer`."""
+
+  def __init__(self, path: pathlib.Path, plan: layout.Layout) -> None:
+    self._path = path
+    self._plan = plan
+    try:
+      self._arrays = {
+        name: _open(path / name) for name in (*plan.layers, 'status')
+      }
+      status = self._arrays['status'].read().result()
+    except (ValueError, OSError) as error:
+      raise errors.UserError(
+        f'{path} is damaged: {error}. Remove it to start over.'
+      ) from error
+    pending = np.flatnonzero(status == layout.PENDING)
+    self.done = int(pending[0]) if len(pending) else plan.rows
+    self.failed = int((status == layout.FAILED).sum())
+
+  def write(
+    self, start: int, values: Mapping[str, np.ndarray], reasons: Sequence[str]
+  ) -> None:
+    """Adds rows, their status last."""
+    rows = slice(start, start + len(reasons))
+    status = [layout.FAILED if reason else layout.DONE for reason in reasons]
+    with files.writing('features', self._path):
+      try:
+        pending = [
+          self._arrays[name][rows].write(array)
+          for name, array in values.items()
+        ]
+        for write in pending:
+          write.result()
+        if any(reasons):
+          strings.write_chunk(
+            self._path / 'reason',
+            start // self._plan.batch_rows,
+            reasons,
+            self._plan.batch_rows,
+          )
+        self._arrays['status'][rows].write(np.array(status, np.uint8)).result()
+      except ValueError as error:
+        # TensorStore's errors of the file system.
+        raise OSError(str(error)) from error
+    self.done = rows.stop
+    self.failed += sum(map(bool, reasons))
+
+  def finish(self) -> None:
+    """Nothing is left to be done."""
+
+
+class Layer:
+  """An array of a store, read piece by piece: `layer[10:20]` is NumPy.
+
+  Attributes:
+    shape: (rows, C, H, W).
+    dtype: of its values.
+  """
+
+  def __init__(self, path: pathlib.Path) -> None:
+    self._path = path
+    self._array = _open(path)
+    self.shape: tuple[int, ...] = tuple(self._array.shape)
+    self.dtype = self._array.dtype.numpy_dtype
+
+  def __len__(self) -> int:
+    return self.shape[0]
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    try:
+      return self._array[index].read().result()
+    except IndexError:
+      raise
+    except (ValueError, OSError) as error:
+      raise errors.UserError(
+        f'{self._path} is damaged: {error}. Extract the features again.'
+      ) from error
+
+  def __array__(
+    self, dtype: Any = None, copy: bool | None = None
+  ) -> np.ndarray:
+    del copy  # reading always makes one
+    return self[:].astype(dtype or self.dtype, copy=False)
+
+  def __repr__(self) -> str:
+    return f'Layer(shape={self.shape}, dtype={self.dtype})'
+
+
+class Features(Mapping[str, Layer]):
+  """A finished feature store: layers by name, and a row's key and label.
+
+  Attributes:
+    rows: a key a row, the picture's path relative to the list or folder.
+    labels: (rows,) int32, -1 where there is none.
+    status: (rows,) uint8, 1 done, 2 failed (a row of NaN).
+    reasons: why a row failed, '' for the others.
+    settings: what determined the values.
+    record: what else was noted of the run.
+  """
+
+  def __init__(self, path: pathlib.Path) -> None:
+    attributes = _attributes(path)
+    self.settings: Mapping[str, Any] = attributes['settings']
+    self.record: Mapping[str, Any] = attributes['record']
+    self.rows = strings.read(path / 'keys')
+    self.reasons = strings.read(path / 'reason')
+    self.labels: np.ndarray = _open(path / 'labels').read().result()
+    self.status: np.ndarray = _open(path / 'status').read().result()
+    # By the folders that are there, not by a name in a file.
+    self._layers = {
+      entry.name: Layer(entry)
+      for entry in sorted(path.iterdir())
+      if entry.is_dir() and entry.name not in _OWN_ARRAYS
+    }
+    lengths = {len(self.reasons), len(self.labels), len(self.status)}
+    lengths |= {len(layer) for layer in self._layers.values()}
+    if lengths != {len(self.rows)}:
+      raise ValueError('its arrays differ in their number of rows')
+
+  def __getitem__(self, layer: str) -> Layer:
+    if layer not in self._layers:
+      raise errors.unknown('layer of this store', layer, self._layers)
+    return self._layers[layer]
+
+  def __iter__(self) -> Any:
+    return iter(self._layers)
+
+  def __len__(self) -> int:
+    return len(self._layers)
+
+  def __repr__(self) -> str:
+    layers = ', '.join(f'{k}: {v.shape}' for k, v in self.items())
+    return f'Features({len(self.rows)} rows, {layers})'
+
+
+def load_features(directory: str | pathlib.Path) -> Features:
+  """Opens a finished feature store; values are read when they are indexed.
+
+    features = load_features('features')
+    features['avgpool'][:]   # (rows, C, H, W)
+    features.rows[0]         # the first row's key
+
+  Raises:
+    UserError: there is none, it is unfinished, or damaged.
+  """
+  path = pathlib.Path(directory)
+  output.check_finished(path)
+  if not path.is_dir():
+    raise errors.UserError(f'there is no feature store at {path}.')
+  try:
+    features = Features(path)
+  except (
+    KeyError,
+    ValueError,
+    OSError,
+    TypeError,
+    struct.error,
+  ) as error:
+    raise errors.UserError(
+      f'{path} is no feature store, or a damaged one: {error}.'
+    ) from error
+  if (features.status == layout.PENDING).any():
+    raise errors.UserError(f'{path} is not finished: it has pending rows.')
+  return features
+
+
+def _attributes(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    group = json.loads((path / 'zarr.json').read_bytes())
+    return dict(group['attributes'])
+  except (OSError, ValueError, KeyError, TypeError):
+    return {}
+
+
+def _chunk_rows(plan: layout.Layout, shape: tuple[int, ...]) -> int:
+  """Rows a chunk: the most that divide a batch and keep a chunk small."""
+  row_bytes = math.prod(shape) * np.dtype(plan.dtype).itemsize
+  return max(
+    rows
+    for rows in range(1, plan.batch_rows + 1)
+    if plan.batch_rows % rows == 0
+    and (rows == 1 or rows * row_bytes <= _MAX_CHUNK_BYTES)
+  )
+
+
+def _create_array(
+  path: pathlib.Path,
+  shape: tuple[int, ...],
+  chunk_rows: int,
+  dtype: str,
+  dimensions: tuple[str, ...],
+) -> None:
+  # One chunk is one file, written under another name and renamed: whole, or
+  # not there.
+  spec = _spec(path)
+  spec['metadata'] = {
+    'shape': shape,
+    'data_type': dtype,
+    'chunk_grid': {
+      'name': 'regular',
+      'configuration': {'chunk_shape': (chunk_rows, *shape[1:])},
+    },
+    'fill_value': 'NaN' if dtype.startswith('float') else 0,
+    'codecs': [
+      {'name': 'bytes', 'configuration': {'endian': 'little'}},
+      {'name': 'crc32c'},
+    ],
+    'dimension_names': dimensions,
+  }
+  tensorstore.open(spec, create=True).result()
+
+
+def _open(path: pathlib.Path) -> Any:
+  return tensorstore.open(_spec(path), open=True).result()
+
+
+def _spec(path: pathlib.Path) -> dict[str, Any]:
+  return {
+    'driver': 'zarr3',
+    'kvstore': {'driver': 'file', 'path': str(path.absolute())},
+    # Every read sees the file as it is now, and memory stays flat.
+    'recheck_cached_data': True,
+  }

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The original's feature files: pickles `batch_N`, and text `rank-00000`.
+
+Both are files that grow by a piece a row, so one writer serves them: rows are
+appended, and after each batch `progress.json` notes how far the files reach.
+A run that was killed cuts off what is behind that and goes on.  `run.json`
+holds the settings.  Source of both formats: PaddlePaddle 0.8 to 0.10,
+`demo/model_zoo/resnet` (`classify.py`, `load_feature.py`).
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import pickle
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
+
+import numpy as np
+
+from resnet_jax import errors, files, pickles
+from resnet_jax.features import layout, output
+
+RUN, PROGRESS = 'run.json', 'progress.json'
+
+Row = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """How rows become files.
+
+  Attributes:
+    file_name: the name of the n-th file.
+    rows_per_file: rows in each but the last; 0: all in one file.
+    head: what a file starts with.
+    tail: what it ends with.
+    row: the piece of a row, of its name and the layers' (C, H, W) arrays.
+    value_bytes: the most that a value takes; 0: what its dtype takes.
+  """
+
+  file_name: str
+  rows_per_file: int
+  head: bytes
+  tail: bytes
+  row: Callable[[str, Row], bytes]
+  value_bytes: int
+
+
+def _pickle_row(name: str, values: Row) -> bytes:
+  entry = {
+    layer: np.ascontiguousarray(array).reshape(1, -1)
+    for layer, array in values.items()
+  }
+  # A dict's pickle is a start, entries (mark, key, value, 'u') and a stop, so
+  # it can be written entry by entry.  Protocol 3 is the last without frames.
+  return b'(' + _pickled(name) + _pickled(entry) + b'u'
+
+
+def _pickled(value: Any) -> bytes:
+  return pickle.dumps(value, protocol=3)[2:-1]
+
+
+def _text_row(name: str, values: Row) -> bytes:
+  del name
+  # Nine digits give every float32 back exactly; the original wrote six.
+  layers = [
+    ' '.join([f'{value:.9g}' for value in array.ravel().tolist()])
+    for array in values.values()
+  ]
+  return (''.join(f'{layer};' for layer in layers) + '\n').encode('ascii')
+
+
+PICKLE = Format('batch_{}', 10000, b'\x80\x03}', b'.', _pickle_row, 0)
+TEXT = Format('rank-{:05d}', 0, b'', b'', _text_row, 16)
+
+
+def planned_bytes(form: Format, plan: layout.Layout, rows: int) -> int:
+  """The most that `rows` more rows take."""
+  itemsize = np.dtype(plan.dtype).itemsize
+  values = plan.row_bytes() // itemsize * (form.value_bytes or itemsize)
+  return rows * (values + 300 * (1 + len(plan.layers)))
+
+
+def row_names(keys: Sequence[str]) -> tuple[list[str], str]:
+  """What pictures are called in a pickle, and a note if that is unusual.
+
+  Base names, as in the original; relative paths if two base names are alike
+  (in the original the later picture took the place of the first).
+
+  Raises:
+    UserError: a picture is listed twice; a dict has one place for it.
+  """
+  names = [key.rsplit('/', 1)[-1] for key in keys]
+  if len(set(names)) == len(names):
+    return names, ''
+  seen: set[str] = set()
+  for key in keys:
+    if key in seen:
+      raise errors.UserError(
+        f"'{key}' is listed twice, and the pickle format holds a picture once."
+        ' List it once, or use feature_format=zarr.'
+      )
+    seen.add(key)
+  return list(keys), (
+    'pictures have the same base name, so the keys in batch_N are relative'
+    ' paths'
+  )
+
+
+def create(
+  path: pathlib.Path, plan: layout.Layout, facts: layout.Facts
+) -> None:
+  """Fills an empty directory with the settings of a run."""
+  del plan
+  _write_json(path / RUN, dataclasses.asdict(facts))
+
+
+def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
+  """The settings of the run in a directory; None if there is none."""
+  try:
+    settings = json.loads((path / RUN).read_bytes())['settings']
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+  return settings if isinstance(settings, dict) else None
+
+
+class StreamWriter:
+  """Appends rows to files; see `layout.Writer`."""
+
+  def __init__(
+    self,
+    form: Format,
+    path: pathlib.Path,
+    plan: layout.Layout,
+    names: Sequence[str],
+  ) -> None:
+    self._form = form
+    self._path = path
+    self._plan = plan
+    self._names = names
+    self._file: IO[bytes] | None = None
+    self._file_number = 0
+    self._failures: list[dict] = []
+    self.done = 0
+    if (path / PROGRESS).exists():
+      self._go_on(json.loads((path / PROGRESS).read_bytes()))
+    self.failed = len(self._failures)
+
+  def write(
+    self, start: int, values: Mapping[str, np.ndarray], reasons: Sequence[str]
+  ) -> None:
+    """Appends rows, then notes that they are there."""
+    with files.writing('features', self._path):
+      for offset, reason in enumerate(reasons):
+        row = start + offset
+        self._append(row, {k: array[offset] for k, array in values.items()})
+        if reason:
+          key = self._plan.keys[row]
+          self._failures.append({'row': row, 'key': key, 'reason': reason})
+      self.done, self.failed = start + len(reasons), len(self._failures)
+      self._flush()
+
+  def finish(self) -> None:
+    """Notes the failed rows beside the settings."""
+    with files.writing('features', self._path):
+      if self._file:
+        self._file.close()
+      run = json.loads((self._path / RUN).read_bytes())
+      _write_json(self._path / RUN, run | {'failed': self._failures})
+      (self._path / PROGRESS).unlink(missing_ok=True)
+
+  def _go_on(self, progress: Mapping[str, Any]) -> None:
+    self.done, size = progress['rows'], progress['bytes']
+    self._failures = progress['failed']
+    self._file_number = self._number(self.done - 1)
+    path = self._path / self._form.file_name.format(self._file_number)
+    with files.writing('features', path):
+      self._file = open(path, 'r+b')  # noqa: SIM115
+      if self._file.seek(0, os.SEEK_END) < size:
+        raise errors.UserError(
+          f'{path} is shorter than {PROGRESS} says. Remove {self._path} to'
+          ' start over.'
+        )
+      self._file.truncate(size)
+      self._file.seek(size)
+
+  def _number(self, row: int) -> int:
+    return row // self._form.rows_per_file if self._form.rows_per_file else 0
+
+  def _append(self, row: int, values: Row) -> None:
+    number = self._number(row)
+    if self._file is None or number != self._file_number:
+      if self._file:
+        self._file.close()
+      path = self._path / self._form.file_name.format(number)
+      self._file = open(path, 'wb')  # noqa: SIM115
+      self._file_number = number
+      self._file.write(self._form.head)
+    self._file.write(self._form.row(self._names[row], values))
+    if row + 1 == self._plan.rows or self._number(row + 1) != number:
+      self._file.write(self._form.tail)
+
+  def _flush(self) -> None:
+    assert self._file is not None
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    progress = {
+      'rows': self.done,
+      'bytes': self._file.tell(),
+      'failed': self._failures,
+    }
+    _write_json(self._path / PROGRESS, progress)
+
+
+def load_feature_py(directory: str | pathlib.Path) -> dict[str, Any]:
+  """Reads the pickles `batch_N` of a directory, all into memory.
+
+  Returns:
+    {picture: {layer: (1, C * H * W) array}}, as the original's function of
+    this name.
+
+  Raises:
+    UserError: there are none, the run is unfinished, or a file is not one;
+      nothing in a pickle is executed.
+  """
+  path = pathlib.Path(directory)
+  output.check_finished(path)
+  paths = sorted(
+    (int(entry.name.removeprefix('batch_')), entry)
+    for entry in (path.iterdir() if path.is_dir() else ())
+    if re.fullmatch(r'batch_\d{1,9}', entry.name)
+  )
+  if not paths:
+    raise errors.UserError(f'there are no feature files batch_N in {path}.')
+  features: dict[str, Any] = {}
+  for _, file in paths:
+    entries = pickles.load_arrays(file)
+    if not isinstance(entries, dict):
+      raise errors.UserError(f'{file} holds no dict of features.')
+    features.update(entries)
+  return features
+
+
+def load_feature_c(file: str | pathlib.Path) -> list[list[list[float]]]:
+  """Reads a text file `rank-00000`, all into memory.
+
+  Returns:
+    A list of samples, each a list of layers, each a list of numbers, as the
+    original's function of this name.
+
+  Raises:
+    UserError: there is none, the run is unfinished, or a line is not of the
+      format.
+  """
+  path = pathlib.Path(file)
+  output.check_finished(path.parent)
+  samples = []
+  try:
+    with open(path, encoding='ascii') as lines:
+      for number, line in enumerate(lines, start=1):
+        *layers, rest = line.split(';')
+        if rest != '\n' or not layers:
+          raise ValueError(f'line {number} does not end with a semicolon')
+        samples.append([[float(v) for v in layer.split()] for layer in layers])
+  except OSError as error:
+    raise errors.UserError(f'cannot read {path}: {error.strerror}.') from error
+  except ValueError as error:
+    raise errors.UserError(
+      f'{path} is not a text file of features: {error}.'
+    ) from error
+  return samples
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+  files.write_atomically(path, json.dumps(value, indent=2).encode())

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One-dimensional Zarr arrays of strings, which TensorStore cannot write.
+
+Data type `string` and codec `vlen-utf8` of the Zarr extensions registry: a
+chunk is the number of its strings (uint32, little-endian) and, for each, the
+number of its UTF-8 bytes (uint32) and the bytes.
+"""
+
+import json
+import pathlib
+import struct
+from collections.abc import Iterator, Sequence
+
+from resnet_jax import files
+
+
+def create(path: pathlib.Path, rows: int, chunk: int) -> None:
+  """Creates an array of `rows` empty strings, `chunk` of them a file."""
+  metadata = {
+    'zarr_format': 3,
+    'node_type': 'array',
+    'shape': [rows],
+    'data_type': 'string',
+    'chunk_grid': {
+      'name': 'regular',
+      'configuration': {'chunk_shape': [chunk]},
+    },
+    'chunk_key_encoding': {
+      'name': 'default',
+      'configuration': {'separator': '/'},
+    },
+    'fill_value': '',
+    'codecs': [{'name': 'vlen-utf8'}],
+    'attributes': {},
+    'dimension_names': ['row'],
+  }
+  (path / 'c').mkdir(parents=True, exist_ok=True)
+  files.write_atomically(
+    path / 'zarr.json', json.dumps(metadata, indent=2).encode()
+  )
+
+
+def write_chunk(
+  path: pathlib.Path, index: int, values: Sequence[str], chunk: int
+) -> None:
+  """Writes one chunk; the last one is padded with empty strings."""
+  texts = [*values, *[''] * (chunk - len(values))]
+  data = [struct.pack('<I', len(texts))]
+  for text in texts:
+    encoded = text.encode('utf-8')
+    data += [struct.pack('<I', len(encoded)), encoded]
+  files.write_atomically(path / 'c' / str(index), b''.join(data))
+
+
+def read(path: pathlib.Path) -> list[str]:
+  """All strings of an array that `create` and `write_chunk` made.
+
+  Raises:
+    ValueError: it is not one, or is damaged.
+  """
+  metadata = json.loads((path / 'zarr.json').read_bytes())
+  rows = metadata['shape'][0]
+  chunk = metadata['chunk_grid']['configuration']['chunk_shape'][0]
+  if metadata['codecs'] != [{'name': 'vlen-utf8'}]:
+    raise ValueError(f'{path} has other codecs than vlen-utf8')
+  values: list[str] = []
+  for index in range(-(-rows // chunk)):
+    file = path / 'c' / str(index)
+    if file.exists():
+      values += _decode(file.read_bytes(), chunk)
+    else:
+      values += [''] * chunk
+  return values[:rows]
+
+
+def _decode(data: bytes, chunk: int) -> Iterator[str]:
+  (count,) = struct.unpack_from('<I', data)
+  if count != chunk:
+    raise ValueError(f'a chunk of {count} strings, where {chunk} are expected')
+  place = 4
+  for _ in range(count):
+    (size,) = struct.unpack_from('<I', data, place)
+    if place + 4 + size > len(data):
+      raise ValueError('a chunk of strings breaks off')
+    yield data[place + 4 : place + 4 + size].decode('utf-8')
+    place += 4 + size

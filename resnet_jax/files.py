@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are whole or not there."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import IO
+
+from resnet_jax import errors
+
+PART = '.part'
+
+
+def write_atomically(path: pathlib.Path, data: bytes) -> None:
+  """Replaces a file by `data`; whatever happens it is the old or the new."""
+  part = path.with_name(path.name + PART)
+  with open(part, 'wb') as file:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(part, path)
+
+
+@contextlib.contextmanager
+def writing(what: str, path: pathlib.Path) -> Iterator[None]:
+  """Turns the system's errors (full, read-only) into one that names `path`."""
+  try:
+    yield
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot write {what} to {path}: {error.strerror or error}. Choose'
+      ' another place, or make room, and start again.'
+    ) from error
+
+
+def read_exactly(file: IO[bytes], count: int) -> bytes:
+  """Reads `count` bytes, fewer only where the file ends."""
+  data = file.read(count)
+  while len(data) < count and (more := file.read(count - len(data))):
+    data += more
+  return data

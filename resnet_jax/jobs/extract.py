@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job `extract`: features of layers, from pictures to files."""
+
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax import errors, features, runner
+from resnet_jax.data import pipeline
+from resnet_jax.features import layout, output
+from resnet_jax.jobs import common, progress
+from resnet_jax.models import names
+
+
+def run(config: ConfigDict) -> int:
+  """Extracts; goes on with a run of the same settings that was stopped."""
+  layers = names.select_layers(config.output_layer, config.layer_num)
+  errors.check_choice('feature_format', config.feature_format, features.FORMATS)
+  reduction = runner.Reduction(config.pool, config.dtype)
+  setup = common.set_up(config)
+  plan = _plan(config, setup, layers, reduction)
+  facts = _facts(config, setup, plan, reduction)
+  form = features.FORMATS[config.feature_format]
+  directory = pathlib.Path(config.output_dir).expanduser()
+  notes = features.notes(config.feature_format, plan)
+
+  if output.is_finished(directory, facts.settings, form.read_settings):
+    common.say(f'{directory} is finished already; nothing to do')
+    return 0
+  path = output.part(directory)
+  if not path.exists():
+    _say_plan(form, plan, directory, plan.rows, notes)
+    output.make_part(directory, lambda new: form.create(new, plan, facts))
+    writer = form.writer(path, plan)
+  else:
+    writer = form.writer(path, plan)
+    _say_plan(form, plan, directory, plan.rows - writer.done, notes)
+    common.say(f'going on after {writer.done} of {plan.rows} pictures')
+  _extract(config, setup, plan, reduction, writer)
+  output.publish(directory)
+  common.say(f'features of {plan.rows} pictures are in {directory}')
+  if writer.failed:
+    common.say(
+      f'{writer.failed} pictures could not be read: their rows are NaN, the'
+      ' reasons are beside them'
+    )
+    return common.SOME_FAILED
+  return 0
+
+
+def _extract(
+  config: ConfigDict,
+  setup: common.Setup,
+  plan: layout.Layout,
+  reduction: runner.Reduction,
+  writer: layout.Writer,
+) -> None:
+  run_network = runner.Runner(
+    setup.model,
+    setup.weights.parameters,
+    tuple(plan.layers),
+    setup.how.mean.values,
+    multi_crop=setup.how.multi_crop,
+    reduction=reduction,
+    device=setup.device,
+  )
+  batches = pipeline.batches(
+    setup.source.items,
+    setup.how,
+    rows=plan.batch_rows,
+    start=writer.done,
+    threads=common.threads(config),
+    on_error=config.on_error,
+  )
+
+  with progress.Progress(plan.rows, writer.done) as bar:
+
+    def write(batch: pipeline.Batch, result: runner.Result) -> None:
+      count = len(batch.items)
+      values = {k: v[:count] for k, v in run_network.fetch(result).items()}
+      failed = np.flatnonzero(~batch.mask[:count])
+      if len(failed):
+        values = {k: np.array(v) for k, v in values.items()}
+        for array in values.values():
+          array[failed] = np.nan
+      writer.write(batch.start, values, batch.reasons)
+      bar.add(count)
+
+    # The device computes a batch while the one before is fetched and written.
+    before: tuple[pipeline.Batch, runner.Result] | None = None
+    for batch in batches:
+      result = run_network(batch.images)
+      if before:
+        write(*before)
+      before = batch, result
+    if before:
+      write(*before)
+    writer.finish()
+
+
+def _plan(
+  config: ConfigDict,
+  setup: common.Setup,
+  layers: tuple[str, ...],
+  reduction: runner.Reduction,
+) -> layout.Layout:
+  size = setup.how.crop_size
+  shapes = runner.output_shapes(setup.model, layers, reduction, size, size)
+  items = setup.source.items
+  keys, labels = [i.key for i in items], [i.label for i in items]
+  one = layout.Layout(keys, labels, shapes, reduction.dtype, 1)
+  rows = common.batch_rows(config, setup, one.row_bytes())
+  return layout.Layout(keys, labels, shapes, reduction.dtype, rows)
+
+
+def _facts(
+  config: ConfigDict,
+  setup: common.Setup,
+  plan: layout.Layout,
+  reduction: runner.Reduction,
+) -> layout.Facts:
+  data = json.dumps([list(plan.keys), list(plan.labels)]).encode()
+  settings = {
+    'model': f'ResNet-{setup.model.depth}',
+    'variant': {
+      'stride_in': setup.model.stride_in,
+      'stem_pool': setup.model.stem_pool,
+      'epsilon': setup.model.epsilon,
+    },
+    'weights_sha256': setup.weights.digest,
+    'preprocessing': setup.how.describe(),
+    'layers': list(plan.layers),
+    'pool': reduction.pool,
+    'dtype': reduction.dtype,
+    'feature_format': config.feature_format,
+    'pictures': plan.rows,
+    'pictures_sha256': hashlib.sha256(data).hexdigest(),
+    'batch_rows': plan.batch_rows,
+    'device': f'{setup.device.platform} {setup.device.device_kind}',
+    'versions': common.versions(),
+  }
+  record = {
+    'weights': setup.weights.source,
+    'trained': setup.weights.trained,
+    'warnings': list(setup.weights.warnings),
+    'config': config.to_dict(),
+  }
+  return layout.Facts(settings, record)
+
+
+def _say_plan(
+  form: features.Format,
+  plan: layout.Layout,
+  directory: pathlib.Path,
+  rows: int,
+  notes: list[str],
+) -> None:
+  needed = form.planned_bytes(plan, rows)
+  free = output.check_space(directory, needed)
+  common.say(f'features: {plan.dtype}, {plan.batch_rows} pictures at a time')
+  for name, shape in plan.layers.items():
+    common.say(f'  {name} {"x".join(map(str, shape))}')
+  common.say(
+    f'to write: {rows} rows, at most {_size(needed)}, to {directory}'
+    f' ({_size(free)} free)'
+  )
+  for note in notes:
+    common.say(f'NOTE: {note}')
+
+
+def _size(count: int) -> str:
+  """Bytes for a person: 12.3 MB."""
+  power = min((len(str(count)) - 1) // 3, 4)
+  if not power:
+    return f'{count} bytes'
+  return f'{count / 1000**power:.1f} {("kB", "MB", "GB", "TB")[power - 1]}'

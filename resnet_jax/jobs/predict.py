@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job `predict`: the best labels of pictures, printed."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resnet_jax import errors, files, prediction, runner
+from resnet_jax.data import pipeline, sources
+from resnet_jax.jobs import common
+
+
+def run(config: ConfigDict) -> int:
+  """Predicts; prints a picture's label, and names with probabilities."""
+  target = None
+  if config.predictions:
+    target = pathlib.Path(config.predictions).expanduser()
+  if target and target.is_dir():
+    raise errors.UserError(f'predictions={target} is a folder; name a file.')
+  setup = common.set_up(config)
+  classes = setup.model.classes
+  rows = common.batch_rows(config, setup, 4 * classes)
+  run_network = runner.Runner(
+    setup.model,
+    setup.weights.parameters,
+    ('output',),
+    setup.how.mean.values,
+    multi_crop=setup.how.multi_crop,
+    device=setup.device,
+  )
+  failed = 0
+  with _line_writer(target) as write:
+    for batch in pipeline.batches(
+      setup.source.items,
+      setup.how,
+      rows=rows,
+      threads=common.threads(config),
+      on_error=config.on_error,
+    ):
+      values = run_network.fetch(run_network(batch.images))['output']
+      for item, reason, row in zip(
+        batch.items, batch.reasons, values, strict=False
+      ):
+        failed += bool(reason)
+        guesses = prediction.from_probabilities(row.ravel())
+        if reason:
+          common.say(f'FAILED: {item.name}: {reason}')
+        else:
+          print(f'Label of {item.name} is: {guesses.label}\n{guesses}')
+        write(_record(item, reason, guesses, setup))
+  for warning in setup.weights.warnings:
+    common.say(f'WARNING: {warning}')
+  if target:
+    common.say(f'predictions are in {target}')
+  if failed:
+    common.say(f'{failed} pictures could not be read')
+    return common.SOME_FAILED
+  return 0
+
+
+def _record(
+  item: sources.Item,
+  reason: str,
+  guesses: prediction.Prediction,
+  setup: common.Setup,
+) -> dict[str, Any]:
+  """The JSON object of a picture."""
+  result: dict[str, Any] = {'key': item.key, 'path': item.name}
+  if item.label != sources.NO_LABEL:
+    result['label'] = item.label
+  if reason:
+    result['failed'] = reason
+  else:
+    result['predicted'] = guesses.label
+    result['best'] = [dataclasses.asdict(guess) for guess in guesses.best]
+  return result | {
+    'model': f'ResNet-{setup.model.depth}',
+    'trained': setup.weights.trained,
+    'weights_sha256': setup.weights.digest,
+    'preprocessing': setup.how.describe(),
+  }
+
+
+@contextlib.contextmanager
+def _line_writer(
+  target: pathlib.Path | None,
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+  """Writes objects, a line each, to a file that gets its name at the end."""
+  if target is None:
+    yield lambda line: None
+    return
+  part = target.with_name(target.name + files.PART)
+  with files.writing('predictions', target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file = open(part, 'w', encoding='utf-8')  # noqa: SIM115
+
+  def write(line: dict[str, Any]) -> None:
+    with files.writing('predictions', target):
+      file.write(json.dumps(line, ensure_ascii=False) + '\n')
+
+  with file:
+    yield write
+  with files.writing('predictions', target):
+    os.replace(part, target)

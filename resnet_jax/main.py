@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Features and predictions of the published ResNets (18, 34, 50, 101, 152).
+
+  python -m resnet_jax.main --config=configs/resnet.py:50 --job=extract
+  python -m resnet_jax.main --config=configs/resnet.py:50 --job=predict \
+      --config.data=photos --config.multi_crop=true
+  python -m resnet_jax.main --config=configs/resnet.py:152,weights=random ...
+
+Every setting is in configs/resnet.py, with its default and what it means; any
+of them can be set behind the colon or by --config.KEY=VALUE.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from resnet_jax import configuration, errors, jobs
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config',
+  configuration.find(configuration.DEFAULT),
+  'Configuration file, and settings behind a colon: configs/resnet.py:50.',
+)
+_JOB = flags.DEFINE_enum(
+  'job',
+  None,
+  list(jobs.JOBS),
+  'What to do. '
+  + ' '.join(f'{name}: {job.summary}.' for name, job in jobs.JOBS.items()),
+)
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
+  arguments = configuration.resolve_flags(arguments)
+  try:
+    return app.parse_flags_with_usage(arguments)
+  except (AttributeError, KeyError):
+    # What config_flags raises for a key that the config does not have.
+    configuration.check_overrides(arguments)
+    raise
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Runs the job that the flags ask for; returns the exit status."""
+  if arguments[1:]:
+    raise errors.UserError(
+      f"do not know what to do with '{' '.join(arguments[1:])}': settings are"
+      ' flags, such as --config.data=photos.'
+    )
+  if _JOB.value is None:
+    raise errors.UserError(f'say --job=JOB, one of: {", ".join(jobs.JOBS)}.')
+  return jobs.run(_JOB.value, _CONFIG.value)
+
+
+def run() -> None:
+  """The program: flags, job, exit status."""
+  # JAX notes at lower levels which accelerators it did not find.
+  logging.set_verbosity(logging.WARNING)
+  try:
+    app.run(main, flags_parser=_parse)
+  except errors.UserError as error:
+    sys.exit(f'error: {error}')
+  except KeyboardInterrupt:
+    sys.exit(130)
+  except BrokenPipeError:
+    # Who reads the output has enough of it (`| head`).
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(141)
+
+
+if __name__ == '__main__':
+  run()

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ResNet-18, 34, 50, 101 and 152 (He et al. 2015, arXiv:1512.03385)."""
+
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.models import layers, names
+
+MIN_SIZE = 32
+STRIDES = ('1x1', '3x3')
+STATISTICS = ('mean', 'var')
+
+
+class ResNet(nn.Module):
+  """A plain ResNet whose every layer carries the original's name.
+
+  The defaults are the network of the authors' Caffe models and of
+  PaddlePaddle's model zoo.  All layers are modules directly below this one,
+  so a layer's parameters, and its value under `capture_intermediates`, lie
+  under its name.
+
+  Attributes:
+    depth: 18, 34, 50, 101 or 152.
+    classes: outputs of the classifier.
+    stride_in: which convolution of a bottleneck block has the stage's stride:
+      '1x1', branch2a, as published ("v1"), or '3x3', branch2b, as torchvision
+      has it ("v1.5").  A basic block has it in its first 3x3.
+    stem_pool: the rule of `pool1`; see `layers.StemPool`.
+    epsilon: what every batch norm adds to the variance.
+  """
+
+  depth: int
+  classes: int = 1000
+  stride_in: str = '1x1'
+  stem_pool: str = 'ceil'
+  epsilon: float = 1e-5
+
+  def _conv_bn(
+    self,
+    x: jax.Array,
+    name: str,
+    features: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    relu: bool = True,
+  ) -> jax.Array:
+    x = layers.Conv(features, kernel, stride, name=f'{name}_conv')(x)
+    return layers.BatchNorm(self.epsilon, relu, name=f'{name}_bn')(x)
+
+  def _bottleneck(
+    self, x: jax.Array, prefix: str, width: int, stride: int
+  ) -> jax.Array:
+    first, second = (stride, 1) if self.stride_in == '1x1' else (1, stride)
+    x = self._conv_bn(x, f'{prefix}_branch2a', width, 1, stride=first)
+    x = self._conv_bn(x, f'{prefix}_branch2b', width, 3, stride=second)
+    return self._conv_bn(x, f'{prefix}_branch2c', 4 * width, 1, relu=False)
+
+  def _basic(
+    self, x: jax.Array, prefix: str, width: int, stride: int
+  ) -> jax.Array:
+    x = self._conv_bn(x, f'{prefix}_branch2a', width, 3, stride=stride)
+    return self._conv_bn(x, f'{prefix}_branch2b', width, 3, relu=False)
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(N, H, W, 3), normalised, H and W 32 or more, to (N, 1, 1, classes).
+
+    The channels are in the order that the weights were trained for.
+
+    Raises:
+      ValueError: the pictures are too small, or a field is out of its set.
+    """
+    if min(x.shape[1:3]) < MIN_SIZE:
+      raise ValueError(
+        f'pictures of {x.shape[1]}x{x.shape[2]}: a ResNet takes {MIN_SIZE}x'
+        f'{MIN_SIZE} or more'
+      )
+    for value, allowed in (
+      (self.depth, tuple(names.ARCHITECTURES)),
+      (self.stride_in, STRIDES),
+      (self.stem_pool, layers.STEM_POOLS),
+    ):
+      if value not in allowed:
+        raise ValueError(f'{value!r} is not one of {allowed}')
+    architecture = names.ARCHITECTURES[self.depth]
+    branch = self._bottleneck if architecture.bottleneck else self._basic
+
+    x = self._conv_bn(x, 'conv1', 64, 7, stride=2)  # 112 at 224
+    x = layers.StemPool(self.stem_pool, name='pool1')(x)  # 56
+    for stage, blocks in enumerate(architecture.blocks, start=2):
+      width = 64 * 2 ** (stage - 2)
+      for block in range(1, blocks + 1):
+        prefix = names.block_name(stage, block)
+        stride = 2 if stage > 2 and block == 1 else 1  # 56, 28, 14, 7
+        shortcut = x
+        if architecture.has_projection(stage, block):
+          shortcut = self._conv_bn(
+            x,
+            f'{prefix}_branch1',
+            width * architecture.expansion,
+            1,
+            stride=stride,
+            relu=False,
+          )
+        x = branch(x, prefix, width, stride)
+        x = layers.AddTo(name=f'{prefix}_addto')(x, shortcut)
+    x = layers.GlobalAveragePool(name='avgpool')(x)
+    x = layers.Classifier(self.classes, name='logits')(x)
+    return layers.Softmax(name='output')(x)
+
+
+def _abstract_input(height: int, width: int) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+
+
+def parameter_shapes(model: ResNet) -> dict[str, tuple[int, ...]]:
+  """The shape of every parameter, `layer/leaf`, in the order of computing.
+
+  Kernels are (ky, kx, Ci, Co), the classifier's (in, out).
+  """
+  x = _abstract_input(MIN_SIZE, MIN_SIZE)
+  tree = jax.eval_shape(model.init, jax.random.key(0), x)
+  shapes = {
+    f'{layer}/{leaf}': array.shape
+    for collection in tree.values()
+    for layer, leaves in collection.items()
+    for leaf, array in leaves.items()
+  }
+  return {name: shapes[name] for name in names.parameter_names(model.depth)}
+
+
+def learned_count(shapes: dict[str, tuple[int, ...]]) -> int:
+  """Learned numbers, as published counts have them: no running statistics."""
+  return sum(
+    math.prod(shape)
+    for name, shape in shapes.items()
+    if name.rsplit('/', 1)[-1] not in STATISTICS
+  )
+
+
+def layer_shapes(
+  model: ResNet, height: int, width: int
+) -> dict[str, tuple[int, int, int]]:
+  """The (C, H, W) of every layer for pictures of a size, nothing computed."""
+
+  def run(x: jax.Array) -> dict:
+    _, state = model.init_with_output(
+      jax.random.key(0), x, capture_intermediates=True
+    )
+    return state['intermediates']
+
+  captured = jax.eval_shape(run, _abstract_input(height, width))
+  shapes = {}
+  for name in names.layer_names(model.depth):
+    _, rows, columns, channels = captured[name]['__call__'][0].shape
+    shapes[name] = (channels, rows, columns)
+  return shapes
+
+
+def capture(
+  model: ResNet,
+  parameters: dict[str, jax.Array],
+  x: jax.Array,
+  wanted: Sequence[str],
+) -> dict[str, jax.Array]:
+  """The values of the layers in `wanted`, each (N, H, W, C).
+
+  Under `jax.jit`, what does not lead to them is not computed.
+
+  Args:
+    model: the network.
+    parameters: `layer/leaf` arrays; `needed_parameters` names those that
+      must be there.
+    x: (N, H, W, 3), normalised.
+    wanted: canonical layer names.
+  """
+  tree: dict = {'params': {}, 'batch_stats': {}}
+  for name, shape in parameter_shapes(model).items():
+    layer, leaf = name.split('/')
+    collection = 'batch_stats' if leaf in STATISTICS else 'params'
+    # Flax wants a value for every parameter, also for those that lie behind
+    # the deepest layer; nothing of these zeros outlives the compilation.
+    value = parameters[name] if name in parameters else jnp.zeros(shape)
+    tree[collection].setdefault(layer, {})[leaf] = value
+
+  def asked(module: nn.Module, method: str) -> bool:
+    return method == '__call__' and module.name in wanted
+
+  _, state = model.apply(
+    tree, x, capture_intermediates=asked, mutable=['intermediates']
+  )
+  return {name: state['intermediates'][name]['__call__'][0] for name in wanted}
+
+
+def needed_parameters(model: ResNet, wanted: Sequence[str]) -> tuple[str, ...]:
+  """Parameters of the layers up to the deepest one in `wanted`."""
+  order = names.layer_names(model.depth)
+  front = set(order[: 1 + max(order.index(name) for name in wanted)])
+  return tuple(
+    name
+    for name in names.parameter_names(model.depth)
+    if name.split('/')[0] in front
+  )

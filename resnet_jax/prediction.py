@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network says of a picture."""
+
+import dataclasses
+
+import numpy as np
+
+from resnet_jax.data import labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Guess:
+  """A class and its probability.
+
+  Attributes:
+    label: the index of the class, 0 to 999.
+    wnid: its WordNet id.
+    name: its synonyms; two pairs of classes share a first one.
+    probability: 0 to 1.
+  """
+
+  label: int
+  wnid: str
+  name: str
+  probability: float
+
+  def __str__(self) -> str:
+    return f'{self.probability:8.4f}  {self.label:4d}  {self.wnid}  {self.name}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """The best classes of a picture, the best first."""
+
+  best: tuple[Guess, ...]
+
+  @property
+  def label(self) -> int:
+    """The index of the best class."""
+    return self.best[0].label
+
+  def __str__(self) -> str:
+    return '\n'.join(map(str, self.best))
+
+  __repr__ = __str__
+
+
+def from_probabilities(probabilities: np.ndarray, count: int = 5) -> Prediction:
+  """The `count` best of (classes,) probabilities; equals in class order."""
+  classes = labels.imagenet_classes()
+  order = np.argsort(-probabilities, kind='stable')[:count]
+  return Prediction(
+    tuple(
+      Guess(int(i), classes[i].wnid, classes[i].name, float(probabilities[i]))
+      for i in order
+    )
+  )

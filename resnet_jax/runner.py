@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network on a device: compiled for the layers asked for, and no deeper."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax import errors
+from resnet_jax.data import preprocess
+from resnet_jax.models import resnet
+
+POOLS = ('none', 'avg', 'max')
+DTYPES = ('float32', 'float16')
+
+Shapes = dict[str, tuple[int, int, int]]
+# Values on the device, and for each layer whether one became infinite there
+# because the dtype is too small.
+Result = tuple[dict[str, jax.Array], dict[str, jax.Array]]
+
+
+def select_device(use_gpu: bool) -> jax.Device:
+  """The device to run on: a GPU if asked for, else JAX's default.
+
+  Raises:
+    UserError: a GPU was asked for and there is none.
+  """
+  try:
+    return jax.devices('gpu' if use_gpu else None)[0]
+  except RuntimeError as error:
+    if not use_gpu:
+      raise errors.UserError(f'JAX finds no device: {error}.') from error
+    there = ', '.join(str(device) for device in jax.devices())
+    raise errors.UserError(
+      f'use_gpu is set, and JAX {jax.__version__} finds no GPU, only {there}.'
+      " Install the extra for the machine's CUDA (pip install"
+      " 'resnet-jax-zoo[cuda12]' or [cuda13]), or leave use_gpu out to run on"
+      ' the CPU.'
+    ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+  """What is kept of a layer's values.
+
+  Attributes:
+    pool: 'none', or 'avg' or 'max' over all positions.
+    dtype: 'float32' or 'float16'.
+  """
+
+  pool: str = 'none'
+  dtype: str = 'float32'
+
+  def __post_init__(self) -> None:
+    errors.check_choice('pool', self.pool, POOLS)
+    errors.check_choice('dtype', self.dtype, DTYPES)
+
+  def shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The (C, H, W) that is kept of a layer's."""
+    return shape if self.pool == 'none' else (shape[0], 1, 1)
+
+
+def output_shapes(
+  model: resnet.ResNet,
+  layers: Sequence[str],
+  reduction: Reduction,
+  height: int,
+  width: int,
+) -> Shapes:
+  """The (C, H, W) that is kept of each layer, for pictures of a size."""
+  shapes = resnet.layer_shapes(model, height, width)
+  return {name: reduction.shape(shapes[name]) for name in layers}
+
+
+class Runner:
+  """Computes layers of pictures, a fixed number of them at a time.
+
+  Only the parameters in front of the deepest layer are put on the device, and
+  only what leads to the layers is computed.
+  """
+
+  def __init__(
+    self,
+    model: resnet.ResNet,
+    parameters: Mapping[str, np.ndarray],
+    layers: Sequence[str],
+    mean: np.ndarray,
+    *,
+    multi_crop: bool = False,
+    reduction: Reduction | None = None,
+    device: jax.Device | None = None,
+  ) -> None:
+    self.layers = tuple(layers)
+    needed = resnet.needed_parameters(model, layers)
+    self._parameters = jax.device_put(
+      {name: parameters[name] for name in needed}, device
+    )
+    self._mean = jax.device_put(mean, device)
+    self._device = device
+    self._compiled = jax.jit(
+      functools.partial(
+        _apply,
+        model=model,
+        layers=self.layers,
+        multi_crop=multi_crop,
+        reduction=reduction or Reduction(),
+      )
+    )
+
+  def __call__(self, images: np.ndarray) -> Result:
+    """Starts the computation; `fetch` waits for it.
+
+    Args:
+      images: (N, cuts, H, W, 3) uint8, RGB.
+    """
+    on_device = jax.device_put(images, self._device)
+    return self._compiled(self._parameters, self._mean, on_device)
+
+  def fetch(self, result: Result) -> dict[str, np.ndarray]:
+    """(N, C, H, W) of each layer, averaged over the crops of a picture.
+
+    Raises:
+      UserError: a value does not fit into float16.
+    """
+    values, overflows = jax.device_get(result)
+    if too_large := [name for name, flag in overflows.items() if flag]:
+      raise errors.UserError(
+        f'values of {", ".join(too_large)} are beyond 65504, the largest'
+        ' float16. Use dtype=float32.'
+      )
+    return values
+
+  def compile(self, shape: tuple[int, ...]) -> jax.stages.Compiled:
+    """The compiled program for images of a shape, to look at its cost."""
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    return self._compiled.lower(self._parameters, self._mean, images).compile()
+
+
+def _apply(
+  parameters: dict[str, jax.Array],
+  mean: jax.Array,
+  images: jax.Array,
+  *,
+  model: resnet.ResNet,
+  layers: Sequence[str],
+  multi_crop: bool,
+  reduction: Reduction,
+) -> Result:
+  x = preprocess.normalise(images, mean, multi_crop, jnp)
+  captured = resnet.capture(model, parameters, x, layers)
+  values, overflows = {}, {}
+  for name, captured_value in captured.items():
+    exact = _reduce(captured_value, len(images), reduction.pool)
+    values[name] = exact.astype(reduction.dtype)
+    if reduction.dtype == 'float16':
+      fits = jnp.isfinite(values[name]) | ~jnp.isfinite(exact)
+      overflows[name] = ~fits.all()
+  return values, overflows
+
+
+def _reduce(value: jax.Array, pictures: int, pool: str) -> jax.Array:
+  """(N * crops, H, W, C) to (N, C, H, W), averaged over a picture's crops."""
+  if pool == 'avg':
+    value = value.mean(axis=(1, 2), keepdims=True)
+  elif pool == 'max':
+    value = value.max(axis=(1, 2), keepdims=True)
+  value = value.reshape(pictures, -1, *value.shape[1:]).mean(axis=1)
+  return value.transpose(0, 3, 1, 2)

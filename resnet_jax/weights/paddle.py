@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PaddlePaddle's legacy model directory: one file a parameter.
+
+A file is named `_` + layer + suffix: `_res2_1_branch1_conv.w0`; batch norm has
+`.w0` (scale), `.w1` (mean), `.w2` (variance), `.wbias` (bias); the classifier
+`_output.w0`, `_output.wbias`.  It holds a 16-byte header, little-endian (int32
+format version 0, uint32 bytes a value 4, uint64 number of values), and that
+many float32.  Source: the model zoo's page and programs, PaddlePaddle
+0.8 to 0.10, `demo/model_zoo/resnet`.
+
+A convolution is (Co, ky, kx, Ci), says the page: order 'OHWI'.  The original
+runtime handed the same bytes to cuDNN as (Co, Ci, ky, kx): order 'OIHW'.
+Which of the two a file holds cannot be read from it.
+"""
+
+import math
+import os
+import pathlib
+import shutil
+import struct
+from collections.abc import Iterable
+
+import numpy as np
+
+from resnet_jax import errors, files
+
+CONV_ORDERS = ('OHWI', 'OIHW')
+
+_HEADER = struct.Struct('<iIQ')
+_VALUE = np.dtype('<f4')
+_SUFFIXES = {
+  'kernel': 'w0',
+  'scale': 'w0',
+  'mean': 'w1',
+  'var': 'w2',
+}
+_NAMES_SHOWN = 20
+
+
+def file_name(parameter: str) -> str:
+  """The file of a `layer/leaf` parameter."""
+  layer, leaf = parameter.split('/')
+  if layer == 'logits':
+    return f'_output.{"w0" if leaf == "kernel" else "wbias"}'
+  return f'_{layer}.{_SUFFIXES.get(leaf, "wbias")}'
+
+
+def read(
+  directory: pathlib.Path,
+  shapes: dict[str, tuple[int, ...]],
+  order: str = 'OHWI',
+) -> dict[str, np.ndarray]:
+  """Reads float32 arrays of the given `layer/leaf` shapes.
+
+  Kernels come back as (ky, kx, Ci, Co).
+
+  Raises:
+    UserError: files are missing, surplus, or not of the form or shape they
+      must have; names all of them.
+  """
+  errors.check_choice('conv_order', order, CONV_ORDERS)
+  _check_names(directory, shapes)
+  arrays, faults = {}, []
+  for name, shape in shapes.items():
+    path = directory / file_name(name)
+    stored = _stored_shape(shape, order)
+    try:
+      flat = _read_file(path, math.prod(shape))
+    except ValueError as error:
+      faults.append(f'{path.name}: {error}')
+      continue
+    arrays[name] = _from_stored(flat.reshape(stored), order)
+  if faults:
+    raise errors.UserError(
+      f'{directory} is damaged or of another network; get it again, or set'
+      f' layer_num. {_listed(faults, "; ")}'
+    )
+  return arrays
+
+
+def write(
+  parameters: dict[str, np.ndarray],
+  directory: pathlib.Path,
+  order: str = 'OHWI',
+) -> None:
+  """Writes `layer/leaf` arrays as a new directory, whole or not at all.
+
+  Raises:
+    UserError: the directory exists already, or cannot be written.
+  """
+  errors.check_choice('conv_order', order, CONV_ORDERS)
+  if directory.exists():
+    raise errors.UserError(
+      f'{directory} exists already; name a directory that does not.'
+    )
+  part = directory.with_name(directory.name + files.PART)
+  with files.writing('the parameters', directory):
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for name, array in parameters.items():
+      data = np.ascontiguousarray(_to_stored(array, order), _VALUE)
+      header = _HEADER.pack(0, _VALUE.itemsize, data.size)
+      (part / file_name(name)).write_bytes(header + data.tobytes())
+    os.replace(part, directory)
+
+
+def suspect_order(
+  parameters: dict[str, np.ndarray], order: str = 'OHWI'
+) -> str | None:
+  """The other order, if the filters look as if the file holds that one.
+
+  Neighbouring taps of a trained filter are alike.  Read in the wrong order
+  they are not, and untrained ones never are.  So the correlation of
+  neighbours is compared under both orders.
+
+  Args:
+    parameters: `layer/leaf` arrays as `read` returned them.
+    order: the order in which they were read.
+  """
+  other = CONV_ORDERS[1 - CONV_ORDERS.index(order)]
+  kernels = [a for a in parameters.values() if a.ndim == 4 and a.shape[0] > 1]
+  swapped = []
+  for kernel in kernels:
+    stored = np.ascontiguousarray(_to_stored(kernel, order))
+    shape = _stored_shape(kernel.shape, other)
+    swapped.append(_from_stored(stored.reshape(shape), other))
+  gain = np.mean([_smoothness(k) for k in swapped]) - np.mean(
+    [_smoothness(k) for k in kernels]
+  )
+  return other if gain > _SMOOTHER else None
+
+
+# Of the correlation of neighbours, which is about 0 for noise and above 0.2
+# for smooth filters; its noise is under 0.01 for a whole network.
+_SMOOTHER = 0.05
+
+
+def _smoothness(kernel: np.ndarray) -> float:
+  down = (kernel[1:] * kernel[:-1]).sum() / (kernel[1:] ** 2).sum()
+  right = (kernel[:, 1:] * kernel[:, :-1]).sum() / (kernel[:, 1:] ** 2).sum()
+  return float(down + right) / 2
+
+
+def _stored_shape(shape: tuple[int, ...], order: str) -> tuple[int, ...]:
+  if len(shape) != 4:
+    return shape
+  rows, columns, c_in, c_out = shape
+  return {
+    'OHWI': (c_out, rows, columns, c_in),
+    'OIHW': (c_out, c_in, rows, columns),
+  }[order]
+
+
+def _from_stored(array: np.ndarray, order: str) -> np.ndarray:
+  if array.ndim != 4:
+    return array
+  axes = {'OHWI': (1, 2, 3, 0), 'OIHW': (2, 3, 1, 0)}[order]
+  return np.ascontiguousarray(array.transpose(axes))
+
+
+def _to_stored(array: np.ndarray, order: str) -> np.ndarray:
+  if array.ndim != 4:
+    return array
+  return array.transpose({'OHWI': (3, 0, 1, 2), 'OIHW': (3, 2, 0, 1)}[order])
+
+
+def _read_file(path: pathlib.Path, count: int) -> np.ndarray:
+  """The values; a ValueError says what is wrong with the file."""
+  try:
+    size = path.stat().st_size
+    if size != (expected := _HEADER.size + count * _VALUE.itemsize):
+      raise ValueError(f'{size} bytes, where {expected} are expected')
+    with open(path, 'rb') as file:
+      header = files.read_exactly(file, _HEADER.size)
+      data = files.read_exactly(file, count * _VALUE.itemsize)
+  except OSError as error:
+    raise ValueError(f'cannot be read: {error.strerror}') from error
+  version, width, stated = _HEADER.unpack(header)
+  if version != 0:
+    raise ValueError(f'format version {version}, where 0 is known')
+  if width != _VALUE.itemsize:
+    raise ValueError(f'{width} bytes a value, where 4 (float32) are known')
+  if stated != count:
+    raise ValueError(f'its header says {stated} values, the file has {count}')
+  array = np.frombuffer(data, _VALUE).astype(np.float32)
+  if not np.isfinite(array).all():
+    raise ValueError('values that are not finite')
+  if path.name.endswith('_bn.w2') and (array < 0).any():
+    raise ValueError('negative variances')
+  return array
+
+
+def _check_names(directory: pathlib.Path, shapes: Iterable[str]) -> None:
+  expected = {file_name(name) for name in shapes}
+  try:
+    found = {entry.name for entry in os.scandir(directory)}
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot list the weights in {directory}: {error.strerror}.'
+    ) from error
+  missing, surplus = sorted(expected - found), sorted(found - expected)
+  if missing or surplus:
+    raise errors.UserError(
+      f'{directory} does not hold this network:'
+      f' {len(missing)} files are missing ({_listed(missing)}),'
+      f' {len(surplus)} are surplus ({_listed(surplus)}).'
+      ' If it is another depth, set layer_num; else get the directory again'
+      ' and keep other files out of it.'
+    )
+
+
+def _listed(names: list[str], separator: str = ', ') -> str:
+  shown = separator.join(names[:_NAMES_SHOWN])
+  more = len(names) - _NAMES_SHOWN
+  return (shown or 'none') + (f' and {more} more' if more > 0 else '')

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Untrained weights from a seed: the same bytes on every machine.
+
+Convolutions and classifier are drawn as the paper's section 3.4 says, by the
+method of He et al., "Delving Deep into Rectifiers" (arXiv:1502.01852): normal,
+variance 2 / fan-in.  Batch norm starts as identity (scale 1, bias 0), except
+that the last one of a block, whose output is added to the shortcut, has a
+small scale, as is usual since Goyal et al. (arXiv:1706.02677, section 5.1).
+
+At the start of a training batch norm takes its statistics from the batch.
+There is no batch here, so two things stand in for it: behind conv1 each filter
+has its own mean removed, which takes away the mean that every rectified value
+has; and the stored variance is the one expected for photographs, by formula.
+Without them the last features would be one huge constant for all pictures.
+"""
+
+import math
+import zlib
+
+import numpy as np
+
+# Draws are rounded to multiples of this: a difference in the last bit of
+# another machine's logarithm disappears, and sums in float64 are exact, hence
+# the same in whatever order they are formed.
+_GRAIN = 2.0**-20
+
+# Mean and mean square of what enters conv1 (photographs less the mean colour,
+# as tests/reference has it) and of what leaves pool1 (the maximum of nine
+# neighbouring, alike, rectified normal values; measured on photographs).
+_PICTURE = (0.0, 2300.0)
+_AFTER_POOL = (0.58, 0.89)
+
+# The scale of a block's last batch norm.  With 1, what the formulas neglect
+# adds up over the 36 blocks of ResNet-152's res4: its probabilities were 1 and
+# 0, the same for every picture.
+_BRANCH_SCALE = 0.25
+
+
+def initialise(
+  shapes: dict[str, tuple[int, ...]], seed: int
+) -> dict[str, np.ndarray]:
+  """Float32 arrays for `layer/leaf` shapes, in the order of computing.
+
+  Every kernel has a generator of its own, seeded with `seed` and its name.
+  It is NumPy's `RandomState`, whose stream is promised never to change.
+  """
+  # A block's last batch norm: the one whose name comes last.
+  last = {
+    name.rsplit('_branch2', 1)[0]: name.split('/')[0]
+    for name in shapes
+    if '_branch2' in name
+  }.values()
+  signal = _Signal()
+  variance = 1.0
+  parameters = {}
+  for name, shape in shapes.items():
+    layer, leaf = name.split('/')
+    if leaf == 'kernel':
+      kernel = _normal(seed, name, shape)
+      fan_in = math.prod(shape[:-1])
+      if layer != 'conv1_conv':
+        axes = tuple(range(len(shape) - 1))
+        kernel = kernel - kernel.sum(axis=axes, keepdims=True) / fan_in
+      parameters[name] = (kernel * math.sqrt(2 / fan_in)).astype(np.float32)
+      if layer.endswith('_conv'):
+        variance = signal.convolved(layer)
+      continue
+    value = {'bias': 0.0, 'scale': 1.0, 'mean': 0.0, 'var': variance}[leaf]
+    if leaf == 'scale' and layer in last:
+      value = _BRANCH_SCALE
+    parameters[name] = np.full(shape, value, np.float32)
+  return parameters
+
+
+def _normal(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+  generator = np.random.RandomState([seed, zlib.crc32(name.encode())])
+  values = generator.standard_normal(shape)
+  return np.round(values / _GRAIN) * _GRAIN
+
+
+class _Signal:
+  """Follows mean and mean square of a value through the network.
+
+  Every batch norm is taken to give a standard normal value, which is what
+  the returned statistics are for.
+  """
+
+  def __init__(self) -> None:
+    self._block = ''
+    self._entry = _PICTURE
+    self._projected = False
+
+  def convolved(self, layer: str) -> float:
+    """The variance of a convolution's output."""
+    if layer == 'conv1_conv':
+      entering = _PICTURE
+    else:
+      block, branch = layer.removesuffix('_conv').rsplit('_', 1)
+      if block != self._block:
+        self._entry = self._leave_block()
+        self._block, self._projected = block, False
+      outer = branch in ('branch1', 'branch2a')
+      entering = self._entry if outer else _rectified(0.0, 1.0)
+      self._projected |= branch == 'branch1'
+    mean, square = entering
+    return _coarse(2 * (square - mean**2))
+
+  def _leave_block(self) -> tuple[float, float]:
+    if not self._block:
+      return _AFTER_POOL
+    if self._projected:
+      return _rectified(0.0, 1 + _BRANCH_SCALE**2)
+    mean, square = self._entry
+    return _rectified(mean, square - mean**2 + _BRANCH_SCALE**2)
+
+
+def _rectified(mean: float, variance: float) -> tuple[float, float]:
+  """Mean and mean square of max(0, x) for a normal x."""
+  sigma = math.sqrt(variance)
+  ratio = mean / sigma
+  above = (1 + math.erf(ratio / math.sqrt(2))) / 2
+  density = math.exp(-(ratio**2) / 2) / math.sqrt(2 * math.pi)
+  return (
+    _coarse(mean * above + sigma * density),
+    _coarse((mean**2 + variance) * above + mean * sigma * density),
+  )
+
+
+def _coarse(value: float) -> float:
+  # Another machine's erf or exp may differ in the last bit.
+  return round(value * 1024) / 1024
