@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration files: where they are, and the grammar of their argument."""
 
-import itertools
 import pathlib
 import re
 import runpy
@@ -45,31 +44,35 @@ def find(path: str) -> str:
 
 
 def resolve_flags(arguments: Sequence[str]) -> list[str]:
-  """Command-line arguments with the path of every `--config` found."""
-  resolved = list(arguments)
-  for i, argument in enumerate(resolved):
-    match = re.fullmatch(r'(--?config)=(.*)', argument)
-    if match:
-      resolved[i] = f'{match[1]}={find(match[2])}'
-    elif argument in ('--config', '-config') and i + 1 < len(resolved):
-      resolved[i + 1] = find(resolved[i + 1])
-  return resolved
+  """A command line whose first flag is `--config=` with a path that is there.
+
+  Without the flag it is DEFAULT.
+  """
+  program, *rest = arguments
+  path, others = DEFAULT, []
+  flags = iter(rest)
+  for flag in flags:
+    if flag in ('--config', '-config'):
+      path = next(flags, '')
+    elif match := re.fullmatch(r'--?config=(.*)', flag):
+      path = match[1]
+    else:
+      others.append(flag)
+  return [program, f'--config={find(path)}', *others]
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-  """Raises a UserError for a `--config.key` that the config does not have."""
-  path = find(DEFAULT)
-  for before, argument in itertools.pairwise(['', *arguments]):
-    if match := re.fullmatch(r'--?config=(.*)', argument):
-      path = match[1]
-    elif before in ('--config', '-config'):
-      path = argument
-  name, _, settings = path.partition(':')
-  config = runpy.run_path(name)['get_config'](settings)
-  for argument in arguments:
+  """Raises a UserError for a `--config.key` that the config does not have.
+
+  Args:
+    arguments: what `resolve_flags` returned.
+  """
+  path, _, settings = arguments[1].removeprefix('--config=').partition(':')
+  keys = sorted(runpy.run_path(path)['get_config'](settings))
+  for argument in arguments[2:]:
     match = re.match(r'--?(?:no)?config\.([^=]*)', argument)
-    if match and match[1] not in config:
-      raise errors.unknown('setting', match[1], sorted(config))
+    if match and match[1] not in keys:
+      raise errors.unknown('setting', match[1], keys)
 
 
 def apply(config: ConfigDict, argument: str) -> ConfigDict:
@@ -88,7 +91,7 @@ def apply(config: ConfigDict, argument: str) -> ConfigDict:
         ' nor a setting (key=value). A value with commas goes into a flag of'
         ' its own, --config.key=value.'
       )
-    if key not in config:
+    if key not in sorted(config):
       raise errors.unknown('setting', key, sorted(config))
     config[key] = _typed(key, text, config[key])
   return config

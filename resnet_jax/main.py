@@ -21,8 +21,9 @@ from resnet_jax import configuration, errors, jobs
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
-  configuration.find(configuration.DEFAULT),
-  'Configuration file, and settings behind a colon: configs/resnet.py:50.',
+  None,
+  'Configuration file, and settings behind a colon, such as'
+  f' {configuration.DEFAULT}:50; without it, {configuration.DEFAULT}.',
 )
 _JOB = flags.DEFINE_enum(
   'job',
@@ -37,7 +38,7 @@ def _parse(arguments: Sequence[str]) -> list[str]:
   arguments = configuration.resolve_flags(arguments)
   try:
     return app.parse_flags_with_usage(arguments)
-  except (AttributeError, KeyError):
+  except (AttributeError, KeyError, TypeError):
     # What config_flags raises for a key that the config does not have.
     configuration.check_overrides(arguments)
     raise

@@ -12,53 +12,86 @@ import mmap
 import pathlib
 import pickle
 import pickletools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from resnet_jax import errors
 
+# Stands for numpy.ndarray: called, that would make arrays of any size or kind.
+_NDARRAY = object()
 
-def _reconstruct(kind: type, shape: tuple, code: bytes | str) -> np.ndarray:
+
+class _RefusedError(Exception):
+  """What a pickle holds and may not hold."""
+
+
+class _Dtype:
+  """A dtype, its byte order set by the state that follows it in a pickle.
+
+  NumPy's own is no place for it: that is one object for the whole process, and
+  would take more than a byte order on trust.
+  """
+
+  def __init__(self, code: str, *flags: Any) -> None:
+    del flags  # whether to align and copy; both without meaning here
+    self.value = np.dtype(code)
+    if self.value.kind not in 'biufcSU' or self.value.itemsize > 1024:
+      raise _RefusedError(f'arrays of dtype {self.value}')
+
+  def build(self, state: tuple) -> None:
+    # The version, the byte order, and what structured dtypes hold.
+    if state[2:5] != (None, None, None):
+      raise _RefusedError('arrays of a structured dtype')
+    self.value = self.value.newbyteorder(state[1])
+
+
+def _reconstruct(kind: object, shape: tuple, code: bytes | str) -> np.ndarray:
   # NumPy writes an empty array here and fills it later; any other shape would
   # let a few bytes claim any amount of memory.
-  if kind is not np.ndarray or shape != (0,):
-    raise pickle.UnpicklingError('an array that does not start out empty')
+  if kind is not _NDARRAY or shape != (0,):
+    raise _RefusedError('an array that does not start out empty')
   del code
   return np.ndarray.__new__(np.ndarray, (0,), np.int8)
+
+
+def _frombuffer(
+  data: bytes, dtype: _Dtype, shape: tuple, order: Any, axes: Any = None
+) -> np.ndarray:
+  # How protocol 5 spells an array.
+  array = np.frombuffer(data, dtype.value)
+  if axes is not None:
+    return array.reshape(shape).transpose(axes)
+  return array.reshape(shape, order=order)
 
 
 def _encode(text: str, encoding: str) -> bytes:
   # How old protocols spell bytes.
   if encoding != 'latin1':
-    raise pickle.UnpicklingError(f'bytes encoded as {encoding!r}')
+    raise _RefusedError(f'bytes encoded as {encoding!r}')
   return codecs.encode(text, 'latin1')
 
 
-def _scalar(dtype: np.dtype, data: bytes | str) -> np.generic:
-  if dtype.hasobject:
-    raise pickle.UnpicklingError('an object scalar')
+def _no_bytes() -> bytes:
+  # How old protocols spell the bytes of an array of size 0.
+  return b''
+
+
+def _scalar(dtype: _Dtype, data: bytes | str) -> np.generic:
   raw = data.encode('latin1') if isinstance(data, str) else data
-  return np.frombuffer(raw, dtype, count=1)[0]
+  return np.frombuffer(raw, dtype.value, count=1)[0]
 
 
-def _dtype(code: str, *flags: Any) -> np.dtype:
-  del flags  # whether to align and copy; both without meaning here
-  dtype = np.dtype(code)
-  if dtype.kind not in 'biufcSU' or dtype.itemsize > 1024:
-    raise pickle.UnpicklingError(f'arrays of dtype {dtype}')
-  return dtype
-
-
-_ADMITTED: dict[tuple[str, str], Callable] = {
-  ('numpy', 'ndarray'): np.ndarray,
-  ('numpy', 'dtype'): _dtype,
+_ADMITTED: dict[tuple[str, str], Any] = {
+  ('numpy', 'ndarray'): _NDARRAY,
+  ('numpy', 'dtype'): _Dtype,
   ('_codecs', 'encode'): _encode,
+  ('builtins', 'bytes'): _no_bytes,
 }
-for _module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-  _ADMITTED[_module, '_reconstruct'] = _reconstruct
-  _ADMITTED[_module, 'scalar'] = _scalar
+for _core in ('numpy.core', 'numpy._core'):
+  _ADMITTED[f'{_core}.multiarray', '_reconstruct'] = _reconstruct
+  _ADMITTED[f'{_core}.multiarray', 'scalar'] = _scalar
+  _ADMITTED[f'{_core}.numeric', '_frombuffer'] = _frombuffer
 
 # These name or build objects other than through the functions above.
 _REFUSED_OPCODES = {'EXT1', 'EXT2', 'EXT4', 'INST', 'OBJ', 'NEWOBJ'} | {
@@ -68,12 +101,30 @@ _REFUSED_OPCODES = {'EXT1', 'EXT2', 'EXT4', 'INST', 'OBJ', 'NEWOBJ'} | {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+  # The one in Python, whose BUILD can be restricted to arrays and dtypes.
+  dispatch = dict(pickle._Unpickler.dispatch)
+  stack: list[Any]
+
   def find_class(self, module: str, name: str) -> Any:
-    # Python 2 wrote module names that Python 3 maps before it asks.
+    # Python 2's name; Python 3 maps it only after it has asked.
+    module = 'builtins' if module == '__builtin__' else module
     if (module, name) not in _ADMITTED:
-      raise pickle.UnpicklingError(f'{module}.{name}')
+      raise _RefusedError(f'{module}.{name}')
     return _ADMITTED[module, name]
+
+  def load_build(self) -> None:
+    state = self.stack.pop()
+    built = self.stack[-1]
+    if isinstance(built, _Dtype):
+      built.build(state)
+    elif isinstance(built, np.ndarray):
+      version, shape, dtype, fortran, data = state
+      built.__setstate__((version, shape, dtype.value, fortran, data))
+    else:
+      raise _RefusedError(f'the state of a {type(built).__name__}')
+
+  dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
 
 def load_arrays(path: pathlib.Path) -> Any:
@@ -91,7 +142,7 @@ def load_arrays(path: pathlib.Path) -> Any:
       _check_opcodes(view)
       view.seek(0)
       return _Unpickler(view, encoding='latin1').load()
-  except pickle.UnpicklingError as error:
+  except _RefusedError as error:
     raise errors.UserError(
       f'{path} is refused: it holds {error}, and only NumPy arrays, strings,'
       ' numbers and containers are read from a pickle.'
@@ -113,11 +164,11 @@ def _check_opcodes(view: Any) -> None:
   ended = False
   for count, (opcode, argument, _) in enumerate(pickletools.genops(view)):
     if opcode.name in _REFUSED_OPCODES:
-      raise pickle.UnpicklingError(f'the opcode {opcode.name}')
+      raise _RefusedError(f'the opcode {opcode.name}')
     stores = opcode.name in ('PUT', 'BINPUT', 'LONG_BINPUT')
     if stores and int(argument or 0) > count:
       # The unpickler would make a table of that size.
-      raise pickle.UnpicklingError(f'a memo of {argument} entries')
+      raise _RefusedError(f'a memo of {argument} entries')
     ended = opcode.name == 'STOP'
   if not ended:
     raise ValueError('it breaks off')

@@ -120,7 +120,9 @@ class Runner:
     return self._compiled(self._parameters, self._mean, on_device)
 
   def fetch(self, result: Result) -> dict[str, np.ndarray]:
-    """(N, C, H, W) of each layer, averaged over the crops of a picture.
+    """(N, C, H, W) of each layer, in the order asked for.
+
+    A picture's values are averaged over its crops.
 
     Raises:
       UserError: a value does not fit into float16.
@@ -131,7 +133,8 @@ class Runner:
         f'values of {", ".join(too_large)} are beyond 65504, the largest'
         ' float16. Use dtype=float32.'
       )
-    return values
+    # JAX gives a dict back with its keys sorted.
+    return {name: values[name] for name in self.layers}
 
   def compile(self, shape: tuple[int, ...]) -> jax.stages.Compiled:
     """The compiled program for images of a shape, to look at its cost."""

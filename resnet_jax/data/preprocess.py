@@ -10,6 +10,7 @@ Source: the original program's loader, PaddlePaddle 0.8 to 0.10,
 import dataclasses
 import hashlib
 import io
+import os
 import pathlib
 import warnings
 import zipfile
@@ -38,7 +39,6 @@ _SUFFIXES_OF = {
   'TIFF': ('.tif', '.tiff'),
   'WEBP': ('.webp',),
   'PPM': ('.ppm', '.pgm'),
-  'MPO': (),
 }
 FORMATS = tuple(_SUFFIXES_OF)
 SUFFIXES = tuple(s for suffixes in _SUFFIXES_OF.values() for s in suffixes)
@@ -163,7 +163,7 @@ def parse_mean(text: str, crop_size: int) -> Mean:
   try:
     values = [float(part) for part in parts]
   except ValueError:
-    return _mean_file(pathlib.Path(text).expanduser(), crop_size)
+    return _mean_file(pathlib.Path(os.path.expanduser(text)), crop_size)
   if len(values) != 3 or not np.isfinite(values).all():
     raise errors.UserError(
       f"mean='{text}' is neither three finite values, BGR, such as"
@@ -174,7 +174,7 @@ def parse_mean(text: str, crop_size: int) -> Mean:
 
 
 def _mean_file(path: pathlib.Path, crop_size: int) -> Mean:
-  if not path.is_file():
+  if not os.path.isfile(path):
     raise errors.UserError(
       f"mean='{path}': there is no such file. Give a file (npz or pickle with"
       ' data_mean) or three values in BGR order:'
@@ -213,8 +213,11 @@ def _npz_mean(path: pathlib.Path) -> np.ndarray | None:
         raise errors.UserError(f'{path}: data_mean is too large for a mean.')
       with archive.open('data_mean.npy') as member:
         return _npy(member.read(size))
-  except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as e:
-    raise errors.UserError(f'{path} is a damaged npz file: {e}.') from e
+  except errors.UserError:
+    raise
+  except Exception as error:
+    # Damaged archives raise nearly anything, zlib's own error among them.
+    raise errors.UserError(f'{path} is a damaged npz file: {error}.') from error
 
 
 def _npy(data: bytes) -> np.ndarray:
@@ -228,9 +231,10 @@ def _npy(data: bytes) -> np.ndarray:
   if read_header is None:
     raise ValueError(f'npy format version {version}')
   shape, fortran, dtype = read_header(file)
-  if dtype.hasobject or fortran:
-    raise ValueError(f'an array of dtype {dtype}, Fortran order {fortran}')
-  return np.frombuffer(data[file.tell() :], dtype).reshape(shape)
+  if dtype.hasobject:
+    raise ValueError(f'an array of dtype {dtype}')
+  values = np.frombuffer(data[file.tell() :], dtype)
+  return values.reshape(shape, order='F' if fortran else 'C')
 
 
 # -------------------------------------------------------------- a picture
@@ -270,6 +274,8 @@ def decode(picture: bytes | Image.Image) -> Image.Image:
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
   picture.load()
+  if 0 in picture.size:
+    raise PictureError('it has no pixels')
   if picture.mode.startswith('I'):
     # Pillow itself would cut such values off at 255.
     values = np.asarray(picture).astype(np.int64)

@@ -70,7 +70,7 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
   Raises:
     UserError: nothing is there, no picture in it, or a listed one missing.
   """
-  path = pathlib.Path(data).expanduser()
+  path = pathlib.Path(os.path.expanduser(data))
   try:
     if path.is_dir():
       source = _folder(path)
@@ -164,7 +164,7 @@ def _list_file(path: pathlib.Path) -> Source:
       f'{path} is neither a picture that can be read nor a list of pictures.'
     )
   items = []
-  for line in text.splitlines():
+  for line in text.split('\n'):
     if not line.strip():
       continue
     match = _LINE.fullmatch(line.strip())

@@ -60,6 +60,7 @@ def load(
   Raises:
     UserError: there is no such file, or it does not hold the network.
   """
+  errors.check_choice('conv_order', conv_order, paddle.CONV_ORDERS)
   if name == 'random':
     if not 0 <= seed < 2**32:
       raise errors.UserError(f'seed={seed} is not between 0 and 4294967295.')

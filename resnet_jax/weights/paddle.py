@@ -23,6 +23,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from resnet_jax import errors, files
+from resnet_jax.models import names
 
 CONV_ORDERS = ('OHWI', 'OIHW')
 
@@ -72,8 +73,7 @@ def read(
     arrays[name] = _from_stored(flat.reshape(stored), order)
   if faults:
     raise errors.UserError(
-      f'{directory} is damaged or of another network; get it again, or set'
-      f' layer_num. {_listed(faults, "; ")}'
+      f'{directory} is damaged: {_listed(faults, "; ")}. Please get it again.'
     )
   return arrays
 
@@ -200,12 +200,20 @@ def _check_names(directory: pathlib.Path, shapes: Iterable[str]) -> None:
     ) from error
   missing, surplus = sorted(expected - found), sorted(found - expected)
   if missing or surplus:
+    fits = [
+      depth
+      for depth in names.ARCHITECTURES
+      if found == set(map(file_name, names.parameter_names(depth)))
+    ]
     raise errors.UserError(
       f'{directory} does not hold this network:'
       f' {len(missing)} files are missing ({_listed(missing)}),'
-      f' {len(surplus)} are surplus ({_listed(surplus)}).'
-      ' If it is another depth, set layer_num; else get the directory again'
-      ' and keep other files out of it.'
+      f' {len(surplus)} are surplus ({_listed(surplus)}). '
+      + (
+        f'Its files are those of ResNet-{fits[0]}: set layer_num={fits[0]}.'
+        if fits
+        else 'Get the directory again, and keep other files out of it.'
+      )
     )
 
 

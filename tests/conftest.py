@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strict JAX, and what several test files use."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run_main(tmp_path):
+  """Runs the program in `tmp_path`, as a user does; returns what it did."""
+
+  def run(*arguments, check=None, cwd=tmp_path, env=None):
+    done = subprocess.run(
+      [sys.executable, '-m', 'resnet_jax.main', *map(str, arguments)],
+      cwd=cwd,
+      env=os.environ | {'PYTHONPATH': str(ROOT)} | (env or {}),
+      capture_output=True,
+      text=True,
+      timeout=300,
+      check=False,
+    )
+    if check is not None:
+      assert done.returncode == check, done.stderr
+      assert 'Traceback' not in done.stderr
+    return done
+
+  return run
+
+
+@pytest.fixture
+def pictures(tmp_path):
+  """A folder of seven small pictures, two of them in a subfolder."""
+  random = np.random.default_rng(0)
+  names = ['a.png', 'b.jpg', 'c d.png', 'e.png', 'f.png', 'x/a.png', 'x/g.png']
+  for name in names:
+    path = tmp_path / 'pictures' / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = random.integers(0, 256, (6, 8, 3), np.uint8)
+    Image.fromarray(coarse).resize((80, 60)).save(path)
+  return tmp_path / 'pictures'

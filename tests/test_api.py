@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network in a notebook."""
+
+import warnings
+
+import numpy as np
+import pytest
+from numpy_resnet import NumpyResNet
+from PIL import Image
+
+import resnet_jax
+from resnet_jax.data import preprocess
+from resnet_jax.weights import paddle
+
+LAYER = 'res5_2_branch2b_bn'
+
+
+@pytest.fixture(scope='module')
+def model():
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    return resnet_jax.load('resnet18', weights='random', batch_size=4)
+
+
+def test_the_three_lines_of_the_readme(model, pictures):
+  path = pictures / 'a.png'
+  features = model.features(path, LAYER)
+  assert features.shape == (1, 512, 7, 7)
+  prediction = model.predict(str(path))
+  assert len(prediction.best) == 5
+  assert prediction.label == model.features(path, 'logits').argmax()
+  assert prediction.best[0].wnid in str(prediction)
+
+
+def test_untrained_weights_warn():
+  with pytest.warns(UserWarning, match='UNTRAINED'):
+    resnet_jax.load(18, weights='random')
+
+
+def test_paths_images_and_lists_agree(model, pictures):
+  paths = sorted(pictures.rglob('*.*'))
+  assert len(paths) == 7
+  together = model.features(paths, LAYER)
+  images = [Image.open(path) for path in paths]
+  for given in (images, list(map(str, paths)), [paths[0], *images[1:]]):
+    np.testing.assert_array_equal(model.features(given, LAYER), together)
+  single = model.features(images[6], LAYER)
+  np.testing.assert_allclose(single[0], together[6], rtol=1e-4, atol=1e-5)
+  assert len(model.predict(paths)) == 7
+  assert len(model.predict(paths[:1])) == 1
+
+
+def test_an_array_is_taken_as_cropped_rgb(tmp_path):
+  independent = NumpyResNet(18)
+  rgb = np.random.default_rng(3).integers(0, 256, (3, 40, 52, 3), np.uint8)
+  bgr = rgb[..., ::-1] - np.array(preprocess.MEAN_BGR)
+  expected = independent(bgr.transpose(0, 3, 1, 2))
+  paddle.write(independent.parameters, tmp_path / 'weights')
+  model = resnet_jax.load(
+    'resnet18', weights=tmp_path / 'weights', batch_size=2
+  )
+  got = model.features(rgb, ['pool1', 'res3_*_addto', 'output'])
+  assert list(got) == ['pool1', 'res3_1_addto', 'res3_2_addto', 'output']
+  for name, value in got.items():
+    scale = np.sqrt(np.mean(expected[name] ** 2))
+    assert np.abs(value - expected[name]).max() / scale < 5e-4
+  predicted = [prediction.label for prediction in model.predict(rgb)]
+  assert predicted == list(expected['output'].argmax(axis=1).ravel())
+
+
+def test_one_layer_is_an_array_and_several_are_a_dict(model, pictures):
+  path = pictures / 'a.png'
+  assert isinstance(model.features(path, 'avgpool'), np.ndarray)
+  for several in (['avgpool'], 'avgpool,pool1', 'res5_*_addto', 'avgpoo?'):
+    assert isinstance(model.features(path, several), dict)
+  pooled = model.features(path, LAYER, pool='avg', dtype='float16')
+  assert pooled.shape == (1, 512, 1, 1)
+  assert pooled.dtype == np.float16
+  assert model.layers[0] == 'conv1_conv'
+
+
+@pytest.mark.parametrize(
+  ('pictures_given', 'message'),
+  [
+    (np.zeros((2, 64, 64, 3)), r'float64 \(2, 64, 64, 3\) is no pictures'),
+    (np.zeros((64, 64, 3), np.uint8), 'Give uint8'),
+    (np.zeros((1, 31, 64, 3), np.uint8), '32 or more'),
+    (np.zeros((0, 64, 64, 3), np.uint8), 'is no pictures'),
+    ([], 'the list of pictures is empty'),
+    ([3], 'a int is no picture'),
+    ('nowhere.jpg', 'cannot read the picture nowhere.jpg: No such file'),
+  ],
+)
+def test_what_is_no_picture_is_refused(model, pictures_given, message):
+  with pytest.raises(resnet_jax.UserError, match=message):
+    model.features(pictures_given, 'pool1')
+
+
+def test_wrong_arguments_say_what_is_allowed(model, pictures):
+  with pytest.raises(resnet_jax.UserError, match='Allowed: resnet18, resnet34'):
+    resnet_jax.load('resnet51', weights='random')
+  with pytest.raises(resnet_jax.UserError, match='batch_size=0: 1 is'):
+    resnet_jax.load('resnet18', weights='random', batch_size=0)
+  with pytest.raises(resnet_jax.UserError, match="Did you mean 'bicubic'"):
+    resnet_jax.load('resnet18', weights='random', interpolation='cubic')
+  with pytest.raises(resnet_jax.UserError, match='Did you mean'):
+    model.features(pictures / 'a.png', 'res5_2_branch2b_b')
+  with pytest.raises(resnet_jax.UserError, match='Allowed: none, avg, max'):
+    model.features(pictures / 'a.png', 'pool1', pool='mean')
+
+
+@pytest.mark.filterwarnings('ignore:UNTRAINED')
+def test_cropped_arrays_do_not_go_with_ten_crops_or_another_mean(tmp_path):
+  ten = resnet_jax.load('resnet18', weights='random', multi_crop=True)
+  with pytest.raises(resnet_jax.UserError, match='already cropped'):
+    ten.features(np.zeros((1, 224, 224, 3), np.uint8), 'pool1')
+  path = tmp_path / 'mean.npz'
+  np.savez(path, data_mean=np.full(3 * 64 * 64, 100, np.float32))
+  model = resnet_jax.load(18, weights='random', mean=path, crop_size=64)
+  model.features(np.zeros((1, 64, 64, 3), np.uint8), 'conv1_conv')
+  with pytest.raises(resnet_jax.UserError, match='crops of 40x64 need'):
+    model.features(np.zeros((1, 40, 64, 3), np.uint8), 'conv1_conv')
+
+
+def test_the_package_lists_its_names_and_no_others():
+  assert 'load' in dir(resnet_jax)
+  for name in resnet_jax.__all__:
+    assert getattr(resnet_jax, name) is not None
+  with pytest.raises(AttributeError, match="no attribute 'laod'"):
+    resnet_jax.laod  # noqa: B018

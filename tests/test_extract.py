@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job `extract`, run as a user runs it, on real files."""
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import zarr
+from conftest import ROOT
+from PIL import Image
+
+import resnet_jax
+from resnet_jax import runner
+from resnet_jax.data import preprocess
+from resnet_jax.models import resnet
+from resnet_jax.weights import random
+
+SMALL = '18,weights=random,resize_size=72,crop_size=64,batch_size=2'
+LAYERS = ('res5_2_branch2b_conv', 'res5_2_branch2b_bn')
+KEYS = ['a.png', 'b.jpg', 'c d.png', 'e.png', 'f.png', 'x/a.png', 'x/g.png']
+
+
+def flags(*settings, output='out', layers=','.join(LAYERS)):
+  return [
+    '--job=extract',
+    f'--config=configs/resnet.py:{SMALL},data=pictures',
+    f'--config.output_layer={layers}',
+    f'--config.output_dir={output}',
+    *(f'--config.{setting}' for setting in settings),
+  ]
+
+
+@pytest.fixture(scope='module')
+def parameters():
+  return random.initialise(resnet.parameter_shapes(resnet.ResNet(18)), 0)
+
+
+def expected_values(parameters, paths, multi_crop=False):
+  """By hand, without pipeline, job and store: one picture after another."""
+  mean = preprocess.parse_mean('103.939,116.779,123.68', 64)
+  how = preprocess.Preprocess(
+    mean, resize_size=72, crop_size=64, multi_crop=multi_crop
+  )
+  run = runner.Runner(
+    resnet.ResNet(18), parameters, LAYERS, mean.values, multi_crop=multi_crop
+  )
+  rows = []
+  for path in paths:
+    cuts = preprocess.cut(Image.open(path).convert('RGB'), how)
+    rows.append(run.fetch(run(cuts[None])))
+  return {k: np.concatenate([row[k] for row in rows]) for k in LAYERS}
+
+
+def contents(directory):
+  return {
+    path.relative_to(directory).as_posix(): path.read_bytes()
+    for path in directory.rglob('*')
+    if path.is_file()
+  }
+
+
+def test_the_store_holds_the_values_in_order(run_main, pictures, parameters):
+  done = run_main(*flags(), check=0)
+  assert 'UNTRAINED' in done.stderr
+  assert '7 pictures in the folder pictures' in done.stderr
+  assert 'to write: 7 rows, at most 131.3 kB, to out' in done.stderr
+  out = pictures.parent / 'out'
+  features = resnet_jax.load_features(out)
+  assert features.rows == KEYS
+  assert set(features) == set(LAYERS)
+  expected = expected_values(parameters, [pictures / key for key in KEYS])
+  for layer in LAYERS:
+    assert features[layer].shape == (7, 512, 2, 2)
+    np.testing.assert_allclose(
+      features[layer][:], expected[layer], rtol=1e-4, atol=1e-4
+    )
+    theirs = zarr.open_group(out, mode='r')[layer]
+    np.testing.assert_array_equal(theirs[:], features[layer][:])
+  assert features.record['trained'] is False
+  assert features.record['config']['crop_size'] == 64
+  assert 'centre crop 64x64' in features.settings['preprocessing']
+  assert len(features.settings['weights_sha256']) == 64
+
+  again = run_main(*flags(), check=0)
+  assert 'is finished already; nothing to do' in again.stderr
+
+
+def test_multi_crop_is_the_average_over_ten(run_main, pictures, parameters):
+  run_main(*flags('multi_crop=true', 'batch_size=20'), check=0)
+  features = resnet_jax.load_features(pictures.parent / 'out')
+  paths = [pictures / key for key in KEYS]
+  expected = expected_values(parameters, paths, multi_crop=True)
+  for layer in LAYERS:
+    np.testing.assert_allclose(
+      features[layer][:], expected[layer], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_three_formats_hold_the_same_numbers(run_main, pictures):
+  out = pictures.parent
+  for form in ('zarr', 'pickle', 'text'):
+    done = run_main(*flags(f'feature_format={form}', output=form), check=0)
+    collision = 'keys in batch_N are relative paths' in done.stderr
+    assert collision == (form == 'pickle')
+  store = resnet_jax.load_features(out / 'zarr')
+  pickled = resnet_jax.load_feature_py(out / 'pickle')
+  lines = resnet_jax.load_feature_c(out / 'text' / 'rank-00000')
+  assert list(pickled) == KEYS
+  for row, key in enumerate(KEYS):
+    for place, layer in enumerate(LAYERS):
+      flat = store[layer][row].reshape(1, -1)
+      np.testing.assert_array_equal(pickled[key][layer], flat)
+      text = np.array(lines[row][place], np.float32)
+      np.testing.assert_array_equal(text, flat[0])
+  with open(out / 'pickle' / 'batch_0', 'rb') as file:
+    assert list(pickle.load(file)) == KEYS
+
+
+def test_pooled_and_half_precision(run_main, pictures):
+  run_main(*flags(output='full'), check=0)
+  run_main(*flags('pool=max', 'dtype=float16', output='small'), check=0)
+  full = resnet_jax.load_features(pictures.parent / 'full')
+  small = resnet_jax.load_features(pictures.parent / 'small')
+  for layer in LAYERS:
+    assert small[layer].shape == (7, 512, 1, 1)
+    assert small[layer].dtype == np.float16
+    np.testing.assert_allclose(
+      small[layer][:], full[layer][:].max((2, 3), keepdims=True), rtol=2e-3
+    )
+
+
+def test_rows_do_not_depend_on_threads(run_main, pictures):
+  for threads in (1, 8):
+    run_main(*flags(f'threads={threads}', output=f't{threads}'), check=0)
+  one, eight = (
+    resnet_jax.load_features(pictures.parent / f't{n}') for n in (1, 8)
+  )
+  for layer in LAYERS:
+    np.testing.assert_array_equal(one[layer][:], eight[layer][:])
+
+
+@pytest.mark.parametrize(
+  ('form', 'marker'),
+  [
+    ('zarr', 'status/c/0'),
+    ('zarr', 'status/c/2'),
+    ('zarr', 'zarr.json'),
+    ('pickle', 'batch_0'),
+    ('text', 'progress.json'),
+  ],
+)
+def test_a_killed_run_goes_on_to_the_same_bytes(
+  run_main, pictures, form, marker
+):
+  out = pictures.parent
+  arguments = flags(f'feature_format={form}')
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'resnet_jax.main', *arguments],
+    cwd=out,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    stderr=subprocess.DEVNULL,
+  )
+  limit = time.monotonic() + 120
+  while not (out / 'out.part' / marker).exists():
+    assert time.monotonic() < limit
+    if process.poll() is not None:
+      break
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  if not (out / 'out').exists():
+    # Looking whole would be lying.
+    assert (out / 'out.part').exists()
+  resumed = run_main(*arguments, check=0)
+  interrupted = contents(out / 'out')
+  shutil.rmtree(out / 'out')
+  run_main(*arguments, check=0)
+  assert interrupted == contents(out / 'out')
+  assert not (out / 'out.part').exists()
+  assert 'going on after' in resumed.stderr or 'finished' in resumed.stderr
+
+
+def test_other_settings_are_refused_and_named(run_main, pictures):
+  (pictures / 'broken.png').write_bytes(b'not a picture')
+  stopped = run_main(*flags())
+  assert stopped.returncode == 1
+  assert 'cannot read the picture pictures/broken.png' in stopped.stderr
+  out = pictures.parent
+  assert (out / 'out.part').exists()
+  assert not (out / 'out').exists()
+  refused = run_main(*flags('pool=avg', 'seed=1'))
+  assert refused.returncode == 1
+  assert "pool is 'none' there, 'avg' now" in refused.stderr
+  assert 'weights_sha256 is' in refused.stderr
+  assert 'dtype' not in refused.stderr
+  with pytest.raises(resnet_jax.UserError, match='is not finished'):
+    resnet_jax.load_features(out / 'out')
+
+
+@pytest.mark.parametrize('form', ['zarr', 'pickle', 'text'])
+def test_a_broken_picture_is_recorded_if_asked(run_main, pictures, form):
+  whole = (pictures / 'e.png').read_bytes()
+  (pictures / 'e.png').write_bytes(whole[: len(whole) // 2])
+  # First refused, then gone on with: what was done is kept.
+  settings = f'feature_format={form}'
+  assert run_main(*flags(settings)).returncode == 1
+  done = run_main(*flags(settings, 'on_error=record'))
+  assert done.returncode == 3
+  assert '1 pictures could not be read' in done.stderr
+  out = pictures.parent / 'out'
+  if form == 'zarr':
+    features = resnet_jax.load_features(out)
+    assert list(features.status) == [1, 1, 1, 2, 1, 1, 1]
+    assert 'truncated' in features.reasons[3]
+    rows = features[LAYERS[0]][:].reshape(7, -1)
+  elif form == 'pickle':
+    entries = resnet_jax.load_feature_py(out)
+    rows = np.concatenate([entries[key][LAYERS[0]] for key in KEYS])
+  else:
+    lines = resnet_jax.load_feature_c(out / 'rank-00000')
+    rows = np.array([line[0] for line in lines])
+  assert np.isnan(rows[3]).all()
+  assert np.isfinite(np.delete(rows, 3, axis=0)).all()
+
+
+def test_a_list_with_a_missing_picture_is_refused_before_the_start(
+  run_main, pictures
+):
+  (pictures / 'all.list').write_text('a.png 3\nmissing.png 4\nc d.png 5\n')
+  done = run_main(*flags('data=pictures/all.list'))
+  assert done.returncode == 1
+  assert '1 of 3 pictures listed in pictures/all.list are not' in done.stderr
+  assert 'pictures/missing.png' in done.stderr
+  done = run_main(*flags('data=pictures/all.list', 'on_error=record'))
+  assert done.returncode == 3
+  features = resnet_jax.load_features(pictures.parent / 'out')
+  assert list(features.labels) == [3, 4, 5]
+  assert features.rows == ['a.png', 'missing.png', 'c d.png']
+  assert features.reasons[1] == 'No such file or directory'
+
+
+def test_places_that_cannot_be_written_to(run_main, pictures):
+  (pictures.parent / 'file').write_text('')
+  done = run_main(*flags(output='file/out'))
+  assert done.returncode == 1
+  assert 'Traceback' not in done.stderr
+  assert 'file/out' in done.stderr
+  done = run_main(*flags(output='pictures'))
+  assert 'pictures holds something that is not a run' in done.stderr
+
+
+def test_a_full_disk_is_said_before_the_run(pictures, monkeypatch, capsys):
+  import runpy
+
+  from resnet_jax import jobs
+
+  get_config = runpy.run_path(str(ROOT / 'configs/resnet.py'))['get_config']
+  config = get_config(f'{SMALL},data={pictures}')
+  config.output_dir = str(pictures.parent / 'out')
+  usage = shutil.disk_usage(pictures)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage._replace(free=99))
+  with pytest.raises(resnet_jax.UserError, match='99 are free there'):
+    jobs.run('extract', config)
+  assert not (pictures.parent / 'out').exists()
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(run_main, tmp_path):
+  Image.effect_noise((40, 40), 90).convert('RGB').save(tmp_path / 'p.png')
+
+  def peak(count):
+    lines = 'p.png\n' * count
+    (tmp_path / f'{count}.list').write_text(lines)
+    code = (
+      'import resource, sys; sys.argv[1:] = sys.argv[1:];'
+      'from resnet_jax import main\n'
+      'try: main.run()\n'
+      'except SystemExit as end: assert not end.code, end.code\n'
+      'print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)'
+    )
+    settings = (
+      f'18,weights=random,resize_size=32,crop_size=32,data={count}.list'
+    )
+    done = subprocess.run(
+      [
+        sys.executable,
+        '-c',
+        code,
+        f'--config=configs/resnet.py:{settings},output_dir=o{count}',
+        '--job=extract',
+        '--config.output_layer=res2_1_addto',
+      ],
+      cwd=tmp_path,
+      env=os.environ | {'PYTHONPATH': str(ROOT)},
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    return int(done.stdout.split()[-1])
+
+  # 200 and 3000 rows of 16 kB.
+  assert peak(3000) < 1.1 * peak(200)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job `predict`, run as a user runs it."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import resnet_jax
+from resnet_jax.data import labels
+
+pytestmark = pytest.mark.filterwarnings('ignore:UNTRAINED')
+
+FLAGS = (
+  '--job=predict',
+  '--config=configs/resnet.py:18,weights=random,data=pictures',
+)
+
+
+def _records(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_originals_line_and_the_five_best(run_main, pictures):
+  (pictures / 'all.list').write_text('c d.png 7\nx/g.png\n')
+  flags = (
+    '--config.data=pictures/all.list',
+    '--config.predictions=new/predictions.jsonl',
+  )
+  done = run_main(*FLAGS, *flags, check=0)
+  assert done.stderr.count('UNTRAINED') == 2
+  lines = done.stdout.splitlines()
+  assert len(lines) == 12
+
+  model = resnet_jax.load('resnet18', weights='random')
+  paths = [pictures / 'c d.png', pictures / 'x' / 'g.png']
+  logits = model.features(paths, 'logits')[:, :, 0, 0].astype(np.float64)
+  records = _records(pictures.parent / 'new/predictions.jsonl')
+  for row, name in enumerate(['c d.png', 'x/g.png']):
+    powers = np.exp(logits[row] - logits[row].max())
+    probabilities = powers / powers.sum()
+    best = np.argsort(-probabilities)[:5]
+    header, *guesses = lines[6 * row : 6 * row + 6]
+    assert header == f'Label of pictures/{name} is: {best[0]}'
+    record = records[row]
+    assert record['key'] == name
+    assert record['path'] == f'pictures/{name}'
+    assert record['predicted'] == best[0]
+    assert record['trained'] is False
+    assert record.get('label') == (7 if row == 0 else None)
+    for label, guess, entry in zip(best, guesses, record['best'], strict=True):
+      probability, index, wnid, words = guess.split(maxsplit=3)
+      assert int(index) == entry['label'] == label
+      known = labels.imagenet_classes()[label]
+      assert wnid == entry['wnid'] == known.wnid
+      assert words == entry['name'] == known.name
+      assert float(probability) == pytest.approx(probabilities[label], abs=1e-4)
+      assert entry['probability'] == pytest.approx(
+        probabilities[label], rel=1e-3
+      )
+
+
+def test_ten_crops_average_probabilities_not_logits(run_main, pictures):
+  done = run_main(
+    *FLAGS,
+    '--config.multi_crop=true',
+    '--config.data=pictures/b.jpg',
+    '--config.predictions=p.jsonl',
+    check=0,
+  )
+  assert 'ten crops of 224x224 averaged' in done.stderr
+  single = resnet_jax.load('resnet18', weights='random')
+  many = resnet_jax.load('resnet18', weights='random', multi_crop=True)
+  from PIL import Image
+
+  from resnet_jax.data import preprocess
+
+  cuts = preprocess.cut(
+    Image.open(pictures / 'b.jpg').convert('RGB'), many.preprocess
+  )
+  ten = np.concatenate([cuts, cuts[:, :, ::-1]])
+  expected = single.features(ten, 'output').mean(axis=0).ravel()
+  record = json.loads((pictures.parent / 'p.jsonl').read_text())
+  assert record['predicted'] == expected.argmax()
+  for entry in record['best']:
+    assert entry['probability'] == pytest.approx(
+      expected[entry['label']], rel=1e-4
+    )
+
+
+def test_a_broken_picture_fails_or_is_recorded(run_main, pictures):
+  (pictures / 'c d.png').write_bytes(b'\x89PNG broken')
+  flags = (*FLAGS, '--config.predictions=p.jsonl')
+  done = run_main(*flags)
+  assert done.returncode == 1
+  assert 'cannot read the picture pictures/c d.png' in done.stderr
+  assert not (pictures.parent / 'p.jsonl').exists()
+  done = run_main(*flags, '--config.on_error=record')
+  assert done.returncode == 3
+  assert 'FAILED: pictures/c d.png: ' in done.stderr
+  assert done.stdout.count('Label of ') == 6
+  records = _records(pictures.parent / 'p.jsonl')
+  assert len(records) == 7
+  assert 'predicted' not in records[2]
+  assert 'formats JPEG' in records[2]['failed']
+
+
+def test_a_folder_is_no_place_for_predictions(run_main, pictures):
+  done = run_main(*FLAGS, '--config.predictions=pictures')
+  assert done.returncode == 1
+  assert 'predictions=pictures is a folder; name a file' in done.stderr
+
+
+def test_reading_the_output_to_its_head_only_is_no_crash(pictures):
+  import subprocess
+  import sys
+
+  command = [sys.executable, '-m', 'resnet_jax.main', *FLAGS]
+  text = ' '.join(f"'{part}'" for part in command) + ' | head -1'
+  done = subprocess.run(
+    text,
+    shell=True,
+    cwd=pictures.parent,
+    env={'PYTHONPATH': str(ROOT), 'PATH': '/usr/bin:/bin'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.stdout.count('Label of') == 1
+  assert 'Traceback' not in done.stderr
