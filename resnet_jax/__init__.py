@@ -14,13 +14,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from resnet_jax.api import Model, Prediction, load
+  from resnet_jax.api import Model, load
   from resnet_jax.errors import UserError
   from resnet_jax.features import (
     load_feature_c,
     load_feature_py,
     load_features,
   )
+  from resnet_jax.prediction import Prediction
 
 __version__ = '0.1.0'
 
@@ -37,7 +38,7 @@ __all__ = [
 
 _HOMES = {
   'Model': 'resnet_jax.api',
-  'Prediction': 'resnet_jax.api',
+  'Prediction': 'resnet_jax.prediction',
   'UserError': 'resnet_jax.errors',
   'load': 'resnet_jax.api',
   'load_feature_c': 'resnet_jax.features',

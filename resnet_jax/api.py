@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from os import PathLike, fspath, path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -14,7 +14,6 @@ from resnet_jax import errors, prediction, runner
 from resnet_jax import weights as weights_room
 from resnet_jax.data import pipeline, preprocess, sources
 from resnet_jax.models import names, resnet
-from resnet_jax.prediction import Prediction
 
 Picture: TypeAlias = str | PathLike[str] | Image.Image
 Pictures: TypeAlias = Picture | Sequence[Picture] | np.ndarray
@@ -119,7 +118,7 @@ class Model:
     *,
     pool: str = 'none',
     dtype: str = 'float32',
-  ) -> np.ndarray | dict[str, np.ndarray]:
+  ) -> Any:
     """Values of layers.
 
     Args:
@@ -140,11 +139,14 @@ class Model:
     one = isinstance(layers, str) and layers in values
     return values[chosen[0]] if one else values
 
-  def predict(self, pictures: Pictures) -> Prediction | list[Prediction]:
-    """The five best classes of a picture, or a list of that for several.
+  def predict(self, pictures: Pictures) -> Any:
+    """The five best classes of pictures.
 
     Args:
       pictures: as for `features`.
+
+    Returns:
+      A `Prediction` for a picture, a list of them for several or an array.
     """
     values = self._values(pictures, ('output',), runner.Reduction())
     predictions = [

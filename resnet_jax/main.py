@@ -65,6 +65,7 @@ def run() -> None:
   except errors.UserError as error:
     sys.exit(f'error: {error}')
   except KeyboardInterrupt:
+    print('interrupted; extract, started again, goes on', file=sys.stderr)
     sys.exit(130)
   except BrokenPipeError:
     # Who reads the output has enough of it (`| head`).

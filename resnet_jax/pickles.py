@@ -12,7 +12,7 @@ import mmap
 import pathlib
 import pickle
 import pickletools
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -56,9 +56,16 @@ def _reconstruct(kind: object, shape: tuple, code: bytes | str) -> np.ndarray:
 
 
 def _frombuffer(
-  data: bytes, dtype: _Dtype, shape: tuple, order: Any, axes: Any = None
+  data: bytes | bytearray,
+  dtype: _Dtype,
+  shape: tuple,
+  order: Any,
+  axes: Any = None,
 ) -> np.ndarray:
-  # How protocol 5 spells an array.
+  # How protocol 5 spells an array.  Of another array's memory NumPy would make
+  # one that outlives it.
+  if not isinstance(data, bytes | bytearray):
+    raise _RefusedError(f'an array made of a {type(data).__name__}')
   array = np.frombuffer(data, dtype.value)
   if axes is not None:
     return array.reshape(shape).transpose(axes)
@@ -103,7 +110,7 @@ _REFUSED_OPCODES = {'EXT1', 'EXT2', 'EXT4', 'INST', 'OBJ', 'NEWOBJ'} | {
 
 class _Unpickler(pickle._Unpickler):
   # The one in Python, whose BUILD can be restricted to arrays and dtypes.
-  dispatch = dict(pickle._Unpickler.dispatch)
+  dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
   stack: list[Any]
 
   def find_class(self, module: str, name: str) -> Any:
@@ -124,7 +131,7 @@ class _Unpickler(pickle._Unpickler):
     else:
       raise _RefusedError(f'the state of a {type(built).__name__}')
 
-  dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
+  dispatch[pickle.BUILD[0]] = load_build
 
 
 def load_arrays(path: pathlib.Path) -> Any:

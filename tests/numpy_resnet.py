@@ -52,7 +52,7 @@ class NumpyResNet:
       self.parameters[name] = make().astype(np.float32)
     return self.parameters[name].astype(np.float64)
 
-  def _conv_bn(self, x, name, channels, size, stride, relu):
+  def _conv_bn(self, x, name, channels, size, stride, *, relu):
     random = self._random
     shape = (size, size, x.shape[1], channels)
     scale = np.sqrt(2 / (size * size * x.shape[1]))
@@ -79,7 +79,7 @@ class NumpyResNet:
 
   def __call__(self, x):
     """(N, 3, H, W) to {layer: (N, C, H, W)}."""
-    x = self._conv_bn(x, 'conv1', 64, 7, 2, True)
+    x = self._conv_bn(x, 'conv1', 64, 7, 2, relu=True)
     x = self.layers['pool1'] = max_pool(x, self.pool)
     for stage, blocks in enumerate(BLOCKS[self.depth]):
       width = 64 * 2**stage
@@ -104,14 +104,14 @@ class NumpyResNet:
   def _block(self, x, name, width, stride):
     shortcut, out = x, width if self.depth < 50 else 4 * width
     if stride != 1 or x.shape[1] != out:
-      shortcut = self._conv_bn(x, f'{name}_branch1', out, 1, stride, False)
+      shortcut = self._conv_bn(x, f'{name}_branch1', out, 1, stride, relu=False)
     if self.depth < 50:
-      x = self._conv_bn(x, f'{name}_branch2a', width, 3, stride, True)
-      x = self._conv_bn(x, f'{name}_branch2b', width, 3, 1, False)
+      x = self._conv_bn(x, f'{name}_branch2a', width, 3, stride, relu=True)
+      x = self._conv_bn(x, f'{name}_branch2b', width, 3, 1, relu=False)
     else:
       a, b = (stride, 1) if self.stride_in == '1x1' else (1, stride)
-      x = self._conv_bn(x, f'{name}_branch2a', width, 1, a, True)
-      x = self._conv_bn(x, f'{name}_branch2b', width, 3, b, True)
-      x = self._conv_bn(x, f'{name}_branch2c', out, 1, 1, False)
+      x = self._conv_bn(x, f'{name}_branch2a', width, 1, a, relu=True)
+      x = self._conv_bn(x, f'{name}_branch2b', width, 3, b, relu=True)
+      x = self._conv_bn(x, f'{name}_branch2c', out, 1, 1, relu=False)
     x = self.layers[f'{name}_addto'] = np.maximum(x + shortcut, 0)
     return x

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line, as a person types it."""
 
+import runpy
 import subprocess
 import sys
 import time
@@ -114,8 +115,6 @@ def test_a_wrong_value_says_what_is_allowed(
 
 
 def test_settings_behind_the_colon_get_the_type_of_the_default():
-  import runpy
-
   get_config = runpy.run_path(str(ROOT / configuration.DEFAULT))['get_config']
   config = get_config('152,weights=a=b,multi_crop=true,batch_size=3, seed=4')
   assert config.layer_num == 152

@@ -3,6 +3,7 @@
 
 import os
 import pickle
+import runpy
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from conftest import ROOT
 from PIL import Image
 
 import resnet_jax
-from resnet_jax import runner
+from resnet_jax import jobs, runner
 from resnet_jax.data import preprocess
 from resnet_jax.models import resnet
 from resnet_jax.weights import random
@@ -26,11 +27,14 @@ LAYERS = ('res5_2_branch2b_conv', 'res5_2_branch2b_bn')
 KEYS = ['a.png', 'b.jpg', 'c d.png', 'e.png', 'f.png', 'x/a.png', 'x/g.png']
 
 
-def flags(*settings, output='out', layers=','.join(LAYERS)):
+def flags(
+  *settings,
+  output='out',
+):
   return [
     '--job=extract',
     f'--config=configs/resnet.py:{SMALL},data=pictures',
-    f'--config.output_layer={layers}',
+    f'--config.output_layer={",".join(LAYERS)}',
     f'--config.output_dir={output}',
     *(f'--config.{setting}' for setting in settings),
   ]
@@ -255,10 +259,6 @@ def test_places_that_cannot_be_written_to(run_main, pictures):
 
 
 def test_a_full_disk_is_said_before_the_run(pictures, monkeypatch, capsys):
-  import runpy
-
-  from resnet_jax import jobs
-
   get_config = runpy.run_path(str(ROOT / 'configs/resnet.py'))['get_config']
   config = get_config(f'{SMALL},data={pictures}')
   config.output_dir = str(pictures.parent / 'out')

@@ -14,7 +14,7 @@ from reference_weights import parameters_crc32, reference_parameters
 
 from resnet_jax import errors, runner
 from resnet_jax.data import preprocess
-from resnet_jax.models import names, resnet
+from resnet_jax.models import layers, names, resnet
 from resnet_jax.weights import paddle, random
 
 REFERENCE = pathlib.Path(__file__).parent / 'reference'
@@ -85,12 +85,12 @@ def test_every_layer_agrees_with_a_direct_numpy_network(
   expected = independent(bgr.transpose(0, 3, 1, 2))
 
   model = resnet.ResNet(depth, stride_in=stride_in, stem_pool=pool)
-  layers = names.layer_names(depth)
-  assert set(layers) == set(expected)
-  run = runner.Runner(model, independent.parameters, layers, MEAN)
+  wanted = names.layer_names(depth)
+  assert set(wanted) == set(expected)
+  run = runner.Runner(model, independent.parameters, wanted, MEAN)
   got = run.fetch(run(pictures[:, None]))
   shapes = resnet.layer_shapes(model, *size)
-  for name in layers:
+  for name in wanted:
     assert got[name].shape == (2, *shapes[name]) == expected[name].shape
     scale = np.sqrt(np.mean(expected[name] ** 2))
     error = np.abs(got[name] - expected[name]).max() / scale
@@ -101,8 +101,6 @@ def test_every_layer_agrees_with_a_direct_numpy_network(
   ('size', 'ceil', 'pad1'), [(112, 56, 56), (113, 56, 57), (16, 8, 8)]
 )
 def test_the_pool_rules_differ_on_odd_sizes_and_in_their_grid(size, ceil, pad1):
-  from resnet_jax.models import layers
-
   x = np.arange(size * size, dtype=np.float32).reshape(1, size, size, 1)
   by_ceil = layers.StemPool('ceil').apply({}, x)
   by_pad1 = layers.StemPool('pad1').apply({}, x)

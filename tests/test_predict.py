@@ -2,13 +2,16 @@
 """The job `predict`, run as a user runs it."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 import resnet_jax
-from resnet_jax.data import labels
+from resnet_jax.data import labels, preprocess
 
 pytestmark = pytest.mark.filterwarnings('ignore:UNTRAINED')
 
@@ -72,10 +75,6 @@ def test_ten_crops_average_probabilities_not_logits(run_main, pictures):
   assert 'ten crops of 224x224 averaged' in done.stderr
   single = resnet_jax.load('resnet18', weights='random')
   many = resnet_jax.load('resnet18', weights='random', multi_crop=True)
-  from PIL import Image
-
-  from resnet_jax.data import preprocess
-
   cuts = preprocess.cut(
     Image.open(pictures / 'b.jpg').convert('RGB'), many.preprocess
   )
@@ -113,9 +112,6 @@ def test_a_folder_is_no_place_for_predictions(run_main, pictures):
 
 
 def test_reading_the_output_to_its_head_only_is_no_crash(pictures):
-  import subprocess
-  import sys
-
   command = [sys.executable, '-m', 'resnet_jax.main', *FLAGS]
   text = ' '.join(f"'{part}'" for part in command) + ' | head -1'
   done = subprocess.run(

@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import pathlib
+import threading
 import warnings
 import zipfile
 from typing import Any
@@ -240,6 +241,36 @@ def _npy(data: bytes) -> np.ndarray:
 # -------------------------------------------------------------- a picture
 
 
+class _Silence:
+  """No warnings while any thread is inside.
+
+  `warnings.catch_warnings` is one for the process: entered by several threads
+  by turns, it may leave every warning silenced for good.
+  """
+
+  def __init__(self) -> None:
+    self._lock = threading.Lock()
+    self._inside = 0
+    self._caught = warnings.catch_warnings()
+
+  def __enter__(self) -> None:
+    with self._lock:
+      if not self._inside:
+        self._caught = warnings.catch_warnings()
+        self._caught.__enter__()
+        warnings.simplefilter('ignore')
+      self._inside += 1
+
+  def __exit__(self, *error: object) -> None:
+    with self._lock:
+      self._inside -= 1
+      if not self._inside:
+        self._caught.__exit__(None, None, None)
+
+
+_SILENCE = _Silence()
+
+
 def decode(picture: bytes | Image.Image) -> Image.Image:
   """An RGB picture, of a file's bytes or of a Pillow image.
 
@@ -252,10 +283,9 @@ def decode(picture: bytes | Image.Image) -> Image.Image:
     PictureError: it cannot be read; says why.
   """
   try:
-    with warnings.catch_warnings():
-      # Warnings of damaged EXIF say nothing about pixels.  A picture over
-      # Pillow's limit is an error, below it none.
-      warnings.simplefilter('ignore')
+    # Warnings of damaged EXIF say nothing about pixels.  A picture over
+    # Pillow's limit is an error, below it none.
+    with _SILENCE:
       if not isinstance(picture, Image.Image):
         if not picture:
           raise PictureError('the file is empty')
