@@ -131,7 +131,7 @@ class _Unpickler(pickle._Unpickler):
     else:
       raise _RefusedError(f'the state of a {type(built).__name__}')
 
-  dispatch[pickle.BUILD[0]] = load_build
+  dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
 
 def load_arrays(path: pathlib.Path) -> Any:

@@ -165,13 +165,19 @@ def parse_mean(text: str, crop_size: int) -> Mean:
     values = [float(part) for part in parts]
   except ValueError:
     return _mean_file(pathlib.Path(os.path.expanduser(text)), crop_size)
-  if len(values) != 3 or not np.isfinite(values).all():
+  array = _float32(values)
+  if len(values) != 3 or not np.isfinite(array).all():
     raise errors.UserError(
       f"mean='{text}' is neither three finite values, BGR, such as"
       f' {",".join(map(str, MEAN_BGR))}, nor a file.'
     )
-  array = np.array(values, np.float32).reshape(3, 1, 1)
-  return Mean(array, f'({", ".join(p.strip() for p in parts)})')
+  return Mean(array.reshape(3, 1, 1), f'({", ".join(p.strip() for p in parts)})')
+
+
+def _float32(values: Any) -> np.ndarray:
+  # Values beyond its range become infinite, and are refused as such.
+  with np.errstate(over='ignore'):
+    return np.asarray(values, np.float32)
 
 
 def _mean_file(path: pathlib.Path, crop_size: int) -> Mean:
@@ -190,6 +196,7 @@ def _mean_file(path: pathlib.Path, crop_size: int) -> Mean:
     array = contents.get('data_mean') if isinstance(contents, dict) else None
   if not isinstance(array, np.ndarray) or array.dtype.kind not in 'fiu':
     raise errors.UserError(f"{path} holds no array of numbers 'data_mean'.")
+  array = _float32(array)
   if array.size != 3 * crop_size**2 or not np.isfinite(array).all():
     raise errors.UserError(
       f'{path}: data_mean holds {array.size} values of shape {array.shape};'
@@ -198,7 +205,7 @@ def _mean_file(path: pathlib.Path, crop_size: int) -> Mean:
     )
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
   return Mean(
-    array.reshape(3, crop_size, crop_size).astype(np.float32),
+    array.reshape(3, crop_size, crop_size),
     f'mean file {path.name} (3x{crop_size}x{crop_size}, sha256 {digest[:16]})',
   )
 

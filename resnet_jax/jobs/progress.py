@@ -28,7 +28,7 @@ class Progress:
     self._counted_from = done
     self._spoke = self._begin
     self._bar = (
-      tqdm(total=total, initial=done, unit='pictures', file=sys.stderr)
+      tqdm(total=total, initial=done, unit=' pictures', file=sys.stderr)
       if sys.stderr.isatty()
       else None
     )
