@@ -21,7 +21,6 @@ from resnet_jax import errors, files
 from resnet_jax.features import layout, output, strings
 
 _MAX_CHUNK_BYTES = 32 << 20
-_OWN_ARRAYS = ('keys', 'labels', 'status', 'reason')
 
 
 def planned_bytes(plan: layout.Layout, rows: int) -> int:
@@ -176,19 +175,24 @@ class Features(Mapping[str, Layer]):
     self.settings: Mapping[str, Any] = attributes['settings']
     self.record: Mapping[str, Any] = attributes['record']
     self.rows = strings.read(path / 'keys')
-    self.reasons = strings.read(path / 'reason')
-    self.labels: np.ndarray = _open(path / 'labels').read().result()
-    self.status: np.ndarray = _open(path / 'status').read().result()
+    self.reasons = strings.read(path / 'reason', len(self.rows))
     # By the folders that are there, not by a name in a file.
     self._layers = {
       entry.name: Layer(entry)
       for entry in sorted(path.iterdir())
-      if entry.is_dir() and entry.name not in _OWN_ARRAYS
+      if entry.is_dir() and entry.name not in ('keys', 'reason')
     }
-    lengths = {len(self.reasons), len(self.labels), len(self.status)}
-    lengths |= {len(layer) for layer in self._layers.values()}
-    if lengths != {len(self.rows)}:
-      raise ValueError('its arrays differ in their number of rows')
+    for name, layer in self._layers.items():
+      if layer.shape[:1] != (len(self.rows),):
+        raise ValueError(f'{name} is {layer.shape}, of {len(self.rows)} rows')
+    labels, status = self._layers.pop('labels'), self._layers.pop('status')
+    if labels.shape != status.shape or len(status.shape) != 1:
+      raise ValueError('labels and status are not one number a row')
+    self.labels: np.ndarray = labels[:]
+    self.status: np.ndarray = status[:]
+    done = int((self.status == layout.DONE).sum())
+    for name, layer in self._layers.items():
+      _check_size(path / name, layer, done)
 
   def __getitem__(self, layer: str) -> Layer:
     if layer not in self._layers:
@@ -235,6 +239,20 @@ def load_features(directory: str | pathlib.Path) -> Features:
   if (features.status == layout.PENDING).any():
     raise errors.UserError(f'{path} is not finished: it has pending rows.')
   return features
+
+
+def _check_size(path: pathlib.Path, layer: Layer, done: int) -> None:
+  """Raises a ValueError if an array states more values than its files hold.
+
+  A made-up shape would claim any amount of memory.  Nothing is compressed;
+  only chunks of failed rows alone, all NaN, have no file.
+  """
+  there = sum(f.stat().st_size for f in path.rglob('*') if f.is_file())
+  stated = done * math.prod(layer.shape[1:]) * layer.dtype.itemsize
+  if stated > there:
+    raise ValueError(
+      f'{path.name} states {stated} bytes of values, and its files hold {there}'
+    )
 
 
 def _attributes(path: pathlib.Path) -> dict[str, Any]:

@@ -9,13 +9,14 @@ holds the settings.  Source of both formats: PaddlePaddle 0.8 to 0.10,
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -140,78 +141,74 @@ class StreamWriter:
     self._path = path
     self._plan = plan
     self._names = names
-    self._file: IO[bytes] | None = None
-    self._file_number = 0
-    self._failures: list[dict] = []
-    self.done = 0
+    progress = {'rows': 0, 'bytes': 0, 'failed': []}
     if (path / PROGRESS).exists():
-      self._go_on(json.loads((path / PROGRESS).read_bytes()))
+      progress = json.loads((path / PROGRESS).read_bytes())
+    self.done: int = progress['rows']
+    self._size: int = progress['bytes']
+    self._failures: list[dict] = progress['failed']
     self.failed = len(self._failures)
 
   def write(
     self, start: int, values: Mapping[str, np.ndarray], reasons: Sequence[str]
   ) -> None:
-    """Appends rows, then notes that they are there."""
+    """Appends rows, then notes how far the last file reaches."""
+    end = start + len(reasons)
     with files.writing('features', self._path):
-      for offset, reason in enumerate(reasons):
-        row = start + offset
-        self._append(row, {k: array[offset] for k, array in values.items()})
-        if reason:
-          key = self._plan.keys[row]
-          self._failures.append({'row': row, 'key': key, 'reason': reason})
-      self.done, self.failed = start + len(reasons), len(self._failures)
-      self._flush()
+      for number, rows in itertools.groupby(range(start, end), self._number):
+        pieces = (
+          self._form.row(
+            self._names[row], {k: v[row - start] for k, v in values.items()}
+          )
+          for row in rows
+        )
+        self._append(number, pieces, end)
+      self._failures += [
+        {'row': row, 'key': self._plan.keys[row], 'reason': reason}
+        for row, reason in enumerate(reasons, start)
+        if reason
+      ]
+      self.done, self.failed = end, len(self._failures)
+      progress = {
+        'rows': self.done,
+        'bytes': self._size,
+        'failed': self._failures,
+      }
+      _write_json(self._path / PROGRESS, progress)
 
   def finish(self) -> None:
     """Notes the failed rows beside the settings."""
     with files.writing('features', self._path):
-      if self._file:
-        self._file.close()
       run = json.loads((self._path / RUN).read_bytes())
       _write_json(self._path / RUN, run | {'failed': self._failures})
       (self._path / PROGRESS).unlink(missing_ok=True)
 
-  def _go_on(self, progress: Mapping[str, Any]) -> None:
-    self.done, size = progress['rows'], progress['bytes']
-    self._failures = progress['failed']
-    self._file_number = self._number(self.done - 1)
-    path = self._path / self._form.file_name.format(self._file_number)
-    with files.writing('features', path):
-      self._file = open(path, 'r+b')  # noqa: SIM115
-      if self._file.seek(0, os.SEEK_END) < size:
-        raise errors.UserError(
-          f'{path} is shorter than {PROGRESS} says. Remove {self._path} to'
-          ' start over.'
-        )
-      self._file.truncate(size)
-      self._file.seek(size)
-
   def _number(self, row: int) -> int:
+    """The number of the file that a row is in."""
     return row // self._form.rows_per_file if self._form.rows_per_file else 0
 
-  def _append(self, row: int, values: Row) -> None:
-    number = self._number(row)
-    if self._file is None or number != self._file_number:
-      if self._file:
-        self._file.close()
-      path = self._path / self._form.file_name.format(number)
-      self._file = open(path, 'wb')  # noqa: SIM115
-      self._file_number = number
-      self._file.write(self._form.head)
-    self._file.write(self._form.row(self._names[row], values))
-    if row + 1 == self._plan.rows or self._number(row + 1) != number:
-      self._file.write(self._form.tail)
-
-  def _flush(self) -> None:
-    assert self._file is not None
-    self._file.flush()
-    os.fsync(self._file.fileno())
-    progress = {
-      'rows': self.done,
-      'bytes': self._file.tell(),
-      'failed': self._failures,
-    }
-    _write_json(self._path / PROGRESS, progress)
+  def _append(self, number: int, pieces: Iterable[bytes], end: int) -> None:
+    """Adds pieces to a file; `end` is the row behind the batch."""
+    path = self._path / self._form.file_name.format(number)
+    goes_on = self.done > 0 and number == self._number(self.done - 1)
+    with open(path, 'r+b' if goes_on else 'wb') as file:
+      if goes_on:
+        # What lies behind the noted size is of a run that was killed.
+        if file.seek(0, os.SEEK_END) < self._size:
+          raise errors.UserError(
+            f'{path} is shorter than {PROGRESS} says. Remove {self._path} to'
+            ' start over.'
+          )
+        file.truncate(self._size)
+        file.seek(self._size)
+      else:
+        file.write(self._form.head)
+      file.writelines(pieces)
+      if end == self._plan.rows or self._number(end) != number:
+        file.write(self._form.tail)
+      file.flush()
+      os.fsync(file.fileno())
+      self._size = file.tell()
 
 
 def load_feature_py(directory: str | pathlib.Path) -> dict[str, Any]:

@@ -52,25 +52,33 @@ def write_chunk(
   files.write_atomically(path / 'c' / str(index), b''.join(data))
 
 
-def read(path: pathlib.Path) -> list[str]:
+def read(path: pathlib.Path, rows: int | None = None) -> list[str]:
   """All strings of an array that `create` and `write_chunk` made.
 
+  Args:
+    path: the array.
+    rows: how many there must be, in chunks that may be missing (empty
+      strings); without it no chunk may be missing, so that a made-up size
+      claims no memory.
+
   Raises:
-    ValueError: it is not one, or is damaged.
+    ValueError, OSError: it is not one, or is damaged.
   """
   metadata = json.loads((path / 'zarr.json').read_bytes())
-  rows = metadata['shape'][0]
-  chunk = metadata['chunk_grid']['configuration']['chunk_shape'][0]
+  (stated,) = metadata['shape']
+  (chunk,) = metadata['chunk_grid']['configuration']['chunk_shape']
   if metadata['codecs'] != [{'name': 'vlen-utf8'}]:
-    raise ValueError(f'{path} has other codecs than vlen-utf8')
+    raise ValueError(f'{path.name} has other codecs than vlen-utf8')
+  if rows not in (None, stated) or not 0 < chunk <= stated:
+    raise ValueError(f'{path.name} states {stated} rows in chunks of {chunk}')
   values: list[str] = []
-  for index in range(-(-rows // chunk)):
+  for index in range(-(-stated // chunk)):
     file = path / 'c' / str(index)
-    if file.exists():
+    if rows is None or file.exists():
       values += _decode(file.read_bytes(), chunk)
     else:
-      values += [''] * chunk
-  return values[:rows]
+      values += [''] * min(chunk, stated - len(values))
+  return values[:stated]
 
 
 def _decode(data: bytes, chunk: int) -> Iterator[str]:
