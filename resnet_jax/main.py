@@ -11,6 +11,7 @@ of them can be set behind the colon or by --config.KEY=VALUE.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -35,9 +36,8 @@ _JOB = flags.DEFINE_enum(
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:
-  arguments = configuration.resolve_flags(arguments)
   try:
-    return app.parse_flags_with_usage(arguments)
+    return app.parse_flags_with_usage(list(arguments))
   except (AttributeError, KeyError, TypeError):
     # What config_flags raises for a key that the config does not have.
     configuration.check_overrides(arguments)
@@ -60,13 +60,15 @@ def run() -> None:
   """The program: flags, job, exit status."""
   # JAX notes at lower levels which accelerators it did not find.
   logging.set_verbosity(logging.WARNING)
+  # Ctrl-C ends the program at once, also inside the compiler: a run may be
+  # killed at any moment, so there is nothing to be cleaned up.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
   try:
+    # config_flags looks there, too.
+    sys.argv = configuration.resolve_flags(sys.argv)
     app.run(main, flags_parser=_parse)
   except errors.UserError as error:
     sys.exit(f'error: {error}')
-  except KeyboardInterrupt:
-    print('interrupted; extract, started again, goes on', file=sys.stderr)
-    sys.exit(130)
   except BrokenPipeError:
     # Who reads the output has enough of it (`| head`).
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

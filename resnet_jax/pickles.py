@@ -11,7 +11,7 @@ import codecs
 import mmap
 import pathlib
 import pickle
-import pickletools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -101,16 +101,17 @@ for _core in ('numpy.core', 'numpy._core'):
   _ADMITTED[f'{_core}.numeric', '_frombuffer'] = _frombuffer
 
 # These name or build objects other than through the functions above.
-_REFUSED_OPCODES = {'EXT1', 'EXT2', 'EXT4', 'INST', 'OBJ', 'NEWOBJ'} | {
-  'NEWOBJ_EX',
-  'PERSID',
-  'BINPERSID',
-}
+_REFUSED_OPCODES = (
+  *('EXT1', 'EXT2', 'EXT4', 'INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX'),
+  *('PERSID', 'BINPERSID'),
+)
 
 
 class _Unpickler(pickle._Unpickler):
-  # The one in Python, whose BUILD can be restricted to arrays and dtypes.
-  dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+  # The one in Python: its opcodes can be restricted, and it reads what is there
+  # before it takes memory for it.
+  dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+  read: Callable[[int], bytes]
   stack: list[Any]
 
   def find_class(self, module: str, name: str) -> Any:
@@ -131,7 +132,26 @@ class _Unpickler(pickle._Unpickler):
     else:
       raise _RefusedError(f'the state of a {type(built).__name__}')
 
-  dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
+  def load_bytearray8(self) -> None:
+    # The one that would take memory first.
+    size = int.from_bytes(self.read(8), 'little')
+    self.stack.append(bytearray(self.read(size)))
+
+  dispatch[pickle.BUILD[0]] = load_build
+  dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+
+def _refuse(name: str) -> None:
+  code = getattr(pickle, name)[0]
+
+  def refuse(unpickler: _Unpickler) -> None:
+    raise _RefusedError(f'the opcode {name}')
+
+  _Unpickler.dispatch[code] = refuse
+
+
+for _name in _REFUSED_OPCODES:
+  _refuse(_name)
 
 
 def load_arrays(path: pathlib.Path) -> Any:
@@ -146,8 +166,7 @@ def load_arrays(path: pathlib.Path) -> Any:
       open(path, 'rb') as file,
       mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
     ):
-      _check_opcodes(view)
-      view.seek(0)
+      # Mapped, because reading takes memory for as much as a pickle claims.
       return _Unpickler(view, encoding='latin1').load()
   except _RefusedError as error:
     raise errors.UserError(
@@ -160,22 +179,8 @@ def load_arrays(path: pathlib.Path) -> Any:
     ) from error
   except Exception as error:
     # A damaged pickle can raise nearly anything.
+    breaks_off = isinstance(error, EOFError)
+    why = 'it breaks off' if breaks_off else f'{type(error).__name__}: {error}'
     raise errors.UserError(
-      f'{path} is no pickle, or a damaged one ({type(error).__name__}:'
-      f' {error}). Make it again.'
+      f'{path} is no pickle, or a damaged one ({why}). Make it again.'
     ) from error
-
-
-def _check_opcodes(view: Any) -> None:
-  """Refuses opcodes that could claim memory or make objects unseen."""
-  ended = False
-  for count, (opcode, argument, _) in enumerate(pickletools.genops(view)):
-    if opcode.name in _REFUSED_OPCODES:
-      raise _RefusedError(f'the opcode {opcode.name}')
-    stores = opcode.name in ('PUT', 'BINPUT', 'LONG_BINPUT')
-    if stores and int(argument or 0) > count:
-      # The unpickler would make a table of that size.
-      raise _RefusedError(f'a memo of {argument} entries')
-    ended = opcode.name == 'STOP'
-  if not ended:
-    raise ValueError('it breaks off')

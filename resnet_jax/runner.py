@@ -37,8 +37,8 @@ def select_device(use_gpu: bool) -> jax.Device:
     raise errors.UserError(
       f'use_gpu is set, and JAX {jax.__version__} finds no GPU, only {there}.'
       " Install the extra for the machine's CUDA (pip install"
-      " 'resnet-jax-zoo[cuda12]' or [cuda13]), or leave use_gpu out to run on"
-      ' the CPU.'
+      " 'resnet-jax-zoo[cuda12]' or [cuda13]; in a checkout '.[cuda12]'), or"
+      ' leave use_gpu out to run on the CPU.'
     ) from error
 
 

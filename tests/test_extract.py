@@ -204,6 +204,29 @@ def test_other_settings_are_refused_and_named(run_main, pictures):
   assert 'dtype' not in refused.stderr
   with pytest.raises(resnet_jax.UserError, match='is not finished'):
     resnet_jax.load_features(out / 'out')
+  (pictures / 'a.png').write_bytes((pictures / 'e.png').read_bytes())
+  refused = run_main(*flags())
+  assert 'pictures_sha256 is' in refused.stderr
+  refused = run_main(*flags('feature_format=text'))
+  assert "feature_format is 'zarr' there, 'text' now" in refused.stderr
+
+
+def test_ctrl_c_ends_the_program_at_once(pictures):
+  for delay in (0.5, 1.0, 3.0):
+    process = subprocess.Popen(
+      [sys.executable, '-m', 'resnet_jax.main', *flags(output=f'c{delay}')],
+      cwd=pictures.parent,
+      env=os.environ | {'PYTHONPATH': str(ROOT)},
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    time.sleep(delay)
+    if process.poll() is None:
+      process.send_signal(signal.SIGINT)
+      _, message = process.communicate(timeout=10)
+      assert 'Traceback' not in message
+      assert process.returncode in (-signal.SIGINT, 0)
+    process.communicate()
 
 
 @pytest.mark.parametrize('form', ['zarr', 'pickle', 'text'])

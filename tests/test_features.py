@@ -144,9 +144,24 @@ def test_foreign_contents_are_left_alone(tmp_path):
   (tmp_path / 'out' / 'thesis.txt').write_text('')
   (tmp_path / 'file').write_text('')
   for name in ('out', 'file'):
-    with pytest.raises(errors.UserError, match='not a run of this format'):
+    with pytest.raises(errors.UserError, match='not a run of this program'):
       output.is_finished(tmp_path / name, {}, store.read_settings)
   assert (tmp_path / 'out' / 'thesis.txt').exists()
+
+
+@pytest.mark.parametrize('name', ['.', '..', 'a/..', '/', 'a/../..'])
+def test_an_output_directory_needs_a_name(name):
+  with pytest.raises(errors.UserError, match='name a folder of its own'):
+    output.checked(name)
+  assert str(output.checked('new/../out/')) == 'out'
+
+
+def test_a_run_of_another_format_is_recognised(tmp_path):
+  write('zarr', tmp_path / 'out', plan_of(4))
+  assert features.read_settings(tmp_path / 'out') == FACTS.settings
+  write('text', tmp_path / 'text', plan_of(4))
+  assert features.read_settings(tmp_path / 'text') == FACTS.settings
+  assert features.read_settings(tmp_path) is None
 
 
 def test_an_empty_directory_and_a_crash_while_creating_are_fine(tmp_path):
@@ -204,7 +219,16 @@ def test_the_store_is_read_by_us_and_by_zarr(tmp_path, dtype):
     np.testing.assert_array_equal(ours[name][:], expected)
     np.testing.assert_array_equal(np.asarray(ours[name]), expected)
     np.testing.assert_array_equal(theirs[name][:], expected)
-    np.testing.assert_array_equal(ours[name][2:5, 1], expected[2:5, 1])
+    for index in (
+      *(-1, slice(None, None, -2), [5, 0], (slice(2, 5), 1), (3, -1, 0, 0)),
+      *(slice(9, 9), expected[:, 0, 0, 0] > 0, (...,)),
+    ):
+      np.testing.assert_array_equal(ours[name][index], expected[index])
+    for index in (8, -9):
+      with pytest.raises(IndexError):
+        ours[name][index]
+    with pytest.raises(IndexError, match='index the rows first'):
+      ours[name][0, [1]]
   assert ours.rows == list(plan.keys) == list(theirs['keys'][:])
   assert list(ours.labels) == list(theirs['labels'][:]) == list(range(8))
   assert list(ours.status) == list(theirs['status'][:])
@@ -276,7 +300,9 @@ def test_a_damaged_store_is_refused(tmp_path, file, change):
   write('zarr', tmp_path / 'out', plan_of(8))
   path = tmp_path / 'out' / file
   path.write_bytes(change(path.read_bytes()))
-  with pytest.raises(errors.UserError, match='no feature store, or a damaged|is damaged:'):
+  with pytest.raises(
+    errors.UserError, match=r'no feature store, or a damaged|is damaged:'
+  ):
     resnet_jax.load_features(tmp_path / 'out')
 
 
@@ -289,7 +315,7 @@ def test_a_damaged_chunk_is_noticed_when_it_is_read(tmp_path, change):
   chunk.write_bytes(change(chunk.read_bytes()))
   layer = resnet_jax.load_features(tmp_path / 'out')['a_layer']
   assert np.isfinite(layer[:3]).all()
-  with pytest.raises(errors.UserError, match='is damaged: .*Extract the feat'):
+  with pytest.raises(errors.UserError, match=r'is damaged: .*Extract the feat'):
     layer[:]
 
 
@@ -417,7 +443,7 @@ def test_damaged_text_is_refused(tmp_path, text, message):
 def test_the_readers_say_what_is_not_there(tmp_path):
   with pytest.raises(errors.UserError, match='no feature files batch_N in'):
     resnet_jax.load_feature_py(tmp_path)
-  with pytest.raises(errors.UserError, match='cannot read .*No such file'):
+  with pytest.raises(errors.UserError, match=r'cannot read .*No such file'):
     resnet_jax.load_feature_c(tmp_path / 'rank-00000')
   write('text', tmp_path / 'out', plan_of(8), stop=3)
   with pytest.raises(errors.UserError, match='is not finished'):

@@ -171,7 +171,9 @@ def parse_mean(text: str, crop_size: int) -> Mean:
       f"mean='{text}' is neither three finite values, BGR, such as"
       f' {",".join(map(str, MEAN_BGR))}, nor a file.'
     )
-  return Mean(array.reshape(3, 1, 1), f'({", ".join(p.strip() for p in parts)})')
+  return Mean(
+    array.reshape(3, 1, 1), f'({", ".join(p.strip() for p in parts)})'
+  )
 
 
 def _float32(values: Any) -> np.ndarray:

@@ -33,12 +33,14 @@ class Item:
     name: what a person calls it: its path from where the program runs.
     label: its class, or NO_LABEL.
     read: gives the file's bytes, or a Pillow image.
+    size: of its file in bytes; -1 where there is none.
   """
 
   key: str
   name: str
   label: int
   read: Callable[[], bytes | Image.Image]
+  size: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,11 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
 
 def _item(path: pathlib.Path, key: str, label: int) -> Item:
   _check_text(key)
-  return Item(key, os.fspath(path), label, path.read_bytes)
+  try:
+    size = path.stat().st_size
+  except (OSError, ValueError):
+    size = -1
+  return Item(key, os.fspath(path), label, path.read_bytes, size)
 
 
 def _check_present(source: Source, path: pathlib.Path) -> None:
@@ -137,7 +143,15 @@ def _folder(root: pathlib.Path) -> Source:
     raise error
 
   found, others = [], 0
-  for folder, _, names in os.walk(root, onerror=fail):
+  for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
+    # A link to a folder that it lies in would never end.
+    here = os.path.realpath(folder)
+    folders[:] = [
+      name
+      for name in folders
+      if os.path.commonpath([real := os.path.realpath(f'{here}/{name}'), here])
+      != real
+    ]
     for name in names:
       if pathlib.PurePath(name).suffix.lower() in preprocess.SUFFIXES:
         path = pathlib.Path(folder, name)

@@ -4,7 +4,7 @@
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from resnet_jax.features import layout, output, store, stream
 from resnet_jax.features.store import Features, load_features
@@ -61,6 +61,14 @@ FORMATS: Mapping[str, Format] = {
     _text_writer,
   ),
 }
+
+
+def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
+  """The settings of a run in any of the formats; None if there is none."""
+  for form in FORMATS.values():
+    if (settings := form.read_settings(path)) is not None:
+      return settings
+  return None
 
 
 def notes(format_name: str, plan: layout.Layout) -> list[str]:

@@ -16,6 +16,20 @@ from resnet_jax import errors, files
 ReadSettings = Callable[[pathlib.Path], Mapping[str, Any] | None]
 
 
+def checked(directory: str) -> pathlib.Path:
+  """The path of an output directory, without `..` in it.
+
+  Raises:
+    UserError: it has no name of its own, as the working directory.
+  """
+  path = pathlib.Path(os.path.normpath(os.path.expanduser(directory)))
+  if not path.name or path.name == '..':
+    raise errors.UserError(
+      f"output_dir='{directory}': name a folder of its own, such as features."
+    )
+  return path
+
+
 def part(directory: pathlib.Path) -> pathlib.Path:
   """Where a run works before it is finished."""
   return directory.with_name(directory.name + files.PART)
@@ -56,8 +70,8 @@ def is_finished(
     found = read(place) if place.is_dir() else None
     if found is None:
       raise errors.UserError(
-        f'{place} holds something that is not a run of this format. Choose'
-        ' another output_dir, or remove it.'
+        f'{place} holds something that is not a run of this program. Choose'
+        ' another output_dir.'
       )
     if different := _differences(found, settings):
       raise errors.UserError(
@@ -103,8 +117,10 @@ def check_space(directory: pathlib.Path, needed: int) -> int:
   place = directory.absolute()
   while not place.exists():
     place = place.parent
-  free = shutil.disk_usage(place).free
-  if needed > free:
+  usage = shutil.disk_usage(place)
+  free = usage.free
+  # File systems without a size (/proc) say so when they are written to.
+  if usage.total and needed > free:
     raise errors.UserError(
       f'{needed:,} bytes are to be written to {directory}, and {free:,} are'
       ' free there. Make room, choose another output_dir, fewer layers,'

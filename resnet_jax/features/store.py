@@ -7,11 +7,12 @@ group's attributes `settings` and `record` say how the values were made.  Rows
 are in the order of the data.  Chunks carry a CRC-32C, which readers check.
 """
 
+import contextlib
 import json
 import math
 import pathlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,21 @@ def planned_bytes(plan: layout.Layout, rows: int) -> int:
   """Bytes that `rows` more rows take, the padding of the last batch too."""
   batches = -(-rows // plan.batch_rows)
   # Labels, status, reason and checksums are a few bytes a row.
-  values = batches * plan.batch_rows * (plan.row_bytes() + 24)
+  few = 24 + 4 * len(plan.layers)
+  values = batches * plan.batch_rows * (plan.row_bytes() + few)
   return values + sum(len(key.encode()) + 4 for key in plan.keys)
 
 
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+  """Makes TensorStore's errors of the file system those of the system."""
+  try:
+    yield
+  except ValueError as error:
+    raise OSError(str(error)) from error
+
+
+@_system_errors()
 def create(
   path: pathlib.Path, plan: layout.Layout, facts: layout.Facts
 ) -> None:
@@ -95,25 +107,21 @@ class StoreWriter:
     """Adds rows, their status last."""
     rows = slice(start, start + len(reasons))
     status = [layout.FAILED if reason else layout.DONE for reason in reasons]
-    with files.writing('features', self._path):
-      try:
-        pending = [
-          self._arrays[name][rows].write(array)
-          for name, array in values.items()
-        ]
-        for write in pending:
-          write.result()
-        if any(reasons):
-          strings.write_chunk(
-            self._path / 'reason',
-            start // self._plan.batch_rows,
-            reasons,
-            self._plan.batch_rows,
-          )
-        self._arrays['status'][rows].write(np.array(status, np.uint8)).result()
-      except ValueError as error:
-        # TensorStore's errors of the file system.
-        raise OSError(str(error)) from error
+    chunk = start // self._plan.batch_rows
+    with files.writing('features', self._path), _system_errors():
+      pending = [
+        self._arrays[name][rows].write(array) for name, array in values.items()
+      ]
+      for write in pending:
+        write.result()
+      if any(reasons):
+        strings.write_chunk(
+          self._path / 'reason', chunk, reasons, self._plan.batch_rows
+        )
+      else:
+        # A run that was killed here may have failed at rows of this batch.
+        strings.remove_chunk(self._path / 'reason', chunk)
+      self._arrays['status'][rows].write(np.array(status, np.uint8)).result()
     self.done = rows.stop
     self.failed += sum(map(bool, reasons))
 
@@ -139,14 +147,28 @@ class Layer:
     return self.shape[0]
 
   def __getitem__(self, index: Any) -> np.ndarray:
+    """The values at `index`: rows as NumPy has them, then ints or slices.
+
+    Only the rows are read.
+    """
+    first, *rest = index if isinstance(index, tuple) else (index,)
+    if any(not isinstance(part, int | np.integer | slice) for part in rest):
+      raise IndexError('index the rows first, then what they give')
+    rows = np.asarray(np.arange(len(self))[first])
+    if not rows.size:
+      return np.empty((*rows.shape, *self.shape[1:]), self.dtype)
+    place: Any = rows
+    if rows.ndim == 0:
+      place = int(rows)
+    elif rows.ndim == 1 and (np.diff(rows) == 1).all():
+      place = slice(int(rows[0]), int(rows[-1]) + 1)
     try:
-      return self._array[index].read().result()
-    except IndexError:
-      raise
+      values = self._array[place].read().result()
     except (ValueError, OSError) as error:
       raise errors.UserError(
         f'{self._path} is damaged: {error}. Extract the features again.'
       ) from error
+    return values[(*[slice(None)] * rows.ndim, *rest)]
 
   def __array__(
     self, dtype: Any = None, copy: bool | None = None

@@ -141,12 +141,20 @@ class StreamWriter:
     self._path = path
     self._plan = plan
     self._names = names
-    progress = {'rows': 0, 'bytes': 0, 'failed': []}
-    if (path / PROGRESS).exists():
-      progress = json.loads((path / PROGRESS).read_bytes())
-    self.done: int = progress['rows']
-    self._size: int = progress['bytes']
-    self._failures: list[dict] = progress['failed']
+    progress: dict[str, Any] = {'rows': 0, 'bytes': 0, 'failed': []}
+    try:
+      if (path / PROGRESS).exists():
+        progress = json.loads((path / PROGRESS).read_bytes())
+      elif 'failed' in (run := json.loads((path / RUN).read_bytes())):
+        # Killed after `finish`, before the directory got its name.
+        progress |= {'rows': plan.rows, 'failed': run['failed']}
+      self.done: int = progress['rows']
+      self._size: int = progress['bytes']
+      self._failures: list[dict] = progress['failed']
+    except (KeyError, ValueError, OSError, TypeError) as error:
+      raise errors.UserError(
+        f'{path} is damaged: {error}. Remove it to start over.'
+      ) from error
     self.failed = len(self._failures)
 
   def write(
@@ -260,7 +268,11 @@ def load_feature_c(file: str | pathlib.Path) -> list[list[list[float]]]:
         *layers, rest = line.split(';')
         if rest != '\n' or not layers:
           raise ValueError(f'line {number} does not end with a semicolon')
-        samples.append([[float(v) for v in layer.split()] for layer in layers])
+        try:
+          sample = [[float(v) for v in layer.split()] for layer in layers]
+        except ValueError as error:
+          raise ValueError(f'line {number}: {error}') from error
+        samples.append(sample)
   except OSError as error:
     raise errors.UserError(f'cannot read {path}: {error.strerror}.') from error
   except ValueError as error:

@@ -52,6 +52,11 @@ def write_chunk(
   files.write_atomically(path / 'c' / str(index), b''.join(data))
 
 
+def remove_chunk(path: pathlib.Path, index: int) -> None:
+  """Makes the strings of a chunk empty again."""
+  (path / 'c' / str(index)).unlink(missing_ok=True)
+
+
 def read(path: pathlib.Path, rows: int | None = None) -> list[str]:
   """All strings of an array that `create` and `write_chunk` made.
 

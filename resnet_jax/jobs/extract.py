@@ -24,10 +24,10 @@ def run(config: ConfigDict) -> int:
   plan = _plan(config, setup, layers, reduction)
   facts = _facts(config, setup, plan, reduction)
   form = features.FORMATS[config.feature_format]
-  directory = pathlib.Path(config.output_dir).expanduser()
+  directory = output.checked(config.output_dir)
   notes = features.notes(config.feature_format, plan)
 
-  if output.is_finished(directory, facts.settings, form.read_settings):
+  if output.is_finished(directory, facts.settings, features.read_settings):
     common.say(f'{directory} is finished already; nothing to do')
     return 0
   path = output.part(directory)
@@ -122,7 +122,9 @@ def _facts(
   plan: layout.Layout,
   reduction: runner.Reduction,
 ) -> layout.Facts:
-  data = json.dumps([list(plan.keys), list(plan.labels)]).encode()
+  data = json.dumps(
+    [[item.key, item.label, item.size] for item in setup.source.items]
+  ).encode()
   settings = {
     'model': f'ResNet-{setup.model.depth}',
     'variant': {

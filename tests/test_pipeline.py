@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches: order, padding, failures, threads and memory."""
+
+import io
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax import errors
+from resnet_jax.data import pipeline, preprocess, sources
+
+MEAN = preprocess.parse_mean('1,2,3', 32)
+HOW = preprocess.Preprocess(MEAN, resize_size=36, crop_size=32)
+TEN = preprocess.Preprocess(MEAN, resize_size=36, crop_size=32, multi_crop=True)
+
+
+def png(seed):
+  pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8)
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, 'PNG')
+  return file.getvalue()
+
+
+def item(number, data):
+  def read():
+    # So that pictures are not ready in the order in which they are wanted.
+    time.sleep(0.002 * (-number % 4))
+    if isinstance(data, Exception):
+      raise data
+    return data
+
+  return sources.Item(f'{number}.png', f'in/{number}.png', number, read)
+
+
+def items_of(*contents):
+  return [item(number, data) for number, data in enumerate(contents)]
+
+
+def decoders():
+  return [t for t in threading.enumerate() if t.name.startswith('decode')]
+
+
+@pytest.mark.parametrize('threads', [1, 2, 8])
+@pytest.mark.parametrize('how', [HOW, TEN])
+def test_order_and_bytes_do_not_depend_on_threads(threads, how):
+  contents = [png(seed) for seed in range(11)]
+  expected = [
+    preprocess.cut(Image.open(io.BytesIO(data)), how) for data in contents
+  ]
+  items = items_of(*contents)
+  found = list(pipeline.batches(items, how, rows=4, threads=threads))
+  assert [batch.start for batch in found] == [0, 4, 8]
+  assert [i for batch in found for i in batch.items] == items
+  images = np.concatenate([batch.images[batch.mask] for batch in found])
+  assert images.dtype == np.uint8
+  assert images.shape == (11, how.cuts, 32, 32, 3)
+  assert images.tobytes() == np.stack(expected).tobytes()
+
+
+def test_last_batch_is_padded_with_zeros_and_masked():
+  items = items_of(*[png(seed) for seed in range(5)])
+  first, last = pipeline.batches(items, HOW, rows=4)
+  assert first.mask.tolist() == [True] * 4
+  assert last.images.shape == first.images.shape == (4, 1, 32, 32, 3)
+  assert last.mask.tolist() == [True, False, False, False]
+  assert last.images[0].any()
+  assert not last.images[1:].any()
+  assert list(last.items) == items[4:]
+  assert list(last.reasons) == ['']
+
+
+@pytest.mark.parametrize(
+  ('start', 'labels'),
+  [(0, [[0, 1, 2], [3, 4, 5], [6]]), (2, [[2, 3, 4], [5, 6]]), (7, [])],
+)
+def test_start_skips_what_was_done(start, labels):
+  items = items_of(*[png(seed) for seed in range(7)])
+  found = list(pipeline.batches(items, HOW, rows=3, start=start))
+  assert [[i.label for i in batch.items] for batch in found] == labels
+  assert [b.start for b in found] == list(range(start, 7, 3))
+  for batch in found:
+    for row, picture in enumerate(batch.items):
+      [expected] = preprocess.cut(
+        Image.open(io.BytesIO(png(picture.label))), HOW
+      )
+      np.testing.assert_array_equal(batch.images[row, 0], expected)
+
+
+@pytest.mark.parametrize(
+  ('data', 'reason'),
+  [
+    (b'', 'the file is empty'),
+    (b'hello', 'it is in none of the formats JPEG, PNG'),
+    (FileNotFoundError(2, 'No such file or directory'), 'No such file or di'),
+    (OSError('the disk is gone'), 'the disk is gone'),
+  ],
+)
+def test_fail_names_the_file_and_the_reason_and_what_to_do(data, reason):
+  items = items_of(png(0), png(1), data, png(3))
+  found = pipeline.batches(items, HOW, rows=2)
+  assert next(found).mask.all()
+  with pytest.raises(errors.UserError) as caught:
+    next(found)
+  message = str(caught.value)
+  assert message.startswith(f'cannot read the picture in/2.png: {reason}')
+  assert 'leave it out' in message
+  assert 'on_error=record' in message
+  assert not decoders()
+
+
+def test_record_gives_reasons_and_zeros():
+  gone = FileNotFoundError(2, 'No such file or directory')
+  items = items_of(png(0), b'', gone, png(3), b'text')
+  first, last = pipeline.batches(items, HOW, rows=3, on_error='record')
+  assert first.mask.tolist() == [True, False, False]
+  assert list(first.reasons) == [
+    '',
+    'the file is empty',
+    'No such file or directory',
+  ]
+  assert first.images[0].any()
+  assert not first.images[1:].any()
+  assert last.mask.tolist() == [True, False, False]
+  assert last.reasons[0] == ''
+  assert last.reasons[1].startswith('it is in none of the formats')
+  assert not last.images[1:].any()
+
+
+def test_unknown_on_error_is_refused_with_a_near_match():
+  found = pipeline.batches([], HOW, rows=3, on_error='recrod')
+  with pytest.raises(errors.UserError, match=r"'recrod'.*'record'.*fail, rec"):
+    next(found)
+
+
+@pytest.mark.parametrize('error', [None, RuntimeError('a fault of the code')])
+def test_no_thread_outlives_the_batches(error):
+  contents = [png(0), png(1), png(2), error or png(3), *map(png, range(30))]
+  found = pipeline.batches(items_of(*contents), HOW, rows=2, threads=4)
+  next(found)
+  assert decoders()
+  if error:
+    with pytest.raises(RuntimeError, match='a fault of the code'):
+      next(found)
+  else:
+    # What the caller does who stops in the middle.
+    found.close()
+  assert not decoders()
+
+
+def test_at_most_two_batches_are_read_ahead():
+  data, lock, read = png(0), threading.Lock(), []
+
+  def item_of(number):
+    def read_it():
+      with lock:
+        read.append(number)
+      return data
+
+    return sources.Item(str(number), str(number), 0, read_it)
+
+  rows = 5
+  items = [item_of(number) for number in range(60)]
+  found = pipeline.batches(items, HOW, rows=rows, threads=8)
+  assert read == []
+  for count, _ in enumerate(found, 1):
+    # Time enough to read everything, were it not held back.
+    time.sleep(0.02)
+    with lock:
+      assert count * rows <= len(read) <= (count + 2) * rows
+  assert sorted(read) == list(range(60))
+
+
+def test_pictures_that_nobody_waits_for_are_not_read():
+  data, read = png(0), []
+
+  def item_of(number):
+    def read_it():
+      time.sleep(0.005)
+      read.append(number)
+      return data
+
+    return sources.Item(str(number), str(number), 0, read_it)
+
+  items = [item_of(number) for number in range(60)]
+  found = pipeline.batches(items, HOW, rows=20, threads=1)
+  next(found)
+  found.close()
+  # Sixty were asked for by then.
+  assert 20 <= len(read) < 40
