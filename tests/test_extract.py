@@ -73,7 +73,7 @@ def test_the_store_holds_the_values_in_order(run_main, pictures, parameters):
   done = run_main(*flags(), check=0)
   assert 'UNTRAINED' in done.stderr
   assert '7 pictures in the folder pictures' in done.stderr
-  assert 'to write: 7 rows, at most 131.3 kB, to out' in done.stderr
+  assert 'to write: 7 rows, at most 131.4 kB, to out' in done.stderr
   out = pictures.parent / 'out'
   features = resnet_jax.load_features(out)
   assert features.rows == KEYS

@@ -257,6 +257,7 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path):
     Image.new('RGB', (4, 4)).save(tmp_path / path)
   (tmp_path / 'data' / 'link').symlink_to(tmp_path / 'elsewhere')
   (tmp_path / 'data' / 'b' / 'up').symlink_to(tmp_path / 'data')
+  (tmp_path / 'elsewhere' / 'back').symlink_to(tmp_path / 'data')
   (tmp_path / 'data' / 'b' / 'self').symlink_to(tmp_path / 'data' / 'b')
   source = sources.open_source(str(tmp_path / 'data'))
   keys = [item.key for item in source.items]

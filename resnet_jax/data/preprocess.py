@@ -285,8 +285,8 @@ def decode(picture: bytes | Image.Image) -> Image.Image:
 
   Grey and palette pictures become RGB; alpha is dropped, the colours below it
   kept; CMYK is converted by Pillow's formula, without colour profiles; of 16
-  bits the upper 8 are taken; EXIF's orientation is ignored; an animated
-  picture gives its first frame.
+  bits the upper 8 are taken; EXIF's orientation is ignored (that of a TIFF
+  Pillow applies itself); an animated picture gives its first frame.
 
   Raises:
     PictureError: it cannot be read; says why.

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from PIL import Image
 
@@ -74,9 +74,9 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
   """
   path = pathlib.Path(os.path.expanduser(data))
   try:
-    if path.is_dir():
+    if data and path.is_dir():
       source = _folder(path)
-    elif not path.exists():
+    elif not data or not path.exists():
       raise errors.UserError(
         f"data='{data}': there is no such file or folder. Give a list file"
         ' (a line a picture: path, label), a folder, or a picture.'
@@ -139,30 +139,31 @@ def _is_picture(path: pathlib.Path) -> bool:
 
 
 def _folder(root: pathlib.Path) -> Source:
-  def fail(error: OSError) -> None:
-    raise error
-
   found, others = [], 0
-  for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
-    # A link to a folder that it lies in would never end.
-    here = os.path.realpath(folder)
-    folders[:] = [
-      name
-      for name in folders
-      if os.path.commonpath([real := os.path.realpath(f'{here}/{name}'), here])
-      != real
-    ]
-    for name in names:
-      if pathlib.PurePath(name).suffix.lower() in preprocess.SUFFIXES:
-        path = pathlib.Path(folder, name)
-        found.append((path.relative_to(root).as_posix(), path))
-      else:
-        others += 1
+  for path in _walk(root, frozenset()):
+    if path.suffix.lower() in preprocess.SUFFIXES:
+      found.append((path.relative_to(root).as_posix(), path))
+    else:
+      others += 1
   left_out = f'; {others} other files left out' if others else ''
   return Source(
     [_item(path, key, NO_LABEL) for key, path in sorted(found)],
     f'{len(found)} pictures in the folder {root}{left_out}',
   )
+
+
+def _walk(
+  folder: pathlib.Path, above: frozenset[str]
+) -> Iterator[pathlib.Path]:
+  """The files below a folder; links are followed, but not round in circles."""
+  real = os.path.realpath(folder)
+  if real in above:
+    return
+  for path in folder.iterdir():
+    if path.is_dir():
+      yield from _walk(path, above | {real})
+    else:
+      yield path
 
 
 def _list_file(path: pathlib.Path) -> Source:
