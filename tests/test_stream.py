@@ -364,7 +364,9 @@ def test_text_is_read_back_row_by_row(tmp_path, dtype, failed):
   assert len(samples) == 8
   for row, sample in enumerate(samples):
     assert len(sample) == 2
-    for found, values in zip(sample, values_of(plan, failed).values()):
+    for found, values in zip(
+      sample, values_of(plan, failed).values(), strict=True
+    ):
       np.testing.assert_array_equal(
         np.array(found).astype(dtype), values[row].ravel()
       )
