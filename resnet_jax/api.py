@@ -103,6 +103,8 @@ class Model:
     self._model = model
     self._device = device
     self._batch_size = batch_size
+    # One copy for all the runners.
+    self._parameters = runner.place(weights.parameters, device)
     self._runners: dict[tuple, runner.Runner] = {}
 
   def __repr__(self) -> str:
@@ -164,7 +166,8 @@ class Model:
     pieces: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
     for images, count in self._batches(pictures):
       run = self._runner(chosen, reduction, images.shape)
-      for name, value in run.fetch(run(images)).items():
+      result = run(images)
+      for name, value in run.fetch(result, np.arange(count)).items():
         pieces[name].append(value[:count])
     return {name: np.concatenate(parts) for name, parts in pieces.items()}
 
@@ -179,7 +182,7 @@ class Model:
     if key not in self._runners:
       self._runners[key] = runner.Runner(
         self._model,
-        self.weights.parameters,
+        self._parameters,
         layers,
         self.preprocess.mean.values,
         multi_crop=mirrored,
@@ -235,6 +238,14 @@ def _commas(values: Sequence[float]) -> str:
 def _item(index: int, picture: Picture) -> sources.Item:
   if isinstance(picture, Image.Image):
     name = f'number {index} of the list'
+    try:
+      # Here, because the same image may be in the list twice, and two threads
+      # cannot decode it at once.
+      picture.load()
+    except Exception as error:
+      raise errors.UserError(
+        f'cannot read the picture {name}: {error}.'
+      ) from error
     return sources.Item(name, name, sources.NO_LABEL, lambda: picture)
   if not isinstance(picture, str | PathLike):
     raise errors.UserError(

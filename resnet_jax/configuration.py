@@ -75,6 +75,16 @@ def check_overrides(arguments: Sequence[str]) -> None:
       raise errors.unknown('setting', match[1], keys)
 
 
+def check_complete(config: ConfigDict) -> None:
+  """Raises a UserError if a configuration lacks keys of the default one."""
+  default = runpy.run_path(find(DEFAULT))['get_config']()
+  if missing := sorted(set(default) - set(config)):
+    raise errors.UserError(
+      f'the configuration lacks {", ".join(missing)}. Let it start from'
+      f' {DEFAULT} and change what is to be different.'
+    )
+
+
 def apply(config: ConfigDict, argument: str) -> ConfigDict:
   """Changes settings as `152,weights=random,multi_crop=true` says.
 

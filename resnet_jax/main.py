@@ -53,6 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     )
   if _JOB.value is None:
     raise errors.UserError(f'say --job=JOB, one of: {", ".join(jobs.JOBS)}.')
+  configuration.check_complete(_CONFIG.value)
   return jobs.run(_JOB.value, _CONFIG.value)
 
 

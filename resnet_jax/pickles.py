@@ -35,8 +35,12 @@ class _Dtype:
 
   def __init__(self, code: str, *flags: Any) -> None:
     del flags  # whether to align and copy; both without meaning here
+    if not isinstance(code, str):
+      raise _RefusedError('arrays of a structured dtype')
     self.value = np.dtype(code)
-    if self.value.kind not in 'biufcSU' or self.value.itemsize > 1024:
+    # Without a size of its own, an array may claim any number of values.
+    sized = 0 < self.value.itemsize <= 1024
+    if self.value.kind not in 'biufcSU' or not sized:
       raise _RefusedError(f'arrays of dtype {self.value}')
 
   def build(self, state: tuple) -> None:
@@ -104,6 +108,8 @@ for _core in ('numpy.core', 'numpy._core'):
 _REFUSED_OPCODES = (
   *('EXT1', 'EXT2', 'EXT4', 'INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX'),
   *('PERSID', 'BINPERSID'),
+  # Sets hash what they hold, see load_setitems.
+  *('EMPTY_SET', 'ADDITEMS', 'FROZENSET'),
 )
 
 
@@ -112,6 +118,7 @@ class _Unpickler(pickle._Unpickler):
   # before it takes memory for it.
   dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
   read: Callable[[int], bytes]
+  pop_mark: Callable[[], list[Any]]
   stack: list[Any]
 
   def find_class(self, module: str, name: str) -> Any:
@@ -137,8 +144,34 @@ class _Unpickler(pickle._Unpickler):
     size = int.from_bytes(self.read(8), 'little')
     self.stack.append(bytearray(self.read(size)))
 
+  def load_setitems(self) -> None:
+    entries = self.pop_mark()
+    _fill(self.stack[-1], entries)
+
+  def load_setitem(self) -> None:
+    value, key = self.stack.pop(), self.stack.pop()
+    _fill(self.stack[-1], [key, value])
+
+  def load_dict(self) -> None:
+    entries = self.pop_mark()
+    self.stack.append({})
+    _fill(self.stack[-1], entries)
+
   dispatch[pickle.BUILD[0]] = load_build
+  dispatch[pickle.SETITEMS[0]] = load_setitems
+  dispatch[pickle.SETITEM[0]] = load_setitem
+  dispatch[pickle.DICT[0]] = load_dict
   dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+
+def _fill(target: object, entries: list[Any]) -> None:
+  # To hash a deep or a much shared tuple breaks the interpreter, or never ends.
+  if type(target) is not dict or len(entries) % 2:
+    raise _RefusedError(f'entries of a {type(target).__name__}')
+  for key, value in zip(entries[::2], entries[1::2], strict=True):
+    if not isinstance(key, str | bytes | int):
+      raise _RefusedError(f'a {type(key).__name__} as the key of a dict')
+    target[key] = value
 
 
 def _refuse(name: str) -> None:

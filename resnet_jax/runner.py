@@ -17,7 +17,7 @@ POOLS = ('none', 'avg', 'max')
 DTYPES = ('float32', 'float16')
 
 Shapes = dict[str, tuple[int, int, int]]
-# Values on the device, and for each layer whether one became infinite there
+# Values on the device, and for each layer in which pictures one became infinite
 # because the dtype is too small.
 Result = tuple[dict[str, jax.Array], dict[str, jax.Array]]
 
@@ -75,6 +75,13 @@ def output_shapes(
   return {name: reduction.shape(shapes[name]) for name in layers}
 
 
+def place(
+  parameters: Mapping[str, np.ndarray], device: jax.Device | None
+) -> dict[str, jax.Array]:
+  """Parameters on a device, for several runners to share."""
+  return jax.device_put(dict(parameters), device)
+
+
 class Runner:
   """Computes layers of pictures, a fixed number of them at a time.
 
@@ -85,7 +92,7 @@ class Runner:
   def __init__(
     self,
     model: resnet.ResNet,
-    parameters: Mapping[str, np.ndarray],
+    parameters: Mapping[str, np.ndarray | jax.Array],
     layers: Sequence[str],
     mean: np.ndarray,
     *,
@@ -119,16 +126,24 @@ class Runner:
     on_device = jax.device_put(images, self._device)
     return self._compiled(self._parameters, self._mean, on_device)
 
-  def fetch(self, result: Result) -> dict[str, np.ndarray]:
+  def fetch(
+    self, result: Result, real: np.ndarray | None = None
+  ) -> dict[str, np.ndarray]:
     """(N, C, H, W) of each layer, in the order asked for.
 
     A picture's values are averaged over its crops.
 
+    Args:
+      result: what the call returned.
+      real: places, or a mask, of the pictures that are not padding.
+
     Raises:
-      UserError: a value does not fit into float16.
+      UserError: a value of a real picture does not fit into float16.
     """
     values, overflows = jax.device_get(result)
-    if too_large := [name for name, flag in overflows.items() if flag]:
+    real = np.arange(len(values[self.layers[0]])) if real is None else real
+    too_large = [name for name, over in overflows.items() if over[real].any()]
+    if too_large:
       raise errors.UserError(
         f'values of {", ".join(too_large)} are beyond 65504, the largest'
         ' float16. Use dtype=float32.'
@@ -160,7 +175,7 @@ def _apply(
     values[name] = exact.astype(reduction.dtype)
     if reduction.dtype == 'float16':
       fits = jnp.isfinite(values[name]) | ~jnp.isfinite(exact)
-      overflows[name] = ~fits.all()
+      overflows[name] = ~fits.all(axis=(1, 2, 3))
   return values, overflows
 
 

@@ -128,3 +128,17 @@ def test_the_package_lists_its_names_and_no_others():
     assert getattr(resnet_jax, name) is not None
   with pytest.raises(AttributeError, match="no attribute 'laod'"):
     resnet_jax.laod  # noqa: B018
+
+
+def test_one_image_several_times_in_a_list(model, pictures):
+  images = [Image.open(pictures / 'b.jpg')] * 8
+  values = model.features(images, 'pool1')
+  for value in values:
+    np.testing.assert_array_equal(value, values[0])
+  whole = (pictures / 'b.jpg').read_bytes()
+  (pictures / 'b.jpg').write_bytes(whole[: len(whole) // 2])
+  with (
+    Image.open(pictures / 'b.jpg') as broken,
+    pytest.raises(resnet_jax.UserError, match='number 1 of the list: '),
+  ):
+    model.features([images[0], broken], 'pool1')

@@ -147,3 +147,15 @@ def test_a_config_of_ones_own_works(run_main, tmp_path, pictures):
   assert 'Label of pictures/a.png is: ' in done.stdout
   done = run_main('--config', 'mine.py:18', '--config.wights=random')
   assert "unknown setting 'wights'. Did you mean 'weights'?" in done.stderr
+
+
+def test_a_config_of_ones_own_that_lacks_keys_says_so(run_main, tmp_path):
+  (tmp_path / 'mine.py').write_text(
+    'from ml_collections import ConfigDict\n'
+    'def get_config(arg=""):\n'
+    '  return ConfigDict({"layer_num": 18})\n'
+  )
+  done = run_main('--config=mine.py', '--job=predict')
+  assert done.returncode == 1
+  assert 'the configuration lacks batch_size, conv_order' in done.stderr
+  assert 'Let it start from configs/resnet.py' in done.stderr

@@ -239,6 +239,10 @@ def test_a_broken_picture_is_recorded_if_asked(run_main, pictures, form):
   done = run_main(*flags(settings, 'on_error=record'))
   assert done.returncode == 3
   assert '1 pictures could not be read' in done.stderr
+  again = run_main(*flags(settings, 'on_error=record'))
+  assert again.returncode == 3
+  assert 'finished already' in again.stderr
+  assert '1 pictures could not be read' in again.stderr
   out = pictures.parent / 'out'
   if form == 'zarr':
     features = resnet_jax.load_features(out)
@@ -273,6 +277,9 @@ def test_a_list_with_a_missing_picture_is_refused_before_the_start(
 
 def test_places_that_cannot_be_written_to(run_main, pictures):
   (pictures.parent / 'file').write_text('')
+  # Left by whoever: no run, and in nobody's way.
+  (pictures.parent / 'fine.part').mkdir()
+  run_main(*flags(output='fine'), check=0)
   done = run_main(*flags(output='file/out'))
   assert done.returncode == 1
   assert 'Traceback' not in done.stderr

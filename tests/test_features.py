@@ -143,6 +143,54 @@ def test_an_output_directory_needs_a_name(name):
   assert str(output.checked('new/../out/')) == 'out'
 
 
+def test_one_process_at_a_time(tmp_path):
+  write('zarr', tmp_path / 'out', plan_of(8), stop=3)
+  with output.lock(tmp_path / 'out'):
+    busy = pytest.raises(errors.UserError, match='another process is at work')
+    with busy, output.lock(tmp_path / 'out'):
+      pass
+  with output.lock(tmp_path / 'out'):
+    pass
+
+
+def test_a_link_to_a_folder_gets_the_features(tmp_path):
+  (tmp_path / 'disk' / 'out').mkdir(parents=True)
+  (tmp_path / 'link').symlink_to(tmp_path / 'disk' / 'out')
+  write('zarr', output.checked(str(tmp_path / 'link')), plan_of(4))
+  assert len(resnet_jax.load_features(tmp_path / 'link').rows) == 4
+
+
+def test_a_folder_that_cannot_be_replaced_is_said_at_once(
+  tmp_path, monkeypatch
+):
+  (tmp_path / 'out').mkdir()
+
+  def busy(_):
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+  monkeypatch.setattr('pathlib.Path.rmdir', busy)
+  with pytest.raises(errors.UserError, match=r'busy\. Choose another place'):
+    write('zarr', tmp_path / 'out', plan_of(4))
+  assert [path.name for path in tmp_path.iterdir()] == ['out']
+
+
+def test_a_store_of_nothing_but_failures_is_read(tmp_path):
+  plan = plan_of(4)
+  form = features.FORMATS['zarr']
+  path = output.make_part(
+    tmp_path / 'out', lambda p: form.create(p, plan, FACTS)
+  )
+  writer = form.writer(path, plan)
+  for start in (0, 3):
+    count = min(3, 4 - start)
+    nothing = {k: np.full((count, *s), np.nan, 'f4') for k, s in LAYERS.items()}
+    writer.write(start, nothing, ['broken'] * count)
+  output.publish(tmp_path / 'out')
+  store_there = resnet_jax.load_features(tmp_path / 'out')
+  assert np.isnan(store_there['a_layer'][:]).all()
+  assert list(store_there.status) == [2] * 4
+
+
 def test_a_run_of_another_format_is_recognised(tmp_path):
   write('zarr', tmp_path / 'out', plan_of(4))
   assert features.read_settings(tmp_path / 'out') == FACTS.settings
@@ -153,8 +201,8 @@ def test_a_run_of_another_format_is_recognised(tmp_path):
 
 def test_an_empty_directory_and_a_crash_while_creating_are_fine(tmp_path):
   (tmp_path / 'out').mkdir()
-  (tmp_path / 'out.new').mkdir()
-  (tmp_path / 'out.new' / 'half').write_text('')
+  (tmp_path / 'out.part.new').mkdir()
+  (tmp_path / 'out.part.new' / 'half').write_text('')
   write('zarr', tmp_path / 'out', plan_of(4))
   assert sorted(p.name for p in tmp_path.iterdir()) == ['out']
 
@@ -181,14 +229,16 @@ def test_the_store_is_read_by_us_and_by_zarr(tmp_path, dtype):
     np.testing.assert_array_equal(theirs[name][:], expected)
     for index in (
       *(-1, slice(None, None, -2), [5, 0], (slice(2, 5), 1), (3, -1, 0, 0)),
-      *(slice(9, 9), expected[:, 0, 0, 0] > 0, (...,)),
+      *(slice(9, 9), (slice(5, 5), 1), expected[:, 0, 0, 0] > 0, (...,)),
     ):
       np.testing.assert_array_equal(ours[name][index], expected[index])
     for index in (8, -9):
       with pytest.raises(IndexError):
         ours[name][index]
-    with pytest.raises(IndexError, match='index the rows first'):
-      ours[name][0, [1]]
+    np.testing.assert_array_equal(ours[name][()], expected)
+    for index in ((0, [1]), (..., 0), (None, 0)):
+      with pytest.raises(IndexError, match='index the rows first'):
+        ours[name][index]
   assert ours.rows == list(plan.keys) == list(theirs['keys'][:])
   assert list(ours.labels) == list(theirs['labels'][:]) == list(range(8))
   assert list(ours.status) == list(theirs['status'][:])

@@ -371,3 +371,23 @@ def test_a_missing_file_and_a_folder_are_errors(tmp_path):
   with pytest.raises(errors.UserError) as caught:
     pickles.load_arrays(tmp_path)
   assert str(caught.value) == f'cannot read {tmp_path}: Is a directory.'
+
+
+@pytest.mark.parametrize('levels', [60, 1_000_000])
+def test_a_tuple_is_no_key(tmp_path, levels):
+  # Hashed, the deep one overflows the stack; the shared one never ends.
+  grow = b'\x85' if levels > 60 else b'q\x00h\x00\x86'
+  data = b'\x80\x03}K\x01' + grow * levels + b'K\x01s.'
+  (tmp_path / 'p').write_bytes(data)
+  with pytest.raises(errors.UserError, match='a tuple as the key of a dict'):
+    pickles.load_arrays(tmp_path / 'p')
+
+
+def test_sets_and_values_without_size_are_refused(tmp_path):
+  (tmp_path / 'p').write_bytes(pickle.dumps({'a': {1, 2}}, 4))
+  with pytest.raises(errors.UserError, match='the opcode EMPTY_SET'):
+    pickles.load_arrays(tmp_path / 'p')
+  data = pickle.dumps(np.zeros(3, 'S1'), 2).replace(b'S1', b'S0')
+  (tmp_path / 'p').write_bytes(data)
+  with pytest.raises(errors.UserError, match=r'arrays of dtype \|S0'):
+    pickles.load_arrays(tmp_path / 'p')

@@ -125,3 +125,21 @@ def test_reading_the_output_to_its_head_only_is_no_crash(pictures):
   )
   assert done.stdout.count('Label of') == 1
   assert 'Traceback' not in done.stderr
+
+
+def test_a_full_disk_is_one_message(pictures):
+  command = [sys.executable, '-m', 'resnet_jax.main', *FLAGS]
+  text = ' '.join(f"'{part}'" for part in command)
+  done = subprocess.run(
+    f'ulimit -f 1; trap "" XFSZ; {text} --config.predictions=p.jsonl',
+    shell=True,
+    cwd=pictures.parent,
+    env={'PYTHONPATH': str(ROOT), 'PATH': '/usr/bin:/bin'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 1
+  assert 'cannot write predictions to p.jsonl: File too large' in done.stderr
+  assert 'Traceback' not in done.stderr
+  assert not (pictures.parent / 'p.jsonl').exists()

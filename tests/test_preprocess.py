@@ -851,3 +851,10 @@ def test_described_in_one_line(options, expected):
   assert preprocess.Preprocess(THREE, **options).describe() == (
     f'{expected}, BGR, minus (103.939, 116.779, 123.68)'
   )
+
+
+@pytest.mark.parametrize('shape', [(4, 32, 24), (32, 32, 3), (32, 3, 32)])
+def test_a_mean_in_another_order_is_refused(tmp_path, shape):
+  np.savez(tmp_path / 'm.npz', data_mean=np.ones(shape, np.float32))
+  with pytest.raises(errors.UserError, match=r'3072 values of shape \('):
+    preprocess.parse_mean(str(tmp_path / 'm.npz'), 32)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from resnet_jax import errors
-from resnet_jax.data import sources
+from resnet_jax.data import preprocess, sources
 
 
 def picture(path, format_='PNG'):
@@ -264,3 +264,17 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path):
   assert keys == ['a.png', 'b/b.png', 'link/c.png']
   (tmp_path / 'whole').symlink_to(tmp_path / 'data')
   assert len(sources.open_source(str(tmp_path / 'whole')).items) == 3
+
+
+def test_a_pipe_is_no_picture_and_does_not_hang(tmp_path):
+  os.mkfifo(tmp_path / 'pipe.png')
+  with pytest.raises(errors.UserError, match='but a pipe or a device'):
+    sources.open_source(str(tmp_path / 'pipe.png'))
+  (item,) = sources.open_source(str(tmp_path)).items
+  with pytest.raises(preprocess.PictureError, match='not a regular file'):
+    item.read()
+
+
+def test_no_data_is_an_error():
+  with pytest.raises(errors.UserError, match="data='': there is no such"):
+    sources.open_source('')

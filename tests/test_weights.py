@@ -259,3 +259,17 @@ def test_auto_finds_the_model_directory(tmp_path, monkeypatch, untrained):
   loaded = weights.load('auto', MODEL)
   assert 'model/resnet_18' in loaded.source
   assert loaded.digest == weights.digest(untrained)
+
+
+def test_a_layer_of_zeros_does_not_hide_the_order(tmp_path, untrained):
+  parameters = _smooth(untrained)
+  name = 'res2_1_branch2a_conv/kernel'
+  parameters[name] = np.zeros_like(parameters[name])
+  paddle.write(parameters, tmp_path / 'w', 'OIHW')
+  loaded = weights.load(str(tmp_path / 'w'), MODEL)
+  assert 'Set conv_order=OIHW' in loaded.warnings[0]
+
+
+def test_no_name_is_no_directory():
+  with pytest.raises(errors.UserError, match="weights='': "):
+    weights.load('', MODEL)

@@ -102,3 +102,5 @@ def _decode(
     return None, str(error)
   except OSError as error:
     return None, error.strerror or str(error)
+  except MemoryError:
+    return None, 'there is not enough memory for it'

@@ -199,7 +199,10 @@ def _mean_file(path: pathlib.Path, crop_size: int) -> Mean:
   if not isinstance(array, np.ndarray) or array.dtype.kind not in 'fiu':
     raise errors.UserError(f"{path} holds no array of numbers 'data_mean'.")
   array = _float32(array)
-  if array.size != 3 * crop_size**2 or not np.isfinite(array).all():
+  # (H, W, 3) has as many values, and would be read as noise.
+  shape = tuple(size for size in array.shape if size != 1)
+  fits = shape in ((3 * crop_size**2,), (3, crop_size, crop_size))
+  if not fits or not np.isfinite(array).all():
     raise errors.UserError(
       f'{path}: data_mean holds {array.size} values of shape {array.shape};'
       f' {3 * crop_size**2} finite ones are needed, (3, {crop_size},'

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 
 from PIL import Image
@@ -17,6 +18,7 @@ from resnet_jax import errors
 from resnet_jax.data import preprocess
 
 NO_LABEL = -1
+_MAX_BYTES = 1 << 30
 
 # A path in double quotes, or anything; then, perhaps, a label.
 _LINE = re.compile(
@@ -81,6 +83,10 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
         f"data='{data}': there is no such file or folder. Give a list file"
         ' (a line a picture: path, label), a folder, or a picture.'
       )
+    elif not path.is_file():
+      raise errors.UserError(
+        f"data='{data}' is neither a file nor a folder, but a pipe or a device."
+      )
     elif _is_picture(path):
       item = _item(path, path.name, NO_LABEL)
       source = Source([item], f'the picture {path}')
@@ -103,7 +109,19 @@ def _item(path: pathlib.Path, key: str, label: int) -> Item:
     size = path.stat().st_size
   except (OSError, ValueError):
     size = -1
-  return Item(key, os.fspath(path), label, path.read_bytes, size)
+  return Item(key, os.fspath(path), label, lambda: _read(path), size)
+
+
+def _read(path: pathlib.Path) -> bytes:
+  """The bytes of a file; not of a pipe or a device, which may never end."""
+  status = path.stat()
+  if not stat.S_ISREG(status.st_mode):
+    raise preprocess.PictureError('it is not a regular file')
+  if status.st_size > _MAX_BYTES:
+    raise preprocess.PictureError(
+      f'its {status.st_size} bytes are more than {_MAX_BYTES}'
+    )
+  return path.read_bytes()
 
 
 def _check_present(source: Source, path: pathlib.Path) -> None:

@@ -5,10 +5,11 @@ A run works in `NAME.part`, which becomes `NAME` when the last row is written,
 so that what looks whole is whole.
 """
 
+import contextlib
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from resnet_jax import errors, files
@@ -23,6 +24,8 @@ def checked(directory: str) -> pathlib.Path:
     UserError: it has no name of its own, as the working directory.
   """
   path = pathlib.Path(os.path.normpath(os.path.expanduser(directory)))
+  if path.is_symlink():
+    path = path.resolve()
   if not path.name or path.name == '..':
     raise errors.UserError(
       f"output_dir='{directory}': name a folder of its own, such as features."
@@ -83,16 +86,54 @@ def is_finished(
   return False
 
 
+def is_started(directory: pathlib.Path) -> bool:
+  """Whether there is a run to be gone on with; `is_finished` has looked."""
+  path = part(directory)
+  return path.is_dir() and any(path.iterdir())
+
+
+@contextlib.contextmanager
+def lock(directory: pathlib.Path) -> Iterator[None]:
+  """Keeps other processes from a run; a killed one keeps nobody.
+
+  Raises:
+    UserError: another process is at work.
+  """
+  path = part(directory)
+  try:
+    import fcntl  # noqa: PLC0415 - not on Windows
+  except ImportError:
+    yield
+    return
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    os.close(handle)
+    raise errors.UserError(
+      f'another process is at work on {path}. Wait for it, or choose another'
+      ' output_dir.'
+    ) from error
+  try:
+    yield
+  finally:
+    os.close(handle)
+
+
 def make_part(
   directory: pathlib.Path, create: Callable[[pathlib.Path], None]
 ) -> pathlib.Path:
   """Returns `NAME.part`, made by `create` unless it is there already."""
   path = part(directory)
-  if path.is_dir() and any(path.iterdir()):
+  if is_started(directory):
     return path
   # Made elsewhere, then moved: a `.part` always has its settings.
-  new = directory.with_name(directory.name + '.new')
+  new = path.with_name(path.name + '.new')
   with files.writing('features', path):
+    if directory.is_dir():
+      # Now, rather than after the last row, a mount point says that it cannot
+      # be replaced.
+      directory.rmdir()
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     create(new)

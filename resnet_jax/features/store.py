@@ -151,24 +151,31 @@ class Layer:
 
     Only the rows are read.
     """
-    first, *rest = index if isinstance(index, tuple) else (index,)
-    if any(not isinstance(part, int | np.integer | slice) for part in rest):
+    parts = index if isinstance(index, tuple) else (index,)
+    first, *rest = parts or (slice(None),)
+    plain = all(isinstance(part, int | np.integer | slice) for part in rest)
+    if not plain or first is None or (first is Ellipsis and rest):
       raise IndexError('index the rows first, then what they give')
     rows = np.asarray(np.arange(len(self))[first])
-    if not rows.size:
-      return np.empty((*rows.shape, *self.shape[1:]), self.dtype)
+    values = (
+      self._read(rows)
+      if rows.size
+      else np.empty((*rows.shape, *self.shape[1:]), self.dtype)
+    )
+    return values[(*[slice(None)] * rows.ndim, *rest)]
+
+  def _read(self, rows: np.ndarray) -> np.ndarray:
     place: Any = rows
     if rows.ndim == 0:
       place = int(rows)
     elif rows.ndim == 1 and (np.diff(rows) == 1).all():
       place = slice(int(rows[0]), int(rows[-1]) + 1)
     try:
-      values = self._array[place].read().result()
+      return self._array[place].read().result()
     except (ValueError, OSError) as error:
       raise errors.UserError(
         f'{self._path} is damaged: {error}. Extract the features again.'
       ) from error
-    return values[(*[slice(None)] * rows.ndim, *rest)]
 
   def __array__(
     self, dtype: Any = None, copy: bool | None = None
@@ -212,9 +219,8 @@ class Features(Mapping[str, Layer]):
       raise ValueError('labels and status are not one number a row')
     self.labels: np.ndarray = labels[:]
     self.status: np.ndarray = status[:]
-    done = int((self.status == layout.DONE).sum())
     for name, layer in self._layers.items():
-      _check_size(path / name, layer, done)
+      _check_size(path / name, layer)
 
   def __getitem__(self, layer: str) -> Layer:
     if layer not in self._layers:
@@ -263,14 +269,14 @@ def load_features(directory: str | pathlib.Path) -> Features:
   return features
 
 
-def _check_size(path: pathlib.Path, layer: Layer, done: int) -> None:
+def _check_size(path: pathlib.Path, layer: Layer) -> None:
   """Raises a ValueError if an array states more values than its files hold.
 
-  A made-up shape would claim any amount of memory.  Nothing is compressed;
-  only chunks of failed rows alone, all NaN, have no file.
+  A made-up shape would claim any amount of memory.  Nothing is compressed, and
+  chunks that are all NaN have a file like the others.
   """
   there = sum(f.stat().st_size for f in path.rglob('*') if f.is_file())
-  stated = done * math.prod(layer.shape[1:]) * layer.dtype.itemsize
+  stated = math.prod(layer.shape) * layer.dtype.itemsize
   if stated > there:
     raise ValueError(
       f'{path.name} states {stated} bytes of values, and its files hold {there}'
@@ -333,4 +339,5 @@ def _spec(path: pathlib.Path) -> dict[str, Any]:
     'kvstore': {'driver': 'file', 'path': str(path.absolute())},
     # Every read sees the file as it is now, and memory stays flat.
     'recheck_cached_data': True,
+    'store_data_equal_to_fill_value': True,
   }

@@ -59,7 +59,7 @@ def set_up(config: ConfigDict) -> Setup:
   loaded = weights.load(
     config.weights, model, conv_order=config.conv_order, seed=config.seed
   )
-  say(f'ResNet-{model.depth}, weights: {loaded.source}')
+  say(f'ResNet-{model.depth} on {device}, weights: {loaded.source}')
   for warning in loaded.warnings:
     say(f'WARNING: {warning}')
   say(f'pictures: {source.description}')

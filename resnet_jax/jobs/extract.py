@@ -29,19 +29,24 @@ def run(config: ConfigDict) -> int:
 
   if output.is_finished(directory, facts.settings, features.read_settings):
     common.say(f'{directory} is finished already; nothing to do')
-    return 0
-  path = output.part(directory)
-  if not path.exists():
+    return _status(form.writer(directory, plan))
+  started = output.is_started(directory)
+  if not started:
     _say_plan(form, plan, directory, plan.rows, notes)
     output.make_part(directory, lambda new: form.create(new, plan, facts))
-    writer = form.writer(path, plan)
-  else:
-    writer = form.writer(path, plan)
-    _say_plan(form, plan, directory, plan.rows - writer.done, notes)
-    common.say(f'going on after {writer.done} of {plan.rows} pictures')
-  _extract(config, setup, plan, reduction, writer)
-  output.publish(directory)
+  with output.lock(directory):
+    writer = form.writer(output.part(directory), plan)
+    if started:
+      _say_plan(form, plan, directory, plan.rows - writer.done, notes)
+      common.say(f'going on after {writer.done} of {plan.rows} pictures')
+    _extract(config, setup, plan, reduction, writer)
+    output.publish(directory)
   common.say(f'features of {plan.rows} pictures are in {directory}')
+  return _status(writer)
+
+
+def _status(writer: layout.Writer) -> int:
+  """The exit status of a finished run, its failed pictures said."""
   if writer.failed:
     common.say(
       f'{writer.failed} pictures could not be read: their rows are NaN, the'
@@ -80,7 +85,8 @@ def _extract(
 
     def write(batch: pipeline.Batch, result: runner.Result) -> None:
       count = len(batch.items)
-      values = {k: v[:count] for k, v in run_network.fetch(result).items()}
+      fetched = run_network.fetch(result, batch.mask)
+      values = {k: v[:count] for k, v in fetched.items()}
       failed = np.flatnonzero(~batch.mask[:count])
       if len(failed):
         values = {k: np.array(v) for k, v in values.items()}
@@ -148,7 +154,8 @@ def _facts(
     'weights': setup.weights.source,
     'trained': setup.weights.trained,
     'warnings': list(setup.weights.warnings),
-    'config': config.to_dict(),
+    # Not on_error: a run may be gone on with under another one.
+    'config': {k: v for k, v in config.items() if k != 'on_error'},
   }
   return layout.Facts(settings, record)
 

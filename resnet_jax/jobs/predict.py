@@ -43,7 +43,8 @@ def run(config: ConfigDict) -> int:
       threads=common.threads(config),
       on_error=config.on_error,
     ):
-      values = run_network.fetch(run_network(batch.images))['output']
+      result = run_network(batch.images)
+      values = run_network.fetch(result, batch.mask)['output']
       for item, reason, row in zip(
         batch.items, batch.reasons, values, strict=False
       ):
@@ -52,7 +53,9 @@ def run(config: ConfigDict) -> int:
         if reason:
           common.say(f'FAILED: {item.name}: {reason}')
         else:
-          print(f'Label of {item.name} is: {guesses.label}\n{guesses}')
+          print(
+            f'Label of {item.name} is: {guesses.label}\n{guesses}', flush=True
+          )
         write(_record(item, reason, guesses, setup))
   for warning in setup.weights.warnings:
     common.say(f'WARNING: {warning}')
@@ -104,7 +107,11 @@ def _line_writer(
     with files.writing('predictions', target):
       file.write(json.dumps(line, ensure_ascii=False) + '\n')
 
-  with file:
+  try:
     yield write
-  with files.writing('predictions', target):
-    os.replace(part, target)
+    with files.writing('predictions', target):
+      file.close()
+      os.replace(part, target)
+  finally:
+    with contextlib.suppress(OSError):
+      file.close()

@@ -95,7 +95,7 @@ def digest(parameters: dict[str, np.ndarray]) -> str:
 def _find(name: str, depth: int) -> pathlib.Path:
   usual = pathlib.Path('model') / f'resnet_{depth}'
   path = usual if name == 'auto' else pathlib.Path(name).expanduser()
-  if path.is_dir():
+  if name and path.is_dir():
     return path
   ways = (
     f'Give weights=DIRECTORY, a Paddle model directory; or put one at {usual};'

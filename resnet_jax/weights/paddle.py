@@ -16,7 +16,6 @@ Which of the two a file holds cannot be read from it.
 import math
 import os
 import pathlib
-import shutil
 import struct
 from collections.abc import Iterable
 
@@ -57,7 +56,7 @@ def read(
 
   Raises:
     UserError: files are missing, surplus, or not of the form or shape they
-      must have; names all of them.
+      must have; names them.
   """
   errors.check_choice('conv_order', order, CONV_ORDERS)
   _check_names(directory, shapes)
@@ -89,13 +88,13 @@ def write(
     UserError: the directory exists already, or cannot be written.
   """
   errors.check_choice('conv_order', order, CONV_ORDERS)
-  if directory.exists():
-    raise errors.UserError(
-      f'{directory} exists already; name a directory that does not.'
-    )
   part = directory.with_name(directory.name + files.PART)
+  for path in (directory, part):
+    if path.exists():
+      raise errors.UserError(
+        f'{path} exists already; remove it, or name another directory.'
+      )
   with files.writing('the parameters', directory):
-    shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for name, array in parameters.items():
       data = np.ascontiguousarray(_to_stored(array, order), _VALUE)
@@ -136,9 +135,14 @@ _SMOOTHER = 0.05
 
 
 def _smoothness(kernel: np.ndarray) -> float:
-  down = (kernel[1:] * kernel[:-1]).sum() / (kernel[1:] ** 2).sum()
-  right = (kernel[:, 1:] * kernel[:, :-1]).sum() / (kernel[:, 1:] ** 2).sum()
-  return float(down + right) / 2
+  def alike(taps: np.ndarray, neighbours: np.ndarray) -> float:
+    # A layer of zeros is as alike as noise.
+    energy = float((taps**2).sum()) or 1.0
+    return float((taps * neighbours).sum()) / energy
+
+  down = alike(kernel[1:], kernel[:-1])
+  right = alike(kernel[:, 1:], kernel[:, :-1])
+  return (down + right) / 2
 
 
 def _stored_shape(shape: tuple[int, ...], order: str) -> tuple[int, ...]:
