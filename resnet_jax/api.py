@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network in a notebook: `load`, then `features` and `predict`."""
 
+import os
+import pathlib
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from os import PathLike, fspath, path
+from os import PathLike, fspath
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -165,7 +167,7 @@ class Model:
   ) -> dict[str, np.ndarray]:
     pieces: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
     for images, count in self._batches(pictures):
-      run = self._runner(chosen, reduction, images.shape)
+      run = self._runner(chosen, reduction)
       result = run(images)
       for name, value in run.fetch(result, np.arange(count)).items():
         pieces[name].append(value[:count])
@@ -175,17 +177,15 @@ class Model:
     self,
     layers: tuple[str, ...],
     reduction: runner.Reduction,
-    shape: tuple[int, ...],
   ) -> runner.Runner:
-    mirrored = self.preprocess.multi_crop and shape[1] > 1
-    key = (layers, reduction, mirrored)
+    key = (layers, reduction)
     if key not in self._runners:
       self._runners[key] = runner.Runner(
         self._model,
         self._parameters,
         layers,
         self.preprocess.mean.values,
-        multi_crop=mirrored,
+        multi_crop=self.preprocess.multi_crop,
         reduction=reduction,
         device=self._device,
       )
@@ -252,10 +252,5 @@ def _item(index: int, picture: Picture) -> sources.Item:
       f'a {type(picture).__name__} is no picture. Give a path, a Pillow image,'
       ' a list of them, or one uint8 array (N, H, W, 3).'
     )
-  file = path.expanduser(fspath(picture))
-
-  def read() -> bytes:
-    with open(file, 'rb') as opened:
-      return opened.read()
-
-  return sources.Item(file, file, sources.NO_LABEL, read)
+  file = os.path.expanduser(picture)
+  return sources.file_item(pathlib.Path(file), file)

@@ -101,8 +101,9 @@ def apply(config: ConfigDict, argument: str) -> ConfigDict:
         ' nor a setting (key=value). A value with commas goes into a flag of'
         ' its own, --config.key=value.'
       )
-    if key not in sorted(config):
-      raise errors.unknown('setting', key, sorted(config))
+    # A ConfigDict's own `in` would follow the dots in a key.
+    if key not in (keys := sorted(config)):
+      raise errors.unknown('setting', key, keys)
     config[key] = _typed(key, text, config[key])
   return config
 

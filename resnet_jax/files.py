@@ -5,7 +5,6 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import IO
 
 from resnet_jax import errors
 
@@ -32,11 +31,3 @@ def writing(what: str, path: pathlib.Path) -> Iterator[None]:
       f'cannot write {what} to {path}: {error.strerror or error}. Choose'
       ' another place, or make room, and start again.'
     ) from error
-
-
-def read_exactly(file: IO[bytes], count: int) -> bytes:
-  """Reads `count` bytes, fewer only where the file ends."""
-  data = file.read(count)
-  while len(data) < count and (more := file.read(count - len(data))):
-    data += more
-  return data

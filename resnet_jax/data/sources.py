@@ -88,7 +88,7 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
         f"data='{data}' is neither a file nor a folder, but a pipe or a device."
       )
     elif _is_picture(path):
-      item = _item(path, path.name, NO_LABEL)
+      item = file_item(path, path.name)
       source = Source([item], f'the picture {path}')
     else:
       source = _list_file(path)
@@ -103,7 +103,12 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
   return source
 
 
-def _item(path: pathlib.Path, key: str, label: int) -> Item:
+def file_item(path: pathlib.Path, key: str, label: int = NO_LABEL) -> Item:
+  """The picture in a file, which need not be there.
+
+  Raises:
+    UserError: the key is not UTF-8.
+  """
   _check_text(key)
   try:
     size = path.stat().st_size
@@ -165,7 +170,7 @@ def _folder(root: pathlib.Path) -> Source:
       others += 1
   left_out = f'; {others} other files left out' if others else ''
   return Source(
-    [_item(path, key, NO_LABEL) for key, path in sorted(found)],
+    [file_item(path, key) for key, path in sorted(found)],
     f'{len(found)} pictures in the folder {root}{left_out}',
   )
 
@@ -206,5 +211,5 @@ def _list_file(path: pathlib.Path) -> Source:
     name = match['quoted'] or match['plain']
     label = int(match['label']) if match['label'] else NO_LABEL
     key = pathlib.PurePath(name).as_posix()
-    items.append(_item(path.parent / name, key, label))
+    items.append(file_item(path.parent / name, key, label))
   return Source(items, f'{len(items)} pictures listed in {path}')

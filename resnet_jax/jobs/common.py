@@ -40,8 +40,8 @@ def say(text: str) -> None:
 def set_up(config: ConfigDict) -> Setup:
   """Checks the config, cheap things first, and loads the weights."""
   errors.check_choice('on_error', config.on_error, pipeline.ON_ERROR)
-  for key in ('batch_size', 'threads'):
-    if config[key] < (least := 1 if key == 'batch_size' else 0):
+  for key, least in (('batch_size', 1), ('threads', 0)):
+    if config[key] < least:
       raise errors.UserError(f'{key}={config[key]}: {least} is the least.')
   how = preprocess.Preprocess(
     preprocess.parse_mean(config.mean, config.crop_size),

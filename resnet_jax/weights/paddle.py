@@ -34,7 +34,6 @@ _SUFFIXES = {
   'mean': 'w1',
   'var': 'w2',
 }
-_NAMES_SHOWN = 20
 
 
 def file_name(parameter: str) -> str:
@@ -72,7 +71,7 @@ def read(
     arrays[name] = _from_stored(flat.reshape(stored), order)
   if faults:
     raise errors.UserError(
-      f'{directory} is damaged: {_listed(faults, "; ")}. Please get it again.'
+      f'{directory} is damaged: {"; ".join(faults)}. Please get it again.'
     )
   return arrays
 
@@ -175,8 +174,8 @@ def _read_file(path: pathlib.Path, count: int) -> np.ndarray:
     if size != (expected := _HEADER.size + count * _VALUE.itemsize):
       raise ValueError(f'{size} bytes, where {expected} are expected')
     with open(path, 'rb') as file:
-      header = files.read_exactly(file, _HEADER.size)
-      data = files.read_exactly(file, count * _VALUE.itemsize)
+      header = file.read(_HEADER.size)
+      data = file.read(count * _VALUE.itemsize)
   except OSError as error:
     raise ValueError(f'cannot be read: {error.strerror}') from error
   version, width, stated = _HEADER.unpack(header)
@@ -209,19 +208,13 @@ def _check_names(directory: pathlib.Path, shapes: Iterable[str]) -> None:
       for depth in names.ARCHITECTURES
       if found == set(map(file_name, names.parameter_names(depth)))
     ]
-    raise errors.UserError(
-      f'{directory} does not hold this network:'
-      f' {len(missing)} files are missing ({_listed(missing)}),'
-      f' {len(surplus)} are surplus ({_listed(surplus)}). '
-      + (
-        f'Its files are those of ResNet-{fits[0]}: set layer_num={fits[0]}.'
-        if fits
-        else 'Get the directory again, and keep other files out of it.'
-      )
+    advice = (
+      f'Its files are those of ResNet-{fits[0]}: set layer_num={fits[0]}.'
+      if fits
+      else 'Get the directory again, and keep other files out of it.'
     )
-
-
-def _listed(names: list[str], separator: str = ', ') -> str:
-  shown = separator.join(names[:_NAMES_SHOWN])
-  more = len(names) - _NAMES_SHOWN
-  return (shown or 'none') + (f' and {more} more' if more > 0 else '')
+    raise errors.UserError(
+      f'{directory} does not hold this network. {advice}'
+      f' {len(missing)} files are missing ({", ".join(missing) or "none"}),'
+      f' {len(surplus)} are surplus ({", ".join(surplus) or "none"}).'
+    )
