@@ -7,7 +7,6 @@ Recognition", 2015, table 1.
 """
 
 import dataclasses
-import fnmatch
 from collections.abc import Sequence
 
 from resnet_jax import errors
@@ -67,12 +66,16 @@ def block_name(stage: int, block: int) -> str:
   return f'res{stage}_{block}'
 
 
-def layer_names(depth: int) -> tuple[str, ...]:
+HEAD = ('logits', 'output')
+
+
+def layer_names(depth: int, head: bool = True) -> tuple[str, ...]:
   """Every addressable layer of ResNet-`depth`, in the order of computing.
 
   `_conv` is before batch norm.  `_bn` includes the ReLU that follows it, if
   one does before the sum; `_addto` is the sum after ReLU.  `logits` goes into
-  the softmax `output` (the original has no layer of that name).
+  the softmax `output` (the original has no layer of that name); without a
+  head there are neither.
   """
   architecture = ARCHITECTURES[check_depth(depth)]
   names = ['conv1_conv', 'conv1_bn', 'pool1']
@@ -85,10 +88,10 @@ def layer_names(depth: int) -> tuple[str, ...]:
       for branch in branches:
         names += [f'{prefix}_{branch}_conv', f'{prefix}_{branch}_bn']
       names.append(f'{prefix}_addto')
-  return (*names, 'avgpool', 'logits', 'output')
+  return (*names, 'avgpool', *(HEAD if head else ()))
 
 
-def parameter_names(depth: int) -> tuple[str, ...]:
+def parameter_names(depth: int, head: bool = True) -> tuple[str, ...]:
   """Every parameter, `layer/leaf`, in the order of computing.
 
   Leaves: a convolution's `kernel`; a batch norm's `scale`, `mean`, `var` and
@@ -101,7 +104,7 @@ def parameter_names(depth: int) -> tuple[str, ...]:
   }
   return tuple(
     f'{layer}/{leaf}'
-    for layer in layer_names(depth)
+    for layer in layer_names(depth, head)
     for leaf in leaves.get(layer.rsplit('_', 1)[-1], ())
   )
 
@@ -122,7 +125,8 @@ def grammar(depth: int) -> str:
     'conv1_conv, conv1_bn, pool1, avgpool, logits, output, and BLOCK_addto,'
     f' BLOCK_BRANCH_conv, BLOCK_BRANCH_bn where BLOCK is {blocks} and BRANCH'
     f' is {", ".join(architecture.branches)} (and branch1 in {projected});'
-    ' globs such as res5_*_addto choose several'
+    ' globs such as res5_*_addto choose several; the names of Caffe, Keras and'
+    ' torchvision are known, too (--job=summary lists them)'
   )
 
 
@@ -131,28 +135,3 @@ def split_list(text: str | Sequence[str]) -> list[str]:
   parts = text.split(',') if isinstance(text, str) else text
   return [part.strip() for part in parts if part.strip()]
 
-
-def select_layers(asked: str | Sequence[str], depth: int) -> tuple[str, ...]:
-  """Layers for names and globs (`res5_*_addto`), in the order asked for.
-
-  A glob gives its matches in the order of computing; a layer asked for twice
-  comes once.
-
-  Raises:
-    UserError: a name or glob matches nothing; says the nearest name.
-  """
-  known = layer_names(depth)
-  chosen: dict[str, None] = {}
-  for pattern in split_list(asked):
-    matches = [n for n in known if fnmatch.fnmatchcase(n, pattern)]
-    if not matches:
-      raise errors.unknown(
-        f'layer of ResNet-{depth}', pattern, known, described=grammar(depth)
-      )
-    chosen.update(dict.fromkeys(matches))
-  if not chosen:
-    raise errors.UserError(
-      'no layer was asked for. Give output_layer one or several names or'
-      f' globs, for example {known[-4]},avgpool.'
-    )
-  return tuple(chosen)

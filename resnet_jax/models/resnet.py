@@ -25,7 +25,8 @@ class ResNet(nn.Module):
 
   Attributes:
     depth: 18, 34, 50, 101 or 152.
-    classes: outputs of the classifier.
+    classes: outputs of the classifier; 0: there is none, and the network ends
+      with `avgpool`.
     stride_in: which convolution of a bottleneck block has the stage's stride:
       '1x1', branch2a, as published ("v1"), or '3x3', branch2b, as torchvision
       has it ("v1.5").  A basic block has it in its first 3x3.
@@ -70,7 +71,7 @@ class ResNet(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """(N, H, W, 3), normalised, H and W 32 or more, to (N, 1, 1, classes).
 
-    The channels are in the order that the weights were trained for.
+    Without a classifier, to (N, 1, 1, C).  The channels are in the order that the weights were trained for.
 
     Raises:
       ValueError: the pictures are too small, or a field is out of its set.
@@ -110,12 +111,19 @@ class ResNet(nn.Module):
         x = branch(x, prefix, width, stride)
         x = layers.AddTo(name=f'{prefix}_addto')(x, shortcut)
     x = layers.GlobalAveragePool(name='avgpool')(x)
+    if not self.classes:
+      return x
     x = layers.Classifier(self.classes, name='logits')(x)
     return layers.Softmax(name='output')(x)
 
 
 def _abstract_input(height: int, width: int) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+
+
+def layer_names(model: ResNet) -> tuple[str, ...]:
+  """Every layer of a network, in the order of computing."""
+  return names.layer_names(model.depth, head=model.classes > 0)
 
 
 def parameter_shapes(model: ResNet) -> dict[str, tuple[int, ...]]:
@@ -131,7 +139,8 @@ def parameter_shapes(model: ResNet) -> dict[str, tuple[int, ...]]:
     for layer, leaves in collection.items()
     for leaf, array in leaves.items()
   }
-  return {name: shapes[name] for name in names.parameter_names(model.depth)}
+  order = names.parameter_names(model.depth, head=model.classes > 0)
+  return {name: shapes[name] for name in order}
 
 
 def learned_count(shapes: dict[str, tuple[int, ...]]) -> int:
@@ -156,7 +165,7 @@ def layer_shapes(
 
   captured = jax.eval_shape(run, _abstract_input(height, width))
   shapes = {}
-  for name in names.layer_names(model.depth):
+  for name in layer_names(model):
     _, rows, columns, channels = captured[name]['__call__'][0].shape
     shapes[name] = (channels, rows, columns)
   return shapes
@@ -199,10 +208,10 @@ def capture(
 
 def needed_parameters(model: ResNet, wanted: Sequence[str]) -> tuple[str, ...]:
   """Parameters of the layers up to the deepest one in `wanted`."""
-  order = names.layer_names(model.depth)
+  order = layer_names(model)
   front = set(order[: 1 + max(order.index(name) for name in wanted)])
   return tuple(
     name
-    for name in names.parameter_names(model.depth)
+    for name in parameter_shapes(model)
     if name.split('/')[0] in front
   )

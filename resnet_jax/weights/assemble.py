@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a file's tensors to a network's parameters, checked; for all formats.
+
+A format reads a file's table of contents and says what its names mean; here
+the depth is found, names, shapes, types and values are checked in this order,
+and only then in memory: a tensor is read when its shape is known to be right.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from resnet_jax import errors
+from resnet_jax.models import names, resnet
+from resnet_jax.weights import recipe
+
+# Of float32, or what becomes float32.  Anything else is no weights.
+DTYPES = ('float16', 'bfloat16', 'float32', 'float64')
+MAX_CLASSES = 100_000
+
+# Where the values of kernels lie: to (ky, kx, Ci, Co) and (in, out).
+Axes = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A tensor of a file, not read yet.
+
+  Attributes:
+    shape: as the file states it.
+    dtype: NumPy's name, 'float32'.
+    read: gives the values; raises a UserError, OSError or ValueError if the
+      file does not hold what it states.
+  """
+
+  shape: tuple[int, ...]
+  dtype: str
+  read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a format lays out kernels.
+
+  Attributes:
+    text: for a person: '(Co, Ci, ky, kx)'.
+    kernel: the axes that transpose a convolution to (ky, kx, Ci, Co).
+    dense: the axes that transpose the classifier to (in, out).
+  """
+
+  text: str
+  kernel: Axes
+  dense: Axes
+
+  def axes(self, rank: int) -> Axes:
+    """The transposition of a tensor, to ours."""
+    return {4: self.kernel, 2: self.dense}.get(rank, tuple(range(rank)))
+
+  def stored(self, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape in the file of a parameter of our `shape`."""
+    result = [0] * len(shape)
+    for ours, theirs in enumerate(self.axes(len(shape))):
+      result[theirs] = shape[ours]
+    return tuple(result)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What the user says about a file.
+
+  Attributes:
+    finite: whether values that are not finite are an error.
+    conv_order: how convolutions lie in a Paddle directory; see `paddle`.
+  """
+
+  finite: bool = True
+  conv_order: str = 'OHWI'
+
+
+TORCH_LAYOUT = Layout('(Co, Ci, ky, kx), (out, in)', (2, 3, 1, 0), (1, 0))
+KERAS_LAYOUT = Layout('(ky, kx, Ci, Co), (in, out)', (0, 1, 2, 3), (0, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """Where a parameter is from.
+
+  Attributes:
+    name: in the file, by the file's own naming.
+    shape: in the file.
+    dtype: in the file.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """What a format makes of a file.
+
+  Attributes:
+    format: for a person: what was recognised.
+    model: the network that the weights are for; its variant is the format's
+      usual one if the file does not tell.
+    parameters: `layer/leaf` float32 arrays in the order of computing; kernels
+      (ky, kx, Ci, Co), the classifier's (in, out).
+    origins: of each parameter.
+    layout: of kernels in the file, for a person.
+    recipe: the preprocessing, as far as the format tells.
+    notes: what the user should know, a sentence each.
+    class_names: the classifier's, if the file holds them.
+  """
+
+  format: str
+  model: resnet.ResNet
+  parameters: dict[str, np.ndarray]
+  origins: dict[str, Origin]
+  layout: str
+  recipe: recipe.Recipe
+  notes: tuple[str, ...] = ()
+  class_names: tuple[str, ...] = ()
+
+
+def assemble(
+  path: pathlib.Path,
+  tensors: Mapping[str, Tensor],
+  naming: Callable[[int], Mapping[str, str]],
+  layout: Layout,
+  *,
+  format: str,
+  variant: Mapping[str, str | float],
+  how: recipe.Recipe,
+  options: Options,
+  notes: Sequence[str] = (),
+) -> Loaded:
+  """Names, checks and reads the tensors of a file.
+
+  Args:
+    path: for messages.
+    tensors: by the file's names, everything that may not be overlooked.
+    naming: for a depth, the canonical `layer/leaf` of each of the file's
+      names; nothing for a depth that the format does not have.  A convolution
+      may have a `bias`, which goes into the mean of its batch norm.
+    layout: of kernels.
+    format: for a person: 'Keras HDF5'.
+    variant: fields of `ResNet` other than depth and classes.
+    how: the preprocessing.
+    options: the user's.
+    notes: passed on.
+
+  Raises:
+    UserError: names are missing or unknown, or shapes, types or values are
+      not those of a ResNet; lists them.
+  """
+  depth = _depth(tensors, naming)
+  known = naming(depth)
+  _check_names(path, tensors, known, depth, format)
+  source_of = {ours: name for name, ours in known.items() if name in tensors}
+  classes = _classes(path, tensors, source_of, layout)
+  model = resnet.ResNet(depth, classes, **variant)
+  shapes = resnet.parameter_shapes(model)
+  for ours in source_of:
+    if ours.endswith('_conv/bias'):
+      shapes[ours] = shapes[ours.replace('bias', 'kernel')][-1:]
+  _check_shapes(path, tensors, source_of, shapes, layout)
+
+  values = {
+    ours: _read(path, name, tensors[name]) for ours, name in source_of.items()
+  }
+  origins = {
+    ours: Origin(name, tensors[name].shape, tensors[name].dtype)
+    for ours, name in source_of.items()
+  }
+  if options.finite:
+    check_values(path, {source_of[ours]: v for ours, v in values.items()})
+    check_variances(path, values, source_of)
+  for ours in [name for name in values if name.endswith('_conv/bias')]:
+    mean = ours.replace('_conv/bias', '_bn/mean')
+    bias = values.pop(ours).astype(np.float64)
+    values[mean] = (values[mean].astype(np.float64) - bias).astype(np.float32)
+    folded = origins.pop(ours)
+    origins[mean] = dataclasses.replace(
+      origins[mean], name=f'{origins[mean].name} - {folded.name}'
+    )
+  order = names.parameter_names(depth, head=classes > 0)
+  parameters = {
+    ours: np.ascontiguousarray(
+      values[ours].transpose(layout.axes(values[ours].ndim))
+    )
+    for ours in order
+  }
+  return Loaded(
+    format,
+    model,
+    parameters,
+    {ours: origins[ours] for ours in order},
+    layout.text,
+    how,
+    tuple(notes),
+  )
+
+
+def check_values(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """Raises a UserError if values are not finite; names the tensors."""
+  faults = []
+  for name, array in arrays.items():
+    if bad := array.size - int(np.isfinite(array).sum()):
+      faults.append(f'{name} ({bad} of {array.size})')
+  if faults:
+    raise errors.UserError(
+      f'{path} holds values that are not finite, or too large for float32, in'
+      f' {", ".join(faults)}. Get it again; --job=inspect shows all of it.'
+    )
+
+
+def check_variances(
+  path: pathlib.Path,
+  values: Mapping[str, np.ndarray],
+  source_of: Mapping[str, str],
+) -> None:
+  """Raises a UserError if a batch norm's variance is negative."""
+  negative = [
+    source_of[ours]
+    for ours, array in values.items()
+    if ours.endswith('/var') and (array < 0).any()
+  ]
+  if negative:
+    raise errors.UserError(
+      f'{path} holds negative variances in {", ".join(negative)}. Get it again.'
+    )
+
+
+def _depth(
+  tensors: Mapping[str, Tensor], naming: Callable[[int], Mapping[str, str]]
+) -> int:
+  """The depth whose names are nearest to those of the file."""
+
+  def distance(depth: int) -> int:
+    known = naming(depth)
+    required = {name for name, ours in known.items() if _required(ours)}
+    return len(required - set(tensors)) + len(set(tensors) - set(known))
+
+  return min((d for d in names.ARCHITECTURES if naming(d)), key=distance)
+
+
+def _required(ours: str) -> bool:
+  return not ours.startswith('logits/') and not ours.endswith('_conv/bias')
+
+
+def _check_names(
+  path: pathlib.Path,
+  tensors: Mapping[str, Tensor],
+  known: Mapping[str, str],
+  depth: int,
+  format: str,
+) -> None:
+  head = any(known.get(name, '').startswith('logits/') for name in tensors)
+  missing = [
+    name
+    for name, ours in known.items()
+    if name not in tensors
+    and (_required(ours) or (head and ours.startswith('logits/')))
+  ]
+  unknown = [name for name in tensors if name not in known]
+  if missing or unknown:
+    raise errors.UserError(
+      f'{path}, read as {format}, does not hold a plain ResNet; the nearest is'
+      f' ResNet-{depth}. {listed(missing, "missing")};'
+      f' {listed(unknown, "unknown")}. Give a checkpoint of ResNet-18, 34, 50,'
+      ' 101 or 152.'
+    )
+
+
+def listed(given: Sequence[str], what: str) -> str:
+  """`2 names are missing (a, b)`; names of any length come cut."""
+  text = ', '.join(name if len(name) <= 99 else f'{name[:99]}…' for name in given)
+  return f'{len(given)} names are {what} ({text or "none"})'
+
+
+def _classes(
+  path: pathlib.Path,
+  tensors: Mapping[str, Tensor],
+  source_of: Mapping[str, str],
+  layout: Layout,
+) -> int:
+  if 'logits/kernel' not in source_of:
+    return 0
+  name = source_of['logits/kernel']
+  shape = tensors[name].shape
+  classes = shape[layout.dense[1]] if len(shape) == 2 else 0
+  if not 0 < classes <= MAX_CLASSES:
+    raise errors.UserError(
+      f'{path}: the classifier {name} has the shape {shape}; it must have two'
+      f' dimensions and 1 to {MAX_CLASSES} classes.'
+    )
+  return classes
+
+
+def _check_shapes(
+  path: pathlib.Path,
+  tensors: Mapping[str, Tensor],
+  source_of: Mapping[str, str],
+  shapes: Mapping[str, tuple[int, ...]],
+  layout: Layout,
+) -> None:
+  faults = []
+  for ours, name in source_of.items():
+    tensor, expected = tensors[name], layout.stored(shapes[ours])
+    if tuple(tensor.shape) != expected:
+      faults.append(f'{name} has the shape {tensor.shape}, not {expected}')
+    if tensor.dtype not in DTYPES:
+      faults.append(
+        f'{name} is {tensor.dtype}, not one of {", ".join(DTYPES)}'
+      )
+  if faults:
+    raise errors.UserError(
+      f'{path} does not hold a plain ResNet: {"; ".join(faults)}.'
+    )
+
+
+def _read(path: pathlib.Path, name: str, tensor: Tensor) -> np.ndarray:
+  try:
+    array = tensor.read()
+  except (OSError, ValueError, EOFError) as error:
+    raise errors.UserError(
+      f'{path} is damaged: {name}: {error}. Get it again.'
+    ) from error
+  # Values beyond its range become infinite, and are refused as such.
+  with np.errstate(over='ignore'):
+    return np.asarray(array, dtype=np.float32).reshape(tensor.shape)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How pictures were prepared for a network: what a checkpoint brings along."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """The preprocessing that weights were trained or evaluated with.
+
+  Attributes:
+    channels: 'BGR' or 'RGB', the order of `mean`, `std` and the input.
+    mean: what is subtracted, on the scale 0 to 255.
+    std: what is divided by, on the same scale.
+    resize_size: the shorter side, pixels.
+    crop_size: the centre crop, pixels.
+    interpolation: 'lanczos', 'bilinear' or 'bicubic'.
+    rounding: how sizes and offsets become whole: 'nearest', or 'torchvision'.
+  """
+
+  channels: str
+  mean: tuple[float, float, float]
+  std: tuple[float, float, float]
+  resize_size: int
+  crop_size: int
+  interpolation: str
+  rounding: str
+
+
+# Source: the model zoo's page (the three values) and PaddlePaddle 0.8 to
+# 0.10's demo/model_zoo/resnet/classify.py (the rest).
+CAFFE = Recipe(
+  channels='BGR',
+  mean=(103.939, 116.779, 123.68),
+  std=(1.0, 1.0, 1.0),
+  resize_size=256,
+  crop_size=224,
+  interpolation='lanczos',
+  rounding='nearest',
+)
+# Source: torchvision 0.29.2, transforms/_presets.py (there on the scale 0 to
+# 1: 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225).
+TORCHVISION = Recipe(
+  channels='RGB',
+  mean=(123.675, 116.28, 103.53),
+  std=(58.395, 57.12, 57.375),
+  resize_size=256,
+  crop_size=224,
+  interpolation='bilinear',
+  rounding='torchvision',
+)
