@@ -15,20 +15,31 @@ from ml_collections import ConfigDict
 from resnet_jax import configuration
 
 
-def get_config(arg: str = '50') -> ConfigDict:
+def get_config(arg: str = '') -> ConfigDict:
   """The settings, with those in `arg` ('152,weights=random') changed."""
   config = ConfigDict()
 
-  # The network's depth: 18, 34, 50, 101 or 152.
-  config.layer_num = 50
-  # A Paddle model directory; 'auto': model/resnet_<layer_num>; 'random':
-  # untrained, to try the program.
+  # The network's depth: 18, 34, 50, 101 or 152; 0: that of the weights' file,
+  # else 50.
+  config.layer_num = 0
+  # A file or directory in any known format; a checkpoint of the zoo (msra,
+  # paddle, keras, torchvision.v1, torchvision.v2, timm.a1_in1k; --job=zoo lists
+  # them); 'auto': model/resnet_<layer_num>, else the zoo's usual one; 'random':
+  # untrained, to try the program.  download: also 'all', or several.
   config.weights = 'auto'
   # How convolutions lie in a Paddle directory: 'OHWI', (Co, ky, kx, Ci), or
   # 'OIHW', (Co, Ci, ky, kx).
   config.conv_order = 'OHWI'
   # For weights=random.
   config.seed = 0
+  # A file with a class name a line, for weights of other classes than
+  # ImageNet's.
+  config.class_names = ''
+  # The network's variant; 'auto' and 0: the weights' own.  stride_in: '1x1' or
+  # '3x3'; stem_pool: 'ceil' or 'pad1'.
+  config.stride_in = 'auto'
+  config.stem_pool = 'auto'
+  config.epsilon = 0.0
 
   # The pictures: a list file (a line a picture: path, label), a folder, or
   # one picture.
@@ -41,13 +52,21 @@ def get_config(arg: str = '50') -> ConfigDict:
   # 'short_side': the shorter side to resize_size, then crops; 'squash': the
   # whole picture to crop_size, whatever its shape (the original demo's).
   config.resize = 'short_side'
-  config.resize_size = 256
-  config.crop_size = 224
+  # From here on 'auto' and 0 mean: as the weights' publisher did.
+  config.resize_size = 0
+  config.crop_size = 0
   # 'lanczos', 'bilinear' or 'bicubic'.
-  config.interpolation = 'lanczos'
-  # What is subtracted: three values in BGR order, or a mean file (npz or
-  # pickle with data_mean).
-  config.mean = '103.939,116.779,123.68'
+  config.interpolation = 'auto'
+  # How the longer side and a crop's offsets become whole: 'nearest', the
+  # original's, or 'torchvision'.
+  config.rounding = 'auto'
+  # 'BGR' or 'RGB': the order of mean, std and the network's input.
+  config.channels = 'auto'
+  # What is subtracted, on the scale 0 to 255: three values, or a mean file, BGR
+  # (npz or pickle with data_mean, or Caffe's binaryproto).
+  config.mean = 'auto'
+  # What is divided by: three values on the same scale.
+  config.std = 'auto'
 
   # extract: layers, by names and globs with commas between them.
   config.output_layer = 'avgpool'
@@ -63,6 +82,16 @@ def get_config(arg: str = '50') -> ConfigDict:
 
   # predict: a file for one JSON object a picture; '': none.
   config.predictions = ''
+
+  # convert: the file or directory to write, and its format: 'safetensors' or
+  # 'paddle' (a directory).
+  config.output = ''
+  config.convert_to = 'safetensors'
+  # inspect: parameters whose values are printed, by names and globs; '': the
+  # table of all.
+  config.parameter = ''
+  # zoo, inspect, summary: JSON instead of a table.
+  config.as_json = False
 
   # Require a GPU: an error if there is none.  Otherwise JAX's default device.
   config.use_gpu = False

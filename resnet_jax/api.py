@@ -12,74 +12,111 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from resnet_jax import errors, prediction, runner
+from resnet_jax import errors, inputs, prediction, runner
 from resnet_jax import weights as weights_room
-from resnet_jax.data import pipeline, preprocess, sources
-from resnet_jax.models import names, resnet
+from resnet_jax.data import labels, pipeline, preprocess, sources
+from resnet_jax.data import mean as means
+from resnet_jax.models import aliases, names, resnet
 
 Picture: TypeAlias = str | PathLike[str] | Image.Image
 Pictures: TypeAlias = Picture | Sequence[Picture] | np.ndarray
 
 
 def load(
-  name: str | int = 'resnet50',
+  name: str | int | None = None,
   *,
   weights: str | PathLike[str] = 'auto',
   conv_order: str = 'OHWI',
   seed: int = 0,
-  mean: str | PathLike[str] | Sequence[float] = preprocess.MEAN_BGR,
+  class_names: str | PathLike[str] = '',
+  stride_in: str = 'auto',
+  stem_pool: str = 'auto',
+  epsilon: float = 0.0,
+  mean: str | PathLike[str] | Sequence[float] = 'auto',
+  std: str | Sequence[float] = 'auto',
+  channels: str = 'auto',
   resize: str = 'short_side',
-  resize_size: int = 256,
-  crop_size: int = 224,
+  resize_size: int = 0,
+  crop_size: int = 0,
   multi_crop: bool = False,
-  interpolation: str = 'lanczos',
+  interpolation: str = 'auto',
+  rounding: str = 'auto',
   use_gpu: bool = False,
   batch_size: int = 32,
 ) -> 'Model':
   """Loads a network; the settings are those of `configs/resnet.py`.
 
+  'auto' and 0 stand for what belongs to the weights.
+
   Args:
     name: 'resnet18', 'resnet34', 'resnet50', 'resnet101' or 'resnet152', or
-      the number.
-    weights: a Paddle model directory; 'auto', `model/resnet_50` and so on;
-      or 'random', untrained.
+      the number; None: that of the weights' file, else 50.
+    weights: a file or directory in any known format; a checkpoint of the zoo,
+      such as 'msra' or 'torchvision.v2'; 'auto', `model/resnet_50` and so on,
+      else the zoo's usual one; or 'random', untrained.
     conv_order: how convolutions lie in a Paddle directory.
     seed: for 'random'.
-    mean: what is subtracted: three values in BGR order, or a mean file.
+    class_names: a file with a class name a line.
+    stride_in: '1x1' or '3x3'.
+    stem_pool: 'ceil' or 'pad1'.
+    epsilon: of the batch norms.
+    mean: what is subtracted, 0 to 255: three values, or a mean file.
+    std: what is divided by: three values.
+    channels: 'BGR' or 'RGB'.
     resize: 'short_side' or 'squash'.
     resize_size: the shorter side before cropping, pixels.
     crop_size: of the crop, pixels.
     multi_crop: average over ten crops.
     interpolation: 'lanczos', 'bilinear' or 'bicubic'.
+    rounding: 'nearest' or 'torchvision'.
     use_gpu: fail if there is no GPU; otherwise JAX's default device.
     batch_size: crops that go through the network at once.
 
   Raises:
     UserError: says what was given, what is allowed and what to do.
   """
+  depth = 0 if name is None else _depth(name)
+  if batch_size < 1:
+    raise errors.UserError(f'batch_size={batch_size}: 1 is the least.')
+  wishes = inputs.Wishes(
+    _text(mean),
+    _text(std),
+    channels,
+    resize,
+    resize_size,
+    crop_size,
+    interpolation,
+    rounding,
+    multi_crop,
+  )
+  device = runner.select_device(use_gpu)
+  loaded = weights_room.load(
+    fspath(weights),
+    weights_room.Wishes(
+      depth, stride_in, stem_pool, epsilon, conv_order, seed
+    ),
+  )
+  for warning in loaded.warnings:
+    warnings.warn(warning, stacklevel=2)
+  how = inputs.preprocess_for(wishes, loaded.recipe)
+  classes = labels.classes(
+    loaded.model.classes, fspath(class_names), loaded.loaded.class_names
+  )
+  return Model(loaded, how, classes, device, batch_size)
+
+
+def _depth(name: str | int) -> int:
   match = re.fullmatch(r'(?:resnet[-_]?)?(\d+)', str(name).lower())
   if not match or int(match[1]) not in names.ARCHITECTURES:
     allowed = [f'resnet{depth}' for depth in names.ARCHITECTURES]
     raise errors.unknown('network', str(name), allowed)
-  if batch_size < 1:
-    raise errors.UserError(f'batch_size={batch_size}: 1 is the least.')
-  text = fspath(mean) if isinstance(mean, str | PathLike) else _commas(mean)
-  how = preprocess.Preprocess(
-    preprocess.parse_mean(text, crop_size),
-    resize,
-    resize_size,
-    crop_size,
-    multi_crop,
-    interpolation,
-  )
-  device = runner.select_device(use_gpu)
-  model = resnet.ResNet(int(match[1]))
-  loaded = weights_room.load(
-    fspath(weights), model, conv_order=conv_order, seed=seed
-  )
-  for warning in loaded.warnings:
-    warnings.warn(warning, stacklevel=2)
-  return Model(model, loaded, how, device, batch_size)
+  return int(match[1])
+
+
+def _text(value: str | PathLike[str] | Sequence[float]) -> str:
+  if isinstance(value, str | PathLike):
+    return fspath(value)
+  return ','.join(str(number) for number in value)
 
 
 class Model:
@@ -89,20 +126,22 @@ class Model:
     weights: the parameters, their source and digest.
     preprocess: how a picture becomes the network's input.
     layers: every layer's name, in the order of computing.
+    classes: of the classifier; the position is the label.
   """
 
   def __init__(
     self,
-    model: resnet.ResNet,
     weights: weights_room.Weights,
     how: preprocess.Preprocess,
+    classes: Sequence[labels.ImageNetClass],
     device: 'runner.jax.Device | None' = None,
     batch_size: int = 32,
   ) -> None:
     self.weights = weights
     self.preprocess = how
-    self.layers = names.layer_names(model.depth)
-    self._model = model
+    self.layers = resnet.layer_names(weights.model)
+    self.classes = tuple(classes)
+    self._model = weights.model
     self._device = device
     self._batch_size = batch_size
     # One copy for all the runners.
@@ -128,19 +167,26 @@ class Model:
     Args:
       pictures: a path, a Pillow image, a list of them; or a uint8 array (N,
         H, W, 3), RGB, which is taken as already cropped, H and W 32 or more.
-      layers: a name; or several, or globs, in a list or with commas.
+      layers: a name, also one of Caffe, Keras or torchvision; or several, or
+        globs, in a list or with commas.
       pool: 'none', or 'avg' or 'max' over all positions.
       dtype: 'float32' or 'float16'.
 
     Returns:
-      (N, C, H, W) for one layer by its name; else a dict of such arrays.
+      (N, C, H, W) for one layer by a name; else a dict of such arrays by
+      canonical names.
 
     Raises:
       UserError: a layer does not exist, or a picture cannot be read.
     """
-    chosen = names.select_layers(layers, self._model.depth)
+    selection = aliases.select_layers(
+      layers, self._model.depth, head=self._model.classes > 0
+    )
+    for note in selection.notes:
+      warnings.warn(note, stacklevel=2)
+    chosen = selection.layers
     values = self._values(pictures, chosen, runner.Reduction(pool, dtype))
-    one = isinstance(layers, str) and layers in values
+    one = isinstance(layers, str) and not aliases.is_several(layers)
     return values[chosen[0]] if one else values
 
   def predict(self, pictures: Pictures) -> Any:
@@ -152,9 +198,15 @@ class Model:
     Returns:
       A `Prediction` for a picture, a list of them for several or an array.
     """
+    if not self._model.classes:
+      raise errors.UserError(
+        'these weights have no head (no classifier), so there is nothing to'
+        ' predict with; `features` works.'
+      )
     values = self._values(pictures, ('output',), runner.Reduction())
     predictions = [
-      prediction.from_probabilities(row.ravel()) for row in values['output']
+      prediction.from_probabilities(row.ravel(), self.classes)
+      for row in values['output']
     ]
     single = isinstance(pictures, str | PathLike | Image.Image)
     return predictions[0] if single else predictions
@@ -186,6 +238,8 @@ class Model:
         layers,
         self.preprocess.mean.values,
         multi_crop=self.preprocess.multi_crop,
+        channels=self.preprocess.channels,
+        std=self.preprocess.std,
         reduction=reduction,
         device=self._device,
       )
@@ -228,11 +282,7 @@ class Model:
         'an array is taken as already cropped, and this model averages over'
         ' ten crops (multi_crop). Give paths or Pillow images.'
       )
-    preprocess.check_mean(self.preprocess.mean, *shape[1:3])
-
-
-def _commas(values: Sequence[float]) -> str:
-  return ','.join(str(value) for value in values)
+    means.check_mean(self.preprocess.mean, *shape[1:3])
 
 
 def _item(index: int, picture: Picture) -> sources.Item:

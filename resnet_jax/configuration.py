@@ -115,4 +115,5 @@ def _typed(key: str, text: str, default: Any) -> Any:
   try:
     return type(default)(text)
   except ValueError as error:
-    raise errors.UserError(f"{key}='{text}' is not a whole number.") from error
+    kind = 'a number' if isinstance(default, float) else 'a whole number'
+    raise errors.UserError(f"{key}='{text}' is not {kind}.") from error

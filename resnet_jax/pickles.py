@@ -4,15 +4,15 @@
 Feature files and mean files of the original program are pickles, and a pickle
 can run any code.  This reader admits the few functions that NumPy needs to
 rebuild an array and refuses anything else by name.  It reads what Python 2
-wrote, too.
+wrote, too.  `load` admits other functions: PyTorch's files are pickles, too.
 """
 
 import codecs
 import mmap
 import pathlib
 import pickle
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -22,8 +22,12 @@ from resnet_jax import errors
 _NDARRAY = object()
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
   """What a pickle holds and may not hold."""
+
+
+# What a name leads to, by its module and name.
+Admitted = Mapping[tuple[str, str], Any]
 
 
 class _Dtype:
@@ -36,17 +40,17 @@ class _Dtype:
   def __init__(self, code: str, *flags: Any) -> None:
     del flags  # whether to align and copy; both without meaning here
     if not isinstance(code, str):
-      raise _RefusedError('arrays of a structured dtype')
+      raise RefusedError('arrays of a structured dtype')
     self.value = np.dtype(code)
     # Without a size of its own, an array may claim any number of values.
     sized = 0 < self.value.itemsize <= 1024
     if self.value.kind not in 'biufcSU' or not sized:
-      raise _RefusedError(f'arrays of dtype {self.value}')
+      raise RefusedError(f'arrays of dtype {self.value}')
 
   def build(self, state: tuple) -> None:
     # The version, the byte order, and what structured dtypes hold.
     if state[2:5] != (None, None, None):
-      raise _RefusedError('arrays of a structured dtype')
+      raise RefusedError('arrays of a structured dtype')
     self.value = self.value.newbyteorder(state[1])
 
 
@@ -54,7 +58,7 @@ def _reconstruct(kind: object, shape: tuple, code: bytes | str) -> np.ndarray:
   # NumPy writes an empty array here and fills it later; any other shape would
   # let a few bytes claim any amount of memory.
   if kind is not _NDARRAY or shape != (0,):
-    raise _RefusedError('an array that does not start out empty')
+    raise RefusedError('an array that does not start out empty')
   del code
   return np.ndarray.__new__(np.ndarray, (0,), np.int8)
 
@@ -69,7 +73,7 @@ def _frombuffer(
   # How protocol 5 spells an array.  Of another array's memory NumPy would make
   # one that outlives it.
   if not isinstance(data, bytes | bytearray):
-    raise _RefusedError(f'an array made of a {type(data).__name__}')
+    raise RefusedError(f'an array made of a {type(data).__name__}')
   array = np.frombuffer(data, dtype.value)
   if axes is not None:
     return array.reshape(shape).transpose(axes)
@@ -79,7 +83,7 @@ def _frombuffer(
 def _encode(text: str, encoding: str) -> bytes:
   # How old protocols spell bytes.
   if encoding != 'latin1':
-    raise _RefusedError(f'bytes encoded as {encoding!r}')
+    raise RefusedError(f'bytes encoded as {encoding!r}')
   return codecs.encode(text, 'latin1')
 
 
@@ -104,13 +108,25 @@ for _core in ('numpy.core', 'numpy._core'):
   _ADMITTED[f'{_core}.multiarray', 'scalar'] = _scalar
   _ADMITTED[f'{_core}.numeric', '_frombuffer'] = _frombuffer
 
+
+def ordered_dict(entries: Iterable = ()) -> dict:
+  """For `Admitted`: stands for a collections.OrderedDict.
+
+  Python 2 calls it with its entries, Python 3 sets them afterwards.
+  """
+  result: dict = {}
+  for key, value in entries:
+    _fill(result, [key, value])
+  return result
+
+
 # These name or build objects other than through the functions above.
 _REFUSED_OPCODES = (
-  *('EXT1', 'EXT2', 'EXT4', 'INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX'),
-  *('PERSID', 'BINPERSID'),
+  *('EXT1', 'EXT2', 'EXT4', 'INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX', 'PERSID'),
   # Sets hash what they hold, see load_setitems.
   *('EMPTY_SET', 'ADDITEMS', 'FROZENSET'),
 )
+_COPIED = (str, bytes, bytearray, list, tuple, dict)
 
 
 class _Unpickler(pickle._Unpickler):
@@ -121,12 +137,43 @@ class _Unpickler(pickle._Unpickler):
   pop_mark: Callable[[], list[Any]]
   stack: list[Any]
 
+  def __init__(
+    self,
+    stream: Any,
+    size: int,
+    admitted: Admitted,
+    persistent_load: Callable[[Any], Any] | None,
+  ) -> None:
+    super().__init__(stream, encoding='latin1')
+    self._admitted = admitted
+    self._persistent_load = persistent_load
+    # A value is handed on three times at most: as text, bytes and an array.
+    self._left = 4 * size
+
   def find_class(self, module: str, name: str) -> Any:
     # Python 2's name; Python 3 maps it only after it has asked.
     module = 'builtins' if module == '__builtin__' else module
-    if (module, name) not in _ADMITTED:
-      raise _RefusedError(f'{module}.{name}')
-    return _ADMITTED[module, name]
+    if (module, name) not in self._admitted:
+      raise RefusedError(_brief(f'{module}.{name}'))
+    return self._admitted[module, name]
+
+  def persistent_load(self, pid: Any) -> Any:
+    if self._persistent_load is None:
+      raise RefusedError('the opcode BINPERSID')
+    return self._persistent_load(pid)
+
+  def _charge(self, values: Any) -> None:
+    # Two bytes name a value again: copied each time, it would take any memory.
+    self._left -= len(values)
+    if self._left >= 0:
+      self._left -= sum(len(v) for v in values if isinstance(v, _COPIED))
+    if self._left < 0:
+      raise RefusedError('values that are copied again and again')
+
+  def load_reduce(self) -> None:
+    arguments = self.stack.pop()
+    self._charge(arguments)
+    self.stack[-1] = self.stack[-1](*arguments)
 
   def load_build(self) -> None:
     state = self.stack.pop()
@@ -134,10 +181,12 @@ class _Unpickler(pickle._Unpickler):
     if isinstance(built, _Dtype):
       built.build(state)
     elif isinstance(built, np.ndarray):
+      self._charge(state)
       version, shape, dtype, fortran, data = state
       built.__setstate__((version, shape, dtype.value, fortran, data))
-    else:
-      raise _RefusedError(f'the state of a {type(built).__name__}')
+    elif not (isinstance(built, dict) and isinstance(state, dict)):
+      # Of an OrderedDict, it is what lies beside the entries.
+      raise RefusedError(f'the state of a {type(built).__name__}')
 
   def load_bytearray8(self) -> None:
     # The one that would take memory first.
@@ -157,6 +206,7 @@ class _Unpickler(pickle._Unpickler):
     self.stack.append({})
     _fill(self.stack[-1], entries)
 
+  dispatch[pickle.REDUCE[0]] = load_reduce
   dispatch[pickle.BUILD[0]] = load_build
   dispatch[pickle.SETITEMS[0]] = load_setitems
   dispatch[pickle.SETITEM[0]] = load_setitem
@@ -167,24 +217,58 @@ class _Unpickler(pickle._Unpickler):
 def _fill(target: object, entries: list[Any]) -> None:
   # To hash a deep or a much shared tuple breaks the interpreter, or never ends.
   if type(target) is not dict or len(entries) % 2:
-    raise _RefusedError(f'entries of a {type(target).__name__}')
+    raise RefusedError(f'entries of a {type(target).__name__}')
   for key, value in zip(entries[::2], entries[1::2], strict=True):
     if not isinstance(key, str | bytes | int):
-      raise _RefusedError(f'a {type(key).__name__} as the key of a dict')
+      raise RefusedError(f'a {type(key).__name__} as the key of a dict')
     target[key] = value
+
+
+def _brief(text: str) -> str:
+  # Names come from the file: of any length, and with any characters.
+  return ''.join(c if c.isprintable() else '?' for c in text[:99])
 
 
 def _refuse(name: str) -> None:
   code = getattr(pickle, name)[0]
 
   def refuse(unpickler: _Unpickler) -> None:
-    raise _RefusedError(f'the opcode {name}')
+    raise RefusedError(f'the opcode {name}')
 
   _Unpickler.dispatch[code] = refuse
 
 
 for _name in _REFUSED_OPCODES:
   _refuse(_name)
+
+
+def load(
+  stream: IO[bytes] | mmap.mmap,
+  size: int,
+  admitted: Admitted,
+  persistent_load: Callable[[Any], Any] | None = None,
+) -> Any:
+  """The next pickle of a stream, which is left behind it.
+
+  Args:
+    stream: a mapped file, or bytes: takes no memory for what it does not have.
+    size: of the stream, bytes.
+    admitted: functions that bear any arguments, and other objects.
+    persistent_load: makes an object of a persistent id; None: refused.
+
+  Raises:
+    RefusedError: it holds what is not admitted; says what.
+    ValueError: it is no pickle, or is damaged; says how.
+  """
+  try:
+    return _Unpickler(stream, size, admitted, persistent_load).load()
+  except RefusedError:
+    raise
+  except Exception as error:
+    # A damaged pickle can raise nearly anything.
+    if isinstance(error, EOFError):
+      raise ValueError('it breaks off') from error
+    raise ValueError(_brief(f'{type(error).__name__}: {error}')) from error
 
 
 def load_arrays(path: pathlib.Path) -> Any:
@@ -200,8 +284,8 @@ def load_arrays(path: pathlib.Path) -> Any:
       mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
     ):
       # Mapped, because reading takes memory for as much as a pickle claims.
-      return _Unpickler(view, encoding='latin1').load()
-  except _RefusedError as error:
+      return load(view, len(view), _ADMITTED)
+  except RefusedError as error:
     raise errors.UserError(
       f'{path} is refused: it holds {error}, and only NumPy arrays, strings,'
       ' numbers and containers are read from a pickle.'
@@ -210,10 +294,7 @@ def load_arrays(path: pathlib.Path) -> Any:
     raise errors.UserError(
       f'cannot read {path}: {error.strerror or error}.'
     ) from error
-  except Exception as error:
-    # A damaged pickle can raise nearly anything.
-    breaks_off = isinstance(error, EOFError)
-    why = 'it breaks off' if breaks_off else f'{type(error).__name__}: {error}'
+  except ValueError as error:
     raise errors.UserError(
-      f'{path} is no pickle, or a damaged one ({why}). Make it again.'
+      f'{path} is no pickle, or a damaged one ({error}). Make it again.'
     ) from error

@@ -2,6 +2,7 @@
 """What a network says of a picture."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,9 +14,9 @@ class Guess:
   """A class and its probability.
 
   Attributes:
-    label: the index of the class, 0 to 999.
-    wnid: its WordNet id.
-    name: its synonyms; two pairs of classes share a first one.
+    label: the index of the class, from 0.
+    wnid: its WordNet id; '' for other classes than ImageNet's.
+    name: its synonyms; two pairs of ImageNet's share a first one.
     probability: 0 to 1.
   """
 
@@ -25,7 +26,8 @@ class Guess:
   probability: float
 
   def __str__(self) -> str:
-    return f'{self.probability:8.4f}  {self.label:4d}  {self.wnid}  {self.name}'
+    wnid = f'{self.wnid}  ' if self.wnid else ''
+    return f'{self.probability:8.4f}  {self.label:4d}  {wnid}{self.name}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +47,13 @@ class Prediction:
   __repr__ = __str__
 
 
-def from_probabilities(probabilities: np.ndarray, count: int = 5) -> Prediction:
+def from_probabilities(
+  probabilities: np.ndarray,
+  classes: Sequence[labels.ImageNetClass] | None = None,
+  count: int = 5,
+) -> Prediction:
   """The `count` best of (classes,) probabilities; equals in class order."""
-  classes = labels.imagenet_classes()
+  classes = labels.imagenet_classes() if classes is None else classes
   order = np.argsort(-probabilities, kind='stable')[:count]
   return Prediction(
     tuple(

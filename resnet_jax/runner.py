@@ -97,6 +97,8 @@ class Runner:
     mean: np.ndarray,
     *,
     multi_crop: bool = False,
+    channels: str = 'BGR',
+    std: Sequence[float] = (1.0, 1.0, 1.0),
     reduction: Reduction | None = None,
     device: jax.Device | None = None,
   ) -> None:
@@ -113,6 +115,8 @@ class Runner:
         model=model,
         layers=self.layers,
         multi_crop=multi_crop,
+        channels=channels,
+        std=tuple(std),
         reduction=reduction or Reduction(),
       )
     )
@@ -165,9 +169,13 @@ def _apply(
   model: resnet.ResNet,
   layers: Sequence[str],
   multi_crop: bool,
+  channels: str,
+  std: Sequence[float],
   reduction: Reduction,
 ) -> Result:
-  x = preprocess.normalise(images, mean, multi_crop, jnp)
+  x = preprocess.normalise(
+    images, mean, multi_crop, jnp, channels=channels, std=std
+  )
   captured = resnet.capture(model, parameters, x, layers)
   values, overflows = {}, {}
   for name, captured_value in captured.items():

@@ -16,6 +16,21 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+def pytest_addoption(parser):
+  parser.addoption('--weights-dir', help='published weights, see README')
+  parser.addoption('--pictures-dir', help="the document's dog.jpg and cat.jpg")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  """Says what was not tested, and why, whatever the other options."""
+  reasons = {}
+  for report in terminalreporter.stats.get('skipped', []):
+    reason = report.longrepr[2].removeprefix('Skipped: ')
+    reasons[reason] = reasons.get(reason, 0) + 1
+  for reason, count in sorted(reasons.items()):
+    terminalreporter.write_line(f'NOT TESTED ({count}): {reason}', yellow=True)
+
+
 @pytest.fixture
 def run_main(tmp_path):
   """Runs the program in `tmp_path`, as a user does; returns what it did."""

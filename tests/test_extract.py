@@ -47,7 +47,7 @@ def parameters():
 
 def expected_values(parameters, paths, multi_crop=False):
   """By hand, without pipeline, job and store: one picture after another."""
-  mean = preprocess.parse_mean('103.939,116.779,123.68', 64)
+  mean = mean.parse_mean('103.939,116.779,123.68', 64)
   how = preprocess.Preprocess(
     mean, resize_size=72, crop_size=64, multi_crop=multi_crop
   )

@@ -18,7 +18,7 @@ from resnet_jax.models import layers, names, resnet
 from resnet_jax.weights import paddle, random
 
 REFERENCE = pathlib.Path(__file__).parent / 'reference'
-MEAN = np.array(preprocess.MEAN_BGR, np.float32).reshape(3, 1, 1)
+MEAN = np.array(mean.MEAN_BGR, np.float32).reshape(3, 1, 1)
 # In units of a layer's rms; correct float32 programs reach 1.3e-4.
 TOLERANCE = 5e-4
 

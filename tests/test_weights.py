@@ -125,7 +125,7 @@ def test_write_read_run_is_exact(tmp_path, untrained):
   for order in paddle.CONV_ORDERS:
     path = tmp_path / order
     paddle.write(untrained, path, order)
-    loaded = weights.load(str(path), MODEL, conv_order=order)
+    loaded = weights.load(str(path), weights.Wishes(conv_order=order))
     assert loaded.trained
     assert loaded.digest == weights.digest(untrained)
     run = runner.Runner(MODEL, loaded.parameters, ['output'], MEAN)
@@ -173,17 +173,17 @@ def test_smooth_filters_in_the_other_order_warn(
   tmp_path, untrained, written, read
 ):
   paddle.write(_smooth(untrained), tmp_path / 'w', written)
-  loaded = weights.load(str(tmp_path / 'w'), MODEL, conv_order=read)
+  loaded = weights.load(str(tmp_path / 'w'), weights.Wishes(conv_order=read))
   assert len(loaded.warnings) == 1
   assert f'Set conv_order={written}' in loaded.warnings[0]
-  right = weights.load(str(tmp_path / 'w'), MODEL, conv_order=written)
+  right = weights.load(str(tmp_path / 'w'), weights.Wishes(conv_order=written))
   assert right.warnings == ()
 
 
 def test_unsmooth_filters_do_not_warn_in_either_order(tmp_path, untrained):
   paddle.write(untrained, tmp_path / 'w')
   for order in paddle.CONV_ORDERS:
-    loaded = weights.load(str(tmp_path / 'w'), MODEL, conv_order=order)
+    loaded = weights.load(str(tmp_path / 'w'), weights.Wishes(conv_order=order))
     assert loaded.warnings == ()
 
 
@@ -194,7 +194,7 @@ def test_missing_and_surplus_files_are_named_in_one_error(tmp_path, untrained):
   (path / '_output.wbias').unlink()
   (path / 'notes.txt').write_text('mine')
   with pytest.raises(errors.UserError) as caught:
-    weights.load(str(path), MODEL)
+    weights.load(str(path))
   message = str(caught.value)
   assert '2 files are missing (_conv1_bn.w1, _output.wbias)' in message
   assert '1 are surplus (notes.txt)' in message
@@ -205,7 +205,11 @@ def test_another_depth_is_recognised(tmp_path, untrained):
   with pytest.raises(
     errors.UserError, match='files are those of ResNet-18: set layer_num=18'
   ):
-    weights.load(str(tmp_path / 'w'), resnet.ResNet(34))
+    paddle.read(tmp_path / 'w', resnet.parameter_shapes(resnet.ResNet(34)))
+  with pytest.raises(
+    errors.UserError, match='holds ResNet-18, not ResNet-34: set layer_num=18'
+  ):
+    weights.load(str(tmp_path / 'w'), weights.Wishes(depth=34))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +239,7 @@ def test_a_damaged_file_is_named_with_its_fault(
   file = path / '_res2_1_branch2a_bn.w2'
   file.write_bytes(damage(file.read_bytes()))
   with pytest.raises(errors.UserError) as caught:
-    weights.load(str(path), MODEL)
+    weights.load(str(path))
   assert f'_res2_1_branch2a_bn.w2: {message}' in str(caught.value)
   assert 'get it again' in str(caught.value)
 
@@ -266,7 +270,7 @@ def test_a_layer_of_zeros_does_not_hide_the_order(tmp_path, untrained):
   name = 'res2_1_branch2a_conv/kernel'
   parameters[name] = np.zeros_like(parameters[name])
   paddle.write(parameters, tmp_path / 'w', 'OIHW')
-  loaded = weights.load(str(tmp_path / 'w'), MODEL)
+  loaded = weights.load(str(tmp_path / 'w'))
   assert 'Set conv_order=OIHW' in loaded.warnings[0]
 
 

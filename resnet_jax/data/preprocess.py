@@ -8,19 +8,17 @@ Source: the original program's loader, PaddlePaddle 0.8 to 0.10,
 """
 
 import dataclasses
-import hashlib
 import io
-import os
-import pathlib
 import threading
 import warnings
-import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from resnet_jax import errors, pickles
+from resnet_jax import errors
+from resnet_jax.data import mean as means
 
 INTERPOLATIONS = {
   'lanczos': Image.Resampling.LANCZOS,
@@ -28,7 +26,8 @@ INTERPOLATIONS = {
   'bicubic': Image.Resampling.BICUBIC,
 }
 RESIZES = ('short_side', 'squash')
-MEAN_BGR = (103.939, 116.779, 123.68)
+CHANNELS = ('BGR', 'RGB')
+ROUNDINGS = ('nearest', 'torchvision')
 
 # What is decoded, and by which suffixes a folder's pictures are known.  Other
 # formats of Pillow start programs (EPS), or no photographs come in them.
@@ -46,24 +45,10 @@ SUFFIXES = tuple(s for suffixes in _SUFFIXES_OF.values() for s in suffixes)
 
 # Of a resized picture: four hundred times 256x256.
 _MAX_PIXELS = 400 * 256 * 256
-_MAX_MEAN_BYTES = 1 << 26
 
 
 class PictureError(Exception):
   """A picture that cannot be read; the message is the reason."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Mean:
-  """What is subtracted from a BGR picture.
-
-  Attributes:
-    values: float32, (3, 1, 1), or (3, H, W) for one value a pixel.
-    description: for the run's record.
-  """
-
-  values: np.ndarray
-  description: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,18 +64,28 @@ class Preprocess:
     multi_crop: ten crops: top left, top right, bottom left, bottom right,
       centre, and the mirror images of these five, in this order.
     interpolation: a key of INTERPOLATIONS.
+    channels: 'BGR' or 'RGB', the order of mean, std and the input.
+    std: what is divided by, after the mean, on the scale 0 to 255.
+    rounding: how the longer side and the offsets of a crop become whole:
+      'nearest', halves up and offsets down, as the original; or 'torchvision',
+      the side down and offsets to the nearest, halves to even.
   """
 
-  mean: Mean
+  mean: means.Mean
   resize: str = 'short_side'
   resize_size: int = 256
   crop_size: int = 224
   multi_crop: bool = False
   interpolation: str = 'lanczos'
+  channels: str = 'BGR'
+  std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+  rounding: str = 'nearest'
 
   def __post_init__(self) -> None:
     errors.check_choice('resize', self.resize, RESIZES)
     errors.check_choice('interpolation', self.interpolation, INTERPOLATIONS)
+    errors.check_choice('channels', self.channels, CHANNELS)
+    errors.check_choice('rounding', self.rounding, ROUNDINGS)
     if not 32 <= self.crop_size <= 4096:
       raise errors.UserError(
         f'crop_size={self.crop_size} is not between 32 and 4096.'
@@ -107,7 +102,7 @@ class Preprocess:
         f'resize_size={self.resize_size} is not between'
         f' crop_size={self.crop_size} and 8192.'
       )
-    check_mean(self.mean, self.crop_size, self.crop_size)
+    means.check_mean(self.mean, self.crop_size, self.crop_size)
 
   @property
   def cuts(self) -> int:
@@ -131,123 +126,14 @@ class Preprocess:
         if self.multi_crop
         else f'centre crop {size}'
       )
-    return f'{cut}, BGR, minus {self.mean.description}'
+    if self.rounding != 'nearest':
+      cut += f' ({self.rounding} rounding)'
+    over = f', over {_tuple(self.std)}' if self.std != (1.0, 1.0, 1.0) else ''
+    return f'{cut}, {self.channels}, minus {self.mean.description}{over}'
 
 
-def check_mean(mean: Mean, height: int, width: int) -> None:
-  """Raises a UserError unless the mean fits crops of a size."""
-  shape = mean.values.shape
-  if shape not in ((3, 1, 1), (3, height, width)):
-    raise errors.UserError(
-      f'{mean.description} has the shape {shape}; crops of {height}x{width}'
-      f' need (3, {height}, {width}), or three values: mean='
-      + ','.join(map(str, MEAN_BGR))
-    )
-
-
-# ---------------------------------------------------------------- the mean
-
-
-def parse_mean(text: str, crop_size: int) -> Mean:
-  """The mean from three values or from a file.
-
-  Args:
-    text: `103.939,116.779,123.68`, in BGR order; or the path of an `.npz` or
-      a pickle (Python 2's, too) whose `data_mean` holds 3 * size * size
-      values, BGR, (C, H, W).
-    crop_size: the size that a file must have.
-
-  Raises:
-    UserError: neither of the two, or in another shape.
-  """
-  parts = text.split(',')
-  try:
-    values = [float(part) for part in parts]
-  except ValueError:
-    return _mean_file(pathlib.Path(os.path.expanduser(text)), crop_size)
-  array = _float32(values)
-  if len(values) != 3 or not np.isfinite(array).all():
-    raise errors.UserError(
-      f"mean='{text}' is neither three finite values, BGR, such as"
-      f' {",".join(map(str, MEAN_BGR))}, nor a file.'
-    )
-  return Mean(
-    array.reshape(3, 1, 1), f'({", ".join(p.strip() for p in parts)})'
-  )
-
-
-def _float32(values: Any) -> np.ndarray:
-  # Values beyond its range become infinite, and are refused as such.
-  with np.errstate(over='ignore'):
-    return np.asarray(values, np.float32)
-
-
-def _mean_file(path: pathlib.Path, crop_size: int) -> Mean:
-  if not os.path.isfile(path):
-    raise errors.UserError(
-      f"mean='{path}': there is no such file. Give a file (npz or pickle with"
-      ' data_mean) or three values in BGR order:'
-      f' {",".join(map(str, MEAN_BGR))}.'
-    )
-  if path.stat().st_size > _MAX_MEAN_BYTES:
-    raise errors.UserError(f'{path} is too large for a mean file.')
-  if zipfile.is_zipfile(path):
-    array = _npz_mean(path)
-  else:
-    contents = pickles.load_arrays(path)
-    array = contents.get('data_mean') if isinstance(contents, dict) else None
-  if not isinstance(array, np.ndarray) or array.dtype.kind not in 'fiu':
-    raise errors.UserError(f"{path} holds no array of numbers 'data_mean'.")
-  array = _float32(array)
-  # (H, W, 3) has as many values, and would be read as noise.
-  shape = tuple(size for size in array.shape if size != 1)
-  fits = shape in ((3 * crop_size**2,), (3, crop_size, crop_size))
-  if not fits or not np.isfinite(array).all():
-    raise errors.UserError(
-      f'{path}: data_mean holds {array.size} values of shape {array.shape};'
-      f' {3 * crop_size**2} finite ones are needed, (3, {crop_size},'
-      f' {crop_size}) in BGR order, or set crop_size to the size they are for.'
-    )
-  digest = hashlib.sha256(path.read_bytes()).hexdigest()
-  return Mean(
-    array.reshape(3, crop_size, crop_size),
-    f'mean file {path.name} (3x{crop_size}x{crop_size}, sha256 {digest[:16]})',
-  )
-
-
-def _npz_mean(path: pathlib.Path) -> np.ndarray | None:
-  try:
-    with zipfile.ZipFile(path) as archive:
-      if 'data_mean.npy' not in archive.namelist():
-        return None
-      # The size is the archive's word; reading stops there whatever follows.
-      size = archive.getinfo('data_mean.npy').file_size
-      if size > _MAX_MEAN_BYTES:
-        raise errors.UserError(f'{path}: data_mean is too large for a mean.')
-      with archive.open('data_mean.npy') as member:
-        return _npy(member.read(size))
-  except errors.UserError:
-    raise
-  except Exception as error:
-    # Damaged archives raise nearly anything, zlib's own error among them.
-    raise errors.UserError(f'{path} is a damaged npz file: {error}.') from error
-
-
-def _npy(data: bytes) -> np.ndarray:
-  """An array of a `.npy`, its stated size checked before memory is taken."""
-  file = io.BytesIO(data)
-  version = np.lib.format.read_magic(file)
-  read_header = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-  }.get(version)
-  if read_header is None:
-    raise ValueError(f'npy format version {version}')
-  shape, fortran, dtype = read_header(file)
-  if dtype.hasobject:
-    raise ValueError(f'an array of dtype {dtype}')
-  values = np.frombuffer(data[file.tell() :], dtype)
-  return values.reshape(shape, order='F' if fortran else 'C')
+def _tuple(values: Sequence[float]) -> str:
+  return f'({", ".join(f"{value:g}" for value in values)})'
 
 
 # -------------------------------------------------------------- a picture
@@ -344,9 +230,10 @@ def cut(picture: Image.Image, how: Preprocess) -> np.ndarray:
     return np.asarray(resized)[None]
   width, height = picture.size
   short = min(width, height)
-  # The original rounds; in integers, so that no machine rounds otherwise.
+  # In integers, so that no machine rounds otherwise.
+  half = short if how.rounding == 'nearest' else 0
   width, height = (
-    (2 * side * how.resize_size + short) // (2 * short)
+    (2 * side * how.resize_size + half) // (2 * short)
     for side in (width, height)
   )
   if width * height > _MAX_PIXELS:
@@ -356,7 +243,7 @@ def cut(picture: Image.Image, how: Preprocess) -> np.ndarray:
       ' use resize=squash'
     )
   pixels = np.asarray(picture.resize((width, height), filter_))
-  middle = ((height - size) // 2, (width - size) // 2)
+  middle = tuple(_middle(n - size, how.rounding) for n in (height, width))
   corners = [(y, x) for y in (0, height - size) for x in (0, width - size)]
   return np.stack(
     [
@@ -366,21 +253,39 @@ def cut(picture: Image.Image, how: Preprocess) -> np.ndarray:
   )
 
 
-def normalise(cuts: Any, mean: Any, multi_crop: bool, numpy: Any) -> Any:
+def _middle(room: int, rounding: str) -> int:
+  return room // 2 if rounding == 'nearest' else round(room / 2)
+
+
+def normalise(
+  cuts: Any,
+  mean: Any,
+  multi_crop: bool,
+  numpy: Any,
+  *,
+  channels: str = 'BGR',
+  std: Sequence[float] = (1.0, 1.0, 1.0),
+) -> Any:
   """Cut-out uint8 crops to the network's input, by NumPy or JAX.
 
   Args:
     cuts: (N, cuts, H, W, 3) uint8, RGB.
-    mean: float32, (3, 1, 1) or (3, H, W), BGR.
+    mean: float32, (3, 1, 1) or (3, H, W).
     multi_crop: whether mirror images are added behind the crops of each
       picture.  The mean of a file is not mirrored with them, as it was not in
       the original.
     numpy: the module to compute with, numpy or jax.numpy.
+    channels: 'BGR' or 'RGB', of the mean, the std and the result.
+    std: what is divided by.
 
   Returns:
-    (N * crops, H, W, 3) float32, BGR, minus the mean.
+    (N * crops, H, W, 3) float32, minus the mean, over the std.
   """
   if multi_crop:
     cuts = numpy.concatenate([cuts, cuts[:, :, :, ::-1]], axis=1)
-  x = cuts.reshape(-1, *cuts.shape[2:])[..., ::-1].astype(numpy.float32)
-  return x - numpy.transpose(mean, (1, 2, 0))[None]
+  x = cuts.reshape(-1, *cuts.shape[2:]).astype(numpy.float32)
+  x = x[..., ::-1] if channels == 'BGR' else x
+  x = x - numpy.transpose(mean, (1, 2, 0))[None]
+  if all(value == 1 for value in std):
+    return x
+  return x / numpy.asarray(std, numpy.float32)[None, None, None]

@@ -26,6 +26,19 @@ JOBS = {
     'resnet_jax.jobs.extract', "write layers' features of pictures"
   ),
   'predict': Job('resnet_jax.jobs.predict', 'print the labels of pictures'),
+  'zoo': Job('resnet_jax.jobs.zoo', 'list the published checkpoints'),
+  'download': Job(
+    'resnet_jax.jobs.download', 'get published checkpoints, verified'
+  ),
+  'convert': Job(
+    'resnet_jax.jobs.convert', 'write weights as safetensors or for Paddle'
+  ),
+  'inspect': Job(
+    'resnet_jax.jobs.inspect', "show weights' parameters, or one's values"
+  ),
+  'summary': Job(
+    'resnet_jax.jobs.summary', "show layers' names, shapes and costs"
+  ),
 }
 
 

@@ -4,14 +4,15 @@
 import dataclasses
 import importlib.metadata
 import os
-import sys
+from collections.abc import Sequence
 
 import jax
 from ml_collections import ConfigDict
 
 import resnet_jax
-from resnet_jax import errors, runner, weights
+from resnet_jax import errors, inputs, runner, weights
 from resnet_jax.data import pipeline, preprocess, sources
+from resnet_jax.jobs import console, progress
 from resnet_jax.models import resnet
 
 # Exit status of a run that went to its end without some of the pictures.
@@ -27,14 +28,56 @@ class Setup:
 
   source: sources.Source
   how: preprocess.Preprocess
-  model: resnet.ResNet
   weights: weights.Weights
   device: jax.Device
 
+  @property
+  def model(self) -> resnet.ResNet:
+    """The network."""
+    return self.weights.model
 
-def say(text: str) -> None:
-  """A line for the person who waits; results go to standard output."""
-  print(text, file=sys.stderr, flush=True)
+
+def wishes(config: ConfigDict, *, finite: bool = True) -> weights.Wishes:
+  """What the config says of the weights."""
+  return weights.Wishes(
+    config.layer_num,
+    config.stride_in,
+    config.stem_pool,
+    config.epsilon,
+    config.conv_order,
+    config.seed,
+    finite,
+  )
+
+
+def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
+  """Loads the weights, and says what they are."""
+  with progress.Bytes() as bar:
+    loaded = weights.load(
+      config.weights,
+      wishes(config, finite=finite),
+      say=console.say,
+      report=bar.set,
+    )
+  model = loaded.model
+  head = f'{model.classes} classes' if model.classes else 'no head'
+  console.say(f'weights: {loaded.source}')
+  console.say(
+    f'ResNet-{model.depth}, {head}, stride in {model.stride_in}, stem pool'
+    f' {model.stem_pool}, epsilon {model.epsilon:g}; digest {loaded.digest}'
+  )
+  for warning in loaded.warnings:
+    console.say(f'{"NOTE" if loaded.trained else "WARNING"}: {warning}')
+  return loaded
+
+
+def preprocessing(
+  config: ConfigDict, loaded: weights.Weights
+) -> preprocess.Preprocess:
+  """The checkpoint's preprocessing with the changes of the config."""
+  keys = [field.name for field in dataclasses.fields(inputs.Wishes)]
+  said = inputs.Wishes(**{key: config[key] for key in keys})
+  return inputs.preprocess_for(said, loaded.recipe)
 
 
 def set_up(config: ConfigDict) -> Setup:
@@ -43,28 +86,35 @@ def set_up(config: ConfigDict) -> Setup:
   for key, least in (('batch_size', 1), ('threads', 0)):
     if config[key] < least:
       raise errors.UserError(f'{key}={config[key]}: {least} is the least.')
-  how = preprocess.Preprocess(
-    preprocess.parse_mean(config.mean, config.crop_size),
-    config.resize,
-    config.resize_size,
-    config.crop_size,
-    config.multi_crop,
-    config.interpolation,
-  )
   source = sources.open_source(
     config.data, must_exist=config.on_error == 'fail'
   )
   device = runner.select_device(config.use_gpu)
-  model = resnet.ResNet(config.layer_num)
-  loaded = weights.load(
-    config.weights, model, conv_order=config.conv_order, seed=config.seed
+  loaded = load_weights(config)
+  how = preprocessing(config, loaded)
+  console.say(f'pictures: {source.description}')
+  console.say(f'input: {how.describe()}')
+  console.say(f'device: {device}')
+  return Setup(source, how, loaded, device)
+
+
+def make_runner(
+  setup: Setup,
+  layers: Sequence[str],
+  reduction: runner.Reduction | None = None,
+) -> runner.Runner:
+  """The network, ready for the pictures of a job."""
+  return runner.Runner(
+    setup.model,
+    setup.weights.parameters,
+    layers,
+    setup.how.mean.values,
+    multi_crop=setup.how.multi_crop,
+    channels=setup.how.channels,
+    std=setup.how.std,
+    reduction=reduction,
+    device=setup.device,
   )
-  say(f'ResNet-{model.depth} on {device}, weights: {loaded.source}')
-  for warning in loaded.warnings:
-    say(f'WARNING: {warning}')
-  say(f'pictures: {source.description}')
-  say(f'input: {how.describe()}')
-  return Setup(source, how, model, loaded, device)
 
 
 def batch_rows(config: ConfigDict, setup: Setup, row_bytes: int) -> int:

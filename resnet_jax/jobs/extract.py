@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The job `extract`: features of layers, from pictures to files."""
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -11,16 +12,25 @@ from ml_collections import ConfigDict
 from resnet_jax import errors, features, runner
 from resnet_jax.data import pipeline
 from resnet_jax.features import layout, output
-from resnet_jax.jobs import common, progress
-from resnet_jax.models import names
+from resnet_jax.jobs import common, console, progress
+from resnet_jax.models import aliases
 
 
 def run(config: ConfigDict) -> int:
   """Extracts; goes on with a run of the same settings that was stopped."""
-  layers = names.select_layers(config.output_layer, config.layer_num)
   errors.check_choice('feature_format', config.feature_format, features.FORMATS)
   reduction = runner.Reduction(config.pool, config.dtype)
+  if config.layer_num:
+    # A mistyped name should not wait for the weights.
+    aliases.select_layers(config.output_layer, config.layer_num)
   setup = common.set_up(config)
+  model = setup.model
+  selection = aliases.select_layers(
+    config.output_layer, model.depth, head=model.classes > 0
+  )
+  for note in selection.notes:
+    console.say(f'NOTE: {note}')
+  layers = selection.layers
   plan = _plan(config, setup, layers, reduction)
   facts = _facts(config, setup, plan, reduction)
   form = features.FORMATS[config.feature_format]
@@ -28,7 +38,7 @@ def run(config: ConfigDict) -> int:
   notes = features.notes(config.feature_format, plan)
 
   if output.is_finished(directory, facts.settings, features.read_settings):
-    common.say(f'{directory} is finished already; nothing to do')
+    console.say(f'{directory} is finished already; nothing to do')
     return _status(form.writer(directory, plan))
   started = output.is_started(directory)
   if not started:
@@ -38,17 +48,17 @@ def run(config: ConfigDict) -> int:
     writer = form.writer(output.part(directory), plan)
     if started:
       _say_plan(form, plan, directory, plan.rows - writer.done, notes)
-      common.say(f'going on after {writer.done} of {plan.rows} pictures')
+      console.say(f'going on after {writer.done} of {plan.rows} pictures')
     _extract(config, setup, plan, reduction, writer)
     output.publish(directory)
-  common.say(f'features of {plan.rows} pictures are in {directory}')
+  console.say(f'features of {plan.rows} pictures are in {directory}')
   return _status(writer)
 
 
 def _status(writer: layout.Writer) -> int:
   """The exit status of a finished run, its failed pictures said."""
   if writer.failed:
-    common.say(
+    console.say(
       f'{writer.failed} pictures could not be read: their rows are NaN, the'
       ' reasons are beside them'
     )
@@ -63,15 +73,7 @@ def _extract(
   reduction: runner.Reduction,
   writer: layout.Writer,
 ) -> None:
-  run_network = runner.Runner(
-    setup.model,
-    setup.weights.parameters,
-    tuple(plan.layers),
-    setup.how.mean.values,
-    multi_crop=setup.how.multi_crop,
-    reduction=reduction,
-    device=setup.device,
-  )
+  run_network = common.make_runner(setup, tuple(plan.layers), reduction)
   batches = pipeline.batches(
     setup.source.items,
     setup.how,
@@ -153,6 +155,7 @@ def _facts(
   record = {
     'weights': setup.weights.source,
     'trained': setup.weights.trained,
+    'recipe': dataclasses.asdict(setup.weights.recipe),
     'warnings': list(setup.weights.warnings),
     # Not on_error: a run may be gone on with under another one.
     'config': {k: v for k, v in config.items() if k != 'on_error'},
@@ -169,15 +172,15 @@ def _say_plan(
 ) -> None:
   needed = form.planned_bytes(plan, rows)
   free = output.check_space(directory, needed)
-  common.say(f'features: {plan.dtype}, {plan.batch_rows} pictures at a time')
+  console.say(f'features: {plan.dtype}, {plan.batch_rows} pictures at a time')
   for name, shape in plan.layers.items():
-    common.say(f'  {name} {"x".join(map(str, shape))}')
-  common.say(
+    console.say(f'  {name} {"x".join(map(str, shape))}')
+  console.say(
     f'to write: {rows} rows, at most {_size(needed)}, to {directory}'
     f' ({_size(free)} free)'
   )
   for note in notes:
-    common.say(f'NOTE: {note}')
+    console.say(f'NOTE: {note}')
 
 
 def _size(count: int) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, files, prediction, runner
-from resnet_jax.data import pipeline, sources
-from resnet_jax.jobs import common
+from resnet_jax import errors, files, prediction
+from resnet_jax.data import labels, pipeline, sources
+from resnet_jax.jobs import common, console
 
 
 def run(config: ConfigDict) -> int:
@@ -24,16 +24,19 @@ def run(config: ConfigDict) -> int:
   if target and target.is_dir():
     raise errors.UserError(f'predictions={target} is a folder; name a file.')
   setup = common.set_up(config)
-  classes = setup.model.classes
-  rows = common.batch_rows(config, setup, 4 * classes)
-  run_network = runner.Runner(
-    setup.model,
-    setup.weights.parameters,
-    ('output',),
-    setup.how.mean.values,
-    multi_crop=setup.how.multi_crop,
-    device=setup.device,
+  if not setup.model.classes:
+    raise errors.UserError(
+      'these weights have no head (no classifier), so there is nothing to'
+      ' predict with. --job=extract gives their features; for labels give'
+      ' weights with a classifier.'
+    )
+  classes = labels.classes(
+    setup.model.classes,
+    config.class_names,
+    setup.weights.loaded.class_names,
   )
+  rows = common.batch_rows(config, setup, 4 * len(classes))
+  run_network = common.make_runner(setup, ('output',))
   failed = 0
   with _line_writer(target) as write:
     for batch in pipeline.batches(
@@ -49,20 +52,20 @@ def run(config: ConfigDict) -> int:
         batch.items, batch.reasons, values, strict=False
       ):
         failed += bool(reason)
-        guesses = prediction.from_probabilities(row.ravel())
+        guesses = prediction.from_probabilities(row.ravel(), classes)
         if reason:
-          common.say(f'FAILED: {item.name}: {reason}')
+          console.say(f'FAILED: {item.name}: {reason}')
         else:
           print(
             f'Label of {item.name} is: {guesses.label}\n{guesses}', flush=True
           )
         write(_record(item, reason, guesses, setup))
   for warning in setup.weights.warnings:
-    common.say(f'WARNING: {warning}')
+    console.say(f'WARNING: {warning}')
   if target:
-    common.say(f'predictions are in {target}')
+    console.say(f'predictions are in {target}')
   if failed:
-    common.say(f'{failed} pictures could not be read')
+    console.say(f'{failed} pictures could not be read')
     return common.SOME_FAILED
   return 0
 

@@ -8,7 +8,7 @@ from typing import Self
 
 from tqdm import tqdm
 
-from resnet_jax.jobs import common
+from resnet_jax.jobs import console
 
 _SECONDS_A_LINE = 15.0
 
@@ -47,7 +47,7 @@ class Progress:
     seconds = time.monotonic() - self._begin
     count = self._done - self._first
     if kind is None:
-      common.say(f'{count} pictures in {seconds:.1f} s{self._rate()}')
+      console.say(f'{count} pictures in {seconds:.1f} s{self._rate()}')
 
   def add(self, count: int) -> None:
     """Notes that `count` more pictures are done."""
@@ -57,7 +57,7 @@ class Progress:
       self._bar.update(count)
     elif now - self._spoke > _SECONDS_A_LINE and self._done < self._total:
       self._spoke = now
-      common.say(f'{self._done} of {self._total} pictures{self._rate()}')
+      console.say(f'{self._done} of {self._total} pictures{self._rate()}')
     if self._start is None:
       self._start, self._counted_from = now, self._done
 
@@ -70,3 +70,32 @@ class Progress:
     left = (self._total - self._done) / rate
     text = f', {rate:.1f} pictures/s'
     return text + (f', {left:.0f} s left' if left else '')
+
+
+class Bytes:
+  """Shows a download; a context manager.  Nothing appears without one."""
+
+  def __init__(self) -> None:
+    self._bar: tqdm | None = None
+    self._spoke = time.monotonic()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    if self._bar is not None:
+      self._bar.close()
+
+  def set(self, done: int, total: int | None) -> None:
+    """Notes that `done` bytes of `total` are there."""
+    if sys.stderr.isatty():
+      if self._bar is None:
+        self._bar = tqdm(
+          unit='B', unit_scale=True, unit_divisor=1000, file=sys.stderr
+        )
+      self._bar.total = total
+      self._bar.update(done - self._bar.n)
+    elif time.monotonic() - self._spoke > _SECONDS_A_LINE:
+      self._spoke = time.monotonic()
+      of = f' of {total / 1e6:.1f}' if total else ''
+      console.say(f'{done / 1e6:.1f}{of} MB')

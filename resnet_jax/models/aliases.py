@@ -215,6 +215,11 @@ def _torchvision(depth: int) -> Iterator[Alias]:
   yield alias('fc', 'logits')
 
 
+def is_several(text: str) -> bool:
+  """Whether a text names layers by a glob or a list, rather than one."""
+  return ',' in text or is_glob(text)
+
+
 def is_glob(pattern: str) -> bool:
   """Whether a name may stand for several."""
   return any(sign in pattern for sign in '*?[')

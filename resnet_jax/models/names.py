@@ -134,4 +134,3 @@ def split_list(text: str | Sequence[str]) -> list[str]:
   """Names from `a,b` or from a sequence of names."""
   parts = text.split(',') if isinstance(text, str) else text
   return [part.strip() for part in parts if part.strip()]
-

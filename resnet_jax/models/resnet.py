@@ -211,7 +211,5 @@ def needed_parameters(model: ResNet, wanted: Sequence[str]) -> tuple[str, ...]:
   order = layer_names(model)
   front = set(order[: 1 + max(order.index(name) for name in wanted)])
   return tuple(
-    name
-    for name in parameter_shapes(model)
-    if name.split('/')[0] in front
+    name for name in parameter_shapes(model) if name.split('/')[0] in front
   )

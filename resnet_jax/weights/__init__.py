@@ -1,88 +1,186 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights by name or path, checked, with what must be known about them."""
+"""Weights by name or path, checked, with all that must be known about them."""
 
 import dataclasses
 import hashlib
+import os
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from resnet_jax import errors
-from resnet_jax.models import resnet
-from resnet_jax.weights import paddle, random
+from resnet_jax.models import names, resnet
+from resnet_jax.weights import (
+  assemble,
+  download,
+  formats,
+  paddle,
+  random,
+  recipe,
+  zoo,
+)
 
 UNTRAINED = (
   'UNTRAINED: random weights; features and labels mean nothing, only shapes,'
   ' formats and speed do'
 )
+DEFAULT_DEPTH = 50
+AUTO, RANDOM = 'auto', 'random'
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """A network's parameters and where they are from.
+  """A network, its parameters, and where they are from.
 
   Attributes:
-    parameters: `layer/leaf` float32 arrays in the order of computing; kernels
-      (ky, kx, Ci, Co), the classifier's (in, out).
-    source: for a person: what was loaded.
-    trained: whether anybody trained them.
+    loaded: what the file held, with the user's and the zoo's variant.
+    source: for a person: what was loaded, and what it was recognised as.
     warnings: what the user should hear, a sentence each.
     digest: SHA-256 of names, shapes and values, 64 hexadecimal digits.
   """
 
-  parameters: dict[str, np.ndarray]
+  loaded: assemble.Loaded
   source: str
-  trained: bool
   warnings: tuple[str, ...] = ()
   digest: str = dataclasses.field(init=False)
 
   def __post_init__(self) -> None:
     object.__setattr__(self, 'digest', digest(self.parameters))
 
+  @property
+  def parameters(self) -> dict[str, np.ndarray]:
+    """`layer/leaf` float32 arrays in the order of computing.
+
+    Kernels are (ky, kx, Ci, Co), the classifier's (in, out).
+    """
+    return self.loaded.parameters
+
+  @property
+  def model(self) -> resnet.ResNet:
+    """The network that they are for."""
+    return self.loaded.model
+
+  @property
+  def recipe(self) -> recipe.Recipe:
+    """How pictures must be prepared for it."""
+    return self.loaded.recipe
+
+  @property
+  def trained(self) -> bool:
+    """Whether anybody trained them."""
+    return self.loaded.trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+  """What the user says of the weights.
+
+  Attributes:
+    depth: 18, 34, 50, 101 or 152; 0: that of the file, else 50.
+    stride_in: a field of the network; 'auto': the checkpoint's.
+    stem_pool: the same.
+    epsilon: the same; 0: the checkpoint's.
+    conv_order: how convolutions lie in a Paddle directory; see `paddle`.
+    seed: for `random`, 0 to 2**32 - 1.
+    finite: whether values that are not finite are an error.
+  """
+
+  depth: int = 0
+  stride_in: str = AUTO
+  stem_pool: str = AUTO
+  epsilon: float = 0.0
+  conv_order: str = 'OHWI'
+  seed: int = 0
+  finite: bool = True
+
+  def __post_init__(self) -> None:
+    if self.depth:
+      names.check_depth(self.depth)
+    errors.check_choice('conv_order', self.conv_order, paddle.CONV_ORDERS)
+    if not 0 <= self.seed < 2**32:
+      raise errors.UserError(
+        f'seed={self.seed} is not between 0 and 4294967295.'
+      )
+    assemble.checked_variant(self.variant(resnet.ResNet(DEFAULT_DEPTH)))
+
+  def variant(self, model: resnet.ResNet) -> dict[str, Any]:
+    """The fields of a network, with those that the user wants otherwise."""
+    wished = {
+      'stride_in': self.stride_in if self.stride_in != AUTO else None,
+      'stem_pool': self.stem_pool if self.stem_pool != AUTO else None,
+      'epsilon': self.epsilon or None,
+    }
+    return {
+      key: getattr(model, key) if wish is None else wish
+      for key, wish in wished.items()
+    }
+
 
 def load(
   name: str,
-  model: resnet.ResNet,
+  wishes: Wishes | None = None,
   *,
-  conv_order: str = 'OHWI',
-  seed: int = 0,
+  say: Callable[[str], None] = lambda text: None,
+  report: Callable[[int, int | None], None] | None = None,
 ) -> Weights:
-  """Loads the weights of a network.
+  """Loads weights.
 
   Args:
-    name: `random`; the path of a Paddle directory; or `auto`:
-      `model/resnet_50` (and so on) below the working directory.
-    model: the network they are for.
-    conv_order: how convolutions lie in a Paddle directory; see
-      `weights.paddle`.
-    seed: for `random`, 0 to 2**32 - 1.
+    name: the path of a file or directory, in any of `formats.FORMATS`; a
+      family of the zoo, such as `msra`, downloaded if it is not in the cache;
+      `random`; or `auto`: `model/resnet_50` (and so on) below the working
+      directory, else the zoo's usual checkpoint of the depth.
+    wishes: what else the user says.
+    say: hears what happens, a line each.
+    report: hears of a download's bytes, so far and in all.
 
   Raises:
-    UserError: there is no such file, or it does not hold the network.
+    UserError: there is no such file, or it does not hold a ResNet of the
+      depth.
   """
-  errors.check_choice('conv_order', conv_order, paddle.CONV_ORDERS)
-  if name == 'random':
-    if not 0 <= seed < 2**32:
-      raise errors.UserError(f'seed={seed} is not between 0 and 4294967295.')
-    parameters = random.initialise(resnet.parameter_shapes(model), seed)
-    source = f'random, seed {seed}'
-    return Weights(parameters, source, False, (f'{UNTRAINED}.',))
-  path = _find(name, model.depth)
-  shapes = resnet.parameter_shapes(model)
-  parameters = paddle.read(path, shapes, conv_order)
-  warnings = []
-  if other := paddle.suspect_order(parameters, conv_order):
-    axes = {'OHWI': '(Co, ky, kx, Ci)', 'OIHW': '(Co, Ci, ky, kx)'}
-    warnings.append(
-      f'the filters in {path} are smooth, as trained ones are, if read as'
-      f' {axes[other]}, but not as {axes[conv_order]}, as they were read now.'
-      f' Set conv_order={other}, or the features are probably wrong.'
+  wishes = wishes or Wishes()
+  if name == RANDOM:
+    return _random(wishes)
+  record = None
+  if name in zoo.FAMILIES:
+    record = zoo.find(name, wishes.depth or DEFAULT_DEPTH)
+    path = download.fetch(record.file, record.name, report=report, say=say)
+  elif name == AUTO:
+    path, record = _automatic(wishes.depth or DEFAULT_DEPTH, report, say)
+  else:
+    path = _existing(name)
+  options = assemble.Options(wishes.finite, wishes.conv_order)
+  loaded = formats.load(path, options)
+  if wishes.depth not in (0, loaded.model.depth):
+    raise errors.UserError(
+      f'{path} holds ResNet-{loaded.model.depth}, not ResNet-{wishes.depth}:'
+      f' set layer_num={loaded.model.depth}, or leave it out.'
     )
-  source = f'Paddle directory {path}, conv_order {conv_order}'
-  return Weights(parameters, source, True, tuple(warnings))
+  if record is None:
+    record = zoo.identify(path, loaded.model.depth)
+  source = f'{loaded.format} {path}'
+  if record:
+    loaded = _as_recorded(path, loaded, record)
+    source += f', {record.name} of the zoo ({record.file.hash or "no hash"})'
+  loaded = dataclasses.replace(
+    loaded, model=loaded.model.clone(**wishes.variant(loaded.model))
+  )
+  warnings = (
+    loaded.notes if loaded.trained else (f'{UNTRAINED}.', *loaded.notes)
+  )
+  result = Weights(loaded, source, warnings)
+  if loaded.digest not in ('', result.digest) and wishes.finite:
+    raise errors.UserError(
+      f'{path} was changed since it was written: its parameters have the digest'
+      f' {result.digest}, and it states {loaded.digest}. Convert the original'
+      ' again.'
+    )
+  return result
 
 
-def digest(parameters: dict[str, np.ndarray]) -> str:
+def digest(parameters: Mapping[str, np.ndarray]) -> str:
   """SHA-256 of names, shapes and float32 bytes, in the order of the names."""
   total = hashlib.sha256()
   for name in sorted(parameters):
@@ -92,17 +190,89 @@ def digest(parameters: dict[str, np.ndarray]) -> str:
   return total.hexdigest()
 
 
-def _find(name: str, depth: int) -> pathlib.Path:
-  usual = pathlib.Path('model') / f'resnet_{depth}'
-  path = usual if name == 'auto' else pathlib.Path(name).expanduser()
-  if name and path.is_dir():
-    return path
-  ways = (
-    f'Give weights=DIRECTORY, a Paddle model directory; or put one at {usual};'
-    ' or take weights=random, untrained, to try the program. (Other formats'
-    ' and download are not there yet.)'
+def untrained(model: resnet.ResNet, seed: int = 0) -> assemble.Loaded:
+  """Random parameters for a network, as if a file had held them."""
+  parameters = random.initialise(resnet.parameter_shapes(model), seed)
+  return assemble.Loaded(
+    f'random, seed {seed}',
+    model,
+    parameters,
+    {
+      name: assemble.Origin(name, array.shape, 'float32')
+      for name, array in parameters.items()
+    },
+    assemble.KERAS_LAYOUT.text,
+    recipe.CAFFE,
+    trained=False,
   )
-  if name == 'auto':
-    raise errors.UserError(f'no weights found: {usual} is not there. {ways}')
-  found = 'is a file, not a directory' if path.exists() else 'is not there'
-  raise errors.UserError(f"weights='{name}': {path} {found}. {ways}")
+
+
+def _random(wishes: Wishes) -> Weights:
+  model = resnet.ResNet(wishes.depth or DEFAULT_DEPTH)
+  loaded = untrained(model.clone(**wishes.variant(model)), wishes.seed)
+  return Weights(loaded, loaded.format, (f'{UNTRAINED}.',))
+
+
+def _automatic(
+  depth: int,
+  report: Callable[[int, int | None], None] | None,
+  say: Callable[[str], None],
+) -> tuple[pathlib.Path, zoo.Record | None]:
+  """The model directory, else the cache, else a download."""
+  usual = pathlib.Path('model') / f'resnet_{depth}'
+  if usual.is_dir():
+    return usual, None
+  record = zoo.find(zoo.USUAL[depth], depth)
+  try:
+    return (
+      download.fetch(record.file, record.name, report=report, say=say),
+      record,
+    )
+  except errors.UserError as error:
+    raise errors.UserError(
+      f'no weights found: {usual} is not there, and {record.name} is neither in'
+      f' the cache nor could it be downloaded. {error} {_WAYS}'
+    ) from error
+
+
+_WAYS = (
+  'Give weights=PATH, a file or directory; or weights=NAME, one of'
+  f' {", ".join(zoo.FAMILIES)}; or take weights=random, untrained, to try the'
+  ' program.'
+)
+
+
+def _existing(name: str) -> pathlib.Path:
+  path = pathlib.Path(name).expanduser()
+  if name and os.path.exists(path):
+    return path
+  # Like a name rather than a path: a family that is nearly meant.
+  if name and os.sep not in name and '.' not in name.replace('.v', ''):
+    raise errors.unknown(
+      'weights', name, (*zoo.FAMILIES, AUTO, RANDOM), described=_WAYS
+    )
+  raise errors.UserError(f"weights='{name}': {path} is not there. {_WAYS}")
+
+
+def _as_recorded(
+  path: pathlib.Path, loaded: assemble.Loaded, record: zoo.Record
+) -> assemble.Loaded:
+  """The network and the preprocessing that the zoo states."""
+  count = resnet.learned_count(resnet.parameter_shapes(loaded.model))
+  if (loaded.model.depth, count) != (record.depth, record.parameters):
+    raise errors.UserError(
+      f'{path} should be {record.name}, a ResNet-{record.depth} of'
+      f' {record.parameters} parameters, and holds a ResNet-'
+      f'{loaded.model.depth} of {count}. Get it again.'
+    )
+  return dataclasses.replace(
+    loaded,
+    model=loaded.model.clone(
+      stride_in=record.stride_in,
+      stem_pool=record.stem_pool,
+      epsilon=record.epsilon,
+    ),
+    recipe=record.recipe,
+    # What a format had to guess is known now.
+    notes=tuple(n for n in loaded.notes if n != recipe.GUESSED),
+  )

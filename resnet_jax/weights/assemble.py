@@ -9,11 +9,12 @@ and only then in memory: a tensor is read when its shape is known to be right.
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from resnet_jax import errors
-from resnet_jax.models import names, resnet
+from resnet_jax.models import layers, names, resnet
 from resnet_jax.weights import recipe
 
 # Of float32, or what becomes float32.  Anything else is no weights.
@@ -113,6 +114,8 @@ class Loaded:
     recipe: the preprocessing, as far as the format tells.
     notes: what the user should know, a sentence each.
     class_names: the classifier's, if the file holds them.
+    trained: whether anybody trained them, as far as is known.
+    digest: of the parameters, if the file states it.
   """
 
   format: str
@@ -123,6 +126,23 @@ class Loaded:
   recipe: recipe.Recipe
   notes: tuple[str, ...] = ()
   class_names: tuple[str, ...] = ()
+  trained: bool = True
+  digest: str = ''
+
+
+def checked_variant(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields of `ResNet`, if their values are among those there are.
+
+  Raises:
+    UserError: one is not; says what is allowed.
+  """
+  errors.check_choice('stride_in', fields['stride_in'], resnet.STRIDES)
+  errors.check_choice('stem_pool', fields['stem_pool'], layers.STEM_POOLS)
+  if not 0 < fields['epsilon'] < 1:
+    raise errors.UserError(
+      f'epsilon={fields["epsilon"]} is not between 0 and 1; 1e-5 is usual.'
+    )
+  return dict(fields)
 
 
 def assemble(
@@ -132,7 +152,7 @@ def assemble(
   layout: Layout,
   *,
   format: str,
-  variant: Mapping[str, str | float],
+  variant: Mapping[str, Any],
   how: recipe.Recipe,
   options: Options,
   notes: Sequence[str] = (),
@@ -277,7 +297,9 @@ def _check_names(
 
 def listed(given: Sequence[str], what: str) -> str:
   """`2 names are missing (a, b)`; names of any length come cut."""
-  text = ', '.join(name if len(name) <= 99 else f'{name[:99]}…' for name in given)
+  text = ', '.join(
+    name if len(name) <= 99 else f'{name[:99]}…' for name in given
+  )
   return f'{len(given)} names are {what} ({text or "none"})'
 
 
@@ -313,9 +335,7 @@ def _check_shapes(
     if tuple(tensor.shape) != expected:
       faults.append(f'{name} has the shape {tensor.shape}, not {expected}')
     if tensor.dtype not in DTYPES:
-      faults.append(
-        f'{name} is {tensor.dtype}, not one of {", ".join(DTYPES)}'
-      )
+      faults.append(f'{name} is {tensor.dtype}, not one of {", ".join(DTYPES)}')
   if faults:
     raise errors.UserError(
       f'{path} does not hold a plain ResNet: {"; ".join(faults)}.'

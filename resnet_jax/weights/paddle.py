@@ -13,16 +13,19 @@ runtime handed the same bytes to cuDNN as (Co, Ci, ky, kx): order 'OIHW'.
 Which of the two a file holds cannot be read from it.
 """
 
+import dataclasses
+import functools
 import math
 import os
 import pathlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from resnet_jax import errors, files
-from resnet_jax.models import names
+from resnet_jax.models import names, resnet
+from resnet_jax.weights import assemble, recipe
 
 CONV_ORDERS = ('OHWI', 'OIHW')
 
@@ -34,6 +37,21 @@ _SUFFIXES = {
   'mean': 'w1',
   'var': 'w2',
 }
+_HEAD = ('_output.w0', '_output.wbias')
+_AXES = {'OHWI': '(Co, ky, kx, Ci)', 'OIHW': '(Co, Ci, ky, kx)'}
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+  """A parameter's file, in a directory or in an archive.
+
+  Attributes:
+    size: gives its size, bytes; raises an OSError.
+    read: gives its first bytes, at most so many; raises an OSError.
+  """
+
+  size: Callable[[], int]
+  read: Callable[[int], bytes]
 
 
 def file_name(parameter: str) -> str:
@@ -42,6 +60,86 @@ def file_name(parameter: str) -> str:
   if layer == 'logits':
     return f'_output.{"w0" if leaf == "kernel" else "wbias"}'
   return f'_{layer}.{_SUFFIXES.get(leaf, "wbias")}'
+
+
+@functools.cache
+def known_files() -> frozenset[str]:
+  """The names of the files of all depths."""
+  return frozenset(
+    file_name(parameter)
+    for depth in names.ARCHITECTURES
+    for parameter in names.parameter_names(depth)
+  )
+
+
+def recognise(path: pathlib.Path, head: bytes) -> bool:
+  """Whether a path is a directory with a file of a ResNet in it."""
+  if head:
+    return False
+  known = known_files()
+  try:
+    with os.scandir(path) as entries:
+      return any(entry.name in known for entry in entries)
+  except OSError:
+    return False
+
+
+def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
+  """Reads a directory.
+
+  Raises:
+    UserError: files are missing, surplus, or not of the form or size they
+      must have; names them.
+  """
+  return load_files(path, _list(path), 'Paddle directory', options)
+
+
+def load_files(
+  path: pathlib.Path,
+  found: Mapping[str, File],
+  format: str,
+  options: assemble.Options,
+) -> assemble.Loaded:
+  """Reads the files of a directory or of an archive.
+
+  Args:
+    path: for messages.
+    found: by name, all there are.
+    format: for a person.
+    options: the user's.
+
+  Raises:
+    UserError: as `load` does.
+  """
+  order = errors.check_choice('conv_order', options.conv_order, CONV_ORDERS)
+  depth = _depth(path, found)
+  model = resnet.ResNet(depth, _classes(path, found))
+  shapes = resnet.parameter_shapes(model)
+  parameters = _read_files(path, found, shapes, order, options.finite)
+  # Values that are not finite may be there, if the user wants them.
+  with np.errstate(invalid='ignore', over='ignore'):
+    other = suspect_order(parameters, order)
+  note = (
+    f'the filters in {path} are smooth, as trained ones are, if read as'
+    f' {_AXES[other]}, but not as {_AXES[order]}, as they were read now. Set'
+    f' conv_order={other}, or the features are probably wrong.'
+    if other
+    else ''
+  )
+  return assemble.Loaded(
+    format,
+    model,
+    parameters,
+    {
+      name: assemble.Origin(
+        file_name(name), _stored_shape(shape, order), 'float32'
+      )
+      for name, shape in shapes.items()
+    },
+    f'{_AXES[order]}, (in, out)',
+    recipe.CAFFE,
+    (note,) if note else (),
+  )
 
 
 def read(
@@ -58,22 +156,9 @@ def read(
       must have; names them.
   """
   errors.check_choice('conv_order', order, CONV_ORDERS)
-  _check_names(directory, shapes)
-  arrays, faults = {}, []
-  for name, shape in shapes.items():
-    path = directory / file_name(name)
-    stored = _stored_shape(shape, order)
-    try:
-      flat = _read_file(path, math.prod(shape))
-    except ValueError as error:
-      faults.append(f'{path.name}: {error}')
-      continue
-    arrays[name] = _from_stored(flat.reshape(stored), order)
-  if faults:
-    raise errors.UserError(
-      f'{directory} is damaged: {"; ".join(faults)}. Please get it again.'
-    )
-  return arrays
+  found = _list(directory)
+  _check_names(directory, found, shapes)
+  return _read_files(directory, found, shapes, order, finite=True)
 
 
 def write(
@@ -96,7 +181,7 @@ def write(
   with files.writing('the parameters', directory):
     part.mkdir(parents=True)
     for name, array in parameters.items():
-      data = np.ascontiguousarray(_to_stored(array, order), _VALUE)
+      data = np.ascontiguousarray(stored(array, order), _VALUE)
       header = _HEADER.pack(0, _VALUE.itemsize, data.size)
       (part / file_name(name)).write_bytes(header + data.tobytes())
     os.replace(part, directory)
@@ -119,9 +204,9 @@ def suspect_order(
   kernels = [a for a in parameters.values() if a.ndim == 4 and a.shape[0] > 1]
   swapped = []
   for kernel in kernels:
-    stored = np.ascontiguousarray(_to_stored(kernel, order))
+    values = np.ascontiguousarray(stored(kernel, order))
     shape = _stored_shape(kernel.shape, other)
-    swapped.append(_from_stored(stored.reshape(shape), other))
+    swapped.append(_from_stored(values.reshape(shape), other))
   gain = np.mean([_smoothness(k) for k in swapped]) - np.mean(
     [_smoothness(k) for k in kernels]
   )
@@ -161,52 +246,134 @@ def _from_stored(array: np.ndarray, order: str) -> np.ndarray:
   return np.ascontiguousarray(array.transpose(axes))
 
 
-def _to_stored(array: np.ndarray, order: str) -> np.ndarray:
+def stored(array: np.ndarray, order: str) -> np.ndarray:
+  """A `layer/leaf` array of ours with the axes that it has in its file."""
   if array.ndim != 4:
     return array
   return array.transpose({'OHWI': (3, 0, 1, 2), 'OIHW': (3, 2, 0, 1)}[order])
 
 
-def _read_file(path: pathlib.Path, count: int) -> np.ndarray:
-  """The values; a ValueError says what is wrong with the file."""
+def _list(directory: pathlib.Path) -> dict[str, File]:
   try:
-    size = path.stat().st_size
-    if size != (expected := _HEADER.size + count * _VALUE.itemsize):
-      raise ValueError(f'{size} bytes, where {expected} are expected')
+    found = sorted(entry.name for entry in os.scandir(directory))
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot list the weights in {directory}: {error.strerror}.'
+    ) from error
+  return {name: _file(directory / name) for name in found}
+
+
+def _file(path: pathlib.Path) -> File:
+  def read(count: int) -> bytes:
     with open(path, 'rb') as file:
-      header = file.read(_HEADER.size)
-      data = file.read(count * _VALUE.itemsize)
+      return file.read(count)
+
+  return File(lambda: path.stat().st_size, read)
+
+
+def _read_files(
+  path: pathlib.Path,
+  found: Mapping[str, File],
+  shapes: Mapping[str, tuple[int, ...]],
+  order: str,
+  finite: bool,
+) -> dict[str, np.ndarray]:
+  arrays, faults = {}, []
+  for name, shape in shapes.items():
+    file = file_name(name)
+    try:
+      flat = _read_file(found[file], math.prod(shape))
+      if finite:
+        _check_values(flat, name)
+    except ValueError as error:
+      faults.append(f'{file}: {error}')
+      continue
+    arrays[name] = _from_stored(
+      flat.reshape(_stored_shape(shape, order)), order
+    )
+  if faults:
+    raise errors.UserError(
+      f'{path} is damaged: {"; ".join(faults)}. Please get it again.'
+    )
+  return arrays
+
+
+def _read_file(file: File, count: int) -> np.ndarray:
+  """The values; a ValueError says what is wrong with the file."""
+  expected = _HEADER.size + count * _VALUE.itemsize
+  try:
+    size = file.size()
+    if size != expected:
+      raise ValueError(f'{size} bytes, where {expected} are expected')
+    data = file.read(expected)
   except OSError as error:
     raise ValueError(f'cannot be read: {error.strerror}') from error
-  version, width, stated = _HEADER.unpack(header)
+  if len(data) != expected:
+    raise ValueError('it changed while it was read')
+  version, width, stated = _HEADER.unpack_from(data)
   if version != 0:
     raise ValueError(f'format version {version}, where 0 is known')
   if width != _VALUE.itemsize:
     raise ValueError(f'{width} bytes a value, where 4 (float32) are known')
   if stated != count:
     raise ValueError(f'its header says {stated} values, the file has {count}')
-  array = np.frombuffer(data, _VALUE).astype(np.float32)
+  return np.frombuffer(data, _VALUE, offset=_HEADER.size).astype(np.float32)
+
+
+def _check_values(array: np.ndarray, name: str) -> None:
   if not np.isfinite(array).all():
     raise ValueError('values that are not finite')
-  if path.name.endswith('_bn.w2') and (array < 0).any():
+  if name.endswith('/var') and (array < 0).any():
     raise ValueError('negative variances')
-  return array
 
 
-def _check_names(directory: pathlib.Path, shapes: Iterable[str]) -> None:
-  expected = {file_name(name) for name in shapes}
+def _depth(path: pathlib.Path, found: Iterable[str]) -> int:
+  """The depth whose files they are."""
+  there = set(found)
+  head = not there.isdisjoint(_HEAD)
+
+  def expected(depth: int) -> set[str]:
+    return set(map(file_name, names.parameter_names(depth, head)))
+
+  depth = min(names.ARCHITECTURES, key=lambda d: len(expected(d) ^ there))
+  if there != expected(depth):
+    raise errors.UserError(
+      f'{path} does not hold a plain ResNet; the nearest is ResNet-{depth}.'
+      f' {_difference(expected(depth), there)} Get it again, and keep other'
+      ' files out of it.'
+    )
+  return depth
+
+
+def _classes(path: pathlib.Path, found: Mapping[str, File]) -> int:
+  """What the classifier's bias has values for; 0: there is no classifier."""
+  name = _HEAD[1]
+  if name not in found:
+    return 0
   try:
-    found = {entry.name for entry in os.scandir(directory)}
+    size = found[name].size()
   except OSError as error:
     raise errors.UserError(
-      f'cannot list the weights in {directory}: {error.strerror}.'
+      f'cannot read {name} in {path}: {error.strerror or error}.'
     ) from error
-  missing, surplus = sorted(expected - found), sorted(found - expected)
-  if missing or surplus:
+  classes, rest = divmod(size - _HEADER.size, _VALUE.itemsize)
+  if rest or not 0 < classes <= assemble.MAX_CLASSES:
+    raise errors.UserError(
+      f'{path} is damaged: {name}: {size} bytes, where 16 and 4 for each of 1'
+      f' to {assemble.MAX_CLASSES} classes are expected. Please get it again.'
+    )
+  return classes
+
+
+def _check_names(
+  directory: pathlib.Path, found: Iterable[str], shapes: Iterable[str]
+) -> None:
+  expected, there = {file_name(name) for name in shapes}, set(found)
+  if expected != there:
     fits = [
       depth
       for depth in names.ARCHITECTURES
-      if found == set(map(file_name, names.parameter_names(depth)))
+      if there == set(map(file_name, names.parameter_names(depth)))
     ]
     advice = (
       f'Its files are those of ResNet-{fits[0]}: set layer_num={fits[0]}.'
@@ -215,6 +382,13 @@ def _check_names(directory: pathlib.Path, shapes: Iterable[str]) -> None:
     )
     raise errors.UserError(
       f'{directory} does not hold this network. {advice}'
-      f' {len(missing)} files are missing ({", ".join(missing) or "none"}),'
-      f' {len(surplus)} are surplus ({", ".join(surplus) or "none"}).'
+      f' {_difference(expected, there)}'
     )
+
+
+def _difference(expected: set[str], there: set[str]) -> str:
+  missing, surplus = sorted(expected - there), sorted(there - expected)
+  return (
+    f'{len(missing)} files are missing ({", ".join(missing) or "none"}),'
+    f' {len(surplus)} are surplus ({", ".join(surplus) or "none"}).'
+  )

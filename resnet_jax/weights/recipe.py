@@ -49,3 +49,14 @@ TORCHVISION = Recipe(
   interpolation='bilinear',
   rounding='torchvision',
 )
+# Source: Transformers 5.23, image_processing_convnext.py, as microsoft/resnet-*
+# use it (crop_pct 0.875, resample 3).
+HUGGING_FACE = dataclasses.replace(TORCHVISION, interpolation='bicubic')
+
+# Of a file with names of PyTorch's programs, which tells nothing else.
+GUESSED = (
+  'the file tells neither where its network has the stride nor how pictures'
+  ' were prepared: what its names usually stand for is taken (stride_in=3x3;'
+  ' input as this run says). Set stride_in, channels, mean, std, resize_size,'
+  ' interpolation if it was trained otherwise.'
+)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the tables in README.md and docs/ from the zoo and the results.
+
+  python experiments/tables.py
+
+What stands between `<!-- NAME -->` and `<!-- end -->` is replaced; the tests
+fail where it is stale.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+
+from resnet_jax.weights import zoo
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / 'experiments' / 'results'
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A table."""
+  lines = [columns, ['---'] * len(columns), *rows]
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def zoo_table() -> str:
+  """The published checkpoints."""
+  rows = zoo.table()
+  return markdown(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def variants_table() -> str:
+  """What running weights in a neighbouring variant changes."""
+  lines = (RESULTS / 'variants.jsonl').read_text('utf-8').splitlines()
+  found = [json.loads(line) for line in lines]
+  return markdown(
+    [
+      'changed',
+      *('pool1', 'res2_3_addto', 'res5_3_addto', 'avgpool'),
+      'cosine of avgpool',
+    ],
+    [
+      [
+        line['neighbour'],
+        *(
+          f'{line[layer]:.2g}'
+          for layer in ('pool1', 'res2_3_addto', 'res5_3_addto', 'avgpool')
+        ),
+        f'{line["avgpool_cosine"]:.4f}',
+      ]
+      for line in found
+    ],
+  )
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+  'zoo': ('README.md', zoo_table),
+  'variants': ('docs/which_resnet.md', variants_table),
+}
+
+
+def updated(name: str) -> tuple[pathlib.Path, str]:
+  """A file, and its text with a table as it should be."""
+  file, make = TABLES[name]
+  path = ROOT / file
+  text = path.read_text('utf-8')
+  pattern = rf'(<!-- {name} -->\n).*?(<!-- end -->)'
+  new, count = re.subn(
+    pattern, lambda m: f'{m[1]}{make()}\n{m[2]}', text, flags=re.S
+  )
+  if count != 1:
+    raise ValueError(f'{file} has {count} places for the table {name}')
+  return path, new
+
+
+def main() -> None:
+  """Writes all tables."""
+  for name in TABLES:
+    path, text = updated(name)
+    path.write_text(text, 'utf-8')
+
+
+if __name__ == '__main__':
+  main()

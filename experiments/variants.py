@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much it matters which ResNet weights are run in.
+
+Runs one set of weights through its own network and preprocessing, and through
+each neighbour that differs in one thing, and writes a line a neighbour:
+
+  python experiments/variants.py --weights=msra --depth=50 --data=photos
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import warnings
+
+import numpy as np
+
+import resnet_jax
+
+LAYERS = ('pool1', 'res2_3_addto', 'res5_3_addto', 'avgpool', 'output')
+SWAPPED = {'BGR': 'RGB', 'RGB': 'BGR'}
+
+
+def neighbours(model: resnet_jax.Model) -> dict[str, dict[str, object]]:
+  """Settings that differ from a checkpoint's own in one thing each."""
+  own, how = model.weights.model, model.preprocess
+  mean = how.mean.values.ravel()[::-1].tolist()
+  other_pool = 'pad1' if own.stem_pool == 'ceil' else 'ceil'
+  other_stride = '3x3' if own.stride_in == '1x1' else '1x1'
+  other_epsilon = 1e-5 if own.epsilon > 1e-5 else 1.001e-5
+  other_filter = 'lanczos' if how.interpolation == 'bilinear' else 'bilinear'
+  other_rounding = 'nearest' if how.rounding != 'nearest' else 'torchvision'
+  return {
+    f'epsilon {other_epsilon:g}': {'epsilon': other_epsilon},
+    f'rounding {other_rounding}': {'rounding': other_rounding},
+    f'{other_filter} resize': {'interpolation': other_filter},
+    f'stem pool {other_pool}': {'stem_pool': other_pool},
+    'whole picture squashed': {'resize': 'squash'},
+    f'{SWAPPED[how.channels]} input': {
+      'channels': SWAPPED[how.channels],
+      'mean': mean,
+      'std': how.std[::-1],
+    },
+    f'stride in {other_stride}': {'stride_in': other_stride},
+    'no mean subtracted': {'mean': (0, 0, 0)},
+  }
+
+
+def compare(
+  own: dict[str, np.ndarray], other: dict[str, np.ndarray]
+) -> dict[str, float]:
+  """Differences between two runs over the same pictures."""
+  result = {}
+  for layer in LAYERS[:-1]:
+    difference = np.sqrt(np.mean((own[layer] - other[layer]) ** 2))
+    result[layer] = float(difference / np.sqrt(np.mean(own[layer] ** 2)))
+  a, b = (
+    run['avgpool'].reshape(len(run['avgpool']), -1) for run in (own, other)
+  )
+  lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+  result['avgpool_cosine'] = float(np.mean((a * b).sum(axis=1) / lengths))
+  best = [
+    run['output'].reshape(len(a), -1).argmax(axis=1) for run in (own, other)
+  ]
+  result['labels_changed_percent'] = float(100 * np.mean(best[0] != best[1]))
+  return result
+
+
+def main() -> None:
+  """Measures, and writes the lines."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--weights', required=True)
+  parser.add_argument('--depth', type=int, default=50)
+  parser.add_argument('--data', required=True, help='a folder of pictures')
+  parser.add_argument('--note', default='', help='said in every line')
+  parser.add_argument('--out', default='experiments/results/variants.jsonl')
+  given = parser.parse_args()
+  pictures = sorted(
+    p for p in pathlib.Path(given.data).iterdir() if p.is_file()
+  )
+  warnings.simplefilter('ignore')
+  model = resnet_jax.load(given.depth, weights=given.weights)
+  own = model.features(pictures, list(LAYERS))
+  lines = []
+  for name, settings in neighbours(model).items():
+    other = resnet_jax.load(given.depth, weights=given.weights, **settings)
+    found = compare(own, other.features(pictures, list(LAYERS)))
+    lines.append(
+      {
+        'neighbour': name,
+        **found,
+        'weights_sha256': model.weights.digest,
+        'depth': given.depth,
+        'pictures': len(pictures),
+        'note': given.note,
+      }
+    )
+    print(json.dumps(lines[-1]), file=sys.stderr)
+  text = ''.join(json.dumps(line) + '\n' for line in lines)
+  pathlib.Path(given.out).write_text(text, 'utf-8')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The preprocessing of a run: the checkpoint's, where the user says nothing."""
+
+import dataclasses
+
+from resnet_jax import errors
+from resnet_jax.data import mean, preprocess
+from resnet_jax.weights import recipe as recipes
+
+AUTO = 'auto'
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+  """What the user says of the preprocessing; 'auto' and 0: the checkpoint's.
+
+  Attributes are those of `data.preprocess.Preprocess`, with mean and std as
+  text: three values in the order of the channels, or a mean file.
+  """
+
+  mean: str = AUTO
+  std: str = AUTO
+  channels: str = AUTO
+  resize: str = 'short_side'
+  resize_size: int = 0
+  crop_size: int = 0
+  interpolation: str = AUTO
+  rounding: str = AUTO
+  multi_crop: bool = False
+
+
+def preprocess_for(
+  wishes: Wishes, recipe: recipes.Recipe
+) -> preprocess.Preprocess:
+  """A checkpoint's preprocessing with the user's changes.
+
+  Raises:
+    UserError: a setting is out of its set, or does not fit another.
+  """
+  for what in ('interpolation', 'channels', 'rounding'):
+    allowed = {
+      'interpolation': tuple(preprocess.INTERPOLATIONS),
+      'channels': preprocess.CHANNELS,
+      'rounding': preprocess.ROUNDINGS,
+    }[what]
+    errors.check_choice(what, getattr(wishes, what), (AUTO, *allowed))
+
+  def pick(what: str) -> str:
+    wish = getattr(wishes, what)
+    return getattr(recipe, what) if wish == AUTO else wish
+
+  channels = pick('channels')
+  if channels != recipe.channels:
+    for what, given in (('mean', wishes.mean), ('std', wishes.std)):
+      if given == AUTO and len(set(getattr(recipe, what))) > 1:
+        raise errors.UserError(
+          f'channels={channels}, but the {what} of these weights is in the order'
+          f' {recipe.channels}. Give {what}=A,B,C in the order {channels}, too.'
+        )
+  crop_size = wishes.crop_size or recipe.crop_size
+  mean_text = wishes.mean
+  if mean_text == AUTO:
+    mean_text = ','.join(str(value) for value in recipe.mean)
+  subtracted = mean.parse_mean(mean_text, crop_size)
+  if subtracted.values.shape != (3, 1, 1) and channels != 'BGR':
+    raise errors.UserError(
+      f'mean={mean_text}: a mean file is in BGR order, and these pictures are'
+      f' {channels}. Give three values, or channels=BGR for weights that were'
+      ' trained so.'
+    )
+  std = recipe.std if wishes.std == AUTO else mean.parse_std(wishes.std)
+  return preprocess.Preprocess(
+    subtracted,
+    wishes.resize,
+    wishes.resize_size or recipe.resize_size,
+    crop_size,
+    wishes.multi_crop,
+    pick('interpolation'),
+    channels,
+    std,
+    pick('rounding'),
+  )

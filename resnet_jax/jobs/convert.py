@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job `convert`: weights of any format to ours, or to Paddle's."""
+
+import dataclasses
+import pathlib
+
+from ml_collections import ConfigDict
+
+from resnet_jax import errors, weights
+from resnet_jax.data import labels
+from resnet_jax.jobs import common, console
+from resnet_jax.weights import assemble, paddle, recipe, safetensors
+
+TARGETS = ('safetensors', 'paddle')
+
+
+def run(config: ConfigDict) -> int:
+  """Converts, and reads the result again to compare the digests."""
+  errors.check_choice('convert_to', config.convert_to, TARGETS)
+  if not config.output:
+    raise errors.UserError(
+      'say where to: --config.output=FILE.safetensors, or, with'
+      ' --config.convert_to=paddle, --config.output=DIRECTORY.'
+    )
+  target = pathlib.Path(config.output).expanduser()
+  if target.exists():
+    raise errors.UserError(
+      f'{target} exists already; remove it, or name another output.'
+    )
+  loaded = common.load_weights(config)
+  held = _with_the_users_word(config, loaded)
+  if config.convert_to == 'paddle':
+    paddle.write(loaded.parameters, target, config.conv_order)
+    _say_what_is_lost(held)
+  else:
+    safetensors.write(target, held, loaded.source, loaded.digest)
+  again = weights.load(
+    str(target), weights.Wishes(conv_order=config.conv_order)
+  )
+  if again.digest != loaded.digest:
+    raise errors.UserError(
+      f'{target} was written, but reads back as digest {again.digest}, not'
+      f' {loaded.digest}. The disk or the memory is at fault; remove it.'
+    )
+  console.say(f'{target} reads back to the same digest')
+  print(target)
+  return 0
+
+
+def _with_the_users_word(
+  config: ConfigDict, loaded: weights.Weights
+) -> assemble.Loaded:
+  """The network as it shall be loaded later, with no other information."""
+  how = common.preprocessing(config, loaded)
+  if how.mean.values.shape != (3, 1, 1):
+    raise errors.UserError(
+      'a mean picture cannot be stored with the weights. Convert with three'
+      ' values, and give the file as mean= where the weights are used.'
+    )
+  held = loaded.loaded
+  class_names = held.class_names
+  if config.class_names:
+    classes = labels.classes(held.model.classes, config.class_names)
+    class_names = tuple(c.name for c in classes)
+  first, second, third = (float(v) for v in how.mean.values.ravel())
+  stored = recipe.Recipe(
+    how.channels,
+    # The exact decimals, where the user has not changed them.
+    held.recipe.mean if config.mean == 'auto' else (first, second, third),
+    how.std,
+    how.resize_size,
+    how.crop_size,
+    how.interpolation,
+    how.rounding,
+  )
+  return dataclasses.replace(held, recipe=stored, class_names=class_names)
+
+
+def _say_what_is_lost(held: assemble.Loaded) -> None:
+  model = held.model
+  usual = (model.stride_in, model.stem_pool, model.epsilon) == (
+    '1x1',
+    'ceil',
+    1e-5,
+  )
+  if not usual or held.recipe != recipe.CAFFE or held.class_names:
+    console.say(
+      'NOTE: a Paddle directory holds parameters only. Whoever loads this one'
+      f' must set stride_in={model.stride_in}, stem_pool={model.stem_pool},'
+      f' epsilon={model.epsilon:g}, and the preprocessing: {held.recipe}.'
+    )

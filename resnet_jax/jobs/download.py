@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job `download`: published checkpoints into the cache, verified."""
+
+from ml_collections import ConfigDict
+
+from resnet_jax import errors
+from resnet_jax.jobs import console, progress
+from resnet_jax.models import names
+from resnet_jax.weights import download, zoo
+
+ALL = 'all'
+
+
+def run(config: ConfigDict) -> int:
+  """Downloads what `weights` and `layer_num` name, and the mean pictures.
+
+  One that fails does not keep back the others; it is an error in the end.
+  """
+  records = _chosen(config.weights, config.layer_num)
+  files = {record.name: record.file for record in records}
+  for family in dict.fromkeys(record.family for record in records):
+    if family in zoo.MEANS:
+      files[f'{family}-mean'] = zoo.MEANS[family]
+  failures = []
+  for name, file in files.items():
+    try:
+      with progress.Bytes() as bar:
+        path = download.fetch(file, name, report=bar.set, say=console.say)
+      print(path, flush=True)
+    except errors.UserError as error:
+      failures.append(f'{name}: {error}')
+      console.say(f'FAILED: {name}')
+  if failures:
+    raise errors.UserError(
+      f'{len(failures)} of {len(files)} files could not be had. '
+      + ' '.join(failures)
+    )
+  return 0
+
+
+def _chosen(text: str, depth: int) -> list[zoo.Record]:
+  """The checkpoints for `msra`, `msra,keras`, `all` or `auto`."""
+  if depth:
+    names.check_depth(depth)
+  if text == ALL:
+    return [r for r in zoo.RECORDS if depth in (0, r.depth)]
+  if text == 'auto':
+    depths = [depth] if depth else list(zoo.USUAL)
+    return [zoo.find(zoo.USUAL[d], d) for d in depths]
+  chosen = []
+  for family in names.split_list(text):
+    if family not in zoo.FAMILIES:
+      raise errors.unknown('checkpoint', family, (*zoo.FAMILIES, ALL, 'auto'))
+    if depth:
+      chosen.append(zoo.find(family, depth))
+    else:
+      chosen += [r for r in zoo.RECORDS if r.family == family]
+  if not chosen:
+    raise errors.UserError(
+      f"weights='{text}' names no checkpoint. Give one or several of"
+      f' {", ".join(zoo.FAMILIES)}, or {ALL}.'
+    )
+  return chosen

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job `inspect`: the parameters of weights, and the values of one.
+
+The original's page does the latter with `od -j 16 -f FILE`.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax import errors, weights
+from resnet_jax.jobs import common, console
+from resnet_jax.weights import paddle, parameters
+
+_A_LINE = 4
+
+
+def run(config: ConfigDict) -> int:
+  """Prints a table of all parameters, or the values of some."""
+  loaded = common.load_weights(config, finite=False)
+  if config.parameter:
+    chosen = parameters.select(config.parameter, loaded.loaded)
+    for name in chosen:
+      _show_values(name, loaded, config)
+    return 0
+  rows = [_row(name, loaded) for name in loaded.parameters]
+  console.show(rows, config.as_json, digest=loaded.digest, source=loaded.source)
+  bad = sum(row['non-finite'] for row in rows)
+  console.say(
+    f'{len(rows)} parameters, {sum(row["count"] for row in rows)} values,'
+    f' {bad} of them not finite; digest {loaded.digest}'
+  )
+  return 0
+
+
+def _row(name: str, loaded: weights.Weights) -> dict[str, Any]:
+  array, origin = loaded.parameters[name], loaded.loaded.origins[name]
+  finite = array[np.isfinite(array)].astype(np.float64)
+  has = finite.size > 0
+  return {
+    'parameter': name,
+    'in the file': origin.name,
+    'shape': _shape(array.shape),
+    'stored': f'{_shape(origin.shape)} {origin.dtype}',
+    'layout': loaded.loaded.layout if array.ndim > 1 else '(C,)',
+    'count': array.size,
+    'mean': float(finite.mean()) if has else None,
+    'std': float(finite.std()) if has else None,
+    'min': float(finite.min()) if has else None,
+    'max': float(finite.max()) if has else None,
+    'non-finite': array.size - finite.size,
+  }
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+  return 'x'.join(map(str, shape))
+
+
+def _show_values(
+  name: str, loaded: weights.Weights, config: ConfigDict
+) -> None:
+  array = loaded.parameters[name]
+  if config.as_json:
+    row = _row(name, loaded)
+    values = np.where(np.isfinite(array), array, np.nan).ravel().tolist()
+    row['values'] = [None if np.isnan(value) else value for value in values]
+    console.show([row], True, digest=loaded.digest)
+    return
+  errors.check_choice('conv_order', config.conv_order, paddle.CONV_ORDERS)
+  stored = paddle.stored(array, config.conv_order)
+  console.say(
+    f'{name}, {_shape(stored.shape)} as Paddle stores it, in'
+    f' {paddle.file_name(name)}'
+  )
+  for line in _od(stored.ravel()):
+    print(line)
+
+
+def _od(values: np.ndarray) -> Iterator[str]:
+  """What `od -j 16 -f` shows of Paddle's file."""
+  header = 16
+  for start in range(0, values.size, _A_LINE):
+    numbers = values[start : start + _A_LINE]
+    text = ''.join(f'{_shortest(number):>16}' for number in numbers)
+    yield f'{header + 4 * start:07o}{text}'
+  yield f'{header + 4 * values.size:07o}'
+
+
+def _shortest(number: np.float32) -> str:
+  # od gives the fewest digits that come back as the same float32.
+  for digits in range(6, 10):
+    text = f'{number:.{digits}g}'
+    if np.float32(text) == number or not np.isfinite(number):
+      return text
+  return text

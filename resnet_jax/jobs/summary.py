@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job `summary`: layers, their names and costs, without any weights."""
+
+import math
+import os
+import pathlib
+
+from ml_collections import ConfigDict
+
+from resnet_jax import errors, weights
+from resnet_jax.jobs import common, console
+from resnet_jax.models import aliases, costs, resnet
+from resnet_jax.weights import recipe, zoo
+
+
+def run(config: ConfigDict) -> int:
+  """Prints a row a layer, and the totals.
+
+  A file's weights are read, as only they tell the network; of the zoo's
+  checkpoints, and for `auto` and `random`, no weights are needed.
+  """
+  model, how = _network(config)
+  size = config.crop_size or how.crop_size
+  if not resnet.MIN_SIZE <= size <= 4096:
+    raise errors.UserError(
+      f'crop_size={size} is not between {resnet.MIN_SIZE} and 4096.'
+    )
+  found = costs.costs(model, size, size)
+  usual = _usual_names(model)
+  rows = [
+    {
+      'layer': cost.layer,
+      **{scheme: usual[scheme].get(cost.layer, '-') for scheme in usual},
+      'C x H x W': 'x'.join(map(str, cost.shape)),
+      'parameters': cost.parameters,
+      'multiply-adds': cost.multiply_adds,
+      'bytes': cost.bytes,
+      'receptive field': cost.receptive_field,
+      'stride': cost.stride,
+    }
+    for cost in found
+  ]
+  totals = {
+    'parameters': sum(cost.parameters for cost in found),
+    'with_statistics': sum(
+      math.prod(shape) for shape in resnet.parameter_shapes(model).values()
+    ),
+    'multiply_adds': sum(cost.multiply_adds for cost in found),
+    'bytes': sum(cost.bytes for cost in found),
+  }
+  console.show(
+    rows,
+    config.as_json,
+    depth=model.depth,
+    classes=model.classes,
+    stride_in=model.stride_in,
+    stem_pool=model.stem_pool,
+    epsilon=model.epsilon,
+    picture=[3, size, size],
+    totals=totals,
+  )
+  if not config.as_json:
+    print(_total_line(model, size, totals))
+  return 0
+
+
+def _network(config: ConfigDict) -> tuple[resnet.ResNet, recipe.Recipe]:
+  name, depth = config.weights, config.layer_num or weights.DEFAULT_DEPTH
+  is_path = os.path.exists(pathlib.Path(name).expanduser())
+  if name in zoo.FAMILIES:
+    record = zoo.find(name, depth)
+    model = resnet.ResNet(
+      depth,
+      stride_in=record.stride_in,
+      stem_pool=record.stem_pool,
+      epsilon=record.epsilon,
+    )
+    how = record.recipe
+  elif name in (weights.AUTO, weights.RANDOM) and not is_path:
+    model, how = resnet.ResNet(depth), recipe.CAFFE
+  else:
+    loaded = common.load_weights(config)
+    return loaded.model, loaded.recipe
+  wishes = common.wishes(config)
+  return model.clone(**wishes.variant(model)), how
+
+
+def _usual_names(model: resnet.ResNet) -> dict[str, dict[str, str]]:
+  """For each other program, its usual name of each layer."""
+  usual: dict[str, dict[str, str]] = {
+    scheme: {} for scheme in aliases.SCHEMES if scheme != aliases.CANONICAL
+  }
+  for alias in aliases.aliases(model.depth, head=model.classes > 0):
+    if alias.scheme in usual:
+      usual[alias.scheme].setdefault(alias.layer, alias.name)
+  return usual
+
+
+def _total_line(model: resnet.ResNet, size: int, totals: dict[str, int]) -> str:
+  line = (
+    f'ResNet-{model.depth} at {size}x{size}: {totals["parameters"]:,} learned'
+    f' parameters ({totals["with_statistics"]:,} with the statistics),'
+    f' {totals["multiply_adds"] / 1e9:.2f} G multiply-adds,'
+    f' {totals["bytes"] / 1e6:.1f} MB of float32 values'
+  )
+  if size == 224 and model.stride_in == '1x1' and model.classes == 1000:
+    paper = costs.PAPER[model.depth] / 1e9
+    line += f"; the paper's table 1 prints {paper:g} G"
+  return line

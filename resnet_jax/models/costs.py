@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network costs, layer by layer, from shapes alone."""
+
+import dataclasses
+import math
+
+from resnet_jax.models import names, resnet
+
+# FLOPs ("multiply-adds") of the paper's table 1, 224x224 pictures.
+PAPER = {18: 1.8e9, 34: 3.6e9, 50: 3.8e9, 101: 7.6e9, 152: 11.3e9}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """A layer's, for one picture.
+
+  Attributes:
+    layer: canonical name.
+    shape: (C, H, W) of its value.
+    parameters: learned numbers.
+    multiply_adds: of convolutions and the classifier; what batch norm, ReLU,
+      sums and pools take is not counted, as in the paper.
+    bytes: of its value in float32.
+    receptive_field: pixels of the picture, a side, that a value may depend on,
+      if the picture is large enough.
+    stride: pixels of the picture from a value to the next.
+  """
+
+  layer: str
+  shape: tuple[int, int, int]
+  parameters: int
+  multiply_adds: int
+  bytes: int
+  receptive_field: int
+  stride: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+  """Which part of the picture a value sees: a side, and the step."""
+
+  field: int = 1
+  step: int = 1
+
+  def through(self, kernel: int, stride: int) -> '_View':
+    return _View(self.field + (kernel - 1) * self.step, self.step * stride)
+
+
+def costs(model: resnet.ResNet, height: int, width: int) -> tuple[Cost, ...]:
+  """Of every layer, in the order of computing, for pictures of a size."""
+  shapes = resnet.layer_shapes(model, height, width)
+  parameters = resnet.parameter_shapes(model)
+  views = _views(model, shapes)
+  result = []
+  for layer, shape in shapes.items():
+    own = {
+      name: size
+      for name, size in parameters.items()
+      if name.split('/')[0] == layer
+    }
+    # A kernel is applied at every position of the value.
+    kernel = own.get(f'{layer}/kernel', (0,))
+    result.append(
+      Cost(
+        layer,
+        shape,
+        resnet.learned_count(own),
+        math.prod(kernel) * shape[1] * shape[2],
+        4 * math.prod(shape),
+        views[layer].field,
+        views[layer].step,
+      )
+    )
+  return tuple(result)
+
+
+def _views(
+  model: resnet.ResNet, shapes: dict[str, tuple[int, int, int]]
+) -> dict[str, _View]:
+  architecture = names.ARCHITECTURES[model.depth]
+  view = _View().through(7, 2)
+  views = {'conv1_conv': view, 'conv1_bn': view}
+  view = views['pool1'] = view.through(3, 2)
+  kernels = (1, 3, 1) if architecture.bottleneck else (3, 3)
+  strided = 1 if architecture.bottleneck and model.stride_in == '3x3' else 0
+  for stage, blocks in enumerate(architecture.blocks, start=2):
+    for block in range(1, blocks + 1):
+      prefix = names.block_name(stage, block)
+      stride = 2 if stage > 2 and block == 1 else 1
+      if architecture.has_projection(stage, block):
+        shortcut = view.through(1, stride)
+        views[f'{prefix}_branch1_conv'] = shortcut
+        views[f'{prefix}_branch1_bn'] = shortcut
+      for index, branch in enumerate(architecture.branches):
+        here = stride if index == strided else 1
+        view = view.through(kernels[index], here)
+        views[f'{prefix}_{branch}_conv'] = views[f'{prefix}_{branch}_bn'] = view
+      # The branch sees all that its shortcut sees.
+      views[f'{prefix}_addto'] = view
+  _, rows, columns = shapes[
+    f'{names.block_name(5, architecture.blocks[-1])}_addto'
+  ]
+  whole = view.through(max(rows, columns), 1)
+  for layer in ('avgpool', *names.HEAD):
+    views[layer] = whole
+  return views

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Caffe's `.caffemodel`: layers by the authors' names, each with its blobs.
+
+Source: BVLC Caffe, src/caffe/proto/caffe.proto (field numbers) and
+src/caffe/layers/batch_norm_layer.cpp (what its blobs are: mean and variance,
+both multiplied by the third one, a factor); the names are those of the
+authors' deploy prototxts.  A blob is called by its layer and number:
+`res2a_branch2a.0`.
+"""
+
+import functools
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from resnet_jax import binaryproto, errors, protobuf
+from resnet_jax.models import aliases, names, resnet
+from resnet_jax.weights import assemble, caffe_net, recipe
+
+# Of ConvolutionParameter, PoolingParameter and BatchNormParameter: one number
+# for both directions, then one each.
+_STRIDES, _DILATIONS, _POOL_PADS, _EPSILON = (6, 13, 14), (18,), (4, 9, 10), 3
+_DEFAULT_EPSILON = 1e-5
+
+
+def naming(depth: int, head: str = 'fc1000') -> dict[str, str]:
+  """The canonical `layer/leaf` of Caffe's blobs; empty for 18 and 34.
+
+  Args:
+    depth: of the network.
+    head: the name of the classifier's layer.
+  """
+  result: dict[str, str] = {}
+  for ours, theirs in aliases.owners(depth, 'caffe').items():
+    if ours.endswith('_bn'):
+      result |= {
+        f'bn{theirs}.0': f'{ours}/mean',
+        f'bn{theirs}.1': f'{ours}/var',
+        f'scale{theirs}.0': f'{ours}/scale',
+        f'scale{theirs}.1': f'{ours}/bias',
+      }
+    else:
+      name = head if ours == 'logits' else theirs
+      result |= {f'{name}.0': f'{ours}/kernel', f'{name}.1': f'{ours}/bias'}
+  return result
+
+
+def recognise(path: pathlib.Path, head: bytes) -> bool:
+  """Whether a file begins as a NetParameter or a SolverState does."""
+  del path
+  return caffe_net.recognise(head)
+
+
+def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
+  """Reads a `.caffemodel`.
+
+  Raises:
+    UserError: the file is damaged, or holds something else.
+  """
+  text, layers = caffe_net.read(path)
+  _check_geometry(path, layers)
+  head = _head(path, layers)
+  return assemble.assemble(
+    path,
+    _tensors(path, layers, head, options),
+    functools.partial(naming, head=head),
+    assemble.TORCH_LAYOUT,
+    format=f'Caffe model ({text})',
+    variant={
+      'stride_in': _stride_in(path, layers),
+      'stem_pool': 'ceil',
+      'epsilon': _epsilon(path, layers),
+    },
+    how=recipe.CAFFE,
+    options=options,
+  )
+
+
+# ------------------------------------------------------------- the weights
+
+
+def _head(path: pathlib.Path, layers: Mapping[str, caffe_net.Layer]) -> str:
+  """The classifier's layer, of whatever name."""
+  found = [
+    layer.name
+    for layer in layers.values()
+    if layer.blobs and layer.kind == caffe_net.INNER_PRODUCT
+  ]
+  if len(found) > 1:
+    raise errors.UserError(
+      f'{path} holds {len(found)} InnerProduct layers'
+      f' ({", ".join(name[:99] for name in found)}); a ResNet has one, its'
+      ' classifier, or none. Give a plain ResNet-50, 101 or 152.'
+    )
+  return found[0] if found else 'fc1000'
+
+
+def _roles(head: str) -> dict[str, str]:
+  """The canonical names of all blobs of all depths."""
+  return {
+    blob: ours
+    for depth in names.ARCHITECTURES
+    for blob, ours in naming(depth, head).items()
+  }
+
+
+def _tensors(
+  path: pathlib.Path,
+  layers: Mapping[str, caffe_net.Layer],
+  head: str,
+  options: assemble.Options,
+) -> dict[str, assemble.Tensor]:
+  roles, tensors = _roles(head), {}
+  for layer in layers.values():
+    statistics = roles.get(f'{layer.name}.0', '').endswith('_bn/mean')
+    factor = 1.0
+    if layer.blobs and statistics:
+      factor = _factor(path, layer, options)
+    for number, blob in enumerate(layer.blobs):
+      name = f'{layer.name}.{number}'
+      if statistics and number == 2:
+        continue
+      rank = _rank(roles.get(name, ''))
+      tensors[name] = assemble.Tensor(
+        binaryproto.squeezed(blob.shape, rank),
+        blob.dtype,
+        _reader(blob, factor if statistics else None),
+      )
+  return tensors
+
+
+def _rank(ours: str) -> int:
+  # Older files fill all shapes up to four sizes.
+  if not ours.endswith('/kernel'):
+    return 1
+  return 2 if ours == 'logits/kernel' else 4
+
+
+def _reader(
+  blob: binaryproto.Blob, factor: float | None
+) -> Callable[[], np.ndarray]:
+  if factor is None:
+    return blob.values
+
+  def divided() -> np.ndarray:
+    return blob.values().astype(np.float64) / factor
+
+  return divided
+
+
+def _factor(
+  path: pathlib.Path, layer: caffe_net.Layer, options: assemble.Options
+) -> float:
+  """What the mean and the variance of a BatchNorm layer are multiplied by."""
+  shapes = [blob.shape for blob in layer.blobs]
+  if len(shapes) < 3 or math.prod(shapes[2]) != 1:
+    raise errors.UserError(
+      f'{path}: the BatchNorm layer {layer.name} has blobs of the shapes'
+      f' {", ".join(map(str, shapes))}; mean, variance and one factor are'
+      ' needed. Get a file that Caffe itself has written.'
+    )
+  factor = float(layer.blobs[2].values().reshape(()))
+  if factor == 0:
+    raise errors.UserError(
+      f'{path} is untrained: the factor {layer.name}.2 is 0, so no statistics'
+      ' were gathered. Give a trained network.'
+    )
+  if options.finite and not 0 < factor < math.inf:
+    raise errors.UserError(
+      f'{path} is damaged: the factor {layer.name}.2 is {factor}, and has to be'
+      ' a finite number above 0. Get it again.'
+    )
+  return factor
+
+
+# ------------------------------------------------------------- the variant
+
+
+def _stated(message: memoryview, numbers: tuple[int, ...]) -> set[int]:
+  return {
+    value
+    for field in protobuf.fields(message)
+    if field.number in numbers
+    for value in field.integers(16)
+  }
+
+
+def _settings(
+  path: pathlib.Path,
+  layers: Mapping[str, caffe_net.Layer],
+  what: str,
+  numbers: tuple[int, ...],
+  default: int,
+) -> dict[str, set[int]]:
+  """By layer, where the file has settings, which numbers they state."""
+  try:
+    return {
+      layer.name: _stated(layer.settings[what], numbers) or {default}
+      for layer in layers.values()
+      if what in layer.settings
+    }
+  except ValueError as error:
+    raise errors.UserError(
+      f'{path} is damaged: the settings of a {what} layer: {error}. Get it'
+      ' again.'
+    ) from error
+
+
+def _check_geometry(
+  path: pathlib.Path, layers: Mapping[str, caffe_net.Layer]
+) -> None:
+  dilated = _settings(path, layers, 'convolution', _DILATIONS, 1)
+  padded = _settings(path, layers, 'pooling', _POOL_PADS, 0)
+  faults = [
+    f'{name} is dilated' for name, values in dilated.items() if values != {1}
+  ]
+  if padded.get('pool1', {0}) != {0}:
+    faults.append('pool1 is padded')
+  if faults:
+    raise errors.UserError(
+      f'{path} does not hold a plain ResNet: {", ".join(faults)}. Give one of'
+      ' the published form.'
+    )
+
+
+def _stride_in(
+  path: pathlib.Path, layers: Mapping[str, caffe_net.Layer]
+) -> str:
+  """Where the stages' strides are, as far as the file states strides."""
+  known = {name.rpartition('.')[0] for name in _roles('fc1000')}
+  stated = {
+    name: values
+    for name, values in _settings(
+      path, layers, 'convolution', _STRIDES, 1
+    ).items()
+    if name in known
+  }
+  for choice in resnet.STRIDES:
+    others = [
+      name for name in stated if stated[name] != {_stride(name, choice)}
+    ]
+    if not others:
+      return choice
+  raise errors.UserError(
+    f'{path} does not hold a plain ResNet: the strides of its convolutions are'
+    f' not those of one ({", ".join(others)}).'
+  )
+
+
+def _stride(name: str, stride_in: str) -> int:
+  branch = {'1x1': 'branch2a', '3x3': 'branch2b'}[stride_in]
+  halving = [
+    f'res{stage}a_{end}' for stage in (3, 4, 5) for end in ('branch1', branch)
+  ]
+  return 2 if name in ('conv1', *halving) else 1
+
+
+def _epsilon(
+  path: pathlib.Path, layers: Mapping[str, caffe_net.Layer]
+) -> float:
+  """What the BatchNorm layers add to variances: the same in all of them."""
+  found = set()
+  try:
+    for layer in layers.values():
+      if layer.kind == 'BatchNorm' or 'batch norm' in layer.settings:
+        message = layer.settings.get('batch norm', memoryview(b''))
+        found.add(_float(message, _EPSILON, _DEFAULT_EPSILON))
+  except ValueError as error:
+    raise errors.UserError(
+      f'{path} is damaged: the settings of a batch norm layer: {error}. Get it'
+      ' again.'
+    ) from error
+  if len(found) > 1 or not all(0 < value < 1 for value in found):
+    listed = ', '.join(map(str, sorted(found)))
+    raise errors.UserError(
+      f'{path} does not hold a plain ResNet: its BatchNorm layers have the eps'
+      f' {listed}, where one between 0 and 1 is needed.'
+    )
+  return found.pop() if found else _DEFAULT_EPSILON
+
+
+def _float(message: memoryview, number: int, default: float) -> float:
+  value = default
+  for field in protobuf.fields(message):
+    if field.number == number:
+      # The shortest decimal of that float32: 1e-05, not 9.9999997e-06.
+      value = float(str(np.float32(field.float32())))
+  return value

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The formats of weight files, recognised by what is in them."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+from resnet_jax import errors
+from resnet_jax.weights import (
+  archive,
+  assemble,
+  caffe,
+  keras,
+  paddle,
+  safetensors,
+  torch,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """A way to write weights.
+
+  Attributes:
+    description: for a person.
+    recognise: by a file's first bytes.
+    load: reads and checks it.
+  """
+
+  description: str
+  recognise: Callable[[pathlib.Path, bytes], bool]
+  load: Callable[[pathlib.Path, assemble.Options], assemble.Loaded]
+
+
+FORMATS = {
+  'paddle': Format('Paddle model directory', paddle.recognise, paddle.load),
+  'archive': Format(
+    'Paddle model directory as .tar.gz', archive.recognise, archive.load
+  ),
+  'caffe': Format('Caffe .caffemodel', caffe.recognise, caffe.load),
+  'keras': Format(
+    'Keras .h5, .weights.h5, .keras', keras.recognise, keras.load
+  ),
+  'torch': Format('PyTorch .pth', torch.recognise, torch.load),
+  'safetensors': Format(
+    'safetensors (ours, torchvision, timm, Hugging Face)',
+    safetensors.recognise,
+    safetensors.load,
+  ),
+}
+
+_HEAD = 512
+# What is mistaken for weights: how it begins, and what it is.
+_MISTAKEN = (
+  (
+    b'version https://git-lfs',
+    'a Git LFS pointer; `git lfs pull` gets the file',
+  ),
+  (b'<', 'a web page or XML, not weights: the download went wrong'),
+  (b'\x89PNG', 'a picture'),
+  (b'\xff\xd8\xff', 'a picture'),
+)
+
+
+def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
+  """Reads weights of whatever format.
+
+  Raises:
+    UserError: the format is none of FORMATS, or the file does not hold a
+      ResNet.
+  """
+  try:
+    head = b''
+    if not path.is_dir():
+      with open(path, 'rb') as file:
+        head = file.read(_HEAD)
+    for form in FORMATS.values():
+      if form.recognise(path, head):
+        return form.load(path, options)
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot read the weights {path}: {error.strerror or error}.'
+    ) from error
+  known = ', '.join(form.description for form in FORMATS.values())
+  raise errors.UserError(
+    f'{path} is {_looks_like(path, head)}. Weights are read from: {known}.'
+  )
+
+
+def _looks_like(path: pathlib.Path, head: bytes) -> str:
+  if path.is_dir():
+    held = ', '.join(sorted(entry.name for entry in path.iterdir())[:5])
+    return (
+      f'a directory, but not one of a Paddle model (it holds {held or "nothing"}'
+      '); name the file in it that has the weights'
+    )
+  if not head:
+    return 'empty'
+  for beginning, what in _MISTAKEN:
+    if head.startswith(beginning):
+      return what
+  return f'in no format that is known here (it begins with {head[:16]!r})'

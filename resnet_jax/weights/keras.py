@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of keras.applications' ResNet50, 101 and 152, without Keras.
+
+Four layouts.  HDF5 of weights, a group a layer (`conv1_conv/conv1_conv/
+kernel:0`; what is published); HDF5 of a whole model, the same below
+`model_weights`; Keras 3's `.weights.h5` (`layers/conv2d_3/vars/0`, by class,
+numbered in the order of computing); and `.keras`, a zip with such a file and
+`config.json`.  Sources: Keras 3.15.1, `legacy/saving/legacy_h5_format.py`,
+`saving/saving_lib.py` and `applications/resnet.py`; its files.
+
+Until 2018 the layers had Caffe's names (`res2a_branch2a`, `bn2a_branch2a`).
+Sources: fchollet/deep-learning-models, `resnet50.py`; Keras-Applications,
+`resnet50.py` at commit 36436f6, which pads `pool1` and takes the same file.
+"""
+
+import io
+import pathlib
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+import h5py
+
+from resnet_jax import errors
+from resnet_jax.weights import (
+  assemble,
+  hdf5,
+  keras_config,
+  keras_names,
+  recipe,
+)
+
+WEIGHTS = 'Keras HDF5, weights'
+MODEL = 'Keras HDF5, whole model'
+WEIGHTS_3 = 'Keras 3 HDF5, weights'
+ARCHIVE = 'Keras 3 archive'
+
+STRIDE_IN = '1x1'
+STEM_POOL = 'pad1'
+EPSILON = 1.001e-5
+# Keras' own default, which the old network left as it is.
+OLD_EPSILON = 1e-3
+RECIPE = recipe.CAFFE
+OLD_NOTE = (
+  'its layers have the names that Keras used until 2018: it is run as Keras-'
+  'Applications ran such files from August 2018 on, with a padded max pool and'
+  ' epsilon 0.001; before, the max pool had no padding (55 pixels where 56 are'
+  ' usual now), and features differ at the edges.'
+)
+
+_WEIGHTS, _CONFIG = 'model.weights.h5', 'config.json'
+_ZIP, _ZIP_END, _ZIP64_END = b'PK\x03\x04', b'PK\x05\x06', b'PK\x06\x07'
+_ZIP_TAIL = 2**16 + 22  # bytes: the longest comment, and what is before it
+_MAX_DIRECTORY = 2**16  # bytes; a `.keras` file has three entries, or few more
+
+# What training left, by the name of the group.
+_SKIPPED = (
+  *('optimizer', 'optimizer_weights', '_optimizer', 'top_level_model_weights'),
+  *('_loss_tracker', '_metrics', 'metrics', '_compile_metrics'),
+)
+
+# Layers without weights that are in the network, or do nothing when it runs.
+_EXPECTED_LAYERS = re.compile(
+  r'conv\d_.*|pool1_.*|avg_pool|resnet.*|(input|activation|add|merge|flatten'
+  r'|zero_?padding2d|max_?pooling2d|global_average_pooling2d|functional|model'
+  r'|sequential|dropout|random_[a-z]+|softmax|layers|vars'
+  r'|_layer_checkpoint_dependencies)(_.*)?'
+)
+
+
+naming = keras_names.naming
+
+
+def recognise(path: pathlib.Path, head: bytes) -> bool:
+  """Whether it is an HDF5 file, or a zip file of Keras; by content."""
+  if head.startswith(hdf5.SIGNATURE):
+    return True
+  if not head.startswith(_ZIP):
+    return False
+  try:
+    if not _has_small_directory(path):
+      return False
+    with zipfile.ZipFile(path) as archive:
+      return _WEIGHTS in archive.namelist()
+  except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+    return False
+
+
+def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
+  """Loads a file.
+
+  Raises:
+    UserError: it is damaged, refused, or not Keras' ResNet; says which.
+  """
+  try:
+    with open(path, 'rb') as file:
+      is_zip = file.read(len(_ZIP)) == _ZIP
+      file.seek(0)
+      if not is_zip:
+        with hdf5.opened(path, file) as opened:
+          return _load(path, opened, None, options)
+    weights, config = _unzip(path)
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot read {path}: {error.strerror or error}.'
+    ) from error
+  with hdf5.opened(path, io.BytesIO(weights)) as opened:
+    return _load(path, opened, config, options)
+
+
+def _load(
+  path: pathlib.Path,
+  file: h5py.File,
+  config: str | None,
+  options: assemble.Options,
+) -> assemble.Loaded:
+  form, found, skipped = _contents(path, file)
+  if config is None:
+    config = hdf5.text_attribute(path, file, 'model_config')
+  else:
+    form = ARCHIVE
+  layers = keras_config.parse(path, config)
+  if form in (WEIGHTS_3, ARCHIVE):
+    named, empty = keras_names.by_class(path, found, layers)
+  else:
+    named, empty = keras_names.by_layer(found)
+  datasets = keras_names.unique(path, named)
+  _refuse_v2(path, [name.rpartition('/')[0] for name in datasets])
+
+  old = any(name.startswith(('res2a_', 'bn_conv1/')) for name in datasets)
+  canonical = keras_names.canonical(old)
+  keras_config.check(path, layers, canonical)
+  epsilon = keras_config.epsilon(path, layers, canonical)
+  usual_head = 'fc1000' if old else 'predictions'
+  head = _classifier(datasets, usual_head)
+  notes = [
+    *_notes(path, skipped, empty, layers, datasets),
+    *_head_notes(usual_head, head, datasets, layers),
+    *([OLD_NOTE] if old and not layers else []),
+  ]
+
+  def here(depth: int) -> dict[str, str]:
+    usual = (keras_names.old_naming if old else naming)(depth)
+    return {
+      name.replace(usual_head, head): ours for name, ours in usual.items()
+    }
+
+  return assemble.assemble(
+    path,
+    {name: hdf5.tensor(path, name, d) for name, d in datasets.items()},
+    here,
+    assemble.KERAS_LAYOUT,
+    format=form,
+    variant={
+      'stride_in': STRIDE_IN,
+      'stem_pool': STEM_POOL,
+      'epsilon': epsilon or (OLD_EPSILON if old else EPSILON),
+    },
+    how=RECIPE,
+    options=options,
+    notes=notes,
+  )
+
+
+def _contents(
+  path: pathlib.Path, file: h5py.File
+) -> tuple[str, hdf5.Contents, tuple[str, ...]]:
+  """The layout, what it holds, and what beside it is not read."""
+  found = hdf5.contents(path, file, _SKIPPED)
+  if 'model_weights' in found.groups:
+    inner = hdf5.contents(path, file['model_weights'], _SKIPPED)
+    return MODEL, inner, found.skipped
+  # Long lists are cut into layer_names0, layer_names1, ...
+  if 'layer_names' in file.attrs or 'layer_names0' in file.attrs:
+    return WEIGHTS, found, found.skipped
+  if any(name.rpartition('/')[2] == 'vars' for name in found.groups):
+    return WEIGHTS_3, found, found.skipped
+  held = [*found.datasets, *(n for n in found.groups if '/' not in n)]
+  text = ', '.join(name[:99] for name in held[:20]) or 'nothing'
+  raise errors.UserError(
+    f'{path} is an HDF5 file, but not one of Keras: it has neither layer_names'
+    f' nor model_weights nor vars. It holds {text}. Give what model.save or'
+    ' model.save_weights wrote.'
+  )
+
+
+def _refuse_v2(path: pathlib.Path, layers: Iterable[str]) -> None:
+  v2 = [n for n in layers if n.endswith('_preact_bn') or n == 'post_bn']
+  if v2:
+    raise errors.UserError(
+      f'{path} holds a ResNet v2 (pre-activation: it has {v2[0]}), which is'
+      ' another network. Give ResNet50, ResNet101 or ResNet152 of'
+      ' keras.applications, without V2.'
+    )
+
+
+def _classifier(datasets: Mapping[str, h5py.Dataset], usual: str) -> str:
+  """The layer of the only matrix, whatever it is called."""
+  matrices = [
+    name.removesuffix('/kernel')
+    for name, dataset in datasets.items()
+    if name.endswith('/kernel') and len(dataset.shape) == 2
+  ]
+  return matrices[0] if len(matrices) == 1 else usual
+
+
+def _notes(
+  path: pathlib.Path,
+  skipped: Iterable[str],
+  empty: Iterable[str],
+  layers: Sequence[keras_config.Layer],
+  datasets: Iterable[str],
+) -> Iterator[str]:
+  if any(name.lstrip('_').startswith('optimizer') for name in skipped):
+    yield f"{path} also holds an optimizer's state, which is not read."
+  owned = {name.rpartition('/')[0] for name in datasets}
+  if layers:
+    empty = [x.name for x in layers if not _expected(x.snake_kind)]
+  extra = [n for n in empty if n not in owned and not _expected(n)]
+  if extra:
+    listed = ', '.join(dict.fromkeys(extra))[:300]
+    yield (
+      f'the network in {path} also has the layers {listed}, which are left out:'
+      ' if they prepare pictures or change features, the values differ from'
+      " Keras'."
+    )
+
+
+def _expected(name: str) -> bool:
+  return _EXPECTED_LAYERS.fullmatch(name) is not None
+
+
+def _head_notes(
+  usual: str,
+  head: str,
+  datasets: Collection[str],
+  layers: Sequence[keras_config.Layer],
+) -> Iterator[str]:
+  if f'{head}/kernel' not in datasets:
+    return
+  if head != usual:
+    yield f'its classifier is {head}, not {usual}.'
+  for layer in layers:
+    activation = layer.fields.get('activation', 'softmax')
+    if layer.name == head and activation != 'softmax':
+      yield (
+        f'its classifier {head} ends with {ascii(activation)[:99]}; here'
+        " 'output' is the softmax of 'logits'."
+      )
+
+
+def _has_small_directory(path: pathlib.Path) -> bool:
+  """Whether the table of contents takes little memory; it is read whole."""
+  with open(path, 'rb') as file:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - _ZIP_TAIL))
+    tail = file.read()
+  end = tail.rfind(_ZIP_END)
+  if end < 0 or len(tail) < end + 16 or _ZIP64_END in tail:
+    return False
+  return int.from_bytes(tail[end + 12 : end + 16], 'little') <= _MAX_DIRECTORY
+
+
+def _unzip(path: pathlib.Path) -> tuple[bytes, str]:
+  """The HDF5 file and the configuration of a `.keras` file."""
+  try:
+    if not _has_small_directory(path):
+      raise zipfile.BadZipFile('its directory is missing or too large')
+    with zipfile.ZipFile(path) as archive:
+      size = path.stat().st_size
+      weights = _member(path, archive, _WEIGHTS, hdf5.MAX_EXPANSION * size)
+      config = _member(path, archive, _CONFIG, hdf5.MAX_TEXT)
+      return weights, config.decode()
+  # What zipfile raises for damaged files.
+  except (
+    *(zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError),
+    *(RuntimeError, NotImplementedError, struct.error),
+  ) as error:
+    raise errors.UserError(
+      f'{path} is damaged: {str(error)[:300]}. Save the model again.'
+    ) from error
+
+
+def _member(
+  path: pathlib.Path, archive: zipfile.ZipFile, name: str, limit: int
+) -> bytes:
+  info = archive.getinfo(name)
+  known = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+  if info.file_size > limit or not known:
+    raise errors.UserError(
+      f'{path} is refused: its member {name} states {info.file_size} bytes,'
+      f' compressed to {info.compress_size} by method {info.compress_type};'
+      f' {limit} bytes, and methods 0 and 8, are allowed. Save the model again.'
+    )
+  with archive.open(info) as file:
+    # To the end in one go it would take memory for whatever comes out.
+    data = file.read(info.file_size)
+  if len(data) != info.file_size:
+    raise EOFError(f'{name} has {len(data)} bytes, not {info.file_size}')
+  return data

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a Keras model's configuration says about its layers, as JSON.
+
+It is in the attribute `model_config` of an HDF5 file of a whole model and in
+`config.json` of a `.keras` file: `class_name` and `config` of each layer, and
+a model's `config` has `layers`.  Nothing is built from it: it is asked only
+whether the network is the one that the weights will be run in.  Source: Keras
+3.15.1, `saving/serialization_lib.py`, and its files.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from resnet_jax import errors
+
+_STRIDED = re.compile(r'conv1_conv|res[345]_1_(branch1|branch2a)_conv')
+# Fields of layers that have a name of their own.
+_NAMED: dict[str, dict[str, Any]] = {
+  'conv1_pad': {'padding': ((3, 3), (3, 3))},
+  'pool1_pad': {'padding': ((1, 1), (1, 1))},
+  'pool1_pool': {'pool_size': (3, 3), 'strides': (2, 2), 'padding': 'valid'},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """A layer of a model.
+
+  Attributes:
+    kind: Keras' class: 'Conv2D'.
+    name: the layer's.
+    fields: the rest of its configuration.
+  """
+
+  kind: str
+  name: str
+  fields: Mapping[str, Any]
+
+  @property
+  def snake_kind(self) -> str:
+    """As Keras makes names of it: 'max_pooling2d'."""
+    return re.sub(r'(?<!^)(?=[A-Z][a-z])', '_', self.kind).lower()
+
+
+def parse(path: pathlib.Path, text: str | None) -> tuple[Layer, ...]:
+  """The layers, those of models inside the model in their places.
+
+  Nothing if there is no configuration.
+
+  Raises:
+    UserError: it is not what Keras writes.
+  """
+  if text is None:
+    return ()
+  try:
+    # Innermost last: a stack, because a file can nest models deeply.
+    waiting, found = [json.loads(text)], []
+    while waiting:
+      entry = waiting.pop()
+      fields = entry['config']
+      if 'layers' in fields:
+        waiting.extend(reversed(fields['layers']))
+        continue
+      name = fields.get('name', '')
+      if not isinstance(name, str) or not name.isprintable():
+        raise TypeError(f'the name {ascii(name)[:99]}')
+      found.append(Layer(str(entry['class_name']), name, fields))
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    # AttributeError cannot be: only a mapping has a 'config'.
+    raise errors.UserError(
+      f"{path} is damaged: the model's configuration is not what Keras writes"
+      f' ({type(error).__name__}: {error}). Save the model again.'
+    ) from error
+  return tuple(found)
+
+
+def check(
+  path: pathlib.Path, layers: Sequence[Layer], canonical: Mapping[str, str]
+) -> None:
+  """Raises a UserError if a layer is not as in ResNet; names all of them.
+
+  Args:
+    path: for messages.
+    layers: of the model; nothing: nothing is checked.
+    canonical: the canonical layer of each of the file's.
+  """
+  faults = []
+  for layer in layers:
+    expected = _NAMED.get(layer.name, {})
+    if layer.kind == 'Conv2D' and layer.name in canonical:
+      expected = _convolution(canonical[layer.name])
+    elif layer.kind == 'Activation' and layer.name.endswith(('_relu', '_out')):
+      expected = {'activation': 'relu'}
+    faults += [
+      f'{layer.name} has {field}={_short(layer.fields[field])}, not {value}'
+      for field, value in expected.items()
+      if field in layer.fields and _plain(layer.fields[field]) != value
+    ]
+  kinds = {layer.kind for layer in layers}
+  if 'MaxPooling2D' in kinds and 'pool1_pad' not in {x.name for x in layers}:
+    faults.append(
+      'pool1_pad is missing: its max pool has no padding, as in Keras until'
+      ' August 2018 (55 pixels where 56 are usual), and here is none like it'
+    )
+  if faults:
+    raise errors.UserError(
+      f"{path} does not hold keras.applications' ResNet, says its own"
+      f' configuration: {"; ".join(faults[:20])}. Give a model of'
+      ' keras.applications.ResNet50, ResNet101 or ResNet152.'
+    )
+
+
+def epsilon(
+  path: pathlib.Path, layers: Sequence[Layer], canonical: Mapping[str, str]
+) -> float | None:
+  """What every batch norm adds to the variance; None: it is not stated.
+
+  Raises:
+    UserError: it is not one number between 0 and 1.
+  """
+  stated = {
+    layer.name: layer.fields['epsilon']
+    for layer in layers
+    if layer.name in canonical and 'epsilon' in layer.fields
+  }
+  if not stated:
+    return None
+  value = next(iter(stated.values()))
+  others = [name for name, other in stated.items() if other != value]
+  if others or not isinstance(value, float) or not 0 < value < 1:
+    raise errors.UserError(
+      f'{path}: epsilon is {_short(value)} in {next(iter(stated))}, and another'
+      f' in {len(others)} layers. One between 0 and 1 is known for all batch'
+      ' norms.'
+    )
+  return value
+
+
+def _convolution(layer: str) -> dict[str, Any]:
+  stride = 2 if _STRIDED.fullmatch(layer) else 1
+  expected: dict[str, Any] = {
+    'strides': (stride, stride),
+    'dilation_rate': (1, 1),
+    'groups': 1,
+    'activation': 'linear',
+  }
+  # Of 1x1 both rules are the same.
+  if layer == 'conv1_conv':
+    expected['padding'] = 'valid'
+  elif layer.endswith('branch2b_conv'):
+    expected['padding'] = 'same'
+  return expected
+
+
+def _plain(value: Any) -> Any:
+  return tuple(map(_plain, value)) if isinstance(value, list) else value
+
+
+def _short(value: Any) -> str:
+  return ascii(value)[:99]

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the arrays of a Keras file are called, in all its layouts.
+
+Here every array is `layer/leaf`: `conv1_conv/kernel`, `conv1_bn/gamma`.
+Sources: see `keras`.
+"""
+
+import collections
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import h5py
+
+from resnet_jax import errors
+from resnet_jax.models import aliases
+from resnet_jax.weights import hdf5, keras_config
+
+Named = list[tuple[str, h5py.Dataset]]
+
+_BN_LEAVES = ('gamma', 'beta', 'moving_mean', 'moving_variance')
+_LEAVES = {
+  'conv': {'kernel': 'kernel', 'bias': 'bias'},
+  'bn': dict(zip(_BN_LEAVES, ('scale', 'bias', 'mean', 'var'), strict=True)),
+}
+# Keras 1 wrote the layer's name into its weights' names.  What it called the
+# standard deviation is the variance.
+_OLD_LEAF = re.compile(
+  r'.+_(W|b|gamma|beta|(?:running|moving)_(?:mean|std|variance))(?:_\d+)?'
+)
+_OLD_LEAVES = {
+  'W': 'kernel',
+  'b': 'bias',
+  'running_mean': 'moving_mean',
+  'running_std': 'moving_variance',
+}
+# How Keras 3 numbers layers of a class.
+_NUMBERED = re.compile(r'(conv2d|batch_normalization|dense)(?:_(\d+))?')
+_CLASSES = {
+  'conv2d': 'Conv2D',
+  'batch_normalization': 'BatchNormalization',
+  'dense': 'Dense',
+}
+_ENDS = {'conv2d': '_conv', 'batch_normalization': '_bn'}
+_DEPTHS = (50, 101, 152)
+
+
+def naming(depth: int) -> dict[str, str]:
+  """The `layer/leaf` of each of the file's names: `conv1_conv/kernel`."""
+  return _naming(aliases.owners(depth, 'keras'))
+
+
+def old_naming(depth: int) -> dict[str, str]:
+  """As `naming`, by the names until 2018; ResNet-50 only."""
+  return _naming(_old_owners(depth))
+
+
+def _naming(owners: Mapping[str, str]) -> dict[str, str]:
+  return {
+    f'{theirs}/{leaf}': f'{ours}/{canonical}'
+    for ours, theirs in owners.items()
+    for leaf, canonical in _LEAVES[
+      'bn' if ours.endswith('_bn') else 'conv'
+    ].items()
+  }
+
+
+def _old_owners(depth: int) -> dict[str, str]:
+  if depth != 50:
+    return {}
+  # Caffe has `bn...` and `scale...`: the owner is what the two have in common.
+  return {
+    ours: f'bn{theirs}' if ours.endswith('_bn') else theirs
+    for ours, theirs in aliases.owners(depth, 'caffe').items()
+  }
+
+
+def canonical(old: bool) -> dict[str, str]:
+  """The canonical layer of each of Keras'; ResNet-152 has all of them."""
+  owners = _old_owners(50) if old else aliases.owners(152, 'keras')
+  return {theirs: ours for ours, theirs in owners.items()}
+
+
+def by_layer(found: hdf5.Contents) -> tuple[Named, list[str]]:
+  """Arrays of a file with a group a layer; and the layers without arrays."""
+  inner = collections.defaultdict(set)
+  for name in found.datasets:
+    parts = name.split('/')
+    inner[parts[0]].add(parts[-2] if len(parts) > 1 else '')
+  named = []
+  for name, dataset in found.datasets.items():
+    parts = name.split('/')
+    # The group has the layer's name, unless it is a model in the model.
+    layer = parts[0] if len(inner[parts[0]]) == 1 else parts[-2]
+    leaf = parts[-1].partition(':')[0]
+    if match := _OLD_LEAF.fullmatch(leaf):
+      leaf = _OLD_LEAVES.get(match[1], match[1])
+    if leaf != 'seed_generator_state':
+      named.append((f'{layer}/{leaf}', dataset))
+  empty = [n for n in found.groups if '/' not in n and n not in inner]
+  return named, empty
+
+
+def by_class(
+  path: pathlib.Path, found: hdf5.Contents, layers: Sequence[keras_config.Layer]
+) -> tuple[Named, list[str]]:
+  """Arrays of Keras 3's files; and the groups without arrays.
+
+  Raises:
+    UserError: layers have no names, and their order does not tell them.
+  """
+  members: dict[str, list[str]] = collections.defaultdict(list)
+  for name in found.datasets:
+    parts = name.split('/')
+    if 'seed_generator' not in parts:
+      members['/'.join(parts[:-2])].append(name)
+  layer_of = {}
+  for group in members:
+    variables = found.groups.get(f'{group}/vars'.lstrip('/'))
+    if variables is not None:
+      layer_of[group] = hdf5.text_attribute(path, variables, 'name')
+  nameless = [group for group in members if not layer_of.get(group)]
+  derived = _derived_names(path, nameless, layers)
+  named = []
+  for group, datasets in members.items():
+    layer = layer_of.get(group) or derived.get(group) or group or 'model'
+    leaves = {2: ('kernel', 'bias'), 4: _BN_LEAVES}.get(len(datasets), ())
+    of_number = dict(zip('0123', leaves, strict=False))
+    for name in datasets:
+      number = name.rpartition('/')[2]
+      leaf = of_number.get(number, number)
+      named.append((f'{layer}/{leaf}', found.datasets[name]))
+  empty = [
+    name.split('/')[-2]
+    for name, group in found.groups.items()
+    if name.endswith('/vars') and not len(group)
+  ]
+  return named, [name for name in empty if name != 'seed_generator']
+
+
+def _derived_names(
+  path: pathlib.Path,
+  groups: Iterable[str],
+  layers: Sequence[keras_config.Layer],
+) -> dict[str, str]:
+  """The layer of each group that is numbered, by the order of computing.
+
+  Older versions wrote no names; the configuration, if there is one, has them.
+  """
+  numbered: dict[str, dict[int, str]] = {kind: {} for kind in _CLASSES}
+  result = {}
+  for group in groups:
+    last = group.rpartition('/')[2]
+    match = _NUMBERED.fullmatch(last)
+    # Some versions call the group as the layer.
+    result[group] = last
+    if match:
+      number = int(match[2] or 0)
+      if number in numbered[match[1]]:
+        raise errors.UserError(
+          f'{path} holds two networks, {numbered[match[1]][number][:99]} and'
+          f' {group[:99]}, and no names of layers. Save the ResNet alone.'
+        )
+      numbered[match[1]][number] = group
+  for kind, members in numbered.items():
+    stated = [layer.name for layer in layers if layer.kind == _CLASSES[kind]]
+    order = stated or _order(kind, len(members))
+    if members and sorted(members) == list(range(len(order))):
+      result |= {members[i]: name for i, name in enumerate(order)}
+    elif members and kind != 'dense':
+      raise errors.UserError(
+        f'{path} has no names of layers, and its {len(members)} layers of the'
+        f' class {kind} are not the 53, 104 or 155 of ResNet-50, 101 and 152'
+        ' (a ResNet v2, which is another network, has fewer batch norms). Save'
+        ' it as .keras, or give another file.'
+      )
+  return result
+
+
+def _order(kind: str, count: int) -> list[str]:
+  """Keras' order of a class's layers in a network with `count` of them."""
+  if kind == 'dense':
+    return ['predictions']
+  for depth in _DEPTHS:
+    owners = aliases.owners(depth, 'keras').values()
+    order = [name for name in owners if name.endswith(_ENDS[kind])]
+    if len(order) == count:
+      return sorted(order, key=_position)
+  return []
+
+
+def _position(layer: str) -> tuple[int, ...]:
+  # A shortcut's layers come just before the third ones: a network is sorted
+  # by the distance from its output, and then by the inputs of the sum.
+  match = re.match(r'conv(\d+)_block(\d+)_(\d)_', layer)
+  if not match:
+    return (0, 0, 0)
+  stage, block, number = map(int, match.groups())
+  return stage, block, (1, 2, 0, 3).index(number)
+
+
+def unique(path: pathlib.Path, named: Named) -> dict[str, h5py.Dataset]:
+  """By name; raises a UserError if a name is there twice."""
+  result: dict[str, h5py.Dataset] = {}
+  for name, dataset in named:
+    if name in result:
+      raise errors.UserError(
+        f'{path} holds {name[:99]} twice, in {result[name].name[:99]} and'
+        f' {dataset.name[:99]}. Save the ResNet alone.'
+      )
+    result[name] = dataset
+  return result

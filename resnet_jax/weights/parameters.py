@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters by the names of any of the programs."""
+
+from collections.abc import Mapping
+
+from resnet_jax import errors
+from resnet_jax.models import aliases, names
+from resnet_jax.weights import assemble, caffe, keras, paddle, torch_names
+
+_NAMINGS = {
+  'caffe': caffe.naming,
+  'keras': keras.naming,
+  'torchvision': torch_names.torchvision,
+}
+
+
+def select(text: str, loaded: assemble.Loaded) -> tuple[str, ...]:
+  """Canonical parameters for names and globs, in the order asked for.
+
+  Known are canonical names (`res2_1_branch1_bn/mean`), Paddle's files
+  (`_res2_1_branch1_bn.w1`), the names of Caffe (`bn2a_branch1.0`), Keras
+  (`conv2_block1_0_bn/moving_mean`) and torchvision
+  (`layer1.0.downsample.1.running_mean`), those of the file itself, and any
+  layer's name, for all of its parameters.
+
+  Raises:
+    UserError: one is unknown, or ambiguous.
+  """
+  known = tuple(loaded.parameters)
+  tables = _tables(loaded)
+  chosen: dict[str, None] = {}
+  for pattern in names.split_list(text):
+    found = aliases.resolve(pattern, tables, known)
+    chosen.update(dict.fromkeys(found or _of_layers(pattern, loaded, tables)))
+  return tuple(chosen)
+
+
+def _tables(
+  loaded: assemble.Loaded,
+) -> dict[str, dict[str, tuple[str, ...]]]:
+  known = loaded.parameters
+  canonical = {name: (name,) for name in known}
+  canonical |= {paddle.file_name(name): (name,) for name in known}
+  tables = {aliases.CANONICAL: canonical}
+  for scheme, naming in _NAMINGS.items():
+    tables[scheme] = {
+      theirs: (ours,)
+      for theirs, ours in naming(loaded.model.depth).items()
+      if ours in known
+    }
+  tables['file'] = {
+    origin.name: (name,) for name, origin in loaded.origins.items()
+  }
+  return tables
+
+
+def _of_layers(
+  pattern: str,
+  loaded: assemble.Loaded,
+  tables: Mapping[str, Mapping[str, object]],
+) -> tuple[str, ...]:
+  model = loaded.model
+  try:
+    layers = aliases.select_layers(
+      pattern, model.depth, head=model.classes > 0
+    ).layers
+  except errors.UserError as error:
+    if 'ambiguous' in str(error):
+      raise
+    everything = [name for table in tables.values() for name in table]
+    raise errors.unknown(
+      'parameter',
+      pattern,
+      everything,
+      described='those of --job=inspect, LAYER/LEAF with LEAF one of kernel,'
+      ' scale, mean, var, bias; the names of Paddle, Caffe, Keras and'
+      ' torchvision; and a layer, for all of its parameters',
+    ) from error
+  found = tuple(n for n in loaded.parameters if n.split('/')[0] in layers)
+  if not found:
+    raise errors.UserError(
+      f"'{pattern}' is a layer without parameters. Convolutions (_conv), batch"
+      ' norms (_bn) and the classifier (logits) have some.'
+    )
+  return found

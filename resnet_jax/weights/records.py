@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of a published checkpoint."""
+
+import dataclasses
+
+from resnet_jax.weights import recipe
+
+# Hexadecimal digits of a full hash.
+ALGORITHMS = {'sha256': 64, 'sha1': 40, 'md5': 32}
+
+
+@dataclasses.dataclass(frozen=True)
+class Hash:
+  """What a publisher recorded of a file.
+
+  Attributes:
+    algorithm: a key of ALGORITHMS.
+    digits: hexadecimal, lower case; fewer than all: the first ones.
+  """
+
+  algorithm: str
+  digits: str
+
+  @property
+  def is_full(self) -> bool:
+    """Whether all digits are known."""
+    return len(self.digits) == ALGORITHMS[self.algorithm]
+
+  def __str__(self) -> str:
+    known = '' if self.is_full else f' (first {len(self.digits)} digits)'
+    return f'{self.algorithm} {self.digits}{known}'
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+  """A published file.
+
+  Attributes:
+    urls: the publisher's address, then mirrors.
+    hash: what is recorded of it; None: nothing.
+    size: bytes; None: not known.
+    exact: whether `size` is exact, or rounded by who stated it.
+  """
+
+  urls: tuple[str, ...]
+  hash: Hash | None
+  size: int | None
+  exact: bool = True
+
+  @property
+  def name(self) -> str:
+    """The file's name."""
+    return self.urls[0].rsplit('/', 1)[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+  """A published accuracy on the 50,000 pictures of ILSVRC 2012's validation.
+
+  Attributes:
+    top1: percent.
+    top5: percent; None: not published.
+    protocol: resize, crops.
+    source: where it is published.
+  """
+
+  top1: float
+  top5: float | None
+  protocol: str
+  source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """A checkpoint.
+
+  Attributes:
+    family: what `weights=` selects it by, with the depth.
+    depth: 18, 34, 50, 101 or 152.
+    format: as `formats.FORMATS` has it.
+    file: where it is.
+    licence: the publisher's, and where it is stated.
+    stride_in: of `models.resnet.ResNet`, as are the next two.
+    stem_pool: see there.
+    epsilon: see there.
+    recipe: the preprocessing.
+    parameters: learned numbers.
+    accuracies: published ones.
+    note: what else a user should know.
+  """
+
+  family: str
+  depth: int
+  format: str
+  file: File
+  licence: str
+  stride_in: str
+  stem_pool: str
+  epsilon: float
+  recipe: recipe.Recipe
+  parameters: int
+  accuracies: tuple[Accuracy, ...]
+  note: str = ''
+
+  @property
+  def name(self) -> str:
+    """`msra-50`: unique, and the name of its folder in the cache."""
+    return f'{self.family}-{self.depth}'

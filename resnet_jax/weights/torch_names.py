@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What PyTorch's programs call a ResNet's tensors, in whatever container.
+
+Sources: torchvision's and timm's `models/resnet.py` (`layer3.12.conv3.weight`)
+and Transformers' `models/resnet/modeling_resnet.py`
+(`resnet.encoder.stages.2.layers.12.layer.2.convolution.weight`).  Kernels are
+(Co, Ci, ky, kx), the classifier's (out, in).
+"""
+
+import collections
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+
+from resnet_jax.models import aliases, names
+from resnet_jax.weights import assemble, recipe
+
+# `torch.nn`'s names of a layer's parameters.
+_LEAVES = {
+  'kernel': 'weight',
+  'scale': 'weight',
+  'bias': 'bias',
+  'mean': 'running_mean',
+  'var': 'running_var',
+}
+_BLOCK = re.compile(r'res(\d)_(\d+)_(branch\w+)_(conv|bn)')
+_KINDS = {'conv': 'convolution', 'bn': 'normalization'}
+# How many batches were seen in training; batch norm does not compute with it.
+_COUNTER = 'num_batches_tracked'
+# What `torch.nn.DataParallel` puts before every name.
+_PARALLEL = 'module.'
+_BACKBONE = 'resnet.'
+
+
+def torchvision(depth: int) -> dict[str, str]:
+  """The canonical `layer/leaf` of each name of torchvision and timm."""
+  owner = aliases.owners(depth, 'torchvision')
+  return _naming(depth, lambda layer: owner[layer])
+
+
+def hugging_face(depth: int) -> dict[str, str]:
+  """The canonical `layer/leaf` of each name of ResNetForImageClassification."""
+  return _naming(depth, _hugging_face_owner)
+
+
+def _naming(depth: int, owner: Callable[[str], str]) -> dict[str, str]:
+  result = {}
+  for ours in names.parameter_names(depth):
+    layer, leaf = ours.split('/')
+    result[f'{owner(layer)}.{_LEAVES[leaf]}'] = ours
+  return result
+
+
+def _hugging_face_owner(layer: str) -> str:
+  if layer == 'logits':
+    return 'classifier.1'
+  kind = _KINDS[layer.rsplit('_', 1)[1]]
+  if (match := _BLOCK.fullmatch(layer)) is None:
+    return f'{_BACKBONE}embedder.embedder.{kind}'
+  stage, block, branch, _ = match.groups()
+  block = f'encoder.stages.{int(stage) - 2}.layers.{int(block) - 1}'
+  inner = (
+    'shortcut' if branch == 'branch1' else f'layer.{"abc".index(branch[-1])}'
+  )
+  return f'{_BACKBONE}{block}.{inner}.{kind}'
+
+
+def _bare_hugging_face(depth: int) -> dict[str, str]:
+  """As `hugging_face`, of ResNetModel, which has no head."""
+  return {
+    name.removeprefix(_BACKBONE): ours
+    for name, ours in hugging_face(depth).items()
+  }
+
+
+def load_tensors(
+  path: pathlib.Path,
+  tensors: Mapping[str, assemble.Tensor],
+  container: str,
+  options: assemble.Options,
+) -> assemble.Loaded:
+  """Makes a network of tensors named as in a PyTorch program.
+
+  A batch norm's `num_batches_tracked` is left out: nothing is computed with
+  it.  Of all else, nothing is.
+
+  Args:
+    path: for messages.
+    tensors: all of the file.
+    container: for a person: 'PyTorch checkpoint'.
+    options: the user's.
+
+  Raises:
+    UserError: as `assemble.assemble`.
+  """
+  notes = []
+  tensors = {
+    name: tensor
+    for name, tensor in tensors.items()
+    if name.rsplit('.', 1)[-1] != _COUNTER
+  }
+  if tensors and all(name.startswith(_PARALLEL) for name in tensors):
+    tensors = {n.removeprefix(_PARALLEL): t for n, t in tensors.items()}
+    notes.append(
+      f"All names begin with '{_PARALLEL}', as torch.nn.DataParallel has it;"
+      ' they are taken without.'
+    )
+  program, naming, how = _program(tensors)
+  notes += [*_conversions(tensors), recipe.GUESSED]
+  return assemble.assemble(
+    path,
+    tensors,
+    naming,
+    assemble.TORCH_LAYOUT,
+    format=f'{container}, {program} names',
+    variant={'stride_in': '3x3', 'stem_pool': 'pad1', 'epsilon': 1e-5},
+    how=how,
+    options=options,
+    notes=notes,
+  )
+
+
+def _program(
+  tensors: Mapping[str, assemble.Tensor],
+) -> tuple[str, Callable[[int], Mapping[str, str]], recipe.Recipe]:
+  if not any('.convolution.' in name for name in tensors):
+    return "torchvision's and timm's", torchvision, recipe.TORCHVISION
+  bare = not any(name.startswith(_BACKBONE) for name in tensors)
+  naming = _bare_hugging_face if bare else hugging_face
+  return "Hugging Face's", naming, recipe.HUGGING_FACE
+
+
+def _conversions(tensors: Mapping[str, assemble.Tensor]) -> list[str]:
+  counts = collections.Counter(tensor.dtype for tensor in tensors.values())
+  return [
+    f'{count} of {len(tensors)} tensors are {dtype}; they become float32.'
+    for dtype, count in counts.items()
+    if dtype in assemble.DTYPES and dtype != 'float32'
+  ]
