@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help extract test check format clean
+.PHONY: help extract test check frameworks tables format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / - /'
@@ -34,6 +34,13 @@ check: $(VENV)/test-installed ## formatter check, linter, type check
 
 test: check ## check, then the tests
 	$(BIN)/python -m pytest
+
+frameworks: $(VENV)/test-installed ## tests against PyTorch (hundreds of megabytes to install)
+	$(BIN)/python -m pip install --quiet --editable '.[frameworks]'
+	$(BIN)/python -m pytest -m frameworks
+
+tables: $(VENV)/test-installed ## write the tables in README.md and docs/ again
+	$(BIN)/python experiments/tables.py
 
 format: $(VENV)/test-installed ## format and sort imports
 	$(BIN)/ruff check --fix --select I

@@ -12,6 +12,7 @@ import json
 import pathlib
 import sys
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ LAYERS = ('pool1', 'res2_3_addto', 'res5_3_addto', 'avgpool', 'output')
 SWAPPED = {'BGR': 'RGB', 'RGB': 'BGR'}
 
 
-def neighbours(model: resnet_jax.Model) -> dict[str, dict[str, object]]:
+def neighbours(model: resnet_jax.Model) -> dict[str, dict[str, Any]]:
   """Settings that differ from a checkpoint's own in one thing each."""
   own, how = model.weights.model, model.preprocess
   mean = how.mean.values.ravel()[::-1].tolist()

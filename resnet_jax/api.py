@@ -92,9 +92,7 @@ def load(
   device = runner.select_device(use_gpu)
   loaded = weights_room.load(
     fspath(weights),
-    weights_room.Wishes(
-      depth, stride_in, stem_pool, epsilon, conv_order, seed
-    ),
+    weights_room.Wishes(depth, stride_in, stem_pool, epsilon, conv_order, seed),
   )
   for warning in loaded.warnings:
     warnings.warn(warning, stacklevel=2)
@@ -149,10 +147,13 @@ class Model:
     self._runners: dict[tuple, runner.Runner] = {}
 
   def __repr__(self) -> str:
-    return (
-      f'ResNet-{self._model.depth}, weights: {self.weights.source}\n'
-      f'input: {self.preprocess.describe()}'
-    )
+    lines = [
+      f'ResNet-{self._model.depth}, weights: {self.weights.source}',
+      f'digest: {self.weights.digest}',
+      f'input: {self.preprocess.describe()}',
+      *(f'note: {note}' for note in self.weights.loaded.notes),
+    ]
+    return '\n'.join(lines)
 
   def features(
     self,

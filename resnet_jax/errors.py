@@ -25,10 +25,16 @@ def unknown(
     described: says what is allowed, where a plain list would fill the screen.
   """
   names = [str(name) for name in allowed]
-  near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-  hint = f" Did you mean '{near[0]}'?" if near else ''
   listed = described or ', '.join(names)
-  return UserError(f"unknown {what} '{given}'.{hint} Allowed: {listed}.")
+  return UserError(
+    f"unknown {what} '{given}'.{hint(given, names)} Allowed: {listed}."
+  )
+
+
+def hint(given: str, names: Iterable[str]) -> str:
+  """` Did you mean 'NAME'?` with the nearest name; '' if none is near."""
+  near = difflib.get_close_matches(given, list(names), n=1, cutoff=0.5)
+  return f" Did you mean '{near[0]}'?" if near else ''
 
 
 def check_choice(what: str, given: str, allowed: Iterable[str]) -> str:

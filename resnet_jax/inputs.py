@@ -28,6 +28,20 @@ class Wishes:
   rounding: str = AUTO
   multi_crop: bool = False
 
+  def __post_init__(self) -> None:
+    # A mistake should not wait for the weights.
+    for what, allowed in (
+      ('resize', preprocess.RESIZES),
+      ('interpolation', (*preprocess.INTERPOLATIONS, AUTO)),
+      ('channels', (*preprocess.CHANNELS, AUTO)),
+      ('rounding', (*preprocess.ROUNDINGS, AUTO)),
+    ):
+      errors.check_choice(what, getattr(self, what), allowed)
+    if self.mean != AUTO:
+      mean.check_source(self.mean)
+    if self.std != AUTO:
+      mean.parse_std(self.std)
+
 
 def preprocess_for(
   wishes: Wishes, recipe: recipes.Recipe
@@ -37,13 +51,6 @@ def preprocess_for(
   Raises:
     UserError: a setting is out of its set, or does not fit another.
   """
-  for what in ('interpolation', 'channels', 'rounding'):
-    allowed = {
-      'interpolation': tuple(preprocess.INTERPOLATIONS),
-      'channels': preprocess.CHANNELS,
-      'rounding': preprocess.ROUNDINGS,
-    }[what]
-    errors.check_choice(what, getattr(wishes, what), (AUTO, *allowed))
 
   def pick(what: str) -> str:
     wish = getattr(wishes, what)

@@ -9,7 +9,7 @@ from numpy_resnet import NumpyResNet
 from PIL import Image
 
 import resnet_jax
-from resnet_jax.data import preprocess
+from resnet_jax.data import mean as mean_room
 from resnet_jax.weights import paddle
 
 LAYER = 'res5_2_branch2b_bn'
@@ -53,7 +53,7 @@ def test_paths_images_and_lists_agree(model, pictures):
 def test_an_array_is_taken_as_cropped_rgb(tmp_path):
   independent = NumpyResNet(18)
   rgb = np.random.default_rng(3).integers(0, 256, (3, 40, 52, 3), np.uint8)
-  bgr = rgb[..., ::-1] - np.array(mean.MEAN_BGR)
+  bgr = rgb[..., ::-1] - np.array(mean_room.MEAN_BGR)
   expected = independent(bgr.transpose(0, 3, 1, 2))
   paddle.write(independent.parameters, tmp_path / 'weights')
   model = resnet_jax.load(

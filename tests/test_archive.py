@@ -179,9 +179,9 @@ def test_the_filters_order_is_the_users(tmp_path, untrained):
   loaded = load(path, assemble.Options(conv_order='OIHW'))
   equal(loaded.parameters, smooth)
   assert loaded.layout == '(Co, Ci, ky, kx), (in, out)'
-  assert loaded.notes == ()
+  assert loaded.warnings == ()
   for other in (path, tmp_path / 'w'):
-    (note,) = load_either(other).notes
+    (note,) = load_either(other).warnings
     assert f'the filters in {other} are smooth' in note
     assert 'Set conv_order=OIHW' in note
   with pytest.raises(errors.UserError, match="unknown conv_order 'HWIO'"):

@@ -18,6 +18,7 @@ from PIL import Image
 
 import resnet_jax
 from resnet_jax import jobs, runner
+from resnet_jax.data import mean as mean_room
 from resnet_jax.data import preprocess
 from resnet_jax.models import resnet
 from resnet_jax.weights import random
@@ -47,7 +48,7 @@ def parameters():
 
 def expected_values(parameters, paths, multi_crop=False):
   """By hand, without pipeline, job and store: one picture after another."""
-  mean = mean.parse_mean('103.939,116.779,123.68', 64)
+  mean = mean_room.parse_mean('103.939,116.779,123.68', 64)
   how = preprocess.Preprocess(
     mean, resize_size=72, crop_size=64, multi_crop=multi_crop
   )

@@ -50,7 +50,7 @@ def test_the_user_can_change_all_of_it():
 @pytest.mark.parametrize(
   ('wishes', 'message'),
   [
-    ({'channels': 'rgb'}, "unknown channels 'rgb'.*Allowed: auto, BGR, RGB"),
+    ({'channels': 'rgb'}, "unknown channels 'rgb'.*Allowed: BGR, RGB, auto"),
     (
       {'channels': 'RGB'},
       'the mean of these weights is in the order BGR. Give',

@@ -13,12 +13,12 @@ from PIL import Image
 from reference_weights import parameters_crc32, reference_parameters
 
 from resnet_jax import errors, runner
-from resnet_jax.data import preprocess
+from resnet_jax.data import mean as mean_room
 from resnet_jax.models import layers, names, resnet
 from resnet_jax.weights import paddle, random
 
 REFERENCE = pathlib.Path(__file__).parent / 'reference'
-MEAN = np.array(mean.MEAN_BGR, np.float32).reshape(3, 1, 1)
+MEAN = np.array(mean_room.MEAN_BGR, np.float32).reshape(3, 1, 1)
 # In units of a layer's rms; correct float32 programs reach 1.3e-4.
 TOLERANCE = 5e-4
 

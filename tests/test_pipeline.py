@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from resnet_jax import errors
+from resnet_jax.data import mean as mean_room
 from resnet_jax.data import pipeline, preprocess, sources
 
-MEAN = mean.parse_mean('1,2,3', 32)
+MEAN = mean_room.parse_mean('1,2,3', 32)
 HOW = preprocess.Preprocess(MEAN, resize_size=36, crop_size=32)
 TEN = preprocess.Preprocess(MEAN, resize_size=36, crop_size=32, multi_crop=True)
 

@@ -20,9 +20,10 @@ import pytest
 from PIL import Image
 
 from resnet_jax import errors
+from resnet_jax.data import mean as mean_room
 from resnet_jax.data import preprocess
 
-THREE = mean.parse_mean('103.939,116.779,123.68', 224)
+THREE = mean_room.parse_mean('103.939,116.779,123.68', 224)
 FILTERS = {
   'lanczos': Image.Resampling.LANCZOS,
   'bilinear': Image.Resampling.BILINEAR,
@@ -198,7 +199,7 @@ def original(picture, mean, crop):
 
 def means(crop):
   flat = noise(3, crop, crop, high=200).astype(np.float32)
-  return [THREE, mean.Mean(flat, 'a mean of pixels')]
+  return [THREE, mean_room.Mean(flat, 'a mean of pixels')]
 
 
 @pytest.mark.parametrize('which', [0, 1], ids=['three', 'pixels'])
@@ -568,7 +569,7 @@ def npz(compressed=False, **arrays):
 def mean_of(tmp_path, data, crop_size=32):
   path = tmp_path / 'mean.meta'
   path.write_bytes(data)
-  return mean.parse_mean(str(path), crop_size)
+  return mean_room.parse_mean(str(path), crop_size)
 
 
 def mean_error(tmp_path, data):
@@ -586,7 +587,7 @@ def mean_error(tmp_path, data):
   ],
 )
 def test_a_mean_of_three_values(text, values):
-  mean = mean.parse_mean(text, 224)
+  mean = mean_room.parse_mean(text, 224)
   assert mean.values.dtype == np.float32
   expected = np.array(values, np.float32).reshape(3, 1, 1)
   np.testing.assert_array_equal(mean.values, expected)
@@ -599,7 +600,7 @@ def test_a_mean_of_three_values(text, values):
   ['1,2', '1,2,3,4', '5', 'nan,1,2', '1,inf,2', '1e60,1,1', '-inf,0,0'],
 )
 def test_other_numbers_are_no_mean(text):
-  assert user_error(mean.parse_mean, text, 224) == (
+  assert user_error(mean_room.parse_mean, text, 224) == (
     f"mean='{text}' is neither three finite values, BGR, such as"
     ' 103.939,116.779,123.68, nor a file.'
   )
@@ -735,7 +736,7 @@ def test_a_huge_file_is_not_read(tmp_path):
   path = tmp_path / 'mean.meta'
   with open(path, 'wb') as file:
     file.truncate((1 << 26) + 1)
-  message = user_error(mean.parse_mean, str(path), 32)
+  message = user_error(mean_room.parse_mean, str(path), 32)
   assert message == f'{path} is too large for a mean file.'
 
 
@@ -772,7 +773,7 @@ def test_a_mean_that_runs_code_is_refused(tmp_path):
 )
 def test_a_missing_mean_file_says_what_to_give(tmp_path, name, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert user_error(mean.parse_mean, name, 32) == (
+  assert user_error(mean_room.parse_mean, name, 32) == (
     f"mean='{name or '.'}': there is no such file. Give a file (npz or pickle"
     ' with data_mean) or three values in BGR order: 103.939,116.779,123.68.'
   )
@@ -820,7 +821,7 @@ def test_settings_that_do_not_fit_are_refused(options, message):
 
 
 def test_a_mean_of_another_size_than_the_crop_is_refused():
-  mean = mean.Mean(VALUES, 'mean file mean.meta')
+  mean = mean_room.Mean(VALUES, 'mean file mean.meta')
   assert user_error(preprocess.Preprocess, mean) == (
     'mean file mean.meta has the shape (3, 32, 32); crops of 224x224 need'
     ' (3, 224, 224), or three values: mean=103.939,116.779,123.68'
@@ -857,4 +858,4 @@ def test_described_in_one_line(options, expected):
 def test_a_mean_in_another_order_is_refused(tmp_path, shape):
   np.savez(tmp_path / 'm.npz', data_mean=np.ones(shape, np.float32))
   with pytest.raises(errors.UserError, match=r'3072 values of shape \('):
-    mean.parse_mean(str(tmp_path / 'm.npz'), 32)
+    mean_room.parse_mean(str(tmp_path / 'm.npz'), 32)

@@ -10,33 +10,39 @@ import tomllib
 import zipfile
 
 import pytest
+import tables
 from conftest import ROOT
 
 PACKAGE = ROOT / 'resnet_jax'
 
-# A room, and whom it may import; the first match counts.  `errors`, `files`
-# and `pickles` may be imported by all.
+# A room, and whom it may import; the first match counts.  FOR_ALL may be
+# imported by all.
 ALLOWED = {
   'resnet_jax.models': {'models'},
-  'resnet_jax.data.preprocess': set(),
+  'resnet_jax.data.mean': set(),
+  'resnet_jax.data.preprocess': {'data.mean'},
   'resnet_jax.data.sources': {'data.preprocess'},
   'resnet_jax.data.labels': set(),
   'resnet_jax.features': {'features'},
-  'resnet_jax.weights.paddle': {'models.names'},
   'resnet_jax.weights.random': set(),
   'resnet_jax.weights': {'models', 'weights'},
+  'resnet_jax.inputs': {'data', 'weights'},
   'resnet_jax.data.pipeline': {'data'},
   'resnet_jax.prediction': {'data.labels'},
   'resnet_jax.runner': {'models', 'data.preprocess'},
-  'resnet_jax.api': {'models', 'weights', 'data', 'runner', 'prediction'},
+  'resnet_jax.api': {
+    *('models', 'weights', 'data', 'inputs', 'runner', 'prediction'),
+  },
   'resnet_jax.jobs': {
-    *('models', 'weights', 'data', 'features', 'runner', 'prediction'),
-    'jobs',
+    *('models', 'weights', 'data', 'inputs', 'features', 'runner'),
+    *('prediction', 'jobs'),
   },
   'resnet_jax.main': {'jobs', 'configuration'},
   'resnet_jax': set(),
 }
-FOR_ALL = {'errors', 'files', 'pickles'}
+FOR_ALL = {'errors', 'files', 'pickles', 'protobuf', 'binaryproto'}
+# Modules for all may use one another.
+ALLOWED |= {f'resnet_jax.{name}': set() for name in FOR_ALL}
 
 
 def _modules():
@@ -77,7 +83,10 @@ def test_imports_flow_one_way(module, path):
   [
     (r'flags\.DEFINE|DEFINE_config', {'resnet_jax.main'}),
     (r'jax\.jit\(|device_put\(', {'resnet_jax.runner'}),
-    (r'\bsocket\b|urllib|http\.client|requests', set()),
+    (
+      r'\bsocket\b|urllib\.request|http\.client|requests',
+      {'resnet_jax.weights.download'},
+    ),
     (r'ConfigDict', {'resnet_jax.configuration', 'resnet_jax.jobs'}),
     (r'pickle\.Unpickler|pickle\.load', {'resnet_jax.pickles'}),
   ],
@@ -124,6 +133,12 @@ def test_the_wheel_has_the_config_and_the_class_names(tmp_path):
     check=False,
   )
   assert "data='nowhere': there is no such file" in done.stderr
+
+
+@pytest.mark.parametrize('name', tables.TABLES)
+def test_the_tables_in_the_documents_are_up_to_date(name):
+  path, text = tables.updated(name)
+  assert path.read_text() == text, 'run experiments/tables.py'
 
 
 def test_a_cpu_machine_never_downloads_cuda():

@@ -15,8 +15,10 @@ from resnet_jax.weights import (
   assemble,
   formats,
   recipe,
-  safetensors as ours,
   torch_names,
+)
+from resnet_jax.weights import (
+  safetensors as ours,
 )
 
 MODEL = resnet.ResNet(18, 7, stride_in='3x3', stem_pool='pad1', epsilon=2e-5)
@@ -63,7 +65,7 @@ def test_ours_is_loaded_with_no_other_information(file, held):
   assert loaded.trained
   assert loaded.digest == weights.digest(held.parameters)
   assert 'resnet_jax safetensors' in loaded.source
-  assert 'converted from: a test' in loaded.warnings
+  assert 'converted from: a test' in loaded.loaded.notes
 
 
 def test_ours_is_readable_by_the_library(file, held):
@@ -157,7 +159,9 @@ def test_inspection_may_see_what_is_not_finite(file):
 @pytest.mark.parametrize('cut', [9, 100, 10_000, -1])
 def test_a_truncated_file_is_damaged(file, cut):
   file.write_bytes(file.read_bytes()[:cut])
-  with pytest.raises(errors.UserError, match='damaged|no format that is known'):
+  with pytest.raises(
+    errors.UserError, match=r'damaged|no format that is known'
+  ):
     weights.load(str(file))
 
 
@@ -225,7 +229,7 @@ def test_foreign_names_and_layouts(tmp_path, naming, depth, head):
     torch_names.hugging_face: recipe.HUGGING_FACE,
   }
   assert loaded.recipe == usual[naming]
-  assert recipe.GUESSED in loaded.warnings
+  assert recipe.GUESSED in loaded.loaded.notes
 
 
 def test_half_precision_becomes_float32(tmp_path):

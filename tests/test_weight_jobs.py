@@ -349,7 +349,7 @@ def test_a_wrong_file_is_no_checkpoint(run_main, mirror, online, tmp_path):
   )
   assert 'files could not be had' in done.stderr
   assert 'msra-50' in done.stderr
-  left = [p for p in (tmp_path / 'cache').rglob('*.caffemodel')]
+  left = list((tmp_path / 'cache').rglob('*.caffemodel'))
   assert left == []
 
 

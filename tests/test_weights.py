@@ -78,12 +78,12 @@ def test_features_of_untrained_networks_are_not_degenerate(depth):
 
 
 def test_random_weights_say_loudly_that_they_are():
-  loaded = weights.load('random', MODEL, seed=7)
+  loaded = weights.load('random', weights.Wishes(18, seed=7))
   assert not loaded.trained
   assert loaded.source == 'random, seed 7'
   assert loaded.warnings[0].startswith('UNTRAINED')
   with pytest.raises(errors.UserError, match='seed=-1 is not between 0'):
-    weights.load('random', MODEL, seed=-1)
+    weights.Wishes(seed=-1)
 
 
 def test_the_digest_changes_with_any_bit_and_not_with_the_order(untrained):
@@ -246,21 +246,24 @@ def test_a_damaged_file_is_named_with_its_fault(
 
 def test_without_weights_the_ways_out_are_named(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('RESNET_JAX_CACHE', str(tmp_path / 'cache'))
+  monkeypatch.setenv('RESNET_JAX_OFFLINE', '1')
   with pytest.raises(errors.UserError) as caught:
-    weights.load('auto', MODEL)
+    weights.load('auto', weights.Wishes(18))
   message = str(caught.value)
   assert 'model/resnet_18 is not there' in message
-  assert 'weights=DIRECTORY' in message
+  assert 'torchvision.v1-18 is neither in the cache nor' in message
+  assert 'Give weights=PATH' in message
   assert 'weights=random' in message
   (tmp_path / 'file').write_text('')
-  with pytest.raises(errors.UserError, match='is a file, not a directory'):
-    weights.load('file', MODEL)
+  with pytest.raises(errors.UserError, match='file is empty'):
+    weights.load('file')
 
 
 def test_auto_finds_the_model_directory(tmp_path, monkeypatch, untrained):
   monkeypatch.chdir(tmp_path)
   paddle.write(untrained, tmp_path / 'model' / 'resnet_18')
-  loaded = weights.load('auto', MODEL)
+  loaded = weights.load('auto', weights.Wishes(18))
   assert 'model/resnet_18' in loaded.source
   assert loaded.digest == weights.digest(untrained)
 

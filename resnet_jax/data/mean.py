@@ -65,6 +65,12 @@ def parse_std(text: str) -> tuple[float, float, float]:
   return values
 
 
+def check_source(text: str) -> None:
+  """Raises a UserError unless a text is three values or names a file."""
+  if _three_values(text) is None:
+    _file(text)
+
+
 def parse_mean(text: str, crop_size: int) -> Mean:
   """The mean from three values or from a file.
 
@@ -78,20 +84,39 @@ def parse_mean(text: str, crop_size: int) -> Mean:
   Raises:
     UserError: neither of the two, or in another shape.
   """
+  array = _three_values(text)
+  if array is None:
+    return _mean_file(_file(text), crop_size)
   parts = text.split(',')
+  return Mean(
+    array.reshape(3, 1, 1), f'({", ".join(p.strip() for p in parts)})'
+  )
+
+
+def _three_values(text: str) -> np.ndarray | None:
+  """The values; None: the text is no list of numbers."""
   try:
-    values = [float(part) for part in parts]
+    values = [float(part) for part in text.split(',')]
   except ValueError:
-    return _mean_file(pathlib.Path(os.path.expanduser(text)), crop_size)
+    return None
   array = _float32(values)
   if len(values) != 3 or not np.isfinite(array).all():
     raise errors.UserError(
       f"mean='{text}' is neither three finite values, BGR, such as"
       f' {",".join(map(str, MEAN_BGR))}, nor a file.'
     )
-  return Mean(
-    array.reshape(3, 1, 1), f'({", ".join(p.strip() for p in parts)})'
-  )
+  return array
+
+
+def _file(text: str) -> pathlib.Path:
+  path = pathlib.Path(os.path.expanduser(text))
+  if not path.is_file():
+    raise errors.UserError(
+      f"mean='{path}': there is no such file. Give a file (npz or pickle with"
+      ' data_mean, or binaryproto) or three values in BGR order:'
+      f' {",".join(map(str, MEAN_BGR))}.'
+    )
+  return path
 
 
 def _float32(values: Any) -> np.ndarray:
@@ -101,14 +126,9 @@ def _float32(values: Any) -> np.ndarray:
 
 
 def _mean_file(path: pathlib.Path, crop_size: int) -> Mean:
-  if not os.path.isfile(path):
-    raise errors.UserError(
-      f"mean='{path}': there is no such file. Give a file (npz or pickle with"
-      ' data_mean) or three values in BGR order:'
-      f' {",".join(map(str, MEAN_BGR))}.'
-    )
   if path.stat().st_size > _MAX_MEAN_BYTES:
     raise errors.UserError(f'{path} is too large for a mean file.')
+  array: Any
   if binaryproto.recognise(path):
     array = _centre(binaryproto.read_mean(path), crop_size)
   elif zipfile.is_zipfile(path):

@@ -67,17 +67,16 @@ def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
     f' {model.stem_pool}, epsilon {model.epsilon:g}; digest {loaded.digest}'
   )
   for warning in loaded.warnings:
-    console.say(f'{"NOTE" if loaded.trained else "WARNING"}: {warning}')
+    console.say(f'WARNING: {warning}')
+  for note in loaded.loaded.notes:
+    console.say(f'NOTE: {note}')
   return loaded
 
 
-def preprocessing(
-  config: ConfigDict, loaded: weights.Weights
-) -> preprocess.Preprocess:
-  """The checkpoint's preprocessing with the changes of the config."""
+def input_wishes(config: ConfigDict) -> inputs.Wishes:
+  """What the config says of the preprocessing."""
   keys = [field.name for field in dataclasses.fields(inputs.Wishes)]
-  said = inputs.Wishes(**{key: config[key] for key in keys})
-  return inputs.preprocess_for(said, loaded.recipe)
+  return inputs.Wishes(**{key: config[key] for key in keys})
 
 
 def set_up(config: ConfigDict) -> Setup:
@@ -86,12 +85,14 @@ def set_up(config: ConfigDict) -> Setup:
   for key, least in (('batch_size', 1), ('threads', 0)):
     if config[key] < least:
       raise errors.UserError(f'{key}={config[key]}: {least} is the least.')
+  said = input_wishes(config)
+  wishes(config)
   source = sources.open_source(
     config.data, must_exist=config.on_error == 'fail'
   )
   device = runner.select_device(config.use_gpu)
   loaded = load_weights(config)
-  how = preprocessing(config, loaded)
+  how = inputs.preprocess_for(said, loaded.recipe)
   console.say(f'pictures: {source.description}')
   console.say(f'input: {how.describe()}')
   console.say(f'device: {device}')

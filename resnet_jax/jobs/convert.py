@@ -6,7 +6,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, weights
+from resnet_jax import errors, inputs, weights
 from resnet_jax.data import labels
 from resnet_jax.jobs import common, console
 from resnet_jax.weights import assemble, paddle, recipe, safetensors
@@ -27,8 +27,9 @@ def run(config: ConfigDict) -> int:
     raise errors.UserError(
       f'{target} exists already; remove it, or name another output.'
     )
+  said = common.input_wishes(config)
   loaded = common.load_weights(config)
-  held = _with_the_users_word(config, loaded)
+  held = _with_the_users_word(config, said, loaded)
   if config.convert_to == 'paddle':
     paddle.write(loaded.parameters, target, config.conv_order)
     _say_what_is_lost(held)
@@ -48,10 +49,10 @@ def run(config: ConfigDict) -> int:
 
 
 def _with_the_users_word(
-  config: ConfigDict, loaded: weights.Weights
+  config: ConfigDict, said: inputs.Wishes, loaded: weights.Weights
 ) -> assemble.Loaded:
   """The network as it shall be loaded later, with no other information."""
-  how = common.preprocessing(config, loaded)
+  how = inputs.preprocess_for(said, loaded.recipe)
   if how.mean.values.shape != (3, 1, 1):
     raise errors.UserError(
       'a mean picture cannot be stored with the weights. Convert with three'

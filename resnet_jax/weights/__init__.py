@@ -167,9 +167,9 @@ def load(
   loaded = dataclasses.replace(
     loaded, model=loaded.model.clone(**wishes.variant(loaded.model))
   )
-  warnings = (
-    loaded.notes if loaded.trained else (f'{UNTRAINED}.', *loaded.notes)
-  )
+  warnings = loaded.warnings
+  if not loaded.trained:
+    warnings = (f'{UNTRAINED}.', *warnings)
   result = Weights(loaded, source, warnings)
   if loaded.digest not in ('', result.digest) and wishes.finite:
     raise errors.UserError(
@@ -246,12 +246,10 @@ def _existing(name: str) -> pathlib.Path:
   path = pathlib.Path(name).expanduser()
   if name and os.path.exists(path):
     return path
-  # Like a name rather than a path: a family that is nearly meant.
-  if name and os.sep not in name and '.' not in name.replace('.v', ''):
-    raise errors.unknown(
-      'weights', name, (*zoo.FAMILIES, AUTO, RANDOM), described=_WAYS
-    )
-  raise errors.UserError(f"weights='{name}': {path} is not there. {_WAYS}")
+  hint = errors.hint(name, (*zoo.FAMILIES, AUTO, RANDOM))
+  raise errors.UserError(
+    f"weights='{name}': {path} is not there.{hint} {_WAYS}"
+  )
 
 
 def _as_recorded(

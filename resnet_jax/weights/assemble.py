@@ -113,6 +113,7 @@ class Loaded:
     layout: of kernels in the file, for a person.
     recipe: the preprocessing, as far as the format tells.
     notes: what the user should know, a sentence each.
+    warnings: what is probably wrong, a sentence each.
     class_names: the classifier's, if the file holds them.
     trained: whether anybody trained them, as far as is known.
     digest: of the parameters, if the file states it.
@@ -125,6 +126,7 @@ class Loaded:
   layout: str
   recipe: recipe.Recipe
   notes: tuple[str, ...] = ()
+  warnings: tuple[str, ...] = ()
   class_names: tuple[str, ...] = ()
   trained: bool = True
   digest: str = ''

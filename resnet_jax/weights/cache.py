@@ -205,7 +205,7 @@ def verified_by(file: records.File) -> str:
 def verdict(file: records.File, found: Contents) -> str:
   """The same for a person, who is to know what was not compared."""
   if file.hash is None:
-    size = '' if file.size is None else ' and its size fits'
+    size = '' if file.size is None else ' (its size fits)'
     return (
       f'NOT verified: no hash of it is published{size}; its SHA-256 is'
       f' {found.digests["sha256"]}'

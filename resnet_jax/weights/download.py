@@ -106,9 +106,7 @@ class _Download:
         self.say(failures[-1])
     kept = ''
     if self.part.can_be_resumed:
-      kept = (
-        f'\n{self.part.path} is kept: the next download resumes it.'
-      )
+      kept = f'\n{self.part.path} is kept: the next download resumes it.'
     else:
       self.part.discard()
     raise errors.UserError(

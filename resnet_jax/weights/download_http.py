@@ -174,7 +174,8 @@ class Exchange:
     with self._open() as response:
       left = response.length
       self._put(_answer(self._request, response.status, response.headers, left))
-      # A connection that is kept open has no end but the stated length.
+      # A connection that is kept open has no other end, and not in every
+      # Python does read1 count.
       while left is None or left > 0:
         if not (chunk := response.read1(_CHUNK_BYTES)):
           return

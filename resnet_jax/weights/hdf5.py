@@ -9,6 +9,7 @@ the file has the bytes for it.  Source: the HDF5 File Format Specification 3.0.
 
 import contextlib
 import dataclasses
+import io
 import math
 import pathlib
 import zlib
@@ -30,6 +31,8 @@ MAX_TEXT = 16 * 2**20  # bytes; the configuration of ResNet-152 has 0.5 MiB.
 # Of trained weights gzip saves a tenth; of zeros and ones nearly everything.
 MAX_EXPANSION = 64
 _SMALL = 2**16  # bytes that anything may take
+_HEAP = b'GCOL\x01'  # what a heap of texts begins with, and its version
+_BLOCK = 2**22  # bytes that are looked through at once
 
 _DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3
 _FILTERS = {_DEFLATE: 'gzip', _SHUFFLE: 'shuffle', _FLETCHER32: 'fletcher32'}
@@ -79,9 +82,50 @@ def opened(path: pathlib.Path, stream: BinaryIO) -> Iterator[h5py.File]:
     UserError: it is truncated or damaged.
   """
   with translated(path):
+    _check_heaps(stream)
+    stream.seek(0)
     file = h5py.File(stream, 'r')
+    if file.id.get_create_plist().get_sizes() != (8, 8):
+      raise ValueError('its addresses are not of 8 bytes')
   with file:
     yield file
+
+
+def _check_heaps(stream: BinaryIO) -> None:
+  """Raises a ValueError if a heap of texts would not end.
+
+  HDF5 2.0 reads on for ever in a heap with a free object of size 0, which one
+  changed byte can make.
+  """
+  size = stream.seek(0, io.SEEK_END)
+  for start in _places(stream, _HEAP, size):
+    stream.seek(start + 8)
+    length = int.from_bytes(stream.read(8), 'little')
+    if not 16 <= length <= size - start:
+      raise ValueError(f'the heap at {start} states {length} bytes')
+    at, end = start + 16, start + length
+    # What is too small for an object is free.
+    while at + 16 <= end:
+      stream.seek(at)
+      header = stream.read(16)
+      index = int.from_bytes(header[:2], 'little')
+      width = int.from_bytes(header[8:], 'little')
+      # A free object's size includes its header.
+      step = 16 + -(-width // 8) * 8 if index else width
+      if step < 16 or at + step > end:
+        raise ValueError(f'an object in the heap at {start} is {width} bytes')
+      at += step
+
+
+def _places(stream: BinaryIO, wanted: bytes, size: int) -> Iterator[int]:
+  """Where in a stream some bytes are."""
+  for begin in range(0, size, _BLOCK):
+    stream.seek(begin)
+    block = stream.read(_BLOCK + len(wanted) - 1)
+    at = block.find(wanted)
+    while at >= 0:
+      yield begin + at
+      at = block.find(wanted, at + 1)
 
 
 def contents(
@@ -97,15 +141,13 @@ def contents(
   Raises:
     UserError: it is damaged, or holds what is not read from an HDF5 file.
   """
-  # `in` would follow a link.
-  links = group.id.links
-  found = Contents(
-    {}, {}, tuple(name for name in skip if links.exists(name.encode()))
-  )
   with translated(path):
+    # `in` would follow a link.
+    links = group.id.links
+    there = tuple(name for name in skip if links.exists(name.encode()))
+    found = Contents({}, {}, there)
     _walk(path, group, '', frozenset(skip), found)
-  stored = sum(d.id.get_storage_size() for d in found.datasets.values())
-  with translated(path):
+    stored = sum(d.id.get_storage_size() for d in found.datasets.values())
     size = group.file.id.get_filesize()
   if stored > size:
     raise _refused(
@@ -210,8 +252,10 @@ def _check_dataset(
       raise _refused(
         path, f'{name} has the filter {code}, where {allowed} are known'
       )
+  if dataset.dtype.hasobject:
+    return  # never read: no weights, and of no known size
   stored = dataset.id.get_storage_size()
-  stated = math.prod(dataset.shape) * _width(dataset)
+  stated = math.prod(dataset.shape) * dataset.dtype.itemsize
   if dataset.chunks is None:
     complete = stored == stated
   else:
@@ -238,12 +282,7 @@ def _filters(dataset: h5py.Dataset) -> list[int]:
 
 
 def _chunk_bytes(dataset: h5py.Dataset) -> int:
-  return math.prod(dataset.chunks) * _width(dataset)
-
-
-def _width(dataset: h5py.Dataset) -> int:
-  """Bytes of a value in the file; NumPy's type may have another width."""
-  return dataset.id.get_type().get_size()
+  return math.prod(dataset.chunks) * dataset.dtype.itemsize
 
 
 def _is_bfloat16(path: pathlib.Path, dataset: h5py.Dataset) -> bool:

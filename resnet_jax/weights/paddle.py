@@ -119,7 +119,7 @@ def load_files(
   # Values that are not finite may be there, if the user wants them.
   with np.errstate(invalid='ignore', over='ignore'):
     other = suspect_order(parameters, order)
-  note = (
+  warning = (
     f'the filters in {path} are smooth, as trained ones are, if read as'
     f' {_AXES[other]}, but not as {_AXES[order]}, as they were read now. Set'
     f' conv_order={other}, or the features are probably wrong.'
@@ -138,7 +138,7 @@ def load_files(
     },
     f'{_AXES[order]}, (in, out)',
     recipe.CAFFE,
-    (note,) if note else (),
+    warnings=(warning,) if warning else (),
   )
 
 

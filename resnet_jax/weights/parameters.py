@@ -39,9 +39,9 @@ def _tables(
   loaded: assemble.Loaded,
 ) -> dict[str, dict[str, tuple[str, ...]]]:
   known = loaded.parameters
-  canonical = {name: (name,) for name in known}
+  canonical: dict[str, tuple[str, ...]] = {name: (name,) for name in known}
   canonical |= {paddle.file_name(name): (name,) for name in known}
-  tables = {aliases.CANONICAL: canonical}
+  tables: dict[str, dict[str, tuple[str, ...]]] = {aliases.CANONICAL: canonical}
   for scheme, naming in _NAMINGS.items():
     tables[scheme] = {
       theirs: (ours,)

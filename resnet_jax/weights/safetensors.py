@@ -114,15 +114,13 @@ def _facts(path: pathlib.Path, text: str) -> dict[str, Any]:
     how = stated['preprocessing']
     how = recipe.Recipe(
       channels=str(how['channels']),
-      mean=tuple(float(value) for value in how['mean']),
-      std=tuple(float(value) for value in how['std']),
+      mean=_three(how['mean']),
+      std=_three(how['std']),
       resize_size=int(how['resize_size']),
       crop_size=int(how['crop_size']),
       interpolation=str(how['interpolation']),
       rounding=str(how['rounding']),
     )
-    if not len(how.mean) == len(how.std) == 3:
-      raise ValueError('mean and std must have three values')
     return {
       'variant': assemble.checked_variant(variant),
       'recipe': how,
@@ -142,6 +140,11 @@ def _facts(path: pathlib.Path, text: str) -> dict[str, Any]:
       f"{path} is damaged: its metadata '{_KEY}' is not what --job=convert"
       f' writes ({type(error).__name__}: {error}). Convert the original again.'
     ) from error
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+  first, second, third = (float(value) for value in values)
+  return first, second, third
 
 
 def checksum(stated: dict[str, Any]) -> str:
