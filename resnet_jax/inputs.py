@@ -61,8 +61,9 @@ def preprocess_for(
     for what, given in (('mean', wishes.mean), ('std', wishes.std)):
       if given == AUTO and len(set(getattr(recipe, what))) > 1:
         raise errors.UserError(
-          f'channels={channels}, but the {what} of these weights is in the order'
-          f' {recipe.channels}. Give {what}=A,B,C in the order {channels}, too.'
+          f'channels={channels}, but the {what} of these weights is in the'
+          f' order {recipe.channels}. Give {what}=A,B,C in the order'
+          f' {channels}, too.'
         )
   crop_size = wishes.crop_size or recipe.crop_size
   mean_text = wishes.mean

@@ -36,11 +36,11 @@ def test_help_names_jobs_and_does_not_import_jax(run_main):
     (['--job=extract', 'photos'], "do not know what to do with 'photos'"),
     (
       ['--config=configs/resnet.py:50,wieghts=x', '--job=extract'],
-      "unknown setting 'wieghts'. Did you mean 'weights'? Allowed: as_json, batch_size,",
+      "unknown setting 'wieghts'. Did you mean 'weights'? Allowed: as_json,",
     ),
     (
       ['--config=configs/resnet.py:50', '--job=extract', '--config.dato=x'],
-      "unknown setting 'dato'. Did you mean 'data'? Allowed: as_json, batch_size,",
+      "unknown setting 'dato'. Did you mean 'data'? Allowed: as_json,",
     ),
     (
       ['--job=extract', '--config.data.x=3'],

@@ -327,6 +327,8 @@ def test_download_then_use(run_main, mirror, online, tmp_path):
   )
   target = tmp_path / 'cache' / 'paddle-50' / 'resnet_50.tar.gz'
   assert done.stdout.splitlines()[0] == str(target)
+  digest = weights.load(str(source)).digest
+  assert f'paddle-50 holds ResNet-50, digest {digest}' in done.stderr
   assert target.read_bytes() == packed.read_bytes()
   mirror.files.clear()
   done = run_main(
@@ -336,8 +338,7 @@ def test_download_then_use(run_main, mirror, online, tmp_path):
     env=online | {'RESNET_JAX_OFFLINE': '1'},
     check=0,
   )
-  expected = weights.load(str(source)).digest
-  assert expected in done.stderr
+  assert digest in done.stderr
 
 
 def test_a_wrong_file_is_no_checkpoint(run_main, mirror, online, tmp_path):
@@ -349,6 +350,7 @@ def test_a_wrong_file_is_no_checkpoint(run_main, mirror, online, tmp_path):
   )
   assert 'files could not be had' in done.stderr
   assert 'msra-50' in done.stderr
+  assert '102462397' in done.stderr
   left = list((tmp_path / 'cache').rglob('*.caffemodel'))
   assert left == []
 
@@ -383,4 +385,4 @@ def test_offline_and_nothing_there(run_main, online, tmp_path):
   )
   assert 'no weights found: model/resnet_50 is not there' in done.stderr
   assert 'offline' in done.stderr.lower()
-  assert 'weights=PATH' in done.stderr
+  assert 'give weights=PATH' in done.stderr

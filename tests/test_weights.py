@@ -252,8 +252,9 @@ def test_without_weights_the_ways_out_are_named(tmp_path, monkeypatch):
     weights.load('auto', weights.Wishes(18))
   message = str(caught.value)
   assert 'model/resnet_18 is not there' in message
-  assert 'torchvision.v1-18 is neither in the cache nor' in message
-  assert 'Give weights=PATH' in message
+  assert 'torchvision.v1-18 is not in the cache' in message
+  assert 'RESNET_JAX_OFFLINE forbids' in message
+  assert 'give weights=PATH' in message
   assert 'weights=random' in message
   (tmp_path / 'file').write_text('')
   with pytest.raises(errors.UserError, match='file is empty'):

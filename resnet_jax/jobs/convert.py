@@ -2,6 +2,7 @@
 """The job `convert`: weights of any format to ours, or to Paddle's."""
 
 import dataclasses
+import hashlib
 import pathlib
 
 from ml_collections import ConfigDict
@@ -34,7 +35,9 @@ def run(config: ConfigDict) -> int:
     paddle.write(loaded.parameters, target, config.conv_order)
     _say_what_is_lost(held)
   else:
-    safetensors.write(target, held, loaded.source, loaded.digest)
+    safetensors.write(
+      target, held, loaded.source, loaded.digest, _file_digest(loaded.path)
+    )
   again = weights.load(
     str(target), weights.Wishes(conv_order=config.conv_order)
   )
@@ -46,6 +49,13 @@ def run(config: ConfigDict) -> int:
   console.say(f'{target} reads back to the same digest')
   print(target)
   return 0
+
+
+def _file_digest(path: pathlib.Path | None) -> str:
+  if path is None or not path.is_file():
+    return ''
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _with_the_users_word(

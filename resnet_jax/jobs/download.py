@@ -3,7 +3,7 @@
 
 from ml_collections import ConfigDict
 
-from resnet_jax import errors
+from resnet_jax import errors, weights
 from resnet_jax.jobs import console, progress
 from resnet_jax.models import names
 from resnet_jax.weights import download, zoo
@@ -17,7 +17,8 @@ def run(config: ConfigDict) -> int:
   One that fails does not keep back the others; it is an error in the end.
   """
   records = _chosen(config.weights, config.layer_num)
-  files = {record.name: record.file for record in records}
+  checkpoints = {record.name: record for record in records}
+  files = {name: record.file for name, record in checkpoints.items()}
   for family in dict.fromkeys(record.family for record in records):
     if family in zoo.MEANS:
       files[f'{family}-mean'] = zoo.MEANS[family]
@@ -27,6 +28,8 @@ def run(config: ConfigDict) -> int:
       with progress.Bytes() as bar:
         path = download.fetch(file, name, report=bar.set, say=console.say)
       print(path, flush=True)
+      if name in checkpoints:
+        _check(checkpoints[name])
     except errors.UserError as error:
       failures.append(f'{name}: {error}')
       console.say(f'FAILED: {name}')
@@ -36,6 +39,14 @@ def run(config: ConfigDict) -> int:
       + ' '.join(failures)
     )
   return 0
+
+
+def _check(record: zoo.Record) -> None:
+  """Reads what was downloaded, as some publishers recorded no hash."""
+  loaded = weights.load(record.family, weights.Wishes(record.depth))
+  console.say(
+    f'{record.name} holds ResNet-{record.depth}, digest {loaded.digest}'
+  )
 
 
 def _chosen(text: str, depth: int) -> list[zoo.Record]:

@@ -71,7 +71,8 @@ class ResNet(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """(N, H, W, 3), normalised, H and W 32 or more, to (N, 1, 1, classes).
 
-    Without a classifier, to (N, 1, 1, C).  The channels are in the order that the weights were trained for.
+    Without a classifier, to (N, 1, 1, C).  The channels are in the order that
+    the weights were trained for.
 
     Raises:
       ValueError: the pictures are too small, or a field is out of its set.

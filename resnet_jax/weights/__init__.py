@@ -38,12 +38,14 @@ class Weights:
     loaded: what the file held, with the user's and the zoo's variant.
     source: for a person: what was loaded, and what it was recognised as.
     warnings: what the user should hear, a sentence each.
+    path: of the file or directory; None: there is none.
     digest: SHA-256 of names, shapes and values, 64 hexadecimal digits.
   """
 
   loaded: assemble.Loaded
   source: str
   warnings: tuple[str, ...] = ()
+  path: pathlib.Path | None = None
   digest: str = dataclasses.field(init=False)
 
   def __post_init__(self) -> None:
@@ -170,7 +172,7 @@ def load(
   warnings = loaded.warnings
   if not loaded.trained:
     warnings = (f'{UNTRAINED}.', *warnings)
-  result = Weights(loaded, source, warnings)
+  result = Weights(loaded, source, warnings, path)
   if loaded.digest not in ('', result.digest) and wishes.finite:
     raise errors.UserError(
       f'{path} was changed since it was written: its parameters have the digest'
@@ -230,8 +232,9 @@ def _automatic(
     )
   except errors.UserError as error:
     raise errors.UserError(
-      f'no weights found: {usual} is not there, and {record.name} is neither in'
-      f' the cache nor could it be downloaded. {error} {_WAYS}'
+      f'no weights found: {usual} is not there. {error} Or name another'
+      f' checkpoint ({", ".join(zoo.FAMILIES)}); or take weights=random,'
+      ' untrained, to try the program.'
     ) from error
 
 

@@ -91,8 +91,8 @@ def _looks_like(path: pathlib.Path, head: bytes) -> str:
   if path.is_dir():
     held = ', '.join(sorted(entry.name for entry in path.iterdir())[:5])
     return (
-      f'a directory, but not one of a Paddle model (it holds {held or "nothing"}'
-      '); name the file in it that has the weights'
+      'a directory, but not one of a Paddle model (it holds'
+      f' {held or "nothing"}); name the file in it that has the weights'
     )
   if not head:
     return 'empty'

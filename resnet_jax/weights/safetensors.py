@@ -158,6 +158,7 @@ def write(
   loaded: assemble.Loaded,
   source: str,
   digest: str,
+  file_sha256: str = '',
 ) -> None:
   """Writes our own file, whole or not at all.
 
@@ -166,6 +167,7 @@ def write(
     loaded: the network.
     source: what the weights were loaded from, for a person.
     digest: SHA-256 of the parameters.
+    file_sha256: of the file that they were loaded from; '': there is none.
 
   Raises:
     UserError: it cannot be written.
@@ -180,6 +182,7 @@ def write(
     'preprocessing': dataclasses.asdict(how),
     'source': source,
     'digest': digest,
+    'source_sha256': file_sha256,
     'trained': loaded.trained,
     'class_names': list(loaded.class_names),
   }
