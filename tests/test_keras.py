@@ -794,6 +794,23 @@ def test_a_heap_that_would_never_end(small, tmp_path):
   assert f'an object in the heap at {start} is 0 bytes' in message
 
 
+@pytest.mark.parametrize('version', ['earliest', 'latest'])
+def test_a_text_that_states_4_gib(tmp_path, version):
+  text = json.dumps({'config': {'layers': 'x' * 300}})
+  path = tmp_path / 'a'
+  with h5py.File(path, 'w', libver=version) as file:
+    file['model_weights/a/a/kernel'] = np.zeros(3, 'f4')
+    file.attrs['other'] = 'y'
+    file.attrs['model_config'] = text
+  assert 'is not what Keras writes' in refusal(path)
+  data = path.read_bytes()
+  at = data.index(len(text).to_bytes(4, 'little'), data.index(b'model_config'))
+  path.write_bytes(data[:at] + b'\xff\xff\xff\xff' + data[at + 4 :])
+  message = refusal(path)
+  # The newer version has checksums.
+  assert 'over 16777216 bytes' in message or 'incorrect metadata' in message
+
+
 def test_any_changed_byte_gives_a_result_or_the_one_error(small, tmp_path):
   random = np.random.default_rng(0)
   size = small.stat().st_size

@@ -9,7 +9,6 @@ the file has the bytes for it.  Source: the HDF5 File Format Specification 3.0.
 
 import contextlib
 import dataclasses
-import io
 import math
 import pathlib
 import zlib
@@ -21,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from resnet_jax import errors
-from resnet_jax.weights import assemble
+from resnet_jax.weights import assemble, hdf5_header
 
 SIGNATURE = b'\x89HDF\r\n\x1a\n'
 
@@ -31,8 +30,6 @@ MAX_TEXT = 16 * 2**20  # bytes; the configuration of ResNet-152 has 0.5 MiB.
 # Of trained weights gzip saves a tenth; of zeros and ones nearly everything.
 MAX_EXPANSION = 64
 _SMALL = 2**16  # bytes that anything may take
-_HEAP = b'GCOL\x01'  # what a heap of texts begins with, and its version
-_BLOCK = 2**22  # bytes that are looked through at once
 
 _DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3
 _FILTERS = {_DEFLATE: 'gzip', _SHUFFLE: 'shuffle', _FLETCHER32: 'fletcher32'}
@@ -82,50 +79,13 @@ def opened(path: pathlib.Path, stream: BinaryIO) -> Iterator[h5py.File]:
     UserError: it is truncated or damaged.
   """
   with translated(path):
-    _check_heaps(stream)
+    hdf5_header.check_heaps(stream)
     stream.seek(0)
     file = h5py.File(stream, 'r')
     if file.id.get_create_plist().get_sizes() != (8, 8):
       raise ValueError('its addresses are not of 8 bytes')
   with file:
     yield file
-
-
-def _check_heaps(stream: BinaryIO) -> None:
-  """Raises a ValueError if a heap of texts would not end.
-
-  HDF5 2.0 reads on for ever in a heap with a free object of size 0, which one
-  changed byte can make.
-  """
-  size = stream.seek(0, io.SEEK_END)
-  for start in _places(stream, _HEAP, size):
-    stream.seek(start + 8)
-    length = int.from_bytes(stream.read(8), 'little')
-    if not 16 <= length <= size - start:
-      raise ValueError(f'the heap at {start} states {length} bytes')
-    at, end = start + 16, start + length
-    # What is too small for an object is free.
-    while at + 16 <= end:
-      stream.seek(at)
-      header = stream.read(16)
-      index = int.from_bytes(header[:2], 'little')
-      width = int.from_bytes(header[8:], 'little')
-      # A free object's size includes its header.
-      step = 16 + -(-width // 8) * 8 if index else width
-      if step < 16 or at + step > end:
-        raise ValueError(f'an object in the heap at {start} is {width} bytes')
-      at += step
-
-
-def _places(stream: BinaryIO, wanted: bytes, size: int) -> Iterator[int]:
-  """Where in a stream some bytes are."""
-  for begin in range(0, size, _BLOCK):
-    stream.seek(begin)
-    block = stream.read(_BLOCK + len(wanted) - 1)
-    at = block.find(wanted)
-    while at >= 0:
-      yield begin + at
-      at = block.find(wanted, at + 1)
 
 
 def contents(
@@ -157,9 +117,15 @@ def contents(
 
 
 def text_attribute(
-  path: pathlib.Path, group: h5py.Group, name: str
+  path: pathlib.Path, stream: BinaryIO, group: h5py.Group, name: str
 ) -> str | None:
   """A text that is attached to a group; None: it is not there.
+
+  Args:
+    path: for messages.
+    stream: that the file was opened from.
+    group: or array.
+    name: of the attribute.
 
   Raises:
     UserError: it is no text, or one of more than MAX_TEXT bytes.
@@ -172,21 +138,22 @@ def text_attribute(
     is_text = h5py.check_string_dtype(attribute.dtype) is not None
     if attribute.shape != () or not is_text:
       raise _refused(path, f'its attribute {name} is no text')
-    if attribute.get_storage_size() > MAX_TEXT:
+    length = attribute.get_storage_size()
+    if attribute.dtype.hasobject:
+      address = h5py.h5o.get_info(group.id).addr
+      length = hdf5_header.text_length(stream, address, name)
+    if length > MAX_TEXT:
       raise _refused(path, f'its attribute {name} is over {MAX_TEXT} bytes')
     value = group.attrs[name]
-    text = value.decode() if isinstance(value, bytes) else str(value)
-  if len(text) > MAX_TEXT:
-    raise _refused(path, f'its attribute {name} is over {MAX_TEXT} bytes')
-  return text
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def tensor(
-  path: pathlib.Path, name: str, dataset: h5py.Dataset
+  path: pathlib.Path, stream: BinaryIO, name: str, dataset: h5py.Dataset
 ) -> assemble.Tensor:
   """An array of the file, not read yet; `name` is for messages."""
   dtype = dataset.dtype
-  if _is_bfloat16(path, dataset):
+  if _is_bfloat16(path, stream, dataset):
     dtype = np.dtype(ml_dtypes.bfloat16)
 
   def read() -> np.ndarray:
@@ -285,11 +252,13 @@ def _chunk_bytes(dataset: h5py.Dataset) -> int:
   return math.prod(dataset.chunks) * dataset.dtype.itemsize
 
 
-def _is_bfloat16(path: pathlib.Path, dataset: h5py.Dataset) -> bool:
+def _is_bfloat16(
+  path: pathlib.Path, stream: BinaryIO, dataset: h5py.Dataset
+) -> bool:
   # HDF5 has no such type: Keras writes two opaque bytes, and says so.
   return (
     dataset.dtype.str == '|V2'
-    and text_attribute(path, dataset, 'dtype') == 'bfloat16'
+    and text_attribute(path, stream, dataset, 'dtype') == 'bfloat16'
   )
 
 

@@ -20,6 +20,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import BinaryIO
 
 import h5py
 
@@ -100,30 +101,32 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
       file.seek(0)
       if not is_zip:
         with hdf5.opened(path, file) as opened:
-          return _load(path, opened, None, options)
+          return _load(path, file, opened, None, options)
     weights, config = _unzip(path)
   except OSError as error:
     raise errors.UserError(
       f'cannot read {path}: {error.strerror or error}.'
     ) from error
-  with hdf5.opened(path, io.BytesIO(weights)) as opened:
-    return _load(path, opened, config, options)
+  stream = io.BytesIO(weights)
+  with hdf5.opened(path, stream) as opened:
+    return _load(path, stream, opened, config, options)
 
 
 def _load(
   path: pathlib.Path,
+  stream: BinaryIO,
   file: h5py.File,
   config: str | None,
   options: assemble.Options,
 ) -> assemble.Loaded:
   form, found, skipped = _contents(path, file)
   if config is None:
-    config = hdf5.text_attribute(path, file, 'model_config')
+    config = hdf5.text_attribute(path, stream, file, 'model_config')
   else:
     form = ARCHIVE
   layers = keras_config.parse(path, config)
   if form in (WEIGHTS_3, ARCHIVE):
-    named, empty = keras_names.by_class(path, found, layers)
+    named, empty = keras_names.by_class(path, stream, found, layers)
   else:
     named, empty = keras_names.by_layer(found)
   datasets = keras_names.unique(path, named)
@@ -149,7 +152,7 @@ def _load(
 
   return assemble.assemble(
     path,
-    {name: hdf5.tensor(path, name, d) for name, d in datasets.items()},
+    {name: hdf5.tensor(path, stream, name, d) for name, d in datasets.items()},
     here,
     assemble.KERAS_LAYOUT,
     format=form,

@@ -9,6 +9,7 @@ import collections
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import BinaryIO
 
 import h5py
 
@@ -102,7 +103,10 @@ def by_layer(found: hdf5.Contents) -> tuple[Named, list[str]]:
 
 
 def by_class(
-  path: pathlib.Path, found: hdf5.Contents, layers: Sequence[keras_config.Layer]
+  path: pathlib.Path,
+  stream: BinaryIO,
+  found: hdf5.Contents,
+  layers: Sequence[keras_config.Layer],
 ) -> tuple[Named, list[str]]:
   """Arrays of Keras 3's files; and the groups without arrays.
 
@@ -118,7 +122,7 @@ def by_class(
   for group in members:
     variables = found.groups.get(f'{group}/vars'.lstrip('/'))
     if variables is not None:
-      layer_of[group] = hdf5.text_attribute(path, variables, 'name')
+      layer_of[group] = hdf5.text_attribute(path, stream, variables, 'name')
   nameless = [group for group in members if not layer_of.get(group)]
   derived = _derived_names(path, nameless, layers)
   named = []
