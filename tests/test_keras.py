@@ -60,7 +60,12 @@ def randomise(model, seed):
     shape, leaf = variable.shape, variable.path.rsplit('/', 1)[-1]
     if leaf == 'kernel':
       normal = random.standard_normal(shape, np.float32)
-      return normal * np.float32(np.sqrt(2 / np.prod(shape[:-1])))
+      # Features are large here: a classifier of small numbers keeps its
+      # probabilities off 0 and 1.
+      scale = np.sqrt(2 / np.prod(shape[:-1])) * (
+        1 if len(shape) > 2 else 0.003
+      )
+      return normal * np.float32(scale)
     if leaf == 'moving_variance':
       return random.uniform(0.5, 2, shape)
     if leaf == 'gamma':

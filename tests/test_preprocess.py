@@ -775,7 +775,8 @@ def test_a_missing_mean_file_says_what_to_give(tmp_path, name, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert user_error(mean_room.parse_mean, name, 32) == (
     f"mean='{name or '.'}': there is no such file. Give a file (npz or pickle"
-    ' with data_mean) or three values in BGR order: 103.939,116.779,123.68.'
+    ' with data_mean, or binaryproto) or three values in BGR order:'
+    ' 103.939,116.779,123.68.'
   )
 
 

@@ -110,7 +110,7 @@ def _three_values(text: str) -> np.ndarray | None:
 
 def _file(text: str) -> pathlib.Path:
   path = pathlib.Path(os.path.expanduser(text))
-  if not path.is_file():
+  if not os.path.isfile(path):
     raise errors.UserError(
       f"mean='{path}': there is no such file. Give a file (npz or pickle with"
       ' data_mean, or binaryproto) or three values in BGR order:'

@@ -200,7 +200,14 @@ def assemble(
   if options.finite:
     check_values(path, {source_of[ours]: v for ours, v in values.items()})
     check_variances(path, values, source_of)
-  for ours in [name for name in values if name.endswith('_conv/bias')]:
+  biases = [name for name in values if name.endswith('_conv/bias')]
+  if count := sum(bool(values[ours].any()) for ours in biases):
+    notes = (
+      *notes,
+      f'{count} convolutions have a bias: it goes into the mean of the batch'
+      ' norm behind, so the values of these _conv layers are without it.',
+    )
+  for ours in biases:
     mean = ours.replace('_conv/bias', '_bn/mean')
     bias = values.pop(ours).astype(np.float64)
     values[mean] = (values[mean].astype(np.float64) - bias).astype(np.float32)
