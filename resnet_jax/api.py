@@ -233,14 +233,11 @@ class Model:
   ) -> runner.Runner:
     key = (layers, reduction)
     if key not in self._runners:
-      self._runners[key] = runner.Runner(
+      self._runners[key] = runner.Runner.prepared(
+        self.preprocess,
         self._model,
         self._parameters,
         layers,
-        self.preprocess.mean.values,
-        multi_crop=self.preprocess.multi_crop,
-        channels=self.preprocess.channels,
-        std=self.preprocess.std,
         reduction=reduction,
         device=self._device,
       )

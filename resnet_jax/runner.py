@@ -121,6 +121,30 @@ class Runner:
       )
     )
 
+  @classmethod
+  def prepared(
+    cls,
+    how: preprocess.Preprocess,
+    model: resnet.ResNet,
+    parameters: Mapping[str, np.ndarray | jax.Array],
+    layers: Sequence[str],
+    *,
+    reduction: Reduction | None = None,
+    device: jax.Device | None = None,
+  ) -> 'Runner':
+    """A runner for pictures that were cut out by a preprocessing."""
+    return cls(
+      model,
+      parameters,
+      layers,
+      how.mean.values,
+      multi_crop=how.multi_crop,
+      channels=how.channels,
+      std=how.std,
+      reduction=reduction,
+      device=device,
+    )
+
   def __call__(self, images: np.ndarray) -> Result:
     """Starts the computation; `fetch` waits for it.
 

@@ -105,14 +105,11 @@ def make_runner(
   reduction: runner.Reduction | None = None,
 ) -> runner.Runner:
   """The network, ready for the pictures of a job."""
-  return runner.Runner(
+  return runner.Runner.prepared(
+    setup.how,
     setup.model,
     setup.weights.parameters,
     layers,
-    setup.how.mean.values,
-    multi_crop=setup.how.multi_crop,
-    channels=setup.how.channels,
-    std=setup.how.std,
     reduction=reduction,
     device=setup.device,
   )
