@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from resnet_jax import errors, inputs, prediction, runner
+from resnet_jax import errors, inputs, prediction, runner, terminal
 from resnet_jax import weights as weights_room
 from resnet_jax.data import labels, pipeline, preprocess, sources
 from resnet_jax.data import mean as means
@@ -28,7 +28,7 @@ def load(
   weights: str | PathLike[str] = 'auto',
   conv_order: str = 'OHWI',
   seed: int = 0,
-  class_names: str | PathLike[str] = '',
+  class_names: str | PathLike[str] | Sequence[str] = '',
   stride_in: str = 'auto',
   stem_pool: str = 'auto',
   epsilon: float = 0.0,
@@ -56,7 +56,7 @@ def load(
       else the zoo's usual one; or 'random', untrained.
     conv_order: how convolutions lie in a Paddle directory.
     seed: for 'random'.
-    class_names: a file with a class name a line.
+    class_names: a file with a class name a line, or a list of names.
     stride_in: '1x1' or '3x3'.
     stem_pool: 'ceil' or 'pad1'.
     epsilon: of the batch norms.
@@ -90,24 +90,37 @@ def load(
     multi_crop,
   )
   device = runner.select_device(use_gpu)
-  loaded = weights_room.load(
-    fspath(weights),
-    weights_room.Wishes(depth, stride_in, stem_pool, epsilon, conv_order, seed),
-  )
+  with terminal.Bytes() as bar:
+    loaded = weights_room.load(
+      fspath(weights),
+      weights_room.Wishes(
+        depth, stride_in, stem_pool, epsilon, conv_order, seed
+      ),
+      say=terminal.say,
+      report=bar.set,
+    )
   for warning in loaded.warnings:
     warnings.warn(warning, stacklevel=2)
   how = inputs.preprocess_for(wishes, loaded.recipe)
-  classes = labels.classes(
-    loaded.model.classes, fspath(class_names), loaded.loaded.class_names
-  )
+  file, named = '', loaded.loaded.class_names
+  if isinstance(class_names, str | PathLike):
+    file = fspath(class_names)
+  else:
+    named = tuple(class_names)
+  classes = labels.classes(loaded.model.classes, file, named)
   return Model(loaded, how, classes, device, batch_size)
 
 
 def _depth(name: str | int) -> int:
   match = re.fullmatch(r'(?:resnet[-_]?)?(\d+)', str(name).lower())
   if not match or int(match[1]) not in names.ARCHITECTURES:
-    allowed = [f'resnet{depth}' for depth in names.ARCHITECTURES]
-    raise errors.unknown('network', str(name), allowed)
+    allowed = ', '.join(f'resnet{depth}' for depth in names.ARCHITECTURES)
+    raise errors.unknown(
+      'network',
+      str(name),
+      (),
+      described=f'{allowed}; a file is given as weights=...',
+    )
   return int(match[1])
 
 

@@ -43,6 +43,12 @@ BN_LEAVES = {
   'var': 'moving_variance',
 }
 
+# What assemble says of them.
+BIASES = (
+  '53 convolutions have a bias: it goes into the mean of the batch norm behind,'
+  ' so the values of these _conv layers are without it.',
+)
+
 
 def load(path):
   return keras_files.load(path, OPTIONS)
@@ -175,7 +181,7 @@ def test_all_layouts_hold_the_same_network(model, saved, loaded, name):
   assert recognised(path)
   got = load(path)
   assert got.format == LAYOUTS[name]
-  assert got.notes == ()
+  assert got.notes == BIASES
   assert weights.digest(got.parameters) == weights.digest(loaded.parameters)
   assert got.origins == loaded.origins
   assert got.model == resnet.ResNet(50, 10, '1x1', 'pad1', 1.001e-5)
@@ -301,7 +307,7 @@ def test_headless_files_have_no_classifier(saved, tmp_path):
   without_layers(saved / 'weights.h5', tmp_path / 'a', 'predictions|avg_pool')
   got = load(tmp_path / 'a')
   assert got.model.classes == 0
-  assert got.notes == ()
+  assert got.notes == BIASES
   assert 'logits/kernel' not in got.parameters
 
 
@@ -341,7 +347,7 @@ def test_a_fine_tuned_model_with_its_own_head(tuned, name):
   expected['logits/kernel'] = np.array(head.kernel)
   expected['logits/bias'] = np.array(head.bias)
   assert_same(got.parameters, expected)
-  notes = ' '.join(got.notes)
+  notes = ' '.join((*got.notes, *got.warnings))
   assert 'also has the layers rescaling, which are left out' in notes
   assert 'its classifier is flowers, not predictions.' in notes
   if name != 'weights.h5':
@@ -463,7 +469,8 @@ def test_the_names_until_2018(model, old, loaded):
   assert got.origins['res4_6_branch2c_bn/var'].name == (
     'bn4f_branch2c/moving_variance'
   )
-  (note,) = got.notes
+  note, biases = got.notes
+  assert (biases,) == BIASES
   assert 'names that Keras used until 2018' in note
   assert '55 pixels where 56 are usual' in note
 
@@ -706,8 +713,8 @@ def test_another_network_is_listed(crafted):
     group.file['block1_conv1/block1_conv1/kernel:0'] = np.zeros((3, 3, 3, 64))
 
   message = refusal(crafted(fill))
-  assert 'does not hold a plain ResNet; the nearest is ResNet-50' in message
-  assert '1 names are unknown (block1_conv1/kernel)' in message
+  assert 'does not hold a plain ResNet: its names are' in message
+  assert 'block1_conv1/kernel, ..., and conv1_conv/kernel' in message
 
 
 def test_a_name_that_is_there_twice(crafted):

@@ -40,7 +40,9 @@ ALLOWED = {
   'resnet_jax.main': {'jobs', 'configuration'},
   'resnet_jax': set(),
 }
-FOR_ALL = {'errors', 'files', 'pickles', 'protobuf', 'binaryproto'}
+FOR_ALL = {
+  *('errors', 'files', 'pickles', 'protobuf', 'binaryproto', 'terminal'),
+}
 # Modules for all may use one another.
 ALLOWED |= {f'resnet_jax.{name}': set() for name in FOR_ALL}
 

@@ -14,6 +14,7 @@ from resnet_jax.models import resnet
 from resnet_jax.weights import (
   assemble,
   formats,
+  metadata,
   recipe,
   torch_names,
 )
@@ -41,7 +42,8 @@ def held():
 def file(tmp_path, held):
   path = tmp_path / 'w.bin'
   digest = weights.digest(held.parameters)
-  ours.write(path, held, 'a test', digest)
+  text = metadata.written(held, 'a test', digest, 'ab' * 32)
+  ours.write(path, held.parameters, text)
   return path
 
 
@@ -52,7 +54,7 @@ def _edit(path, change):
     arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
   del stated['checksum']
   change(arrays, stated)
-  stated['checksum'] = ours.checksum(stated)
+  stated['checksum'] = metadata.checksum(stated)
   data = safetensors.numpy.save(arrays, {'resnet_jax': json.dumps(stated)})
   path.write_bytes(data)
 
@@ -78,7 +80,9 @@ def test_ours_is_readable_by_the_library(file, held):
 def test_untrained_weights_stay_untrained(tmp_path):
   loaded = weights.untrained(MODEL)
   path = tmp_path / 'w.safetensors'
-  ours.write(path, loaded, 'random', weights.digest(loaded.parameters))
+  digest = weights.digest(loaded.parameters)
+  text = metadata.written(loaded, 'random', digest)
+  ours.write(path, loaded.parameters, text)
   assert weights.load(str(path)).warnings[0].startswith('UNTRAINED')
 
 

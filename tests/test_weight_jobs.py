@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from reference_weights import reference_parameters, write_paddle_directory
 
-from resnet_jax import weights
+from resnet_jax import errors, weights
 from resnet_jax.models import names, resnet
 from resnet_jax.weights import paddle, zoo
 
@@ -75,24 +75,53 @@ def test_convert_there_and_back_keeps_the_digest(run_main, small, tmp_path):
     '--config.output=back',
     check=0,
   )
-  assert 'must set stride_in=3x3' in done.stderr
   for file in path.iterdir():
     assert (tmp_path / 'back' / file.name).read_bytes() == file.read_bytes()
+  back = weights.load(str(tmp_path / 'back'))
+  assert (back.model, back.recipe) == (again.model, again.recipe)
+  assert back.digest == digest
+  file = tmp_path / 'back' / 'resnet_jax.json'
+  file.write_text(file.read_text().replace('3x3', '1x1'))
+  with pytest.raises(errors.UserError, match='the checksum differs'):
+    weights.load(str(tmp_path / 'back'))
+
+
+def test_untrained_weights_stay_untrained_in_every_format(run_main, tmp_path):
+  for target, output in (('safetensors', 'w.safetensors'), ('paddle', 'w')):
+    run_main(
+      f'{CONFIG}:18,weights=random,convert_to={target},output={output}',
+      '--job=convert',
+      check=0,
+    )
+    loaded = weights.load(str(tmp_path / output))
+    assert not loaded.trained
+    assert loaded.warnings[0].startswith('UNTRAINED')
 
 
 @pytest.mark.parametrize(
   ('settings', 'message'),
   [
     ([], 'say where to: --config.output=FILE.safetensors'),
-    (['output=there'], 'there exists already; remove it'),
+    (['output=there.safetensors'], 'exists already; remove it'),
     (['output=new', 'convert_to=onnx'], "unknown convert_to 'onnx'"),
-    (['output=new', 'mean=mean.npz'], 'a mean picture cannot be stored'),
-    (['output=file/new'], 'cannot write the weights to file/new'),
-    (['output=new', 'class_names=n'], 'has 2 names, and the classifier 9'),
+    (['output=new'], "a safetensors file ends with '.safetensors'"),
+    (['output=n.safetensors', 'convert_to=paddle'], 'does not go with convert'),
+    (
+      ['output=n.safetensors', 'mean=mean.npz'],
+      'a mean picture cannot be stored',
+    ),
+    (
+      ['output=file/n.safetensors'],
+      'cannot write the weights to file/n.safetensors',
+    ),
+    (
+      ['output=n.safetensors', 'class_names=n'],
+      'has 2 names, and the classifier 9',
+    ),
   ],
 )
 def test_convert_refuses(run_main, small, tmp_path, settings, message):
-  (tmp_path / 'there').mkdir()
+  (tmp_path / 'there.safetensors').mkdir()
   (tmp_path / 'file').write_text('')
   (tmp_path / 'n').write_text('a\nb\n')
   np.savez(tmp_path / 'mean.npz', data_mean=np.zeros((3, 224, 224)))

@@ -52,6 +52,11 @@ def classes(
   """
   if path:
     stored = _read_names(pathlib.Path(path).expanduser(), count)
+  if stored and len(stored) != count:
+    raise errors.UserError(
+      f'{len(stored)} class names were given, and the classifier has {count}'
+      ' classes. Give one for each, in the order of the labels.'
+    )
   if stored:
     return tuple(ImageNetClass('', name) for name in stored)
   if count == len(imagenet_classes()):

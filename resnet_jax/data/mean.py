@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,8 @@ def parse_std(text: str) -> tuple[float, float, float]:
       f"std='{text}' is not three values above 0, in the order of channels and"
       ' on the scale 0 to 255, such as 58.395,57.12,57.375 (or 1,1,1).'
     )
+  if max(values) < 1:
+    raise errors.UserError(_wrong_scale('std', values))
   return values
 
 
@@ -105,6 +108,8 @@ def _three_values(text: str) -> np.ndarray | None:
       f"mean='{text}' is neither three finite values, BGR, such as"
       f' {",".join(map(str, MEAN_BGR))}, nor a file.'
     )
+  if array.min() > 0 and array.max() < 1:
+    raise errors.UserError(_wrong_scale('mean', values))
   return array
 
 
@@ -117,6 +122,15 @@ def _file(text: str) -> pathlib.Path:
       f' {",".join(map(str, MEAN_BGR))}.'
     )
   return path
+
+
+def _wrong_scale(what: str, values: Sequence[float]) -> str:
+  given = ','.join(f'{value:g}' for value in values)
+  meant = ','.join(f'{255 * value:.6g}' for value in values)
+  return (
+    f'{what}={given} is on the scale 0 to 1, and pictures here are on the scale'
+    f' 0 to 255. Give {what}={meant}.'
+  )
 
 
 def _float32(values: Any) -> np.ndarray:

@@ -10,9 +10,9 @@ import jax
 from ml_collections import ConfigDict
 
 import resnet_jax
-from resnet_jax import errors, inputs, runner, weights
+from resnet_jax import errors, inputs, runner, terminal, weights
 from resnet_jax.data import pipeline, preprocess, sources
-from resnet_jax.jobs import console, progress
+from resnet_jax.jobs import console
 from resnet_jax.models import resnet
 
 # Exit status of a run that went to its end without some of the pictures.
@@ -52,7 +52,7 @@ def wishes(config: ConfigDict, *, finite: bool = True) -> weights.Wishes:
 
 def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
   """Loads the weights, and says what they are."""
-  with progress.Bytes() as bar:
+  with terminal.Bytes() as bar:
     loaded = weights.load(
       config.weights,
       wishes(config, finite=finite),

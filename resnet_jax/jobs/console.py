@@ -2,14 +2,12 @@
 """What jobs say: results to standard output, all else beside it."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from resnet_jax.terminal import say
 
-def say(text: str) -> None:
-  """A line for the person who waits; results go to standard output."""
-  print(text, file=sys.stderr, flush=True)
+__all__ = ['say', 'show']
 
 
 def show(

@@ -10,9 +10,16 @@ from ml_collections import ConfigDict
 from resnet_jax import errors, inputs, weights
 from resnet_jax.data import labels
 from resnet_jax.jobs import common, console
-from resnet_jax.weights import assemble, paddle, recipe, safetensors
+from resnet_jax.weights import (
+  assemble,
+  metadata,
+  paddle,
+  recipe,
+  safetensors,
+)
 
 TARGETS = ('safetensors', 'paddle')
+SUFFIX = '.safetensors'
 
 
 def run(config: ConfigDict) -> int:
@@ -24,6 +31,13 @@ def run(config: ConfigDict) -> int:
       ' --config.convert_to=paddle, --config.output=DIRECTORY.'
     )
   target = pathlib.Path(config.output).expanduser()
+  is_file = target.suffix == SUFFIX
+  if is_file != (config.convert_to == 'safetensors'):
+    raise errors.UserError(
+      f'output={target} does not go with convert_to={config.convert_to}: a'
+      f" safetensors file ends with '{SUFFIX}', and a Paddle directory does"
+      ' not. Change one of the two.'
+    )
   if target.exists():
     raise errors.UserError(
       f'{target} exists already; remove it, or name another output.'
@@ -31,13 +45,13 @@ def run(config: ConfigDict) -> int:
   said = common.input_wishes(config)
   loaded = common.load_weights(config)
   held = _with_the_users_word(config, said, loaded)
+  text = metadata.written(
+    held, loaded.source, loaded.digest, _file_digest(loaded.path)
+  )
   if config.convert_to == 'paddle':
-    paddle.write(loaded.parameters, target, config.conv_order)
-    _say_what_is_lost(held)
+    paddle.write(loaded.parameters, target, config.conv_order, text)
   else:
-    safetensors.write(
-      target, held, loaded.source, loaded.digest, _file_digest(loaded.path)
-    )
+    safetensors.write(target, loaded.parameters, text)
   again = weights.load(
     str(target), weights.Wishes(conv_order=config.conv_order)
   )
@@ -85,18 +99,3 @@ def _with_the_users_word(
     how.rounding,
   )
   return dataclasses.replace(held, recipe=stored, class_names=class_names)
-
-
-def _say_what_is_lost(held: assemble.Loaded) -> None:
-  model = held.model
-  usual = (model.stride_in, model.stem_pool, model.epsilon) == (
-    '1x1',
-    'ceil',
-    1e-5,
-  )
-  if not usual or held.recipe != recipe.CAFFE or held.class_names:
-    console.say(
-      'NOTE: a Paddle directory holds parameters only. Whoever loads this one'
-      f' must set stride_in={model.stride_in}, stem_pool={model.stem_pool},'
-      f' epsilon={model.epsilon:g}, and the preprocessing: {held.recipe}.'
-    )

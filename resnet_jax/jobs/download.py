@@ -3,8 +3,8 @@
 
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, weights
-from resnet_jax.jobs import console, progress
+from resnet_jax import errors, terminal, weights
+from resnet_jax.jobs import console
 from resnet_jax.models import names
 from resnet_jax.weights import download, zoo
 
@@ -22,21 +22,28 @@ def run(config: ConfigDict) -> int:
   for family in dict.fromkeys(record.family for record in records):
     if family in zoo.MEANS:
       files[f'{family}-mean'] = zoo.MEANS[family]
-  failures = []
+  sizes = [file.size for file in files.values() if file.size]
+  unknown = len(files) - len(sizes)
+  console.say(
+    f'to get, unless they are in the cache: {", ".join(files)};'
+    f' {sum(sizes) / 1e6:.0f} MB'
+    + (f' and {unknown} files of unpublished size' if unknown else '')
+  )
+  failed = []
   for name, file in files.items():
     try:
-      with progress.Bytes() as bar:
+      with terminal.Bytes() as bar:
         path = download.fetch(file, name, report=bar.set, say=console.say)
       print(path, flush=True)
       if name in checkpoints:
         _check(checkpoints[name])
     except errors.UserError as error:
-      failures.append(f'{name}: {error}')
-      console.say(f'FAILED: {name}')
-  if failures:
+      failed.append(name)
+      console.say(f'FAILED: {error}')
+  if failed:
     raise errors.UserError(
-      f'{len(failures)} of {len(files)} files could not be had. '
-      + ' '.join(failures)
+      f'{len(failed)} of {len(files)} files could not be had, for the reasons'
+      f' above: {", ".join(failed)}.'
     )
   return 0
 

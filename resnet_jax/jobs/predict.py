@@ -30,6 +30,12 @@ def run(config: ConfigDict) -> int:
       ' predict with. --job=extract gives their features; for labels give'
       ' weights with a classifier.'
     )
+  if setup.model.classes == 1:
+    raise errors.UserError(
+      'the classifier of these weights has a single output, so there is no best'
+      ' class. --job=extract with output_layer=logits gives its value, before'
+      ' any sigmoid.'
+    )
   classes = labels.classes(
     setup.model.classes,
     config.class_names,

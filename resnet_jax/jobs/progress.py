@@ -70,32 +70,3 @@ class Progress:
     left = (self._total - self._done) / rate
     text = f', {rate:.1f} pictures/s'
     return text + (f', {left:.0f} s left' if left else '')
-
-
-class Bytes:
-  """Shows a download; a context manager.  Nothing appears without one."""
-
-  def __init__(self) -> None:
-    self._bar: tqdm | None = None
-    self._spoke = time.monotonic()
-
-  def __enter__(self) -> Self:
-    return self
-
-  def __exit__(self, *error: object) -> None:
-    if self._bar is not None:
-      self._bar.close()
-
-  def set(self, done: int, total: int | None) -> None:
-    """Notes that `done` bytes of `total` are there."""
-    if sys.stderr.isatty():
-      if self._bar is None:
-        self._bar = tqdm(
-          unit='B', unit_scale=True, unit_divisor=1000, file=sys.stderr
-        )
-      self._bar.total = total
-      self._bar.update(done - self._bar.n)
-    elif time.monotonic() - self._spoke > _SECONDS_A_LINE:
-      self._spoke = time.monotonic()
-      of = f' of {total / 1e6:.1f}' if total else ''
-      console.say(f'{done / 1e6:.1f}{of} MB')

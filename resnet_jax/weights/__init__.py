@@ -158,7 +158,8 @@ def load(
   if wishes.depth not in (0, loaded.model.depth):
     raise errors.UserError(
       f'{path} holds ResNet-{loaded.model.depth}, not ResNet-{wishes.depth}:'
-      f' set layer_num={loaded.model.depth}, or leave it out.'
+      f' set layer_num={loaded.model.depth} (in Python the name'
+      f" 'resnet{loaded.model.depth}'), or leave it out."
     )
   if record is None:
     record = zoo.identify(path, loaded.model.depth)
@@ -175,9 +176,10 @@ def load(
   result = Weights(loaded, source, warnings, path)
   if loaded.digest not in ('', result.digest) and wishes.finite:
     raise errors.UserError(
-      f'{path} was changed since it was written: its parameters have the digest'
-      f' {result.digest}, and it states {loaded.digest}. Convert the original'
-      ' again.'
+      f'{path} was changed since it was written: its parameters have the'
+      f' digest {result.digest}, and it states {loaded.digest}. Convert the'
+      ' original again (or, of a Paddle directory, set the conv_order that it'
+      ' was written with).'
     )
   return result
 

@@ -121,8 +121,8 @@ class Loaded:
 
   format: str
   model: resnet.ResNet
-  parameters: dict[str, np.ndarray]
-  origins: dict[str, Origin]
+  parameters: dict[str, np.ndarray] = dataclasses.field(repr=False)
+  origins: dict[str, Origin] = dataclasses.field(repr=False)
   layout: str
   recipe: recipe.Recipe
   notes: tuple[str, ...] = ()
@@ -295,21 +295,24 @@ def _check_names(
     and (_required(ours) or (head and ours.startswith('logits/')))
   ]
   unknown = [name for name in tensors if name not in known]
+  if len(unknown) == len(tensors):
+    first = ', '.join(name[:99] for name in unknown[:5])
+    raise errors.UserError(
+      f'{path}, read as {format}, does not hold a plain ResNet: its names are'
+      f' {first or "none"}, ..., and {", ".join(missing[:3])}, ... are looked'
+      ' for. Give a checkpoint of ResNet-18, 34, 50, 101 or 152.'
+    )
   if missing or unknown:
+    parts = [
+      f'{len(given)} names are {what} ({", ".join(n[:99] for n in given)})'
+      for given, what in ((missing, 'missing'), (unknown, 'unknown'))
+      if given
+    ]
     raise errors.UserError(
       f'{path}, read as {format}, does not hold a plain ResNet; the nearest is'
-      f' ResNet-{depth}. {listed(missing, "missing")};'
-      f' {listed(unknown, "unknown")}. Give a checkpoint of ResNet-18, 34, 50,'
-      ' 101 or 152.'
+      f' ResNet-{depth}: {"; ".join(parts)}. Give a checkpoint of ResNet-18,'
+      ' 34, 50, 101 or 152.'
     )
-
-
-def listed(given: Sequence[str], what: str) -> str:
-  """`2 names are missing (a, b)`; names of any length come cut."""
-  text = ', '.join(
-    name if len(name) <= 99 else f'{name[:99]}…' for name in given
-  )
-  return f'{len(given)} names are {what} ({text or "none"})'
 
 
 def _classes(

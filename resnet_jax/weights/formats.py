@@ -10,6 +10,7 @@ from resnet_jax.weights import (
   archive,
   assemble,
   caffe,
+  hugging_face,
   keras,
   paddle,
   safetensors,
@@ -42,6 +43,9 @@ FORMATS = {
     'Keras .h5, .weights.h5, .keras', keras.recognise, keras.load
   ),
   'torch': Format('PyTorch .pth', torch.recognise, torch.load),
+  'hugging_face': Format(
+    'a Hugging Face folder', hugging_face.recognise, hugging_face.load
+  ),
   'safetensors': Format(
     'safetensors (ours, torchvision, timm, Hugging Face)',
     safetensors.recognise,

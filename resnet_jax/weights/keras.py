@@ -13,6 +13,7 @@ Sources: fchollet/deep-learning-models, `resnet50.py`; Keras-Applications,
 `resnet50.py` at commit 36436f6, which pads `pool1` and takes the same file.
 """
 
+import dataclasses
 import io
 import pathlib
 import re
@@ -139,7 +140,7 @@ def _load(
   usual_head = 'fc1000' if old else 'predictions'
   head = _classifier(datasets, usual_head)
   notes = [
-    *_notes(path, skipped, empty, layers, datasets),
+    *_skipped_notes(path, skipped),
     *_head_notes(usual_head, head, datasets, layers),
     *([OLD_NOTE] if old and not layers else []),
   ]
@@ -150,7 +151,7 @@ def _load(
       name.replace(usual_head, head): ours for name, ours in usual.items()
     }
 
-  return assemble.assemble(
+  loaded = assemble.assemble(
     path,
     {name: hdf5.tensor(path, stream, name, d) for name, d in datasets.items()},
     here,
@@ -165,6 +166,8 @@ def _load(
     options=options,
     notes=notes,
   )
+  left_out = _left_out(path, empty, layers, datasets)
+  return dataclasses.replace(loaded, warnings=tuple(left_out))
 
 
 def _contents(
@@ -209,15 +212,17 @@ def _classifier(datasets: Mapping[str, h5py.Dataset], usual: str) -> str:
   return matrices[0] if len(matrices) == 1 else usual
 
 
-def _notes(
+def _skipped_notes(path: pathlib.Path, skipped: Iterable[str]) -> Iterator[str]:
+  if any(name.lstrip('_').startswith('optimizer') for name in skipped):
+    yield f"{path} also holds an optimizer's state, which is not read."
+
+
+def _left_out(
   path: pathlib.Path,
-  skipped: Iterable[str],
   empty: Iterable[str],
   layers: Sequence[keras_config.Layer],
   datasets: Iterable[str],
 ) -> Iterator[str]:
-  if any(name.lstrip('_').startswith('optimizer') for name in skipped):
-    yield f"{path} also holds an optimizer's state, which is not read."
   owned = {name.rpartition('/')[0] for name in datasets}
   if layers:
     empty = [x.name for x in layers if not _expected(x.snake_kind)]
@@ -227,7 +232,8 @@ def _notes(
     yield (
       f'the network in {path} also has the layers {listed}, which are left out:'
       ' if they prepare pictures or change features, the values differ from'
-      " Keras'."
+      " Keras'. Settings such as mean and std can stand for what prepares"
+      ' pictures.'
     )
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from resnet_jax import errors, files
 from resnet_jax.models import names, resnet
-from resnet_jax.weights import assemble, recipe
+from resnet_jax.weights import assemble, metadata, recipe
 
 CONV_ORDERS = ('OHWI', 'OIHW')
 
@@ -66,9 +66,14 @@ def file_name(parameter: str) -> str:
 def known_files() -> frozenset[str]:
   """The names of the files of all depths."""
   return frozenset(
-    file_name(parameter)
-    for depth in names.ARCHITECTURES
-    for parameter in names.parameter_names(depth)
+    {
+      metadata.FILE,
+      *(
+        file_name(parameter)
+        for depth in names.ARCHITECTURES
+        for parameter in names.parameter_names(depth)
+      ),
+    }
   )
 
 
@@ -112,6 +117,8 @@ def load_files(
     UserError: as `load` does.
   """
   order = errors.check_choice('conv_order', options.conv_order, CONV_ORDERS)
+  beside = found.get(metadata.FILE)
+  found = {name: f for name, f in found.items() if name != metadata.FILE}
   depth = _depth(path, found)
   model = resnet.ResNet(depth, _classes(path, found))
   shapes = resnet.parameter_shapes(model)
@@ -126,7 +133,7 @@ def load_files(
     if other
     else ''
   )
-  return assemble.Loaded(
+  loaded = assemble.Loaded(
     format,
     model,
     parameters,
@@ -140,33 +147,38 @@ def load_files(
     recipe.CAFFE,
     warnings=(warning,) if warning else (),
   )
+  if beside is None:
+    return loaded
+  return metadata.applied(path, loaded, _text(path, beside))
 
 
-def read(
-  directory: pathlib.Path,
-  shapes: dict[str, tuple[int, ...]],
-  order: str = 'OHWI',
-) -> dict[str, np.ndarray]:
-  """Reads float32 arrays of the given `layer/leaf` shapes.
-
-  Kernels come back as (ky, kx, Ci, Co).
-
-  Raises:
-    UserError: files are missing, surplus, or not of the form or shape they
-      must have; names them.
-  """
-  errors.check_choice('conv_order', order, CONV_ORDERS)
-  found = _list(directory)
-  _check_names(directory, found, shapes)
-  return _read_files(directory, found, shapes, order, finite=True)
+def _text(path: pathlib.Path, file: File) -> bytes:
+  try:
+    if file.size() <= metadata.MAX_BYTES:
+      return file.read(metadata.MAX_BYTES)
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot read {metadata.FILE} in {path}: {error.strerror or error}.'
+    ) from error
+  raise errors.UserError(
+    f'{path} is damaged: {metadata.FILE} has {file.size()} bytes, more than'
+    f' {metadata.MAX_BYTES}. Convert the original again.'
+  )
 
 
 def write(
   parameters: dict[str, np.ndarray],
   directory: pathlib.Path,
   order: str = 'OHWI',
+  text: str = '',
 ) -> None:
   """Writes `layer/leaf` arrays as a new directory, whole or not at all.
+
+  Args:
+    parameters: the arrays.
+    directory: the new one.
+    order: of convolutions.
+    text: of `metadata.written`; '': none is written.
 
   Raises:
     UserError: the directory exists already, or cannot be written.
@@ -184,6 +196,8 @@ def write(
       data = np.ascontiguousarray(stored(array, order), _VALUE)
       header = _HEADER.pack(0, _VALUE.itemsize, data.size)
       (part / file_name(name)).write_bytes(header + data.tobytes())
+    if text:
+      (part / metadata.FILE).write_text(text, 'utf-8')
     os.replace(part, directory)
 
 
@@ -363,27 +377,6 @@ def _classes(path: pathlib.Path, found: Mapping[str, File]) -> int:
       f' to {assemble.MAX_CLASSES} classes are expected. Please get it again.'
     )
   return classes
-
-
-def _check_names(
-  directory: pathlib.Path, found: Iterable[str], shapes: Iterable[str]
-) -> None:
-  expected, there = {file_name(name) for name in shapes}, set(found)
-  if expected != there:
-    fits = [
-      depth
-      for depth in names.ARCHITECTURES
-      if there == set(map(file_name, names.parameter_names(depth)))
-    ]
-    advice = (
-      f'Its files are those of ResNet-{fits[0]}: set layer_num={fits[0]}.'
-      if fits
-      else 'Get the directory again, and keep other files out of it.'
-    )
-    raise errors.UserError(
-      f'{directory} does not hold this network. {advice}'
-      f' {_difference(expected, there)}'
-    )
 
 
 def _difference(expected: set[str], there: set[str]) -> str:

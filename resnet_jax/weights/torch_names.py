@@ -27,8 +27,6 @@ _BLOCK = re.compile(r'res(\d)_(\d+)_(branch\w+)_(conv|bn)')
 _KINDS = {'conv': 'convolution', 'bn': 'normalization'}
 # How many batches were seen in training; batch norm does not compute with it.
 _COUNTER = 'num_batches_tracked'
-# What `torch.nn.DataParallel` puts before every name.
-_PARALLEL = 'module.'
 _BACKBONE = 'resnet.'
 
 
@@ -99,12 +97,9 @@ def load_tensors(
     for name, tensor in tensors.items()
     if name.rsplit('.', 1)[-1] != _COUNTER
   }
-  if tensors and all(name.startswith(_PARALLEL) for name in tensors):
-    tensors = {n.removeprefix(_PARALLEL): t for n, t in tensors.items()}
-    notes.append(
-      f"All names begin with '{_PARALLEL}', as torch.nn.DataParallel has it;"
-      ' they are taken without.'
-    )
+  while prefix := _common_prefix(tensors):
+    tensors = {n.removeprefix(prefix): t for n, t in tensors.items()}
+    notes.append(f"All names begin with '{prefix}'; they are taken without.")
   program, naming, how = _program(tensors)
   notes += [*_conversions(tensors), recipe.GUESSED]
   return assemble.assemble(
@@ -118,6 +113,19 @@ def load_tensors(
     options=options,
     notes=notes,
   )
+
+
+def _common_prefix(tensors: Mapping[str, assemble.Tensor]) -> str:
+  """What a module around the network puts before all names; '' if none does.
+
+  `module.` of torch.nn.DataParallel, `model.` of Lightning's modules, and so
+  on; not Transformers' own.
+  """
+  first = {name.partition('.')[0] for name in tensors}
+  if len(first) != 1 or any('.' not in name for name in tensors):
+    return ''
+  (prefix,) = first
+  return '' if f'{prefix}.' == _BACKBONE else f'{prefix}.'
 
 
 def _program(

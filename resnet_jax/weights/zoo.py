@@ -3,6 +3,7 @@
 
 import hashlib
 import pathlib
+import re
 from collections.abc import Mapping
 
 from resnet_jax import errors
@@ -82,7 +83,8 @@ def table(records: tuple[Record, ...] = RECORDS) -> list[Mapping[str, str]]:
       f' {record.recipe.crop_size}, {record.recipe.interpolation}',
       'size': _size(record.file),
       'verified by': _verified(record.file),
-      'licence': record.licence,
+      # The whole of it is in the record.
+      'licence': re.split(r'[,;(]', record.licence)[0].strip(),
     }
     for record in records
   ]

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said to the person who waits, beside the results."""
+
+import shutil
+import sys
+import time
+from typing import Self
+
+from tqdm import tqdm
+
+_SECONDS_A_LINE = 15.0
+
+
+def say(text: str) -> None:
+  """A line; results go to standard output."""
+  print(text, file=sys.stderr, flush=True)
+
+
+class Bytes:
+  """Shows a download; a context manager.  Nothing appears without one."""
+
+  def __init__(self) -> None:
+    self._bar: tqdm | None = None
+    self._spoke = time.monotonic()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    if self._bar is not None:
+      self._bar.close()
+
+  def set(self, done: int, total: int | None) -> None:
+    """Notes that `done` bytes of `total` are there."""
+    if sys.stderr.isatty():
+      if self._bar is None:
+        self._bar = tqdm(
+          unit='B',
+          unit_scale=True,
+          file=sys.stderr,
+          # A terminal that does not tell its size would get no bar at all.
+          ncols=shutil.get_terminal_size().columns,
+          nrows=shutil.get_terminal_size().lines,
+        )
+      self._bar.total = total
+      self._bar.update(done - self._bar.n)
+    elif time.monotonic() - self._spoke > _SECONDS_A_LINE:
+      self._spoke = time.monotonic()
+      of = f' of {total / 1e6:.1f}' if total else ''
+      say(f'{done / 1e6:.1f}{of} MB')
