@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resnet_jax import errors
+from resnet_jax import errors, weights
 from resnet_jax.models import names, resnet
 from resnet_jax.weights import assemble, recipe, torch_names
 from resnet_jax.weights import torch as reader
@@ -464,3 +464,26 @@ def test_a_repacked_archive(tmp_path, network18):
     else:
       with pytest.raises(errors.UserError, match='compressed or encrypted'):
         load_file(packed)
+
+
+@pytest.mark.parametrize('first', [False, True])
+def test_a_folder_of_save_pretrained(tmp_path, first):
+  """Stride and names from its files, values from the network itself."""
+  transformers = pytest.importorskip('transformers')
+  config = transformers.ResNetConfig(
+    depths=[3, 4, 6, 3],
+    downsample_in_bottleneck=first,
+    id2label={0: 'rose', 1: 'tulip', 2: 'aster'},
+  )
+  torch.manual_seed(0)
+  network = transformers.ResNetForImageClassification(config).eval()
+  network.save_pretrained(tmp_path / 'model')
+  loaded = weights.load(str(tmp_path / 'model'))
+  assert loaded.model.stride_in == ('1x1' if first else '3x3')
+  assert loaded.loaded.class_names == ('rose', 'tulip', 'aster')
+  x = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+  with torch.no_grad():
+    expected = network(torch.from_numpy(x.transpose(0, 3, 1, 2))).logits.numpy()
+  found = resnet.capture(loaded.model, loaded.parameters, x, ['logits'])
+  difference = np.abs(np.asarray(found['logits'])[:, 0, 0] - expected).max()
+  assert difference < 5e-4 * np.sqrt(np.mean(expected**2))
