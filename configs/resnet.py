@@ -80,8 +80,24 @@ def get_config(arg: str = '') -> ConfigDict:
   # extract: 'float32' or 'float16'.
   config.dtype = 'float32'
 
-  # predict: a file for one JSON object a picture; '': none.
+  # predict, evaluate: a file for one JSON object a picture; '': predict
+  # writes none, evaluate RESULTS/predictions.jsonl.
   config.predictions = ''
+
+  # evaluate: the labels: '', those that the data itself states; 'folders', the
+  # names of the folders; or a file.  Several, with commas, in one pass.
+  config.labels = ''
+  # evaluate: the folder for results.json and predictions.jsonl.
+  config.results = 'results'
+  # evaluate: a file that a line (JSON) with the result is added to; '': none.
+  config.record = ''
+  # evaluate: whose published error is compared with, such as msra-50; '': the
+  # checkpoint that the weights are recognised as.
+  config.checkpoint = ''
+
+  # compare: two files of predictions, or two feature stores.
+  config.first = ''
+  config.second = ''
 
   # convert: the file or directory to write, and its format: 'safetensors' or
   # 'paddle' (a directory).
@@ -90,7 +106,7 @@ def get_config(arg: str = '') -> ConfigDict:
   # inspect: parameters whose values are printed, by names and globs; '': the
   # table of all.
   config.parameter = ''
-  # zoo, inspect, summary: JSON instead of a table.
+  # zoo, inspect, summary, evaluate, compare: JSON instead of a table.
   config.as_json = False
 
   # Require a GPU: an error if there is none.  Otherwise JAX's default device.

@@ -11,6 +11,9 @@ import json
 import pathlib
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
+
+import reproduce
 
 from resnet_jax.weights import zoo
 
@@ -54,8 +57,43 @@ def variants_table() -> str:
   )
 
 
+def results_table() -> str:
+  """The published errors, and what was measured here."""
+  found = reproduce.evidence(RESULTS / 'accuracy.jsonl')
+  return markdown(
+    [
+      *('weights', 'depth', 'protocol', 'top-1 error, published'),
+      *('measured', '95% interval', 'pictures', 'device', 'date'),
+    ],
+    [
+      [
+        target.record.family,
+        str(target.record.depth),
+        target.accuracy.protocol,
+        f'{target.published:g}',
+        *_measured(found.get(target)),
+      ]
+      for target in reproduce.TARGETS
+    ],
+  )
+
+
+def _measured(line: dict[str, Any] | None) -> list[str]:
+  if line is None:
+    return ['not measured here', '', '', '', '']
+  error = line['top1_error']
+  return [
+    f'{error["percent"]:.2f}',
+    f'{error["low"]:.2f} to {error["high"]:.2f}',
+    str(line['pictures']),
+    line['device'],
+    line['date'][:10],
+  ]
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
   'zoo': ('README.md', zoo_table),
+  'results': ('README.md', results_table),
   'variants': ('docs/which_resnet.md', variants_table),
 }
 

@@ -46,14 +46,10 @@ def _parse(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the job that the flags ask for; returns the exit status."""
-  if arguments[1:]:
-    raise errors.UserError(
-      f"do not know what to do with '{' '.join(arguments[1:])}': settings are"
-      ' flags, such as --config.data=photos.'
-    )
   if _JOB.value is None:
     raise errors.UserError(f'say --job=JOB, one of: {", ".join(jobs.JOBS)}.')
   configuration.check_complete(_CONFIG.value)
+  jobs.take(_JOB.value, arguments[1:], _CONFIG.value)
   return jobs.run(_JOB.value, _CONFIG.value)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax import errors
+from resnet_jax import errors, stages
 from resnet_jax.data import preprocess
 from resnet_jax.models import resnet
 
@@ -109,7 +109,8 @@ class Runner:
     )
     self._mean = jax.device_put(mean, device)
     self._device = device
-    self._compiled = jax.jit(
+    self._programs: dict[tuple[int, ...], jax.stages.Compiled] = {}
+    self._jitted = jax.jit(
       functools.partial(
         _apply,
         model=model,
@@ -151,8 +152,22 @@ class Runner:
     Args:
       images: (N, cuts, H, W, 3) uint8, RGB.
     """
+    program = self.compile(images.shape)
     on_device = jax.device_put(images, self._device)
-    return self._compiled(self._parameters, self._mean, on_device)
+    return program(self._parameters, self._mean, on_device)
+
+  def measured(self, images: np.ndarray, clock: stages.Clock) -> Result:
+    """As a call, but waits for the transfer and the result, to time them.
+
+    The times are those of the stages alone if the device has nothing else to
+    do, so earlier results should have been fetched.
+    """
+    program = self.compile(images.shape)
+    with clock.measure('transfer', len(images)):
+      on_device = jax.device_put(images, self._device).block_until_ready()
+    with clock.measure('compute', len(images)):
+      result = program(self._parameters, self._mean, on_device)
+      return jax.block_until_ready(result)
 
   def fetch(
     self, result: Result, real: np.ndarray | None = None
@@ -180,9 +195,12 @@ class Runner:
     return {name: values[name] for name in self.layers}
 
   def compile(self, shape: tuple[int, ...]) -> jax.stages.Compiled:
-    """The compiled program for images of a shape, to look at its cost."""
-    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    return self._compiled.lower(self._parameters, self._mean, images).compile()
+    """The program for images of a shape, compiled the first time only."""
+    if shape not in self._programs:
+      images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+      lowered = self._jitted.lower(self._parameters, self._mean, images)
+      self._programs[shape] = lowered.compile()
+    return self._programs[shape]
 
 
 def _apply(

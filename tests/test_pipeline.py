@@ -2,14 +2,18 @@
 """Batches: order, padding, failures, threads and memory."""
 
 import io
+import os
+import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
-from resnet_jax import errors
+from resnet_jax import errors, stages
 from resnet_jax.data import mean as mean_room
 from resnet_jax.data import pipeline, preprocess, sources
 
@@ -42,6 +46,13 @@ def items_of(*contents):
 
 def decoders():
   return [t for t in threading.enumerate() if t.name.startswith('decode')]
+
+
+def wait_for_no_decoder():
+  limit = time.monotonic() + 10
+  while decoders():
+    assert time.monotonic() < limit
+    time.sleep(0.01)
 
 
 @pytest.mark.parametrize('threads', [1, 2, 8])
@@ -101,15 +112,12 @@ def test_start_skips_what_was_done(start, labels):
 )
 def test_fail_names_the_file_and_the_reason_and_what_to_do(data, reason):
   items = items_of(png(0), png(1), data, png(3))
-  found = pipeline.batches(items, HOW, rows=2)
-  assert next(found).mask.all()
   with pytest.raises(errors.UserError) as caught:
-    next(found)
+    list(pipeline.batches(items, HOW, rows=2))
   message = str(caught.value)
   assert message.startswith(f'cannot read the picture in/2.png: {reason}')
   assert 'leave it out' in message
   assert 'on_error=record' in message
-  assert not decoders()
 
 
 def test_record_gives_reasons_and_zeros():
@@ -138,17 +146,96 @@ def test_unknown_on_error_is_refused_with_a_near_match():
 
 @pytest.mark.parametrize('error', [None, RuntimeError('a fault of the code')])
 def test_no_thread_outlives_the_batches(error):
-  contents = [png(0), png(1), png(2), error or png(3), *map(png, range(30))]
+  wait_for_no_decoder()
+  contents = [*map(png, range(9)), error or png(9), *map(png, range(30))]
   found = pipeline.batches(items_of(*contents), HOW, rows=2, threads=4)
   next(found)
-  assert decoders()
+  assert len(decoders()) == 4
   if error:
-    with pytest.raises(RuntimeError, match='a fault of the code'):
-      next(found)
+    with pytest.raises(RuntimeError, match='a fault of the code') as caught:
+      list(found)
+    assert caught.value.__notes__ == ['It was at the picture in/9.png.']
   else:
     # What the caller does who stops in the middle.
     found.close()
-  assert not decoders()
+  wait_for_no_decoder()
+
+
+def test_an_error_waits_for_no_other_picture():
+  """Nor for those before it: the first one here comes only at the end."""
+  go_on, read = threading.Event(), []
+
+  def item_of(number):
+    def read_it():
+      read.append(number)
+      if number == 0:
+        go_on.wait(60)
+      if number == 3:
+        raise FileNotFoundError(2, 'No such file or directory')
+      return png(number)
+
+    return sources.Item(str(number), f'in/{number}.png', 0, read_it)
+
+  items = [item_of(number) for number in range(40)]
+  begin = time.monotonic()
+  with pytest.raises(
+    errors.UserError, match=r'picture in/3\.png: No such file'
+  ):
+    next(pipeline.batches(items, HOW, rows=8, threads=2))
+  assert time.monotonic() - begin < 5
+  go_on.set()
+  wait_for_no_decoder()
+  # What was queued behind it was not read, save for a picture or two.
+  assert len(read) < 8
+
+
+def test_an_error_ends_the_program_though_a_picture_is_being_read(tmp_path):
+  script = tmp_path / 'script.py'
+  script.write_text(
+    'import time\n'
+    'from resnet_jax.data import mean, pipeline, preprocess, sources\n'
+    'def item(read):\n'
+    "  return sources.Item('key', 'name.png', 0, read)\n"
+    'items = [item(lambda: time.sleep(60)), item(lambda: b"")]\n'
+    "how = preprocess.Preprocess(mean.parse_mean('1,2,3', 32), crop_size=32)\n"
+    'list(pipeline.batches(items, how, rows=2))\n'
+  )
+  done = subprocess.run(
+    [sys.executable, script],
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=30,
+    check=False,
+  )
+  assert done.returncode == 1
+  assert 'cannot read the picture name.png: the file is empty' in done.stderr
+
+
+def test_every_thread_has_a_picture_though_batches_are_small():
+  together = threading.Barrier(6)
+
+  def read():
+    together.wait(30)
+    return png(0)
+
+  items = [sources.Item('key', 'name', 0, read) for _ in range(12)]
+  assert len(list(pipeline.batches(items, HOW, rows=1, threads=6))) == 12
+
+
+def test_the_clock_is_told_of_reading_and_decoding():
+  def read():
+    time.sleep(0.02)
+    return png(0)
+
+  items = [sources.Item('key', 'name', 0, read) for _ in range(12)]
+  clock = stages.Clock()
+  list(pipeline.batches(items, HOW, rows=4, threads=4, clock=clock))
+  rates = clock.rates()
+  assert list(rates) == ['read', 'decode']
+  # Four at once, each 50 a second at most.
+  assert 20 < rates['read'] <= 200
+  assert rates['decode'] > 20
 
 
 def test_at_most_two_batches_are_read_ahead():

@@ -33,6 +33,7 @@ def test_the_originals_line_and_the_five_best(run_main, pictures):
   )
   done = run_main(*FLAGS, *flags, check=0)
   assert done.stderr.count('UNTRAINED') == 2
+  assert 'stages, pictures/s: read ' in done.stderr
   lines = done.stdout.splitlines()
   assert len(lines) == 12
 

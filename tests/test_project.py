@@ -21,7 +21,8 @@ ALLOWED = {
   'resnet_jax.models': {'models'},
   'resnet_jax.data.mean': set(),
   'resnet_jax.data.preprocess': {'data.mean'},
-  'resnet_jax.data.sources': {'data.preprocess'},
+  'resnet_jax.data.sources': {'data.preprocess', 'data.labels', 'data.sources'},
+  'resnet_jax.data.truth': {'data.sources', 'data.truth'},
   'resnet_jax.data.labels': set(),
   'resnet_jax.features': {'features'},
   'resnet_jax.weights.random': set(),
@@ -30,18 +31,27 @@ ALLOWED = {
   'resnet_jax.data.pipeline': {'data'},
   'resnet_jax.prediction': {'data.labels'},
   'resnet_jax.runner': {'models', 'data.preprocess'},
+  'resnet_jax.evaluation': {'evaluation', 'data', 'models', 'weights'},
   'resnet_jax.api': {
     *('models', 'weights', 'data', 'inputs', 'runner', 'prediction'),
   },
   'resnet_jax.jobs': {
     *('models', 'weights', 'data', 'inputs', 'features', 'runner'),
-    *('prediction', 'jobs'),
+    *('prediction', 'evaluation', 'jobs'),
   },
   'resnet_jax.main': {'jobs', 'configuration'},
   'resnet_jax': set(),
 }
 FOR_ALL = {
-  *('errors', 'files', 'pickles', 'protobuf', 'binaryproto', 'terminal'),
+  *(
+    'errors',
+    'files',
+    'pickles',
+    'protobuf',
+    'binaryproto',
+    'terminal',
+    'stages',
+  ),
 }
 # Modules for all may use one another.
 ALLOWED |= {f'resnet_jax.{name}': set() for name in FOR_ALL}

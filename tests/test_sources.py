@@ -232,7 +232,9 @@ def test_a_missing_path_says_what_is_allowed(tmp_path, name, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert error_of(name) == (
     f"data='{name}': there is no such file or folder. Give a list file (a line"
-    ' a picture: path, label), a folder, or a picture.'
+    ' a picture: path, label), a folder, a picture, a tar archive, shards (a'
+    " folder of .tar files, or a pattern such as 'val-{000..049}.tar') or"
+    ' Parquet files.'
   )
 
 

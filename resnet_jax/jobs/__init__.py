@@ -3,8 +3,11 @@
 
 import dataclasses
 import importlib
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
+
+from resnet_jax import errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,10 +18,12 @@ class Job:
     module: has `run(config) -> exit status`; imported when it is run, since
       a mistyped flag should not wait for JAX.
     summary: half a line for --help.
+    takes: the settings that arguments behind the flags are for.
   """
 
   module: str
   summary: str
+  takes: tuple[str, ...] = ()
 
 
 JOBS = {
@@ -26,6 +31,12 @@ JOBS = {
     'resnet_jax.jobs.extract', "write layers' features of pictures"
   ),
   'predict': Job('resnet_jax.jobs.predict', 'print the labels of pictures'),
+  'evaluate': Job('resnet_jax.jobs.evaluate', 'errors of labelled pictures'),
+  'compare': Job(
+    'resnet_jax.jobs.compare',
+    'compare two files of predictions, or two feature stores',
+    ('first', 'second'),
+  ),
   'zoo': Job('resnet_jax.jobs.zoo', 'list the published checkpoints'),
   'download': Job(
     'resnet_jax.jobs.download', 'get published checkpoints, verified'
@@ -40,6 +51,23 @@ JOBS = {
     'resnet_jax.jobs.summary', "show layers' names, shapes and costs"
   ),
 }
+
+
+def take(name: str, arguments: Sequence[str], config: ConfigDict) -> None:
+  """Puts arguments behind the flags into the settings that they are for.
+
+  Raises:
+    UserError: the job takes none, or another number.
+  """
+  keys = JOBS[name].takes
+  if arguments and len(arguments) != len(keys):
+    takes = f'takes {len(keys)} ({", ".join(keys)})' if keys else 'takes none'
+    raise errors.UserError(
+      f"do not know what to do with '{' '.join(arguments)}': --job={name}"
+      f' {takes}; settings are flags, such as --config.data=photos.'
+    )
+  for key, argument in zip(keys, arguments, strict=False):
+    config[key] = argument
 
 
 def run(name: str, config: ConfigDict) -> int:

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What jobs have in common: from a config to typed things, and messages."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Iterator, Sequence
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 import resnet_jax
-from resnet_jax import errors, inputs, runner, terminal, weights
+from resnet_jax import errors, inputs, runner, stages, terminal, weights
 from resnet_jax.data import pipeline, preprocess, sources
 from resnet_jax.jobs import console
 from resnet_jax.models import resnet
@@ -20,6 +23,13 @@ SOME_FAILED = 3
 
 # Of one batch's features, on the device and again on the host.
 _MAX_BATCH_BYTES = 512 << 20
+
+# A batch, and (pictures, C, H, W) of each layer without the padding.
+Computed = tuple[pipeline.Batch, dict[str, np.ndarray]]
+
+# Batches, by their number, whose transfer and computation are waited for, to
+# time them: few, as nothing overlaps there, and not the first, which is slower.
+_SAMPLED = frozenset(4**power for power in range(16))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +135,126 @@ def batch_rows(config: ConfigDict, setup: Setup, row_bytes: int) -> int:
 def threads(config: ConfigDict) -> int:
   """Threads that decode."""
   return config.threads or os.cpu_count() or 1
+
+
+def computed(
+  config: ConfigDict,
+  setup: Setup,
+  layers: Sequence[str],
+  *,
+  rows: int,
+  clock: stages.Clock,
+  reduction: runner.Reduction | None = None,
+  start: int = 0,
+) -> Iterator[Computed]:
+  """Layers of the pictures from `start` on, in order, a batch at a time.
+
+  Compiles before it returns.  A batch is on its way to the device, and the
+  next ones are decoded, while the batch before is computed, fetched and
+  written.
+
+  Args:
+    config: threads and on_error.
+    setup: pictures, preprocessing, network and device.
+    layers: which ones.
+    rows: pictures a batch.
+    clock: is told how long each stage takes.
+    reduction: what is kept of a layer.
+    start: the first picture.
+
+  Returns:
+    Batches, and (pictures, C, H, W) of each layer without the padding.  Rows
+    of pictures that failed hold the values of a black picture.
+
+  Raises:
+    UserError: a picture cannot be read, and on_error is 'fail'; or a value does
+      not fit.
+  """
+  batches = pipeline.batches(
+    setup.source.items,
+    setup.how,
+    rows=rows,
+    start=start,
+    threads=threads(config),
+    on_error=config.on_error,
+    clock=clock,
+  )
+  # So that a broken picture is said before the compiler has worked for it, and
+  # others are decoded meanwhile.
+  with clock.waiting('pictures'):
+    first = next(batches, None)
+  if first is None:
+    return iter(())
+  run_network = make_runner(setup, layers, reduction)
+  begin = time.perf_counter()
+  run_network.compile(first.images.shape)
+  console.say(f'compiled in {time.perf_counter() - begin:.1f} s')
+  last = -(-(len(setup.source.items) - start) // rows) - 1
+  return _computed(first, batches, run_network, clock, last)
+
+
+def _computed(
+  first: pipeline.Batch,
+  others: Generator[pipeline.Batch, None, None],
+  run_network: runner.Runner,
+  clock: stages.Clock,
+  last: int,
+) -> Iterator[Computed]:
+  """The loop of `computed`; `last` is the number of the last batch."""
+
+  def fetch(batch: pipeline.Batch, result: runner.Result) -> Computed:
+    with clock.waiting('device'), _naming(batch):
+      values = run_network.fetch(result, batch.mask)
+    return batch, {k: v[: len(batch.items)] for k, v in values.items()}
+
+  def hand_out(done: Computed) -> Iterator[Computed]:
+    with clock.waiting('writer'), clock.measure('write', len(done[0].items)):
+      yield done
+
+  before: tuple[pipeline.Batch, runner.Result] | None = None
+  batch: pipeline.Batch | None = first
+  number = 0
+  with contextlib.closing(others):
+    while batch:
+      if number in _SAMPLED or not last:
+        if before:
+          yield from hand_out(fetch(*before))
+        before = None
+        with clock.waiting('device'), _naming(batch):
+          result = run_network.measured(batch.images, clock)
+        with clock.measure('transfer', 0):
+          done = fetch(batch, result)
+        yield from hand_out(done)
+      else:
+        with clock.waiting('device'), _naming(batch):
+          result = run_network(batch.images)
+        if before:
+          yield from hand_out(fetch(*before))
+        before = batch, result
+      number += 1
+      with clock.waiting('pictures'):
+        batch = next(others, None)
+    if before:
+      yield from hand_out(fetch(*before))
+
+
+@contextlib.contextmanager
+def _naming(batch: pipeline.Batch) -> Iterator[None]:
+  """Says which pictures an error is about."""
+  names = dict.fromkeys((batch.items[0].name, batch.items[-1].name))
+  try:
+    yield
+  except errors.UserError as error:
+    raise errors.UserError(f'{" to ".join(names)}: {error}') from error
+  except Exception as error:
+    error.add_note(f'It was at the pictures {" to ".join(names)}.')
+    raise
+
+
+def say_stages(clock: stages.Clock) -> None:
+  """Says which stage was the bound, if anything was done."""
+  if line := clock.line():
+    console.say(line)
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, features, runner
+from resnet_jax import errors, features, runner, stages
 from resnet_jax.data import pipeline
 from resnet_jax.features import layout, output
 from resnet_jax.jobs import common, console, progress
@@ -73,40 +73,35 @@ def _extract(
   reduction: runner.Reduction,
   writer: layout.Writer,
 ) -> None:
-  run_network = common.make_runner(setup, tuple(plan.layers), reduction)
-  batches = pipeline.batches(
-    setup.source.items,
-    setup.how,
+  clock = stages.Clock()
+  computed = common.computed(
+    config,
+    setup,
+    tuple(plan.layers),
     rows=plan.batch_rows,
+    clock=clock,
+    reduction=reduction,
     start=writer.done,
-    threads=common.threads(config),
-    on_error=config.on_error,
   )
-
   with progress.Progress(plan.rows, writer.done) as bar:
-
-    def write(batch: pipeline.Batch, result: runner.Result) -> None:
-      count = len(batch.items)
-      fetched = run_network.fetch(result, batch.mask)
-      values = {k: v[:count] for k, v in fetched.items()}
-      failed = np.flatnonzero(~batch.mask[:count])
-      if len(failed):
-        values = {k: np.array(v) for k, v in values.items()}
-        for array in values.values():
-          array[failed] = np.nan
-      writer.write(batch.start, values, batch.reasons)
-      bar.add(count)
-
-    # The device computes a batch while the one before is fetched and written.
-    before: tuple[pipeline.Batch, runner.Result] | None = None
-    for batch in batches:
-      result = run_network(batch.images)
-      if before:
-        write(*before)
-      before = batch, result
-    if before:
-      write(*before)
+    for batch, values in computed:
+      writer.write(batch.start, _without_failed(batch, values), batch.reasons)
+      bar.add(len(batch.items))
     writer.finish()
+  common.say_stages(clock)
+
+
+def _without_failed(
+  batch: pipeline.Batch, values: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """The values, NaN where a picture failed."""
+  failed = np.flatnonzero(~batch.mask[: len(batch.items)])
+  if not len(failed):
+    return values
+  values = {k: np.array(v) for k, v in values.items()}
+  for array in values.values():
+    array[failed] = np.nan
+  return values
 
 
 def _plan(

@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, files, prediction
-from resnet_jax.data import labels, pipeline, sources
+from resnet_jax import errors, files, prediction, stages
+from resnet_jax.data import labels, sources
 from resnet_jax.jobs import common, console
 
 
@@ -42,20 +42,14 @@ def run(config: ConfigDict) -> int:
     setup.weights.loaded.class_names,
   )
   rows = common.batch_rows(config, setup, 4 * len(classes))
-  run_network = common.make_runner(setup, ('output',))
   failed = 0
+  clock = stages.Clock()
   with _line_writer(target) as write:
-    for batch in pipeline.batches(
-      setup.source.items,
-      setup.how,
-      rows=rows,
-      threads=common.threads(config),
-      on_error=config.on_error,
+    for batch, values in common.computed(
+      config, setup, ('output',), rows=rows, clock=clock
     ):
-      result = run_network(batch.images)
-      values = run_network.fetch(result, batch.mask)['output']
       for item, reason, row in zip(
-        batch.items, batch.reasons, values, strict=False
+        batch.items, batch.reasons, values['output'], strict=True
       ):
         failed += bool(reason)
         guesses = prediction.from_probabilities(row.ravel(), classes)
@@ -66,6 +60,7 @@ def run(config: ConfigDict) -> int:
             f'Label of {item.name} is: {guesses.label}\n{guesses}', flush=True
           )
         write(_record(item, reason, guesses, setup))
+  common.say_stages(clock)
   for warning in setup.weights.warnings:
     console.say(f'WARNING: {warning}')
   if target:

@@ -16,16 +16,13 @@ _SECONDS_A_LINE = 15.0
 class Progress:
   """Counts pictures; a context manager.
 
-  The clock starts with the first batch that is done, so that the rate is not
-  that of the compiler.
+  The clock starts here: who makes one has compiled before.
   """
 
   def __init__(self, total: int, done: int = 0) -> None:
     self._total = total
     self._first, self._done = done, done
     self._begin = time.monotonic()
-    self._start: float | None = None
-    self._counted_from = done
     self._spoke = self._begin
     self._bar = (
       tqdm(total=total, initial=done, unit=' pictures', file=sys.stderr)
@@ -58,15 +55,13 @@ class Progress:
     elif now - self._spoke > _SECONDS_A_LINE and self._done < self._total:
       self._spoke = now
       console.say(f'{self._done} of {self._total} pictures{self._rate()}')
-    if self._start is None:
-      self._start, self._counted_from = now, self._done
 
   def _rate(self) -> str:
-    """The rate and the time left, once there is more than one batch."""
-    count = self._done - self._counted_from
-    if self._start is None or not count:
+    """The rate and the time left, once there is something to go by."""
+    count = self._done - self._first
+    if not count:
       return ''
-    rate = count / max(time.monotonic() - self._start, 1e-9)
+    rate = count / max(time.monotonic() - self._begin, 1e-9)
     left = (self._total - self._done) / rate
     text = f', {rate:.1f} pictures/s'
     return text + (f', {left:.0f} s left' if left else '')

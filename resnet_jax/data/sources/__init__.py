@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where pictures come from, whatever form they lie in.
+
+A source is a sequence of items, each a key, a label and a way to read it;
+nothing later knows which form it was.  Nothing is unpacked, and items are read
+in any order.
+"""
+
+import os
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+
+from resnet_jax import errors
+from resnet_jax.data.sources import archives, parquet, paths, patterns, tar
+from resnet_jax.data.sources.item import NO_LABEL, Item, Source, file_item
+
+__all__ = ['NO_LABEL', 'Item', 'Source', 'file_item', 'open_source']
+
+_HEAD_BYTES = 512
+
+# What a file begins with that must be unpacked first, and how that is done.
+_PACKED = {
+  rb'\x1f\x8b': ('gzip', 'gunzip --keep'),
+  rb'BZh[1-9]1AY&SY': ('bzip2', 'bunzip2 --keep'),
+  rb'\xfd7zXZ\x00': ('xz', 'unxz --keep'),
+  rb'\x28\xb5\x2f\xfd': ('Zstandard', 'unzstd'),
+  rb'PK\x03\x04': ('zip', 'unzip'),
+}
+
+# What several files can be, their suffix and their reader.
+_Opener = Callable[[Sequence[pathlib.Path], str], Source]
+_OPENERS: dict[str, tuple[str, _Opener]] = {
+  'tar archive': ('.tar', archives.open_archives),
+  'Parquet file': ('.parquet', parquet.open_files),
+}
+
+
+def open_source(data: str, *, must_exist: bool = True) -> Source:
+  """The pictures of a list file, a folder, archives or a single picture.
+
+  A folder is searched to the bottom for files with the suffix of a picture,
+  in the order of their relative paths; one without pictures for tar archives
+  (shards) or Parquet files.  A list holds one picture a line: its path,
+  relative to the list, and, if the last of several blank-separated fields is a
+  whole number, its label.  A path may hold blanks; one that ends on a blank
+  and a number goes in double quotes.  A file is known by its content.
+
+  Args:
+    data: the path of one of them, or a pattern of archives' or Parquet files'
+      paths with braces or wildcards.
+    must_exist: whether a picture that is listed and not there is an error.
+
+  Raises:
+    UserError: nothing is there, no picture in it, or a listed one missing; an
+      archive cannot be used.
+  """
+  path = pathlib.Path(os.path.expanduser(data))
+  try:
+    if data and path.is_dir():
+      source = _folder(path)
+    elif data and not path.exists() and patterns.is_pattern(data):
+      found = patterns.expand(os.fspath(path))
+      plural = 's' if len(found) != 1 else ''
+      source = _several(found, f'{len(found)} {{}}{plural} named {data}')
+    elif not data or not path.exists():
+      raise errors.UserError(
+        f"data='{data}': there is no such file or folder. Give a list file"
+        ' (a line a picture: path, label), a folder, a picture, a tar archive,'
+        ' shards (a folder of .tar files, or a pattern such as'
+        " 'val-{000..049}.tar') or Parquet files."
+      )
+    elif not path.is_file():
+      raise errors.UserError(
+        f"data='{data}' is neither a file nor a folder, but a pipe or a device."
+      )
+    else:
+      source = _file(path, must_exist)
+  except OSError as error:
+    raise errors.UserError(
+      f"data='{data}' cannot be read: {error.strerror or error}."
+    ) from error
+  if not source.items:
+    raise errors.UserError(f'no picture to work on: {source.description}.')
+  return source
+
+
+def _file(path: pathlib.Path, must_exist: bool) -> Source:
+  form = _form(path)
+  if form:
+    return _OPENERS[form][1]([path], f'the {form} {path}')
+  if paths.is_picture(path):
+    return paths.picture(path)
+  return paths.list_file(path, must_exist)
+
+
+def _folder(root: pathlib.Path) -> Source:
+  files = list(paths.walk(root))
+  source = paths.folder(root, files)
+  if source.items:
+    return source
+  by_form = {
+    form: sorted(p for p in files if p.suffix.lower() == suffix)
+    for form, (suffix, _) in _OPENERS.items()
+  }
+  forms = [form for form, found in by_form.items() if found]
+  if len(forms) > 1:
+    raise errors.UserError(
+      f'the folder {root} holds no picture but {" and ".join(forms)}s. Name'
+      f" one of the two, as in data='{root}/*.tar'."
+    )
+  if not forms:
+    return source
+  found = by_form[forms[0]]
+  others = len(files) - len(found)
+  left_out = f' ({others} other files left out)' if others else ''
+  plural = 's' if len(found) != 1 else ''
+  what = f'{len(found)} {{}}{plural} in the folder {root}{left_out}'
+  return _several(found, what)
+
+
+def _several(found: Sequence[pathlib.Path], what: str) -> Source:
+  """Files that must be of one form; `what` has {} where its name goes."""
+  forms = {path: _form(path) for path in found}
+  first = forms[found[0]]
+  odd = [path for path, form in forms.items() if not form or form != first]
+  if odd:
+    raise errors.UserError(
+      f'{odd[0]} is {forms[odd[0]] or "neither a tar archive nor Parquet"}'
+      f'{f", and {found[0]} a {first}" if first else ""}. Several files are'
+      ' either all tar archives or all Parquet files; for pictures give a'
+      ' folder or a list.'
+    )
+  return _OPENERS[first][1](found, what.replace('{}', first))
+
+
+def _form(path: pathlib.Path) -> str:
+  """A key of _OPENERS, or '' for pictures and lists.
+
+  Raises:
+    UserError: it is compressed.
+  """
+  with open(path, 'rb') as file:
+    head = file.read(_HEAD_BYTES)
+  for magic, (name, command) in _PACKED.items():
+    if re.match(magic, head):
+      raise errors.UserError(
+        f'{path} is compressed ({name}), so a picture in it could only be'
+        ' reached through all those before it. Unpack it once:'
+        f' {command} {path}. Uncompressed tar archives are read in place.'
+      )
+  if tar.is_tar(head):
+    return 'tar archive'
+  return 'Parquet file' if head.startswith(parquet.MAGIC) else ''

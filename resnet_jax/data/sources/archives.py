@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures inside tar archives, read where they lie.
+
+One archive, such as ILSVRC2012_img_val.tar, or shards in WebDataset's form: in
+a shard the members whose paths agree up to the first dot of the file name make
+a sample, and NAME.cls, NAME.json or NAME.txt beside NAME.jpg states its label.
+Source: WebDataset's documentation, "The WebDataset Format".
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import BinaryIO
+
+from resnet_jax import errors
+from resnet_jax.data import preprocess
+from resnet_jax.data.sources import item as items_room
+from resnet_jax.data.sources import tar
+from resnet_jax.data.sources.item import NO_LABEL, Item, Source
+
+_MAX_LABEL_BYTES = 1 << 20
+_JSON_KEYS = ('label', 'cls', 'wnid')
+_EXAMPLES = 3
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slice:
+  """Reads a part of a file that has not changed since it was indexed.
+
+  It opens the file for each call, so that threads and processes share nothing
+  and a thousand shards do not use up the open files; that costs microseconds.
+
+  Attributes:
+    path: the file.
+    stamp: its size and time of change when it was indexed.
+    offset: of the first byte.
+    size: in bytes.
+  """
+
+  path: pathlib.Path
+  stamp: tuple[int, int]
+  offset: int
+  size: int
+
+  def __call__(self) -> bytes:
+    """The bytes.
+
+    Raises:
+      PictureError: the file is another by now, or the part is too large.
+    """
+    items_room.check_size(self.size)
+    with open(self.path, 'rb') as file:
+      check_unchanged(file, self.stamp)
+      file.seek(self.offset)
+      data = file.read(self.size)
+    if len(data) != self.size:
+      raise preprocess.PictureError('the archive ends in the middle of it')
+    return data
+
+
+def stamp_of(file: BinaryIO) -> tuple[int, int]:
+  """What tells a file from the one that replaces it."""
+  status = os.fstat(file.fileno())
+  return status.st_size, status.st_mtime_ns
+
+
+def check_unchanged(file: BinaryIO, stamp: tuple[int, int]) -> None:
+  """Refuses a file that is no longer the one that was indexed.
+
+  Raises:
+    PictureError: it is another.
+  """
+  if stamp_of(file) != stamp:
+    raise preprocess.PictureError(
+      'its archive was changed while the program was running'
+    )
+
+
+@dataclasses.dataclass
+class _Archive:
+  """What one pass over an archive's headers finds.
+
+  Attributes:
+    pictures: in the order of their names.
+    stated: the labels that members state, by the sample.
+    others: how many members are neither.
+  """
+
+  path: pathlib.Path
+  pictures: list[tar.Member]
+  stated: dict[str, int]
+  others: int
+  stamp: tuple[int, int]
+
+
+def open_archives(paths: Sequence[pathlib.Path], what: str) -> Source:
+  """The pictures of tar archives, each archive's in the order of their paths.
+
+  Keys are the paths inside the archives; where one occurs in two archives, all
+  keys begin with the archive's name.
+
+  Args:
+    paths: the archives, in order.
+    what: the words for them in the description.
+
+  Raises:
+    UserError: an archive is damaged, or names a picture twice, or a label
+      cannot be read.
+  """
+  archives = [_scan(path) for path in paths]
+  names = [m.name for one in archives for m in one.pictures]
+  recur = len(set(names)) != len(names)
+  items = [
+    Item(
+      f'{one.path.stem}/{member.name}' if recur else member.name,
+      f'{one.path}:{member.name}',
+      one.stated.get(_sample(member.name), NO_LABEL),
+      Slice(one.path, one.stamp, member.offset, member.size),
+      member.size,
+    )
+    for one in archives
+    for member in one.pictures
+  ]
+  described = (
+    f'{items_room.plural(len(items), "picture", "pictures")} in {what}'
+  )
+  others = sum(one.others for one in archives)
+  if others:
+    plural = items_room.plural(others, 'other member', 'other members')
+    described += f'; {plural} left out'
+  if recur:
+    described += '; keys begin with the names of the archives'
+  if any(one.stated for one in archives):
+    return Source(items, f'{described}; labels by the members beside them')
+  stated = items_room.labels_of_keys(
+    i.key for i in items
+  ) or items_room.labels_of_keys(
+    f'{one.path.stem}/-' for one in archives for _ in one.pictures
+  )
+  if items and stated:
+    items = items_room.labelled(items, stated)
+    described += '; labels by the WordNet ids in their paths'
+  return Source(items, described)
+
+
+def _scan(path: pathlib.Path) -> _Archive:
+  with open(path, 'rb') as file:
+    result = _Archive(path, [], {}, 0, stamp_of(file))
+    where: dict[str, str] = {}
+    for member in tar.members(file, path):
+      if member.kind == 'folder':
+        continue
+      if items_room.is_picture_name(member.name):
+        _check_regular(member, path)
+        result.pictures.append(member)
+        continue
+      label = _stated(file, member, path)
+      if label is None:
+        result.others += 1
+        continue
+      sample = _sample(member.name)
+      if result.stated.setdefault(sample, label) != label:
+        raise errors.UserError(
+          f'{path}: {where[sample]} states the label {result.stated[sample]},'
+          f' and {member.name} the label {label}, for the same picture. Mend'
+          ' the shard.'
+        )
+      where[sample] = member.name
+  result.pictures.sort(key=lambda member: member.name)
+  _check_names(result)
+  return result
+
+
+def _check_regular(member: tar.Member, path: pathlib.Path) -> None:
+  if member.kind != 'file':
+    raise errors.UserError(
+      f'{path}: {member.name} is no regular file but a link, a device or a'
+      ' sparse file, which is not followed or read. Make the archive again'
+      ' with the files themselves (GNU tar: --dereference --hard-dereference).'
+    )
+
+
+def _check_names(archive: _Archive) -> None:
+  """One picture a name, and in a shard with labels one a sample."""
+  used = collections.Counter(member.name for member in archive.pictures)
+  twice = [name for name, count in used.items() if count > 1]
+  if twice:
+    raise errors.UserError(
+      f'{archive.path} holds {", ".join(twice[:_EXAMPLES])} more than once, so'
+      ' a name does not say which picture it is. Make the archive again.'
+    )
+  if not archive.stated:
+    return
+  samples = collections.Counter(_sample(m.name) for m in archive.pictures)
+  twice = [name for name, count in samples.items() if count > 1]
+  if twice:
+    raise errors.UserError(
+      f'{archive.path}: the sample {twice[0]} has {samples[twice[0]]} pictures,'
+      ' and a label cannot be given to one of them. A shard has one picture'
+      ' for each NAME, up to the first dot.'
+    )
+  unused = archive.stated.keys() - samples.keys()
+  if unused:
+    raise errors.UserError(
+      f'{archive.path} has labels for'
+      f' {items_room.plural(len(unused), "sample", "samples")} without a'
+      f' picture: {", ".join(sorted(unused)[:_EXAMPLES])}. Get or make the'
+      ' shard again.'
+    )
+
+
+def _sample(name: str) -> str:
+  """A member's path up to the first dot of the file name."""
+  folder, slash, file = name.rpartition('/')
+  return f'{folder}{slash}{file.partition(".")[0]}'
+
+
+def _from_class(text: str) -> int:
+  label = items_room.label_of(text)
+  if label is None:
+    raise ValueError(f'{text[:20]!r} is no label')
+  return label
+
+
+def _from_json(text: str) -> int | None:
+  values = json.loads(text)
+  if not isinstance(values, dict):
+    return None
+  for key in _JSON_KEYS:
+    if key in values:
+      label = items_room.label_of(values[key])
+      if label is None:
+        raise ValueError(f'its {key} is no label')
+      return label
+  return None
+
+
+# Text may be a caption, and JSON hold anything: they need not state a label.
+_READERS: dict[str, Callable[[str], int | None]] = {
+  '.cls': _from_class,
+  '.json': _from_json,
+  '.txt': items_room.label_of,
+}
+
+
+def _stated(
+  file: BinaryIO, member: tar.Member, path: pathlib.Path
+) -> int | None:
+  """The label that a member states; None: it states none."""
+  reader = _READERS.get(os.path.splitext(member.name)[1].lower())
+  if reader is None or member.kind != 'file':
+    return None
+  try:
+    if member.size > _MAX_LABEL_BYTES:
+      raise ValueError(f'it has {member.size} bytes')
+    file.seek(member.offset)
+    return reader(file.read(member.size).decode('utf-8'))
+  except (ValueError, RecursionError) as error:
+    raise errors.UserError(
+      f'{path}: {member.name} states no label that can be read:'
+      f' {str(error) or type(error).__name__}. A label is a whole number from'
+      ' 0, or -1 for none, or a WordNet id of ILSVRC 2012.'
+    ) from error

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A picture that has not been read yet, and what its name says of its class.
+
+Where pictures lie in folders named by WordNet id, or are named as the original
+archives of Hugging Face's ILSVRC/imagenet-1k name them (NAME_WNID.JPEG), the
+key states the label.  Source: that data set's card and its loading script;
+torchvision's ImageFolder for the folders.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import re
+import stat
+from collections.abc import Callable, Iterable, Sequence
+
+from PIL import Image
+
+from resnet_jax import errors
+from resnet_jax.data import labels, preprocess
+
+NO_LABEL = -1
+MAX_LABEL = 10**9 - 1
+MAX_BYTES = 1 << 30
+
+_WNID_BEHIND = re.compile(r'.*_(n[0-9]{8})\.[^.]*', re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Item:
+  """A picture that has not been read yet.
+
+  Attributes:
+    key: its path relative to the list file, the folder or the archive, with
+      slashes.
+    name: what a person calls it: its path from where the program runs.
+    label: its class, or NO_LABEL.
+    read: gives the file's bytes, or a Pillow image; several threads may call
+      it at once.
+    size: of its file in bytes; -1 where there is none.
+  """
+
+  key: str
+  name: str
+  label: int
+  read: Callable[[], bytes | Image.Image]
+  size: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Pictures in order.
+
+  Attributes:
+    items: the pictures.
+    description: for a person: what was read and what was left out.
+  """
+
+  items: Sequence[Item]
+  description: str
+
+
+def file_item(path: pathlib.Path, key: str, label: int = NO_LABEL) -> Item:
+  """The picture in a file, which need not be there.
+
+  Raises:
+    UserError: the key is not UTF-8.
+  """
+  check_text(key)
+  try:
+    size = path.stat().st_size
+  except (OSError, ValueError):
+    size = -1
+  return Item(key, os.fspath(path), label, functools.partial(_read, path), size)
+
+
+def _read(path: pathlib.Path) -> bytes:
+  """The bytes of a file; not of a pipe or a device, which may never end."""
+  status = path.stat()
+  if not stat.S_ISREG(status.st_mode):
+    raise preprocess.PictureError('it is not a regular file')
+  check_size(status.st_size)
+  return path.read_bytes()
+
+
+def check_size(size: int) -> None:
+  """Refuses what no picture's file is as large as.
+
+  Raises:
+    PictureError: it is too large.
+  """
+  if size > MAX_BYTES:
+    raise preprocess.PictureError(f'its {size} bytes are more than {MAX_BYTES}')
+
+
+def check_text(key: str) -> None:
+  """Refuses a key that cannot be written.
+
+  Raises:
+    UserError: it is not UTF-8.
+  """
+  try:
+    key.encode('utf-8')
+  except UnicodeEncodeError as error:
+    raise errors.UserError(
+      f'the file name {key!r} is not UTF-8 and cannot be a key; rename it.'
+    ) from error
+
+
+def is_relative(key: str) -> bool:
+  """Whether a name from an archive stays below wherever it is put."""
+  parts = re.split(r'[/\\]', key)
+  drive = bool(re.match(r'[A-Za-z]:', key))
+  return not drive and '\0' not in key and bool(parts[0]) and '..' not in parts
+
+
+def is_picture_name(name: str) -> bool:
+  """Whether the suffix is that of a picture."""
+  return os.path.splitext(name)[1].lower() in preprocess.SUFFIXES
+
+
+def label_of(value: object) -> int | None:
+  """The label that a number or a WordNet id states; None: it states none."""
+  if isinstance(value, str):
+    text = value.strip()
+    if not re.fullmatch(r'-?[0-9]{1,9}', text):
+      return _index_of_wnid().get(text)
+    value = int(text)
+  if not isinstance(value, int) or isinstance(value, bool):
+    return None
+  return value if NO_LABEL <= value <= MAX_LABEL else None
+
+
+def labels_of_keys(keys: Iterable[str]) -> list[int] | None:
+  """Labels by the WordNet ids in the keys; None unless all have a known one."""
+  index = _index_of_wnid()
+  found = []
+  for key in keys:
+    above, _, name = key.rpartition('/')
+    label = index.get(above.rpartition('/')[2])
+    if label is None and (match := _WNID_BEHIND.fullmatch(name)):
+      label = index.get(match[1])
+    if label is None:
+      return None
+    found.append(label)
+  return found
+
+
+def labelled(items: Sequence[Item], found: Sequence[int]) -> list[Item]:
+  """The items with these labels."""
+  return [
+    dataclasses.replace(item, label=label)
+    for item, label in zip(items, found, strict=True)
+  ]
+
+
+def plural(count: int, singular: str, several: str) -> str:
+  """The count and the word that agrees with it."""
+  return f'{count} {singular if count == 1 else several}'
+
+
+@functools.cache
+def _index_of_wnid() -> dict[str, int]:
+  classes = labels.imagenet_classes()
+  return {one.wnid: index for index, one in enumerate(classes)}

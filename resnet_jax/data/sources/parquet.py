@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures in the rows of Parquet files, as Hugging Face's data sets have them.
+
+A row is {image: {bytes, path}, label}; the names of the two columns may be
+others.  A row group is read when one of its rows is asked for, and the last few
+are kept, so memory depends on their size and not on that of the file.
+Source: Hugging Face's documentation of `datasets.Image` and of the repository
+structure; Apache Parquet's format (`RowGroup.total_byte_size`).
+"""
+
+import collections
+import dataclasses
+import functools
+import pathlib
+import re
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from resnet_jax import errors
+from resnet_jax.data import preprocess
+from resnet_jax.data.sources import archives
+from resnet_jax.data.sources import item as items_room
+from resnet_jax.data.sources.item import NO_LABEL, Item, Source
+
+_MAGIC = b'PAR1'
+# The first byte behind it is that of a Thrift structure; a list's is not.
+MAGIC = _MAGIC + b'\x15'
+_MAX_GROUP_BYTES = 1 << 30
+_MAX_TEXT_BYTES = 1 << 28
+_MAX_METADATA_BYTES = 1 << 26
+# Of pictures that are kept: of the group that is read, and its neighbours.
+_KEEP_BYTES = 1 << 28
+# Rows that are decoded at once, before the sum of their bytes is looked at.
+_ROWS = 16
+_TEXT_ROWS = 1024
+_SHARD = re.compile(r'(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b.*')
+
+
+def open_files(paths: Sequence[pathlib.Path], what: str) -> Source:
+  """The pictures of Parquet files, file by file, in the order of the rows.
+
+  A key is the row's path, where all are relative and no two are equal; else
+  FILE/ROW.
+
+  Args:
+    paths: the files, in order.
+    what: the words for them in the description.
+
+  Raises:
+    UserError: pyarrow is not installed, a file is damaged, has no column of
+      pictures or several, or is one of a split whose others are not there.
+  """
+  _check_split(paths)
+  rows = [row for path in paths for row in _rows(path, _Groups(path))]
+  paths_of_rows = {row.path for row in rows}
+  by_path = len(paths_of_rows) == len(rows) and all(
+    path and items_room.is_relative(path) for path in paths_of_rows
+  )
+  items = []
+  for row in rows:
+    key = row.path if by_path and row.path else f'{row.file.stem}/{row.row:08d}'
+    items_room.check_text(key)
+    items.append(Item(key, f'{row.file}:{key}', row.label, row.read))
+  count = items_room.plural(len(items), 'picture', 'pictures')
+  keyed = '' if by_path else '; keys are FILE/ROW, as paths are not unique'
+  return Source(items, f'{count} in {what}{keyed}')
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Row:
+  file: pathlib.Path
+  row: int
+  path: str | None
+  label: int
+  read: functools.partial[bytes]
+
+
+def _rows(path: pathlib.Path, groups: '_Groups') -> list[_Row]:
+  """The rows of a file, all but their pictures."""
+  result: list[_Row] = []
+  for group, (names, labels) in enumerate(groups.names_and_labels()):
+    for within, (name, stated) in enumerate(zip(names, labels, strict=True)):
+      row = len(result)
+      label = NO_LABEL if stated is None else stated
+      if not NO_LABEL <= label <= items_room.MAX_LABEL:
+        raise errors.UserError(
+          f'{path}: row {row} has the label {label}; a label is a whole number'
+          ' from 0, or -1 for none.'
+        )
+      read = functools.partial(groups.read, group, within)
+      result.append(_Row(path, row, name, label, read))
+  return result
+
+
+_Kept = collections.OrderedDict[int, tuple[list[bytes | None], int]]
+
+
+class _Groups:
+  """The row groups of a file."""
+
+  def __init__(self, path: pathlib.Path) -> None:
+    self._path = path
+    self._lock = threading.Lock()
+    # The pictures of a group, and the sum of their bytes.
+    self._kept: _Kept = collections.OrderedDict()
+    parquet = _pyarrow()
+    try:
+      with open(path, 'rb') as file:
+        self._stamp = archives.stamp_of(file)
+        _check_metadata(file, self._stamp[0])
+        opened = parquet.ParquetFile(file)
+        # Where it says so, a byte can stand for a thousand rows.
+        if opened.metadata.num_rows > self._stamp[0]:
+          raise ValueError(f'it claims {opened.metadata.num_rows} rows')
+        self._image, self._label = _columns(opened.schema_arrow, path)
+        self._texts = _texts(opened, self._image, self._label, path)
+    except errors.UserError:
+      raise
+    except Exception as error:
+      # pyarrow raises nearly anything on damaged files.
+      raise errors.UserError(
+        f'{path} is a Parquet file that cannot be read:'
+        f' {_first_line(error)}. Get it again.'
+      ) from error
+
+  def names_and_labels(self) -> list[tuple[list[Any], list[Any]]]:
+    """Of each group the paths and the labels of its rows; gives them away."""
+    texts, self._texts = self._texts, []
+    return texts
+
+  def read(self, group: int, row: int) -> bytes:
+    """The bytes of the picture in a row of a group.
+
+    Raises:
+      PictureError: it cannot be read; says why.
+    """
+    with self._lock:
+      pictures, size = self._kept.get(group) or self._load(group)
+      self._kept[group] = pictures, size
+      self._kept.move_to_end(group)
+      # Threads that decode stand in two groups at once where one ends.
+      while (
+        len(self._kept) > 2
+        and sum(kept for _, kept in self._kept.values()) > _KEEP_BYTES
+      ):
+        self._kept.popitem(last=False)
+    picture = pictures[row]
+    if picture is None:
+      raise preprocess.PictureError('its row has no bytes')
+    items_room.check_size(len(picture))
+    return picture
+
+  def _load(self, group: int) -> tuple[list[bytes | None], int]:
+    pictures: list[bytes | None] = []
+    total = 0
+    try:
+      with open(self._path, 'rb') as file:
+        archives.check_unchanged(file, self._stamp)
+        opened = _pyarrow().ParquetFile(file)
+        names = [f'{self._image}.bytes']
+        for batch in opened.iter_batches(_ROWS, [group], names, False):
+          (column,) = batch.column(0).flatten()
+          total += column.nbytes
+          if total > _MAX_GROUP_BYTES:
+            raise preprocess.PictureError(
+              f'its row group has more than {_MAX_GROUP_BYTES} bytes; write the'
+              ' file with fewer rows a group'
+            )
+          pictures += column.to_pylist()
+    except preprocess.PictureError:
+      raise
+    except Exception as error:
+      raise preprocess.PictureError(
+        f'its row group cannot be read: {_first_line(error)}'
+      ) from error
+    return pictures, total
+
+
+def _pyarrow() -> Any:
+  try:
+    import pyarrow.parquet  # noqa: PLC0415
+  except ImportError as error:
+    raise errors.UserError(
+      'Parquet files are read with pyarrow, which is not installed. It is'
+      " there with: pip install 'resnet-jax-zoo[parquet]'"
+    ) from error
+  return pyarrow.parquet
+
+
+def _check_metadata(file: Any, size: int) -> None:
+  """The length of the metadata, before pyarrow takes memory for it."""
+  file.seek(max(size - 8, 0))
+  tail = file.read(8)
+  length = int.from_bytes(tail[:4], 'little')
+  if tail[4:] != _MAGIC or length > size - 8:
+    raise ValueError('its end is missing, so it is cut off')
+  if length > _MAX_METADATA_BYTES:
+    raise ValueError(f'it claims {length} bytes of metadata')
+  file.seek(0)
+
+
+def _columns(schema: Any, path: pathlib.Path) -> tuple[str, str]:
+  """The names of the column of pictures and of that of labels ('': none)."""
+  import pyarrow  # noqa: PLC0415
+
+  images = [
+    field.name
+    for field in schema
+    if pyarrow.types.is_struct(field.type)
+    and {
+      (part.name, str(part.type).removeprefix('large_')) for part in field.type
+    }
+    >= {('bytes', 'binary'), ('path', 'string')}
+  ]
+  labels = [
+    field.name
+    for field in schema
+    if field.name == 'label' and pyarrow.types.is_integer(field.type)
+  ]
+  if len(images) != 1 or len(labels) > 1 or '.' in images[0]:
+    raise errors.UserError(
+      f'{path} has {len(images)} columns of pictures: its columns are'
+      f' {", ".join(schema.names)}. It needs exactly one of {{bytes, path}},'
+      " and may have one of whole numbers named 'label'."
+    )
+  return images[0], labels[0] if labels else ''
+
+
+def _texts(
+  opened: Any, image: str, label: str, path: pathlib.Path
+) -> list[tuple[list[Any], list[Any]]]:
+  """Of each group the paths and the labels (None: it has none) of its rows."""
+  columns = [f'{image}.path', *([label] if label else [])]
+  found = []
+  total = 0
+  for group in range(opened.metadata.num_row_groups):
+    names: list[Any] = []
+    labels: list[Any] = []
+    for batch in opened.iter_batches(_TEXT_ROWS, [group], columns, False):
+      total += batch.nbytes
+      if total > _MAX_TEXT_BYTES:
+        raise errors.UserError(
+          f'{path}: its paths and labels have more than {_MAX_TEXT_BYTES}'
+          ' bytes.'
+        )
+      (column,) = batch.column(image).flatten()
+      names += column.to_pylist()
+      nothing = [None] * len(column)
+      labels += batch.column(label).to_pylist() if label else nothing
+    found.append((names, labels))
+  return found
+
+
+def _check_split(paths: Sequence[pathlib.Path]) -> None:
+  """Files named SPLIT-00000-of-00014.parquet: one split, and all of it."""
+  matches = [_SHARD.fullmatch(path.name) for path in paths]
+  found = collections.Counter(
+    (match['split'], int(match['count'])) for match in matches if match
+  )
+  if len(found) > 1:
+    splits = ', '.join(sorted({split for split, _ in found}))
+    raise errors.UserError(
+      f'the Parquet files are of several splits: {splits}. Name one, as in'
+      f" data='{paths[0].parent}/{sorted(found)[0][0]}-*.parquet'."
+    )
+  for (split, count), there in found.items():
+    if len(paths) > 1 and there != count:
+      raise errors.UserError(
+        f'{there} of the {count} Parquet files of the split {split} are there.'
+        ' Get the others, or name a single file to work on that alone.'
+      )
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error) or type(error).__name__).partition('\n')[0]

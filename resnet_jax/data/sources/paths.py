@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures in files of their own: a list of them, a folder, or one."""
+
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+from PIL import Image
+
+from resnet_jax import errors
+from resnet_jax.data import preprocess
+from resnet_jax.data.sources import item as items_room
+from resnet_jax.data.sources.item import NO_LABEL, Source, file_item
+
+# A path in double quotes, or anything; then, perhaps, a label.
+_LINE = re.compile(
+  r'(?:"(?P<quoted>[^"]+)"|(?P<plain>\S.*?))(?:\s+(?P<label>\d{1,9}))?'
+)
+
+
+def picture(path: pathlib.Path) -> Source:
+  """A single picture."""
+  return Source([file_item(path, path.name)], f'the picture {path}')
+
+
+def is_picture(path: pathlib.Path) -> bool:
+  """Whether a file is a picture, by its suffix or its content."""
+  if items_room.is_picture_name(path.name):
+    return True
+  try:
+    with Image.open(path, formats=preprocess.FORMATS):
+      return True
+  except Exception:
+    # Whatever a decoder says of it: it is read as a list, and judged there.
+    return False
+
+
+def folder(root: pathlib.Path, files: list[pathlib.Path]) -> Source:
+  """The pictures among the files below a folder, in the order of their keys.
+
+  Labels are read from the folders where all of them are WordNet ids.
+  """
+  found = sorted(
+    (path.relative_to(root).as_posix(), path)
+    for path in files
+    if items_room.is_picture_name(path.name)
+  )
+  others = len(files) - len(found)
+  left_out = f'; {others} other files left out' if others else ''
+  items = [file_item(path, key) for key, path in found]
+  stated = items_room.labels_of_keys(key for key, _ in found)
+  if items and stated:
+    items = items_room.labelled(items, stated)
+    left_out += '; labels by the WordNet ids in their paths'
+  return Source(items, f'{len(found)} pictures in the folder {root}{left_out}')
+
+
+def walk(
+  root: pathlib.Path, above: frozenset[str] = frozenset()
+) -> Iterator[pathlib.Path]:
+  """The files below a folder; links are followed, but not round in circles."""
+  real = os.path.realpath(root)
+  if real in above:
+    return
+  for path in root.iterdir():
+    if path.is_dir():
+      yield from walk(path, above | {real})
+    else:
+      yield path
+
+
+def list_file(path: pathlib.Path, must_exist: bool) -> Source:
+  """The pictures of a list.
+
+  Raises:
+    UserError: it is no list, or a picture is missing that must be there.
+  """
+  try:
+    text = path.read_text('utf-8-sig')
+  except UnicodeDecodeError as error:
+    raise errors.UserError(
+      f'{path} is neither a picture that can be read nor a list of pictures in'
+      ' UTF-8.'
+    ) from error
+  if '\0' in text:
+    raise errors.UserError(
+      f'{path} is neither a picture that can be read nor a list of pictures.'
+    )
+  items = []
+  for line in text.split('\n'):
+    if not line.strip():
+      continue
+    match = _LINE.fullmatch(line.strip())
+    # The pattern takes any line that is not blank.
+    assert match is not None
+    name = match['quoted'] or match['plain']
+    label = int(match['label']) if match['label'] else NO_LABEL
+    key = pathlib.PurePath(name).as_posix()
+    items.append(file_item(path.parent / name, key, label))
+  source = Source(items, f'{len(items)} pictures listed in {path}')
+  if must_exist:
+    _check_present(source, path)
+  return source
+
+
+def _check_present(source: Source, path: pathlib.Path) -> None:
+  missing = [i.name for i in source.items if not os.path.isfile(i.name)]
+  if missing:
+    shown = ', '.join(missing[:5])
+    more = f' and {len(missing) - 5} more' if len(missing) > 5 else ''
+    raise errors.UserError(
+      f'{len(missing)} of {len(source.items)} pictures listed in {path} are'
+      f' not there: {shown}{more}. Paths are relative to the list. Mend it, or'
+      ' set on_error=record to go on without them.'
+    )

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of ILSVRC ids, from the `meta.mat` of ImageNet's development kit.
+
+The kit numbers the classes otherwise than by sorted WordNet ids, so that its
+ground truth, taken for labels, gives nearly no hit.  Source: the kit's
+readme.txt (`ILSVRC2012_ID`, `WNID`, `num_children`); MAT-File Format, Level 5,
+for the elements that are looked at before SciPy reads them.
+"""
+
+import pathlib
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import io
+
+from resnet_jax import errors
+
+NAME = 'meta.mat'
+_MAX_BYTES = 1 << 24
+_MAX_UNPACKED = 1 << 27
+_HEADER_BYTES = 128
+_COMPRESSED = 15
+_WORDS = {b'IM': '<u4', b'MI': '>u4'}
+_FIELDS = ('ILSVRC2012_ID', 'WNID', 'num_children')
+
+
+def label_of_id(path: pathlib.Path, wnids: Sequence[str]) -> np.ndarray:
+  """The labels of the ILSVRC ids.
+
+  Args:
+    path: a meta.mat.
+    wnids: the WordNet ids in the order of the labels.
+
+  Returns:
+    (len(wnids),) int64; the label of the id i + 1 is at i.
+
+  Raises:
+    UserError: it is not there, is no meta.mat, or has other classes.
+  """
+  try:
+    if path.stat().st_size > _MAX_BYTES:
+      raise ValueError(f'it has more than {_MAX_BYTES} bytes')
+    _check_unpacked(path.read_bytes())
+    rows = _rows(path)
+  except FileNotFoundError as error:
+    raise errors.UserError(
+      f'{path} is not there. The ground truth of the development kit is ILSVRC'
+      f' ids, and only the {NAME} of the kit says which classes they are: put'
+      ' it beside the ground truth (both are in the folder data of'
+      ' ILSVRC2012_devkit_t12.tar.gz).'
+    ) from error
+  except Exception as error:
+    # SciPy raises nearly anything on damaged files.
+    raise errors.UserError(
+      f'{path} cannot be read as the {NAME} of the development kit:'
+      f' {str(error) or type(error).__name__}. Unpack it again from'
+      ' ILSVRC2012_devkit_t12.tar.gz.'
+    ) from error
+  index = {wnid: label for label, wnid in enumerate(wnids)}
+  found = {number: index.get(wnid) for number, wnid in rows}
+  labels = [found.get(number) for number in range(1, len(wnids) + 1)]
+  if len(rows) != len(wnids) or None in labels or len(set(labels)) != len(rows):
+    raise errors.UserError(
+      f'{path} has {len(rows)} classes without children, whose ids and WordNet'
+      f' ids are not those of the {len(wnids)} classes of ILSVRC 2012. Take the'
+      f' {NAME} of ILSVRC2012_devkit_t12.tar.gz.'
+    )
+  return np.array(labels, np.int64)
+
+
+def _check_unpacked(data: bytes) -> None:
+  """Refuses what would take far more memory than it has bytes.
+
+  Raises:
+    ValueError: it does, or is no Level 5 file.
+    zlib.error: its compressed parts are damaged.
+  """
+  words = _WORDS.get(data[126:_HEADER_BYTES])
+  if words is None:
+    raise ValueError('it is no MAT-file of level 5')
+  start, total = _HEADER_BYTES, 0
+  while start + 8 <= len(data) and total < _MAX_UNPACKED:
+    kind, size = map(int, np.frombuffer(data, words, 2, start))
+    start += 8
+    if kind == _COMPRESSED:
+      part = data[start : start + size]
+      total += len(zlib.decompressobj().decompress(part, _MAX_UNPACKED))
+    start += size
+  if total >= _MAX_UNPACKED:
+    raise ValueError(f'unpacked it has {_MAX_UNPACKED} bytes or more')
+
+
+def _rows(path: pathlib.Path) -> list[tuple[int, str]]:
+  """The ids and the WordNet ids of the classes without children."""
+  content: dict[str, Any] = io.loadmat(
+    path, variable_names=['synsets'], squeeze_me=True
+  )
+  synsets = content.get('synsets')
+  names = getattr(getattr(synsets, 'dtype', None), 'names', None) or ()
+  if synsets is None or not set(_FIELDS) <= set(names):
+    raise ValueError(f'it has no synsets with {", ".join(_FIELDS)}')
+  return [
+    (int(number), str(wnid))
+    for number, wnid, children in zip(
+      *(np.atleast_1d(synsets[field]) for field in _FIELDS), strict=True
+    )
+    if int(children) == 0
+  ]

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which wrong order of labels predictions that hit nothing look like.
+
+Known ways to a top-1 accuracy of 0.1 to 0.6%: ILSVRC ids taken for labels
+(raoyongming/DynamicViT, issue 17), pictures not sorted
+(huggingface/pytorch-image-models, issue 1081), labels that count from one, and
+numbered folders sorted as text.
+"""
+
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from resnet_jax import errors
+from resnet_jax.data.truth import devkit, formats, labelset
+
+# Under this share of hits something is wrong with the labels.
+_SUSPECT = 0.01
+# What an order must reach to be named: a share, a multiple of chance, hits.
+_FITS = 0.05
+_TIMES_CHANCE = 5
+_FEWEST_HITS = 5
+
+_Try = tuple[str, np.ndarray]
+
+
+def diagnose(
+  predicted: np.ndarray,
+  keys: Sequence[str],
+  labels: labelset.LabelSet,
+  wnids: Sequence[str],
+  beside: Sequence[str] = (),
+) -> str:
+  """What wrong order of the labels would explain the predictions.
+
+  Args:
+    predicted: (pictures,) the best label of each; negative: it has none.
+    keys: of the pictures.
+    labels: what the predictions were counted against.
+    wnids: the classes' WordNet ids or names, in the order of the labels.
+    beside: paths (of the label file, of the data) where a meta.mat may lie.
+
+  Returns:
+    '' if the top-1 accuracy is 1% or more or nothing was counted; else a
+    sentence or two for the report.
+  """
+  answers = labels.answers
+  rows = np.flatnonzero([bool(answer) for answer in answers])
+  counted = int((predicted[rows] >= 0).sum())
+  if not counted or _hits(predicted, answers) >= _SUSPECT * counted:
+    return ''
+  classes = len(wnids) or 1 + max(
+    int(predicted.max()), *(max(answers[row]) for row in rows)
+  )
+  order, untried = _order_of_ids(wnids, beside)
+  tries = [
+    *_other_labels(predicted, classes, order),
+    *_other_pictures(predicted, keys),
+  ]
+  hits = [_hits(other, answers) for _, other in tries]
+  best = int(np.argmax(hits))
+  share = hits[best] / counted
+  if hits[best] >= _FEWEST_HITS and share >= max(
+    _FITS, _TIMES_CHANCE / classes
+  ):
+    return (
+      f'the labels look wrong: {tries[best][0]}; were it so, the top-1'
+      f' accuracy would be {share:.2%}.'
+    )
+  return (
+    'the labels or the preprocessing look wrong, but none of the known wrong'
+    f' orders explains it (best: {share:.2%}, if {tries[best][0]}).{untried}'
+    ' See whether the weights and their preprocessing (order of channels,'
+    ' mean) belong together, with --job=predict on a picture you know.'
+  )
+
+
+def _hits(predicted: np.ndarray, answers: Sequence[frozenset[int]]) -> int:
+  return sum(
+    label in answer
+    for label, answer in zip(predicted.tolist(), answers, strict=True)
+  )
+
+
+def _order_of_ids(
+  wnids: Sequence[str], beside: Sequence[str]
+) -> tuple[np.ndarray | None, str]:
+  """The label of each ILSVRC id, or why it is not known."""
+  if not formats.are_wnids(wnids):
+    return None, ''
+  for name in filter(None, beside):
+    path = pathlib.Path(name).expanduser()
+    meta = path / devkit.NAME if path.is_dir() else path.with_name(devkit.NAME)
+    if meta.is_file():
+      try:
+        return devkit.label_of_id(meta, wnids), ''
+      except errors.UserError as error:
+        return None, f' ILSVRC ids could not be tried: {error}'
+  return None, (
+    f' ILSVRC ids could not be tried: their order is in the {devkit.NAME} of'
+    ' the development kit only; put it beside the label file.'
+  )
+
+
+def _other_labels(
+  predicted: np.ndarray, classes: int, order: np.ndarray | None
+) -> Iterator[_Try]:
+  """The predictions, wronged as the labels may have been."""
+  same = np.arange(classes)
+  tables = {
+    'they are one too large, as though counted from 1': same + 1,
+    'they are one too small': same - 1,
+  }
+  as_text = np.array(sorted(same.tolist(), key=str))
+  tables |= {
+    'numbered class folders were put in the order of text (0, 1, 10, 100)': (
+      np.argsort(as_text)
+    ),
+    'the place among numbered folders in the order of text (0, 1, 10, 100) is'
+    ' used as the number': as_text,
+  }
+  if order is not None:
+    ids = np.argsort(order)
+    unmapped = "the development kit's ILSVRC ids were taken for labels"
+    mapped = 'labels were mapped as though they were ILSVRC ids'
+    tables |= {
+      f'{unmapped}, less one': ids,
+      unmapped: ids + 1,
+      f'{mapped} less one': order,
+      mapped: np.roll(order, 1),
+    }
+  inside = (predicted >= 0) & (predicted < classes)
+  for what, table in tables.items():
+    yield what, np.where(inside, table[np.where(inside, predicted, 0)], -1)
+
+
+def _other_pictures(
+  predicted: np.ndarray, keys: Sequence[str]
+) -> Iterator[_Try]:
+  """The predictions, given to other pictures as the labels may have been."""
+  names: dict[str, list[Any]] = {
+    'of their paths': list(keys),
+    'of the names of their files': [key.rpartition('/')[2] for key in keys],
+    'of the numbers in their names': [_numbered(key) for key in keys],
+  }
+  for what, values in names.items():
+    order = np.array(sorted(range(len(keys)), key=values.__getitem__))
+    yield (
+      f'the pictures are in the order {what}, and the labels in that of the'
+      ' source',
+      predicted[np.argsort(order)],
+    )
+    yield (
+      f'the labels are in the order {what}, and the pictures in that of the'
+      ' source',
+      predicted[order],
+    )
+
+
+def _numbered(key: str) -> list[tuple[int, str]]:
+  """Sorts 9.jpg before 10.jpg."""
+  parts = re.findall(r'[0-9]{1,18}|[^0-9]+', key)
+  return [
+    (int(part), '') if part.isdigit() and part.isascii() else (-1, part)
+    for part in parts
+  ]

@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file of predictions: a JSON object a line, written as they come.
+
+The first line says how they are made, each of the others what is predicted of
+a picture: `key`; `labels`, for each label set the labels; and `best`, five
+pairs of label and probability, or `failed`, why it could not be read.  A file
+in the making is called `NAME.part`.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import IO, Any, Self
+
+from resnet_jax import errors, files
+
+_FORMAT = 'resnet_jax predictions 1'
+# Of a line: a key, a few labels, five guesses; the header may name classes.
+_MAX_LINE = 1 << 24
+
+# Of a picture, by the name of the label set.
+Labels = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+  """How the predictions of a file are made.
+
+  Attributes:
+    settings: what determines them; a file is used only with the same.
+    run: the machine and the batches, of which the last digits may depend; an
+      unfinished file is gone on with only with the same.
+    record: what else somebody may want to know.
+  """
+
+  settings: Mapping[str, Any]
+  run: Mapping[str, Any]
+  record: Mapping[str, Any]
+
+  def line(self) -> bytes:
+    """The first line of a file."""
+    return _encode({'format': _FORMAT} | dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """What is predicted of a picture.
+
+  Attributes:
+    key: of the source's item.
+    labels: by the name of a label set; of several any counts; none: it is not
+      counted.
+    best: labels and probabilities, the best first; none: it failed.
+    failed: why it could not be read, '' if it could.
+  """
+
+  key: str
+  labels: Labels
+  best: tuple[tuple[int, float], ...]
+  failed: str = ''
+
+  def line(self) -> bytes:
+    """Its line of a file."""
+    facts: dict[str, Any] = {'key': self.key, 'labels': self.labels}
+    facts |= {'failed': self.failed} if self.failed else {'best': self.best}
+    return _encode(facts)
+
+
+class _DamageError(Exception):
+  """A line that is not as it was written; the message says what is wrong."""
+
+
+class Reader:
+  """The pictures of a file, one after another; a context manager.
+
+  Attributes:
+    header: the first line's.
+    path: of the file.
+  """
+
+  def __init__(self, path: pathlib.Path) -> None:
+    self.path = path
+    try:
+      self._file = open(path, 'rb')  # noqa: SIM115
+    except OSError as error:
+      raise errors.UserError(
+        f'{path} cannot be read: {error.strerror or error}. Name a file of'
+        ' predictions that --job=evaluate has written.'
+      ) from error
+    try:
+      self.header = _header(self._line())
+    except (_DamageError, OSError) as error:
+      self._file.close()
+      raise errors.UserError(
+        f'{path} is no file of predictions of --job=evaluate: {error}.'
+      ) from error
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    self._file.close()
+
+  def __iter__(self) -> Iterator[Picture]:
+    number, classes = 1, self.header.settings['classes']
+    while True:
+      number += 1
+      try:
+        line = self._line()
+        if not line:
+          return
+        yield _picture(line, classes)
+      except (_DamageError, OSError) as error:
+        raise errors.UserError(
+          f'{self.path}, line {number}, is damaged: {error}. Remove the file'
+          ' and evaluate again.'
+        ) from error
+
+  def _line(self) -> bytes:
+    """The next line, whole; empty at the end."""
+    line = self._file.readline(_MAX_LINE)
+    if line and not line.endswith(b'\n'):
+      raise _DamageError('it breaks off, or is too long')
+    return line
+
+
+def part(path: pathlib.Path) -> pathlib.Path:
+  """The name of a file in the making."""
+  return path.with_name(path.name + files.PART)
+
+
+def is_finished(path: pathlib.Path, header: Header) -> bool:
+  """Whether the predictions with these settings are there, all of them.
+
+  Raises:
+    UserError: there is something else, or predictions with other settings.
+  """
+  if not path.exists():
+    return False
+  if path.is_dir():
+    raise errors.UserError(f'predictions={path} is a folder; name a file.')
+  with Reader(path) as reader:
+    _check_same(path, reader.header.settings, header.settings)
+  return True
+
+
+class Writer:
+  """Adds pictures to a file in the making, in order; a context manager.
+
+  Attributes:
+    done: pictures that are there already; the next to be written.
+  """
+
+  def __init__(self, path: pathlib.Path, header: Header, rows: int) -> None:
+    """Opens `NAME.part`, made if it is not there.
+
+    Args:
+      path: of the finished file.
+      header: how predictions are made.
+      rows: pictures that are written at a time: so that the batches are those
+        of a run that was not stopped, it is gone on with from a multiple.
+
+    Raises:
+      UserError: it holds something else, or predictions with other settings,
+        or another process writes it.
+    """
+    self._path, self._part = path, part(path)
+    with files.writing('predictions', self._part):
+      self._part.parent.mkdir(parents=True, exist_ok=True)
+      self._file: IO[bytes] = open(self._part, 'ab')  # noqa: SIM115
+    try:
+      _lock(self._file, self._part)
+      self.done, end = _whole(self._part, header, rows)
+      with files.writing('predictions', self._part):
+        self._file.truncate(end)
+        if not end:
+          self._file.write(header.line())
+          self._file.flush()
+    except BaseException:
+      self._file.close()
+      raise
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    # What could not be written has been said by then.
+    with contextlib.suppress(OSError):
+      self._file.close()
+
+  def write(self, pictures: Sequence[Picture]) -> None:
+    """Adds pictures; when it returns they outlive a killed process."""
+    with files.writing('predictions', self._part):
+      self._file.write(b''.join(picture.line() for picture in pictures))
+      self._file.flush()
+    self.done += len(pictures)
+
+  def publish(self) -> None:
+    """Gives the file its name, when all pictures are in it."""
+    with files.writing('predictions', self._path):
+      os.fsync(self._file.fileno())
+      os.replace(self._part, self._path)
+
+
+def pictures(path: pathlib.Path, keys: Sequence[str]) -> Iterator[Picture]:
+  """The pictures of a finished file, which must be those of `keys`.
+
+  Raises:
+    UserError: they are others, or more or fewer, or the file is damaged.
+  """
+  with Reader(path) as reader:
+    for row, (key, picture) in enumerate(
+      itertools.zip_longest(keys, reader, fillvalue=None)
+    ):
+      there = picture and picture.key
+      if key is None or picture is None or there != key:
+        raise errors.UserError(
+          f'{path}, picture {row}, is {there or "missing"}, and should be'
+          f' {key or "none"}. Remove the file and evaluate again.'
+        )
+      yield picture
+
+
+def relabel(
+  path: pathlib.Path,
+  keys: Sequence[str],
+  labels: Iterable[Labels],
+  record: Mapping[str, Any],
+) -> None:
+  """Gives a finished file's pictures other labels; the guesses stay.
+
+  Args:
+    path: of the file.
+    keys: the pictures that it must hold.
+    labels: of each of them.
+    record: what the header says of the rest.
+
+  Raises:
+    UserError: as `pictures` does; or it cannot be written.
+  """
+  with Reader(path) as reader:
+    header = dataclasses.replace(reader.header, record=record)
+  new = path.with_name(f'{path.name}.new')
+  with files.writing('predictions', new), open(new, 'wb') as file:
+    file.write(header.line())
+    for picture, wanted in zip(pictures(path, keys), labels, strict=True):
+      file.write(dataclasses.replace(picture, labels=wanted).line())
+    file.flush()
+    os.fsync(file.fileno())
+  with files.writing('predictions', path):
+    os.replace(new, path)
+
+
+def _encode(facts: Mapping[str, Any]) -> bytes:
+  return (json.dumps(facts, ensure_ascii=False) + '\n').encode()
+
+
+def _decode(line: bytes) -> dict[str, Any]:
+  try:
+    facts = json.loads(line)
+  except (ValueError, RecursionError) as error:
+    raise _DamageError('it is not JSON in UTF-8') from error
+  if not isinstance(facts, dict):
+    raise _DamageError('it is not a JSON object')
+  return facts
+
+
+def _header(line: bytes) -> Header:
+  facts = _decode(line)
+  if facts.pop('format', None) != _FORMAT:
+    raise _DamageError(f"its first line does not say '{_FORMAT}'")
+  names = {field.name for field in dataclasses.fields(Header)}
+  if facts.keys() != names or not all(
+    isinstance(value, dict) for value in facts.values()
+  ):
+    raise _DamageError(f'its first line does not have {", ".join(names)}')
+  classes = facts['settings'].get('classes')
+  if type(classes) is not int or classes < 1:
+    raise _DamageError('its first line does not say how many classes there are')
+  return Header(**facts)
+
+
+def _picture(line: bytes, classes: int) -> Picture:
+  facts = _decode(line)
+  key, labels = facts.get('key'), facts.get('labels')
+  best, failed = facts.get('best', []), facts.get('failed', '')
+  if not isinstance(key, str) or not isinstance(failed, str):
+    raise _DamageError('it has no key, or a reason that is no text')
+  if not isinstance(labels, dict) or not all(
+    isinstance(value, list) and all(_is_label(v, classes) for v in value)
+    for value in labels.values()
+  ):
+    raise _DamageError(f'its labels are not lists of 0 to {classes - 1}')
+  if not isinstance(best, list) or not all(
+    isinstance(pair, list)
+    and len(pair) == 2
+    and _is_label(pair[0], classes)
+    and type(pair[1]) in (float, int)
+    and math.isfinite(pair[1])
+    for pair in best
+  ):
+    raise _DamageError('its guesses are not pairs of label and probability')
+  if bool(best) == bool(failed):
+    raise _DamageError('it has neither guesses nor a reason, or both')
+  return Picture(
+    key,
+    {name: tuple(value) for name, value in labels.items()},
+    tuple((label, float(probability)) for label, probability in best),
+    failed,
+  )
+
+
+def _is_label(value: Any, classes: int) -> bool:
+  return type(value) is int and 0 <= value < classes
+
+
+def _check_same(
+  path: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+  different = [
+    f'{key} is {found.get(key)!r} there, {wanted.get(key)!r} now'
+    for key in sorted({*found, *wanted})
+    if found.get(key) != wanted.get(key)
+  ]
+  if different:
+    raise errors.UserError(
+      f'{path} holds predictions with other settings: {"; ".join(different)}.'
+      ' Choose another file (results, predictions), remove this one, or use its'
+      ' settings.'
+    )
+
+
+def _lock(file: IO[bytes], path: pathlib.Path) -> None:
+  """Keeps other processes from a file; a killed one keeps nobody."""
+  try:
+    import fcntl  # noqa: PLC0415 - not on Windows
+  except ImportError:
+    return
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # Between the opening and the lock another process may have finished it.
+    ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
+  except (BlockingIOError, FileNotFoundError):
+    ours = False
+  if not ours:
+    raise errors.UserError(
+      f'another process is at work on {path}. Wait for it, or choose another'
+      ' file (results, predictions).'
+    )
+
+
+def _whole(path: pathlib.Path, header: Header, rows: int) -> tuple[int, int]:
+  """Pictures of a file in the making that are kept, and where they end.
+
+  A last line that breaks off is not; nor are those behind a multiple of `rows`.
+  """
+  with open(path, 'rb') as file:
+    first = file.readline(_MAX_LINE)
+    if not first.endswith(b'\n') and _begins_one(first):
+      return 0, 0
+    ends = [file.tell()]
+    while line := file.readline(_MAX_LINE):
+      if line.endswith(b'\n'):
+        ends.append(file.tell())
+  with Reader(path) as reader:
+    wanted = {**header.settings, **header.run}
+    there = {**reader.header.settings, **reader.header.run}
+    _check_same(path, there, wanted)
+    # Damage is found now, not after hours.
+    for _ in itertools.islice(reader, len(ends) - 1):
+      pass
+  kept = (len(ends) - 1) // rows * rows
+  return kept, ends[kept]
+
+
+def _begins_one(line: bytes) -> bool:
+  """Whether a line that breaks off is the first one of our files.
+
+  Then the process was killed before it had written it; any other file is
+  somebody's, and stays.
+  """
+  start = _encode({'format': _FORMAT}).removesuffix(b'}\n')
+  return start.startswith(line[: len(start)])

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation found, as JSON and as tables for a person."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from resnet_jax.data import preprocess
+from resnet_jax.evaluation import metrics, published, statistics
+from resnet_jax.models import resnet
+from resnet_jax.weights import zoo
+
+# Of a published set of 1000 classes more would fill the screen; all of them
+# are in the JSON.
+_SHOWN = 10
+_KEPT_CONFUSIONS = 100
+
+NO_PROTOCOL = 'no published figure for this protocol'
+NO_CHECKPOINT = 'no published figure: the weights are no checkpoint of the zoo'
+NOT_THESE = 'no published figure for pictures with several labels'
+
+
+@dataclasses.dataclass(frozen=True)
+class Standard:
+  """What a run is compared with.
+
+  Attributes:
+    checkpoint: the zoo's name, such as msra-50; '': it is not in the zoo.
+    accuracy: the published one for the run's crops, if there is one.
+    changes: in what else the run departs from the checkpoint's settings.
+  """
+
+  checkpoint: str = ''
+  accuracy: zoo.Accuracy | None = None
+  changes: tuple[str, ...] = ()
+
+
+def standard(
+  record: zoo.Record | None, how: preprocess.Preprocess, model: resnet.ResNet
+) -> Standard:
+  """What a run of a checkpoint can be compared with."""
+  if record is None:
+    return Standard()
+  return Standard(
+    record.name,
+    published.find(record, how),
+    tuple(published.changes(record, how, model)),
+  )
+
+
+def figures(tally: metrics.Tally, against: Standard) -> dict[str, Any]:
+  """What was counted of one label set, ready for JSON."""
+  accuracy = None if tally.several else against.accuracy
+  result: dict[str, Any] = {
+    'pictures': tally.pictures,
+    'unlabelled': tally.unlabelled,
+    'failed': tally.failed,
+    'top1_error': _figure(tally.top1, accuracy.top1 if accuracy else None),
+    'top5_error': _figure(tally.top5, accuracy.top5 if accuracy else None),
+  }
+  if accuracy is None:
+    reason = NO_PROTOCOL if against.checkpoint else NO_CHECKPOINT
+    result['published'] = NOT_THESE if tally.several else reason
+    return result
+  notes = [f'run with {change}' for change in against.changes]
+  if tally.pictures != published.PICTURES:
+    notes.append(
+      f'of {published.PICTURES} validation pictures; these are {tally.pictures}'
+    )
+  result['published'] = {
+    'checkpoint': against.checkpoint,
+    'protocol': accuracy.protocol,
+    'source': accuracy.source,
+    'notes': notes,
+  }
+  return result
+
+
+def details(
+  tally: metrics.Tally, names: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+  """The tables by class and of what was confused, ready for JSON."""
+  return {
+    'classes': [
+      dataclasses.asdict(row) | {'name': names[row.label]}
+      for row in tally.classes()
+    ],
+    'confusions': [
+      dataclasses.asdict(row)
+      | {'name': names[row.label], 'taken_for_name': names[row.taken_for]}
+      for row in tally.confusions(_KEPT_CONFUSIONS)
+    ],
+  }
+
+
+def rows(name: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """A label set's errors as rows of a table."""
+  result = []
+  for what, title in (('top1_error', 'top-1'), ('top5_error', 'top-5')):
+    figure = found[what]
+    row = {
+      'labels': name,
+      'error': title,
+      'percent': f'{figure["percent"]:.3f}',
+      '95% interval': f'{figure["low"]:.3f} to {figure["high"]:.3f}',
+      'published': '-',
+      'difference': '-',
+      'published is': '-',
+    }
+    if 'published' in figure:
+      row['published'] = f'{figure["published"]:g}'
+      row['difference'] = f'{figure["difference"]:+.3f}'
+      row['published is'] = (
+        'inside the interval' if figure['inside'] else 'outside the interval'
+      )
+    result.append(row)
+  return result
+
+
+def remarks(name: str, found: Mapping[str, Any]) -> list[str]:
+  """What must be said beside a label set's errors, a line each."""
+  of = f'labels {name}: '
+  lines = [f'{of}{found["pictures"]} pictures']
+  if found['unlabelled']:
+    lines.append(f'{of}{found["unlabelled"]} without a label left out')
+  if found['failed']:
+    lines.append(f'{of}{found["failed"]} that could not be read count as wrong')
+  source = found['published']
+  if isinstance(source, str):
+    lines.append(f'{of}{source}')
+  else:
+    lines.append(
+      f'{of}published for {source["checkpoint"]}: {source["protocol"]}'
+      f' ({source["source"]})'
+    )
+    lines += [f'{of}NOTE: {note}' for note in source['notes']]
+  if diagnosis := found.get('diagnosis'):
+    lines.append(f'{of}{diagnosis}')
+  return lines
+
+
+def worst_classes(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """The classes with the most errors, as rows of a table."""
+  wrong = sorted(
+    (row for row in found['classes'] if row['top1']),
+    key=lambda row: (
+      -row['top1'] / row['pictures'],
+      -row['top1'],
+      row['label'],
+    ),
+  )
+  return [
+    {
+      'most errors': f'{row["label"]} {row["name"]}',
+      'pictures': row['pictures'],
+      'top-1 wrong': row['top1'],
+      'top-5 wrong': row['top5'],
+    }
+    for row in wrong[:_SHOWN]
+  ]
+
+
+def most_confused(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """The pairs that were confused most, as rows of a table."""
+  return [
+    {
+      'pictures': row['pictures'],
+      'of': f'{row["label"]} {row["name"]}',
+      'taken for': f'{row["taken_for"]} {row["taken_for_name"]}',
+    }
+    for row in found['confusions'][:_SHOWN]
+  ]
+
+
+def _figure(rate: statistics.Rate, accuracy: float | None) -> dict[str, Any]:
+  low, high = rate.interval()
+  figure = {
+    'percent': round(rate.percent, 6),
+    'low': round(low, 6),
+    'high': round(high, 6),
+    'wrong': rate.count,
+  }
+  comparison = published.compare(rate, accuracy)
+  return figure | (dataclasses.asdict(comparison) if comparison else {})

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How alike two tables of features are, read in pieces.
+
+Linear CKA (centred kernel alignment): S. Kornblith et al., "Similarity of
+neural network representations revisited", arXiv:1905.00414, section 3.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+# Of one piece of one table, in float64.
+_PIECE_BYTES = 64 << 20
+# Of the sum of squares: what varies less is rounding.
+_LEAST_VARIANCE = 1e-12
+# CKA is computed in a square of this side: of the values or of the pictures.
+_MAX_SIDE = 4096
+
+
+class Table(Protocol):
+  """Values of pictures: a NumPy array, or a layer of a feature store."""
+
+  shape: tuple[int, ...]
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    """The rows at `index`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Similarity:
+  """How alike two tables of the same pictures are.
+
+  Attributes:
+    rows: pictures that were compared.
+    left_out: pictures with a value that is not finite in either.
+    relative_error: rms of the difference over the rms of the first; NaN where
+      the shapes differ or the first is zero.
+    cosine: mean over the pictures; NaN where the shapes differ.
+    zero: pictures left out of `cosine`, whose values are all zero in either.
+    cka: linear CKA, 0 to 1; NaN where it is not defined or not computed.
+    note: why something is not a number, '' if everything is one.
+  """
+
+  rows: int
+  left_out: int
+  relative_error: float
+  cosine: float
+  zero: int
+  cka: float
+  note: str
+
+
+def compare(
+  first: Table,
+  second: Table,
+  rows: tuple[np.ndarray, np.ndarray],
+  *,
+  piece_bytes: int = _PIECE_BYTES,
+  max_side: int = _MAX_SIDE,
+) -> Similarity:
+  """Compares two tables.
+
+  Args:
+    first: (rows, ...), what the relative error is relative to.
+    second: (rows, ...), perhaps of another shape.
+    rows: of the first and of the second table, those of the same pictures.
+    piece_bytes: about as much of each table is held in memory, as float64.
+    max_side: CKA is computed if there are no more pictures, or values of a
+      picture, than this.
+  """
+  sizes = [math.prod(table.shape[1:]) for table in (first, second)]
+  same = first.shape[1:] == second.shape[1:]
+  step = max(1, piece_bytes // (8 * max(sizes)))
+  squares, difference = np.zeros(2), 0.0
+  cosines, finite, zero = 0.0, [], 0
+  for x, y in _pieces(first, second, rows, step):
+    good = np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1)
+    finite.append(good)
+    a, b = x[good], y[good]
+    squares += (a**2).sum(), (b**2).sum()
+    if not same:
+      continue
+    difference += float(((a - b) ** 2).sum())
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    there = lengths > 0
+    zero += int((~there).sum())
+    cosines += float(((a * b).sum(axis=1)[there] / lengths[there]).sum())
+  kept = np.concatenate(finite) if finite else np.zeros(0, bool)
+  count = int(kept.sum())
+  chosen = rows[0][kept], rows[1][kept]
+  cka, why = math.nan, ''
+  if count and max(sizes) <= max_side:
+    cka = _ratio(*_of_values(first, second, chosen, step), squares)
+  elif count and count <= max_side:
+    cka = _ratio(*_of_pictures(first, second, chosen, step), squares)
+  elif count:
+    why = (
+      f'no CKA: more than {max_side} pictures and values a picture (extract'
+      ' with pool=avg, or fewer pictures)'
+    )
+  if not why and math.isnan(cka):
+    why = 'no CKA: a table does not vary'
+  if not same:
+    shapes = ['x'.join(map(str, table.shape[1:])) for table in (first, second)]
+    why = '; '.join(filter(None, [f'shapes {" and ".join(shapes)}', why]))
+  compared = count - zero
+  return Similarity(
+    count,
+    len(kept) - count,
+    math.sqrt(difference / squares[0]) if same and squares[0] else math.nan,
+    cosines / compared if same and compared else math.nan,
+    zero,
+    cka,
+    why,
+  )
+
+
+def _pieces(
+  first: Table, second: Table, rows: tuple[np.ndarray, np.ndarray], step: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """(step, values) float64 of both tables, in turn."""
+  for start in range(0, len(rows[0]), step):
+    chosen = slice(start, start + step)
+    yield _read(first, rows[0][chosen]), _read(second, rows[1][chosen])
+
+
+def _read(table: Table, rows: np.ndarray) -> np.ndarray:
+  values = np.asarray(table[rows], np.float64)
+  return values.reshape(len(rows), -1)
+
+
+def _of_values(
+  first: Table, second: Table, rows: tuple[np.ndarray, np.ndarray], step: int
+) -> tuple[float, float, float]:
+  """CKA's three sums, by (values, values), in one pass over the pictures."""
+  shift: tuple[np.ndarray, ...] = ()
+  for a, b in _pieces(first, second, rows, step):
+    if not shift:
+      # CKA does not depend on it, and what is near the mean is summed up
+      # without losing digits.
+      shift = a.mean(axis=0), b.mean(axis=0)
+      totals = [np.zeros_like(part) for part in shift]
+      products = [np.zeros((len(x), len(y))) for x, y in _pairs(*shift)]
+    near = a - shift[0], b - shift[1]
+    for total, part in zip(totals, near, strict=True):
+      np.add(total, part.sum(axis=0), out=total)
+    for product, (x, y) in zip(products, _pairs(*near), strict=True):
+      np.add(product, x.T @ y, out=product)
+  for product, (x, y) in zip(products, _pairs(*totals), strict=True):
+    np.subtract(product, np.outer(x, y) / len(rows[0]), out=product)
+  across, one, other = (float((product**2).sum()) for product in products)
+  return across, one, other
+
+
+def _of_pictures(
+  first: Table, second: Table, rows: tuple[np.ndarray, np.ndarray], step: int
+) -> tuple[float, float, float]:
+  """CKA's three sums, by (pictures, pictures), block by block."""
+  a, b = (
+    _gram(table, chosen, step)
+    for table, chosen in zip((first, second), rows, strict=True)
+  )
+  across, one, other = (float((x * y).sum()) for x, y in _pairs(a, b))
+  return across, one, other
+
+
+def _gram(table: Table, rows: np.ndarray, step: int) -> np.ndarray:
+  """(pictures, pictures): the centred products of their values."""
+  gram = np.empty((len(rows), len(rows)))
+  for start in range(0, len(rows), step):
+    x = _read(table, rows[start : start + step])
+    for other in range(0, start + step, step):
+      y = x if other == start else _read(table, rows[other : other + step])
+      block = x @ y.T
+      gram[start : start + step, other : other + step] = block
+      gram[other : other + step, start : start + step] = block.T
+  gram -= gram.mean(axis=0, keepdims=True)
+  gram -= gram.mean(axis=1, keepdims=True)
+  return gram
+
+
+def _pairs(a: Any, b: Any) -> tuple[tuple[Any, Any], ...]:
+  return (a, b), (a, a), (b, b)
+
+
+def _ratio(
+  across: float, one: float, other: float, squares: np.ndarray
+) -> float:
+  for own, square in zip((one, other), squares, strict=True):
+    if math.sqrt(max(own, 0)) <= _LEAST_VARIANCE * square:
+      return math.nan
+  return min(1.0, across / math.sqrt(one * other))

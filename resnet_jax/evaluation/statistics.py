@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How sure a counted rate is, and whether two of them differ.
+
+Sources: E. B. Wilson, "Probable inference, the law of succession, and
+statistical inference", J. Am. Stat. Assoc. 22 (1927), pages 209 to 212;
+Q. McNemar, "Note on the sampling error of the difference between correlated
+proportions or percentages", Psychometrika 12 (1947), pages 153 to 157; the
+continuity correction is A. L. Edwards', Psychometrika 13 (1948).
+"""
+
+import dataclasses
+import math
+
+from scipy import special
+
+CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+  """So many of so many.
+
+  Attributes:
+    count: how many it happened to.
+    total: how many it could have happened to.
+  """
+
+  count: int
+  total: int
+
+  def __post_init__(self) -> None:
+    if not 0 <= self.count <= self.total:
+      raise ValueError(f'{self.count} of {self.total}')
+
+  @property
+  def percent(self) -> float:
+    """The rate, 0 to 100; NaN of nothing."""
+    return 100 * self.count / self.total if self.total else math.nan
+
+  def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's score interval, percent; 0 to 100 of nothing."""
+    low, high = wilson(self.count, self.total, confidence)
+    return 100 * low, 100 * high
+
+
+def wilson(
+  count: int, total: int, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+  """Wilson's score interval of a proportion, 0 to 1.
+
+  These are the proportions p from which `count / total` lies no further than
+  z standard deviations, sqrt(p (1 - p) / total).
+  """
+  if not total:
+    return 0.0, 1.0
+  z2 = special.ndtri((1 + confidence) / 2) ** 2
+  proportion = count / total
+  middle = proportion + z2 / (2 * total)
+  spread = math.sqrt(
+    z2 * (proportion * (1 - proportion) / total + z2 / (4 * total**2))
+  )
+  scale = 1 + z2 / total
+  # At 0 and 1 the formula is exact, and rounding is not.
+  low = 0.0 if count == 0 else (middle - spread) / scale
+  high = 1.0 if count == total else (middle + spread) / scale
+  return float(low), float(high)
+
+
+@dataclasses.dataclass(frozen=True)
+class McNemar:
+  """The paired test of two classifiers on the same pictures.
+
+  Attributes:
+    only_first: pictures that only the first has right.
+    only_second: pictures that only the second has right.
+  """
+
+  only_first: int
+  only_second: int
+
+  @property
+  def exact_p(self) -> float:
+    """Two-sided, by the binomial distribution; 1 where nothing differs."""
+    total = self.only_first + self.only_second
+    less = min(self.only_first, self.only_second)
+    # Twice the smaller tail; both together are more than everything where the
+    # two counts are equal.
+    return min(1.0, 2 * float(special.bdtr(less, total, 0.5)))
+
+  @property
+  def statistic(self) -> float:
+    """Chi-square of one degree of freedom, corrected for continuity."""
+    total = self.only_first + self.only_second
+    difference = abs(self.only_first - self.only_second)
+    return max(0, difference - 1) ** 2 / total if total else 0.0
+
+  @property
+  def corrected_p(self) -> float:
+    """Two-sided, of `statistic`: near `exact_p` where the counts are large."""
+    return float(special.chdtrc(1, self.statistic))

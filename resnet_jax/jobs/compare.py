@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job `compare`: two files of predictions, or two feature stores."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax import errors, features
+from resnet_jax.data import labels
+from resnet_jax.evaluation import pairs, predictions, similarity
+from resnet_jax.features import layout
+from resnet_jax.jobs import console
+
+
+def run(config: ConfigDict) -> int:
+  """Compares what `first` and `second` name."""
+  paths = []
+  for key in ('first', 'second'):
+    path = pathlib.Path(config[key]).expanduser()
+    if not config[key] or not path.exists():
+      raise errors.UserError(
+        f"{key}='{config[key]}': there is nothing there. Name two files of"
+        ' predictions (of --job=evaluate), or two feature stores (of'
+        ' --job=extract).'
+      )
+    paths.append(path)
+  kinds = [path.is_dir() for path in paths]
+  if kinds[0] != kinds[1]:
+    stores, others = paths if kinds[0] else paths[::-1]
+    raise errors.UserError(
+      f'{stores} is a folder, and {others} a file: name two files of'
+      ' predictions, or two feature stores.'
+    )
+  if kinds[0]:
+    _compare_features(config, *paths)
+  else:
+    _compare_predictions(config, *paths)
+  return 0
+
+
+# ---------------------------------------------------------------- predictions
+
+
+def _compare_predictions(
+  config: ConfigDict, first: pathlib.Path, second: pathlib.Path
+) -> None:
+  found = pairs.compare(first, second)
+  names = _names(first), _names(second)
+  for line in _differences(first, second):
+    console.say(line)
+  for side, path in enumerate((first, second)):
+    if found.only[side]:
+      console.say(f'only in {path}: {found.only[side]} pictures, left out')
+    if found.failed[side]:
+      console.say(
+        f'in {path} {found.failed[side]} could not be read: no guess, wrong'
+      )
+  for note in found.notes:
+    console.say(f'NOTE: {note}')
+  tests = [_test_row(name, pair) for name, pair in found.paired.items()]
+  flips = [_flip_row(flip, names) for flip in found.flips]
+  facts = {
+    'pictures': found.pictures,
+    'same_best': found.agreed,
+    'same_five': found.agreed_five,
+  }
+  if config.as_json:
+    console.show(flips, True, **facts, tests=tests)
+    return
+  print(f'{found.pictures} pictures in both')
+  for what, count in (
+    ('the same best guess', found.agreed),
+    ('the same five best in the same order', found.agreed_five),
+  ):
+    print(f'{what}: {count} ({100 * count / found.pictures:.3f} %)')
+  print()
+  console.show(tests, False)
+  print()
+  print(f'{len(flips)} pictures with another best guess')
+  console.show(flips, False)
+
+
+def _names(path: pathlib.Path) -> Sequence[str]:
+  """The classes of a file, by their labels."""
+  with predictions.Reader(path) as reader:
+    count = reader.header.settings['classes']
+    stored = reader.header.record.get('class_names')
+  if (
+    isinstance(stored, list)
+    and len(stored) == count
+    and all(isinstance(name, str) for name in stored)
+  ):
+    return stored
+  if count == len(labels.imagenet_classes()):
+    return [found.name for found in labels.imagenet_classes()]
+  return []
+
+
+def _differences(first: pathlib.Path, second: pathlib.Path) -> list[str]:
+  """The settings in which two files differ, a line each."""
+  with predictions.Reader(first) as a, predictions.Reader(second) as b:
+    one = {**a.header.settings, **a.header.run}
+    other = {**b.header.settings, **b.header.run}
+  return [
+    f'{key}: {one.get(key)!r} in the first, {other.get(key)!r} in the second'
+    for key in dict.fromkeys((*one, *other))
+    if one.get(key) != other.get(key)
+  ]
+
+
+def _test_row(name: str, pair: pairs.Paired) -> dict[str, Any]:
+  first, second = pair.errors()
+  return {
+    'labels': name,
+    'pictures': pair.pictures,
+    'top-1 error, first': round(first.percent, 6),
+    'second': round(second.percent, 6),
+    'both right': pair.both,
+    'only first': pair.test.only_first,
+    'only second': pair.test.only_second,
+    'both wrong': pair.neither,
+    'McNemar exact p': pair.test.exact_p,
+    'chi-square': pair.test.statistic,
+    'its p': pair.test.corrected_p,
+  }
+
+
+def _flip_row(
+  flip: pairs.Flip, names: tuple[Sequence[str], Sequence[str]]
+) -> dict[str, Any]:
+  row: dict[str, Any] = {'key': flip.key}
+  for side, guess, known in zip(
+    ('first', 'second'), (flip.first, flip.second), names, strict=True
+  ):
+    row[side] = _answer(guess, known)
+  for name, answers in flip.labels.items():
+    row[f'labels {name}'] = ' or '.join(map(str, answers)) or '-'
+  return row
+
+
+def _answer(guess: tuple[int, float] | None, names: Sequence[str]) -> str:
+  if guess is None:
+    return 'could not be read'
+  label, probability = guess
+  name = f' {names[label]}' if names else ''
+  return f'{label}{name} ({probability:.4f})'
+
+
+# ------------------------------------------------------------------- features
+
+
+def _compare_features(
+  config: ConfigDict, first: pathlib.Path, second: pathlib.Path
+) -> None:
+  a, b = features.load_features(first), features.load_features(second)
+  layers = set(a) & set(b)
+  common = [layer for layer in a if layer in layers]
+  for path, own in ((first, a), (second, b)):
+    if lacking := [layer for layer in own if layer not in layers]:
+      console.say(f'only in {path}: {", ".join(lacking)}, left out')
+  if not common:
+    raise errors.UserError(
+      f'{first} and {second} have no layer in common: {", ".join(a)}; and'
+      f' {", ".join(b)}. Extract the same layers.'
+    )
+  rows = _same_pictures(a, b, first, second)
+  good = (a.status[rows[0]] == layout.DONE) & (b.status[rows[1]] == layout.DONE)
+  if not good.all():
+    console.say(
+      f'{int((~good).sum())} pictures that could not be read (rows of NaN) are'
+      ' left out'
+    )
+  chosen = rows[0][good], rows[1][good]
+  table = []
+  for layer in common:
+    found = similarity.compare(a[layer], b[layer], chosen)
+    table.append({'layer': layer} | _similarity_row(found, config.as_json))
+  console.show(table, config.as_json, pictures=int(good.sum()))
+
+
+def _same_pictures(
+  a: features.Features,
+  b: features.Features,
+  first: pathlib.Path,
+  second: pathlib.Path,
+) -> tuple[np.ndarray, np.ndarray]:
+  """The rows of the same pictures, in both stores, by their keys."""
+  if a.rows == b.rows:
+    return np.arange(len(a.rows)), np.arange(len(a.rows))
+  for path, store in ((first, a), (second, b)):
+    if len(set(store.rows)) < len(store.rows):
+      raise errors.UserError(
+        f'{path} has the same key twice, and the other store other rows, so'
+        ' they cannot be told apart. Extract from the same list.'
+      )
+  of_b = {key: row for row, key in enumerate(b.rows)}
+  rows = [(row, of_b[key]) for row, key in enumerate(a.rows) if key in of_b]
+  if not rows:
+    raise errors.UserError(
+      f'{first} and {second} have no picture in common: their keys are such as'
+      f' {a.rows[0]!r} and {b.rows[0]!r}. Compare runs over the same data.'
+    )
+  for path, store in ((first, a), (second, b)):
+    if len(store.rows) > len(rows):
+      console.say(
+        f'only in {path}: {len(store.rows) - len(rows)} pictures, left out'
+      )
+  places = np.array(rows)
+  return places[:, 0], places[:, 1]
+
+
+def _similarity_row(
+  found: similarity.Similarity, as_json: bool
+) -> dict[str, Any]:
+  row = dataclasses.asdict(found)
+  # JSON has no NaN.
+  missing = None if as_json else '-'
+  return {
+    key: missing if isinstance(value, float) and math.isnan(value) else value
+    for key, value in row.items()
+  }
