@@ -164,6 +164,8 @@ def load(
   if record is None:
     record = zoo.identify(path, loaded.model.depth)
   source = f'{loaded.format} {path}'
+  if loaded.converted_from:
+    source += f', converted from {loaded.converted_from.source}'
   if record:
     loaded = _as_recorded(path, loaded, record)
     source += f', {record.name} of the zoo ({record.file.hash or "no hash"})'
@@ -174,13 +176,15 @@ def load(
   if not loaded.trained:
     warnings = (f'{UNTRAINED}.', *warnings)
   result = Weights(loaded, source, warnings, path)
-  if loaded.digest not in ('', result.digest) and wishes.finite:
-    raise errors.UserError(
+  if loaded.digest not in ('', result.digest):
+    changed = (
       f'{path} was changed since it was written: its parameters have the'
       f' digest {result.digest}, and it states {loaded.digest}. Convert the'
-      ' original again (or, of a Paddle directory, set the conv_order that it'
-      ' was written with).'
+      ' original again.'
     )
+    if wishes.finite:
+      raise errors.UserError(changed)
+    return dataclasses.replace(result, warnings=(*warnings, changed))
   return result
 
 
