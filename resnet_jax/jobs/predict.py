@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, files, prediction
+from resnet_jax import errors, files, prediction, terminal
 from resnet_jax.data import labels, pipeline, sources
 from resnet_jax.jobs import common, console
 
@@ -62,9 +62,8 @@ def run(config: ConfigDict) -> int:
         if reason:
           console.say(f'FAILED: {item.name}: {reason}')
         else:
-          print(
-            f'Label of {item.name} is: {guesses.label}\n{guesses}', flush=True
-          )
+          text = f'Label of {item.name} is: {guesses.label}\n{guesses}'
+          print(terminal.plain(text), flush=True)
         write(_record(item, reason, guesses, setup))
   for warning in setup.weights.warnings:
     console.say(f'WARNING: {warning}')

@@ -28,6 +28,14 @@ UNTRAINED = (
 )
 DEFAULT_DEPTH = 50
 AUTO, RANDOM = 'auto', 'random'
+# Formats whose files do not tell how pictures were prepared.
+_UNTOLD = ('Keras', 'Caffe')
+_INPUT = (
+  'the file is none of the published ones and does not tell how pictures were'
+  " prepared: as for the authors' networks, {how.channels}, minus {how.mean},"
+  ' no scaling. Set channels, mean, std, resize_size, interpolation if it was'
+  ' trained otherwise.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +177,9 @@ def load(
   if record:
     loaded = _as_recorded(path, loaded, record)
     source += f', {record.name} of the zoo ({record.file.hash or "no hash"})'
+  elif loaded.format.startswith(_UNTOLD):
+    note = _INPUT.format(how=loaded.recipe)
+    loaded = dataclasses.replace(loaded, notes=(*loaded.notes, note))
   loaded = dataclasses.replace(
     loaded, model=loaded.model.clone(**wishes.variant(loaded.model))
   )
