@@ -99,6 +99,9 @@ def load(
       say=terminal.say,
       report=bar.set,
     )
+  terminal.say(f'weights: {loaded.source}')
+  for note in loaded.loaded.notes:
+    terminal.say(f'NOTE: {note}')
   for warning in loaded.warnings:
     warnings.warn(warning, stacklevel=2)
   how = inputs.preprocess_for(wishes, loaded.recipe)

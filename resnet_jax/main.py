@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from resnet_jax import configuration, errors, jobs
+from resnet_jax import configuration, errors, jobs, terminal
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -65,7 +65,7 @@ def run() -> None:
     sys.argv = configuration.resolve_flags(sys.argv)
     app.run(main, flags_parser=_parse)
   except errors.UserError as error:
-    sys.exit(f'error: {error}')
+    sys.exit(terminal.plain(f'error: {error}'))
   except BrokenPipeError:
     # Who reads the output has enough of it (`| head`).
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

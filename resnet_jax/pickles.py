@@ -8,6 +8,7 @@ wrote, too.  `load` admits other functions: PyTorch's files are pickles, too.
 """
 
 import codecs
+import io
 import mmap
 import pathlib
 import pickle
@@ -284,17 +285,36 @@ def load_arrays(path: pathlib.Path) -> Any:
       mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
     ):
       # Mapped, because reading takes memory for as much as a pickle claims.
-      return load(view, len(view), _ADMITTED)
+      return _arrays(path, view, len(view))
+  except ValueError as error:
+    # An empty file cannot be mapped.
+    raise _damaged(path, error) from error
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot read {path}: {error.strerror or error}.'
+    ) from error
+
+
+def load_bytes(path: pathlib.Path, data: bytes) -> Any:
+  """The same, of a pickle that was in a file; `path` is for messages."""
+  return _arrays(path, io.BytesIO(data), len(data))
+
+
+def _arrays(
+  path: pathlib.Path, stream: IO[bytes] | mmap.mmap, size: int
+) -> Any:
+  try:
+    return load(stream, size, _ADMITTED)
   except RefusedError as error:
     raise errors.UserError(
       f'{path} is refused: it holds {error}, and only NumPy arrays, strings,'
       ' numbers and containers are read from a pickle.'
     ) from error
-  except OSError as error:
-    raise errors.UserError(
-      f'cannot read {path}: {error.strerror or error}.'
-    ) from error
   except ValueError as error:
-    raise errors.UserError(
-      f'{path} is no pickle, or a damaged one ({error}). Make it again.'
-    ) from error
+    raise _damaged(path, error) from error
+
+
+def _damaged(path: pathlib.Path, error: ValueError) -> errors.UserError:
+  return errors.UserError(
+    f'{path} is no pickle, or a damaged one ({error}). Make it again.'
+  )

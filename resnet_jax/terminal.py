@@ -11,9 +11,16 @@ from tqdm import tqdm
 _SECONDS_A_LINE = 15.0
 
 
+def plain(text: str) -> str:
+  """A text without the control characters that names in a file may have."""
+  return ''.join(
+    c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text
+  )
+
+
 def say(text: str) -> None:
   """A line; results go to standard output."""
-  print(text, file=sys.stderr, flush=True)
+  print(plain(text), file=sys.stderr, flush=True)
 
 
 class Bytes:

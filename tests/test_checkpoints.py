@@ -179,7 +179,8 @@ def test_a_value_before_the_relu_is_warned_of_in_a_notebook(three):
   with pytest.warns(UserWarning, match='before the ReLU'):
     found = model.features(PICTURE, 'layer1.0.bn1')
   assert found.shape == (1, 64, 56, 56)
-  several = model.features(PICTURE, 'layer4.*')
+  with pytest.warns(UserWarning, match='and so for 1 more'):
+    several = model.features(PICTURE, 'layer4.*')
   assert 'res5_2_addto' in several
 
 

@@ -95,18 +95,65 @@ def test_another_preprocessing_is_taken(folder):
 @pytest.mark.parametrize(
   ('config', 'preprocessor', 'message'),
   [
-    ({'model_type': 'vit'}, None, 'its config.json says model_type=vit'),
+    ({'model_type': 'vit'}, None, 'says model_type=vit, not resnet'),
     ({'downsample_in_first_stage': True}, None, 'another network'),
     ({'hidden_act': 'gelu'}, None, 'hidden_act=gelu, and a plain ResNet'),
     ({'id2label': {'0': 'a'}}, None, 'names 1 classes in id2label, and the'),
     ({}, PREPROCESSOR | {'resample': 0}, 'not known here.*resample 0'),
     ({}, PREPROCESSOR | {'size': 384}, 'not known here.*size 384'),
     ({}, PREPROCESSOR | {'size': {}}, 'not known here.*KeyError'),
-    ({}, PREPROCESSOR | {'image_mean': [1, 2]}, 'must have three values'),
-    ({}, PREPROCESSOR | {'crop_pct': -1}, 'crop_pct -1'),
+    ({}, PREPROCESSOR | {'image_mean': [1, 2]}, 'not known here.*ValueError'),
+    ({}, PREPROCESSOR | {'image_std': [1, 0, 1]}, 'an impossible preproc'),
+    ({}, PREPROCESSOR | {'do_normalize': False}, 'do_normalize=False'),
+    ({}, PREPROCESSOR | {'rescale_factor': 0.1}, 'rescale_factor=0.1'),
+    (
+      {},
+      PREPROCESSOR | {'image_processor_type': 'ViTImageProcessor'},
+      'ViTImageProcessor',
+    ),
+    (
+      {},
+      PREPROCESSOR | {'size': {'height': 224, 'width': 224}},
+      'not known here.*KeyError',
+    ),
+    ({}, PREPROCESSOR | {'crop_pct': -1}, 'an impossible preprocessing'),
+    ({}, PREPROCESSOR | {'crop_pct': 0}, 'ZeroDivisionError'),
     ({}, [], 'preprocessor_config.json is damaged: it holds no object'),
   ],
 )
 def test_what_is_not_known_is_one_error(folder, config, preprocessor, message):
   with pytest.raises(errors.UserError, match=message):
     weights.load(folder(config, preprocessor))
+
+
+def test_a_folder_of_timms(tmp_path):
+  held = weights.untrained(resnet.ResNet(18, 3), 1)
+  stored = {
+    theirs: np.ascontiguousarray(
+      held.parameters[ours].transpose(
+        {4: (3, 2, 0, 1), 2: (1, 0)}.get(held.parameters[ours].ndim, (0,))
+      )
+    )
+    for theirs, ours in torch_names.torchvision(18).items()
+  }
+  safetensors.numpy.save_file(stored, tmp_path / 'model.safetensors')
+  stated = {
+    'mean': [0.5, 0.5, 0.5],
+    'std': [0.25, 0.5, 0.5],
+    'crop_pct': 0.95,
+    'interpolation': 'bicubic',
+    'input_size': [3, 224, 224],
+  }
+  config = {'architecture': 'resnet18', 'pretrained_cfg': stated}
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  loaded = weights.load(str(tmp_path))
+  assert loaded.loaded.format == 'timm folder, model.safetensors'
+  assert loaded.recipe.mean == (127.5, 127.5, 127.5)
+  assert loaded.recipe.std == (63.75, 127.5, 127.5)
+  assert (loaded.recipe.resize_size, loaded.recipe.crop_size) == (235, 224)
+  assert loaded.recipe.interpolation == 'bicubic'
+  assert loaded.loaded.notes == ()
+  stated['interpolation'] = 'hamming'
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(errors.UserError, match='an impossible preprocessing'):
+    weights.load(str(tmp_path))

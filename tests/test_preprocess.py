@@ -4,10 +4,12 @@
 import concurrent.futures
 import io
 import math
+import pickle
 import re
 import resource
 import struct
 import sys
+import tarfile
 import tracemalloc
 import warnings
 import zipfile
@@ -860,3 +862,45 @@ def test_a_mean_in_another_order_is_refused(tmp_path, shape):
   np.savez(tmp_path / 'm.npz', data_mean=np.ones(shape, np.float32))
   with pytest.raises(errors.UserError, match=r'3072 values of shape \('):
     mean_room.parse_mean(str(tmp_path / 'm.npz'), 32)
+
+
+def _archive(path, members):
+  with tarfile.open(path, 'w:gz') as archive:
+    for name, data in members.items():
+      info = tarfile.TarInfo(name)
+      info.size = len(data)
+      archive.addfile(info, io.BytesIO(data))
+  return path
+
+
+def test_the_published_archive_of_the_mean_is_read(tmp_path):
+  values = np.arange(3 * 32 * 32, dtype=np.float32)
+  data = pickle.dumps({'data_mean': values}, protocol=2)
+  path = _archive(
+    tmp_path / 'm.tar.gz', {'mean_meta_224/mean.meta': data, 'x': b'y'}
+  )
+  mean = mean_room.parse_mean(str(path), 32)
+  np.testing.assert_array_equal(mean.values.ravel(), values)
+  whole = path.read_bytes()
+  path.write_bytes(whole[: len(whole) // 2])
+  message = user_error(mean_room.parse_mean, str(path), 32)
+  assert 'damaged' in message
+  path = _archive(tmp_path / 'n.tar.gz', {'other': b'y'})
+  message = user_error(mean_room.parse_mean, str(path), 32)
+  assert 'is an archive without mean.meta' in message
+
+
+def test_a_mean_archive_with_code_is_refused(tmp_path):
+  data = b"cos\nsystem\n(S'true'\ntR."
+  path = _archive(tmp_path / 'm.tar.gz', {'mean_meta_224/mean.meta': data})
+  message = user_error(mean_room.parse_mean, str(path), 32)
+  assert 'is refused: it holds os.system' in message
+
+
+@pytest.mark.parametrize('what', ['mean', 'std'])
+def test_the_scale_of_torch_is_noticed(what):
+  parse = {'mean': lambda t: mean_room.parse_mean(t, 32)}.get(
+    what, mean_room.parse_std
+  )
+  message = user_error(parse, '0.485,0.456,0.406')
+  assert f'Give {what}=123.675,116.28,103.53' in message

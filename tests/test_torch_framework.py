@@ -229,7 +229,7 @@ def test_data_parallel_is_taken_off_and_told(tmp_path, network18):
   parallel = torch.nn.DataParallel(network18)
   loaded = load(tmp_path, parallel.state_dict())
   assert_holds(loaded, network18)
-  assert "begin with 'module.', as torch.nn.DataParallel" in loaded.notes[0]
+  assert "Names begin with 'module.'" in loaded.notes[0]
 
 
 @pytest.mark.parametrize(

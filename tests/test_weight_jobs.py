@@ -2,10 +2,13 @@
 """The jobs zoo, download, convert, inspect and summary, as a user runs them."""
 
 import http.server
+import io
 import json
 import os
+import pickle
 import shutil
 import subprocess
+import tarfile
 import threading
 
 import numpy as np
@@ -339,6 +342,16 @@ def online(mirror, tmp_path):
   }
 
 
+def _mean_archive(folder):
+  values = np.zeros(3 * 224 * 224, np.float32)
+  data = pickle.dumps({'data_mean': values}, protocol=2)
+  with tarfile.open(folder / 'mean.tar.gz', 'w:gz') as archive:
+    info = tarfile.TarInfo('mean_meta_224/mean.meta')
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+  return folder / 'mean.tar.gz'
+
+
 def test_download_then_use(run_main, mirror, online, tmp_path):
   """The original's archive; its content is what verifies it."""
   source = tmp_path / 'resnet_50'
@@ -350,7 +363,7 @@ def test_download_then_use(run_main, mirror, online, tmp_path):
   subprocess.run(['gzip', '-1', '-k', archive], check=True)
   os.replace(f'{archive}.gz', packed)
   mirror.files['resnet_50.tar.gz'] = packed
-  mirror.files['mean_meta_224.tar.gz'] = packed
+  mirror.files['mean_meta_224.tar.gz'] = _mean_archive(tmp_path)
   done = run_main(
     f'{CONFIG}:50,weights=paddle', '--job=download', env=online, check=0
   )
@@ -358,6 +371,7 @@ def test_download_then_use(run_main, mirror, online, tmp_path):
   assert done.stdout.splitlines()[0] == str(target)
   digest = weights.load(str(source)).digest
   assert f'paddle-50 holds ResNet-50, digest {digest}' in done.stderr
+  assert 'paddle-mean holds a mean file mean_meta_224.tar.gz' in done.stderr
   assert target.read_bytes() == packed.read_bytes()
   mirror.files.clear()
   done = run_main(

@@ -11,7 +11,9 @@ import io
 import math
 import os
 import pathlib
+import tarfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ from resnet_jax import binaryproto, errors, pickles
 MEAN_BGR = (103.939, 116.779, 123.68)
 
 _MAX_MEAN_BYTES = 1 << 26
+_META = 'mean.meta'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,9 +150,10 @@ def _mean_file(path: pathlib.Path, crop_size: int) -> Mean:
     array = _centre(binaryproto.read_mean(path), crop_size)
   elif zipfile.is_zipfile(path):
     array = _npz_mean(path)
+  elif (packed := _unpacked(path)) is not None:
+    array = _data_mean(pickles.load_bytes(path, packed))
   else:
-    contents = pickles.load_arrays(path)
-    array = contents.get('data_mean') if isinstance(contents, dict) else None
+    array = _data_mean(pickles.load_arrays(path))
   if not isinstance(array, np.ndarray) or array.dtype.kind not in 'fiu':
     raise errors.UserError(f"{path} holds no array of numbers 'data_mean'.")
   array = _float32(array)
@@ -175,6 +179,37 @@ def _centre(array: np.ndarray, size: int) -> np.ndarray:
   if min(top, left) < 0:
     return array
   return array[:, top : top + size, left : left + size]
+
+
+def _data_mean(contents: Any) -> Any:
+  return contents.get('data_mean') if isinstance(contents, dict) else None
+
+
+def _unpacked(path: pathlib.Path) -> bytes | None:
+  """`mean.meta` of the published `mean_meta_224.tar.gz`; None: it is no gzip.
+
+  Bounded: of what comes out no more is taken than a mean file may have.
+  """
+  with open(path, 'rb') as file:
+    packed = file.read()
+  if not packed.startswith(b'\x1f\x8b'):
+    return None
+  try:
+    data = zlib.decompressobj(wbits=31).decompress(packed, _MAX_MEAN_BYTES)
+    with tarfile.open(fileobj=io.BytesIO(data), mode='r:') as archive:
+      for member in archive:
+        if member.isfile() and member.name.rsplit('/', 1)[-1] == _META:
+          found = archive.extractfile(member)
+          assert found is not None
+          return found.read()
+  except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    raise errors.UserError(
+      f'{path} is a damaged archive of a mean file: {error}. Get it again.'
+    ) from error
+  raise errors.UserError(
+    f'{path} is an archive without {_META}. Give the published'
+    ' mean_meta_224.tar.gz, or the file itself.'
+  )
 
 
 def _npz_mean(path: pathlib.Path) -> np.ndarray | None:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from resnet_jax import terminal
 from resnet_jax.terminal import say
 
 __all__ = ['say', 'show']
@@ -31,7 +32,7 @@ def show(
       cell.rjust(width) if to_right else cell.ljust(width)
       for cell, width, to_right in zip(row, widths, right, strict=True)
     )
-    print(line.rstrip())
+    print(terminal.plain(line.rstrip()))
 
 
 def _cell(value: Any) -> str:

@@ -46,7 +46,11 @@ def run(config: ConfigDict) -> int:
   loaded = common.load_weights(config)
   held = _with_the_users_word(config, said, loaded)
   text = metadata.written(
-    held, loaded.source, loaded.digest, _file_digest(loaded.path)
+    held,
+    loaded.source,
+    loaded.digest,
+    _file_digest(loaded.path),
+    config.conv_order if config.convert_to == 'paddle' else '',
   )
   if config.convert_to == 'paddle':
     paddle.write(loaded.parameters, target, config.conv_order, text)
@@ -77,6 +81,7 @@ def _with_the_users_word(
 ) -> assemble.Loaded:
   """The network as it shall be loaded later, with no other information."""
   how = inputs.preprocess_for(said, loaded.recipe)
+  console.say(f'input: {how.describe()}')
   if how.mean.values.shape != (3, 1, 1):
     raise errors.UserError(
       'a mean picture cannot be stored with the weights. Convert with three'

@@ -4,11 +4,13 @@
 from ml_collections import ConfigDict
 
 from resnet_jax import errors, terminal, weights
+from resnet_jax.data import mean
 from resnet_jax.jobs import console
 from resnet_jax.models import names
 from resnet_jax.weights import download, zoo
 
 ALL = 'all'
+_MEAN_SIZE = 224
 
 
 def run(config: ConfigDict) -> int:
@@ -37,6 +39,9 @@ def run(config: ConfigDict) -> int:
       print(path, flush=True)
       if name in checkpoints:
         _check(checkpoints[name])
+      else:
+        subtracted = mean.parse_mean(str(path), _MEAN_SIZE)
+        console.say(f'{name} holds a {subtracted.description}')
     except errors.UserError as error:
       failed.append(name)
       console.say(f'FAILED: {error}')

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, files, prediction, stages
+from resnet_jax import errors, files, prediction, stages, terminal
 from resnet_jax.data import labels, sources
 from resnet_jax.jobs import common, console
 
@@ -56,9 +56,8 @@ def run(config: ConfigDict) -> int:
         if reason:
           console.say(f'FAILED: {item.name}: {reason}')
         else:
-          print(
-            f'Label of {item.name} is: {guesses.label}\n{guesses}', flush=True
-          )
+          text = f'Label of {item.name} is: {guesses.label}\n{guesses}'
+          print(terminal.plain(text), flush=True)
         write(_record(item, reason, guesses, setup))
   common.say_stages(clock)
   for warning in setup.weights.warnings:

@@ -15,13 +15,17 @@ def run(config: ConfigDict) -> int:
   """Prints the table, or records whole as JSON; of a depth, of a family."""
   if config.layer_num:
     names.check_depth(config.layer_num)
+  families = list(zoo.FAMILIES)
   if config.weights != weights.AUTO:
-    errors.check_choice('checkpoint', config.weights, zoo.FAMILIES)
+    families = names.split_list(config.weights)
+  for family in families:
+    errors.check_choice('checkpoint', family, zoo.FAMILIES)
+    if config.layer_num and config.weights != weights.AUTO:
+      zoo.find(family, config.layer_num)
   chosen = tuple(
     record
     for record in zoo.RECORDS
-    if config.layer_num in (0, record.depth)
-    and config.weights in (weights.AUTO, record.family)
+    if config.layer_num in (0, record.depth) and record.family in families
   )
   rows = (
     [dataclasses.asdict(record) for record in chosen]

@@ -200,6 +200,8 @@ def _torchvision(depth: int) -> Iterator[Alias]:
     yield alias(owner[f'{ours}_conv'], f'{ours}_conv')
     bn = owner[f'{ours}_bn']
     yield alias(bn, f'{ours}_bn', relu)
+    if branch == 'branch1':
+      yield alias(f'{torch}.downsample', f'{ours}_bn')
     if relu:
       # timm numbers them; torchvision calls one module several times.
       yield alias(f'{torch}.act{bn[-1]}', f'{ours}_bn')
@@ -328,15 +330,24 @@ def _note(
 ) -> str | None:
   bare = pattern.partition(':')[2] if ':' in pattern else pattern
   # A canonical name means what it says.
-  if is_glob(bare) or pattern in matches:
+  own = {alias.name for alias in everything if alias.scheme == CANONICAL}
+  if pattern == bare and fnmatch.filter(own, bare):
     return None
-  for alias in everything:
-    if alias.name == bare and alias.layer == matches[0] and alias.before_relu:
-      return (
-        f"{alias.scheme}'s {bare} is the value before the ReLU;"
-        f' {alias.layer}, which is taken for it, is the one after it.'
-      )
-  return None
+  early = [
+    alias
+    for alias in everything
+    if alias.before_relu
+    and alias.layer in matches
+    and fnmatch.fnmatchcase(alias.name, bare)
+  ]
+  if not early:
+    return None
+  first = early[0]
+  more = f' (and so for {len(early) - 1} more)' if len(early) > 1 else ''
+  return (
+    f"{first.scheme}'s {first.name} is the value before the ReLU;"
+    f' {first.layer}, which is taken for it, is the one after it{more}.'
+  )
 
 
 def _unknown(

@@ -28,6 +28,14 @@ UNTRAINED = (
 )
 DEFAULT_DEPTH = 50
 AUTO, RANDOM = 'auto', 'random'
+# Formats whose files do not tell how pictures were prepared.
+_UNTOLD = ('Keras', 'Caffe')
+_INPUT = (
+  'the file is none of the published ones and does not tell how pictures were'
+  " prepared: as for the authors' networks, {how.channels}, minus {how.mean},"
+  ' no scaling. Set channels, mean, std, resize_size, interpolation if it was'
+  ' trained otherwise.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,9 +172,14 @@ def load(
   if record is None:
     record = zoo.identify(path, loaded.model.depth)
   source = f'{loaded.format} {path}'
+  if loaded.converted_from:
+    source += f', converted from {loaded.converted_from.source}'
   if record:
     loaded = _as_recorded(path, loaded, record)
     source += f', {record.name} of the zoo ({record.file.hash or "no hash"})'
+  elif loaded.format.startswith(_UNTOLD):
+    note = _INPUT.format(how=loaded.recipe)
+    loaded = dataclasses.replace(loaded, notes=(*loaded.notes, note))
   loaded = dataclasses.replace(
     loaded, model=loaded.model.clone(**wishes.variant(loaded.model))
   )
@@ -174,13 +187,15 @@ def load(
   if not loaded.trained:
     warnings = (f'{UNTRAINED}.', *warnings)
   result = Weights(loaded, source, warnings, path)
-  if loaded.digest not in ('', result.digest) and wishes.finite:
-    raise errors.UserError(
+  if loaded.digest not in ('', result.digest):
+    changed = (
       f'{path} was changed since it was written: its parameters have the'
       f' digest {result.digest}, and it states {loaded.digest}. Convert the'
-      ' original again (or, of a Paddle directory, set the conv_order that it'
-      ' was written with).'
+      ' original again.'
     )
+    if wishes.finite:
+      raise errors.UserError(changed)
+    return dataclasses.replace(result, warnings=(*warnings, changed))
   return result
 
 

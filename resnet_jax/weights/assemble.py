@@ -100,6 +100,19 @@ class Origin:
 
 
 @dataclasses.dataclass(frozen=True)
+class Converted:
+  """What `--job=convert` made a file of.
+
+  Attributes:
+    source: for a person.
+    sha256: of the file; '': it was none.
+  """
+
+  source: str
+  sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Loaded:
   """What a format makes of a file.
 
@@ -117,6 +130,7 @@ class Loaded:
     class_names: the classifier's, if the file holds them.
     trained: whether anybody trained them, as far as is known.
     digest: of the parameters, if the file states it.
+    converted_from: None: it is an original.
   """
 
   format: str
@@ -130,6 +144,7 @@ class Loaded:
   class_names: tuple[str, ...] = ()
   trained: bool = True
   digest: str = ''
+  converted_from: Converted | None = None
 
 
 def checked_variant(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,6 +75,10 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   """
   try:
     head = b''
+    if path.exists() and not (path.is_dir() or path.is_file()):
+      raise errors.UserError(
+        f'{path} is neither a file nor a directory, but a pipe or a device.'
+      )
     if not path.is_dir():
       with open(path, 'rb') as file:
         head = file.read(_HEAD)
@@ -95,7 +99,7 @@ def _looks_like(path: pathlib.Path, head: bytes) -> str:
   if path.is_dir():
     held = ', '.join(sorted(entry.name for entry in path.iterdir())[:5])
     return (
-      'a directory, but not one of a Paddle model (it holds'
+      'a directory, but none of Paddle, Hugging Face or timm (it holds'
       f' {held or "nothing"}); name the file in it that has the weights'
     )
   if not head:

@@ -2,7 +2,8 @@
 """A folder that Transformers' `save_pretrained` wrote of a ResNet.
 
 `config.json` tells the stride and the class names, `preprocessor_config.json`,
-if it is there, the preprocessing.  Sources: Transformers 5.23,
+if it is there, the preprocessing.  Folders of timm
+from the hub have both in `config.json`.  Sources: Transformers 5.23,
 `models/resnet/configuration_resnet.py` and
 `models/convnext/image_processing_convnext.py`.
 """
@@ -27,6 +28,15 @@ _MAX_BYTES = 1 << 24
 _FILTERS = {1: 'lanczos', 2: 'bilinear', 3: 'bicubic'}
 # Pictures from this size on are squashed, not cut.
 _SQUASHED = 384
+_CROP_PCT = 0.875
+# What else a preprocessor may state, and still be the one that is known here.
+_PROCESSORS = ('ConvNextFeatureExtractor', 'ConvNextImageProcessor')
+_USUAL = {
+  'do_normalize': True,
+  'do_rescale': True,
+  'do_resize': True,
+  'do_center_crop': True,
+}
 # Fields of the configuration whose other values are other networks.
 _PLAIN = {
   'model_type': 'resnet',
@@ -51,19 +61,27 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
       or tells of another network.
   """
   config = _read(path / _CONFIG)
+  if isinstance(config.get('pretrained_cfg'), dict):
+    return _timm(path, config['pretrained_cfg'], options)
+  if config.get('model_type') != _PLAIN['model_type']:
+    raise errors.UserError(
+      f'{path} is no folder of a ResNet: its {_CONFIG} says model_type='
+      f'{str(config.get("model_type"))[:99]}, not {_PLAIN["model_type"]}. Name'
+      ' the file with the weights, if they are those of one.'
+    )
   for key, value in _PLAIN.items():
     if config.get(key, value) != value:
       raise errors.UserError(
         f'{path} holds another network: its {_CONFIG} says {key}='
         f'{str(config[key])[:99]}, and a plain ResNet has {value}.'
       )
-  name = next(n for n in _LOADERS if (path / n).is_file())
-  loaded = _LOADERS[name](path / name, options)
+  name, loaded = _weights(path, options)
   stride_in = '1x1' if config.get('downsample_in_bottleneck') else '3x3'
   how, notes = loaded.recipe, [n for n in loaded.notes if n != recipe.GUESSED]
   if (path / _PREPROCESSOR).is_file():
     how = _recipe(path / _PREPROCESSOR)
   else:
+    how = recipe.HUGGING_FACE
     notes.append(
       f'{path} has no {_PREPROCESSOR}: the input of microsoft/resnet-* is'
       ' taken.'
@@ -75,6 +93,54 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     recipe=how,
     notes=tuple(notes),
     class_names=_class_names(path, config, loaded.model.classes),
+  )
+
+
+def _weights(
+  path: pathlib.Path, options: assemble.Options
+) -> tuple[str, assemble.Loaded]:
+  name = next(n for n in _LOADERS if (path / n).is_file())
+  return name, _LOADERS[name](path / name, options)
+
+
+def _timm(
+  path: pathlib.Path, stated: dict[str, Any], options: assemble.Options
+) -> assemble.Loaded:
+  """A folder of timm's, whose configuration has the preprocessing in it."""
+  name, loaded = _weights(path, options)
+  try:
+    size = int(stated['input_size'][-1])
+    how = recipe.Recipe(
+      channels='RGB',
+      mean=_scaled(stated['mean']),
+      std=_scaled(stated['std']),
+      resize_size=int(size / float(stated['crop_pct'])),
+      crop_size=size,
+      interpolation=str(stated['interpolation']),
+      rounding='torchvision',
+    )
+  except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+    raise _unknown(path / _CONFIG, error) from error
+  return dataclasses.replace(
+    loaded,
+    format=f'timm folder, {name}',
+    recipe=how,
+    notes=tuple(n for n in loaded.notes if n != recipe.GUESSED),
+  )
+
+
+def _scaled(values: Any) -> tuple[float, float, float]:
+  """Three values of the scale 0 to 1 on the scale 0 to 255."""
+  first, second, third = (round(255 * float(value), 6) for value in values)
+  return first, second, third
+
+
+def _unknown(path: pathlib.Path, error: Exception) -> errors.UserError:
+  return errors.UserError(
+    f'{path} tells of a preprocessing that is not known here'
+    f' ({type(error).__name__}: {str(error)[:200]}). Name the file with the'
+    ' weights instead of the folder, and set resize_size, crop_size,'
+    ' interpolation, mean and std.'
   )
 
 
@@ -115,36 +181,30 @@ def _class_names(
 def _recipe(path: pathlib.Path) -> recipe.Recipe:
   stated = _read(path)
   try:
-    size = stated.get('size', 224)
-    if isinstance(size, dict):
-      size = size.get('shortest_edge') or size['height']
-    size, resample = int(size), int(stated.get('resample', 3))
-    if not 32 <= size < _SQUASHED or resample not in _FILTERS:
-      raise ValueError(f'size {size}, resample {resample}')
-    mean, std = (
-      tuple(round(255 * float(value), 6) for value in stated[key])
-      for key in ('image_mean', 'image_std')
+    kind = stated.get(
+      'image_processor_type', stated.get('feature_extractor_type')
     )
-    if (
-      len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std))
-    ):
-      raise ValueError('mean and std must have three values')
-    share = float(stated.get('crop_pct') or 0.875)
-    if not 0.1 <= share <= 1:
-      raise ValueError(f'crop_pct {share}')
-  except (KeyError, TypeError, ValueError, OverflowError) as error:
-    raise errors.UserError(
-      f'{path} tells of a preprocessing that is not known here'
-      f' ({type(error).__name__}: {error}). Name the file with the weights'
-      ' instead of the folder, and set resize_size, crop_size, interpolation,'
-      ' mean and std.'
-    ) from error
-  return recipe.Recipe(
-    channels='RGB',
-    mean=mean,
-    std=std,
-    resize_size=int(size / share),
-    crop_size=size,
-    interpolation=_FILTERS[resample],
-    rounding='torchvision',
-  )
+    if kind is not None and not str(kind).startswith(_PROCESSORS):
+      raise ValueError(f'{kind}')
+    for key, value in _USUAL.items():
+      if stated.get(key, value) != value:
+        raise ValueError(f'{key}={stated[key]}')
+    if not math.isclose(float(stated.get('rescale_factor', 1 / 255)), 1 / 255):
+      raise ValueError(f'rescale_factor={stated["rescale_factor"]}')
+    size = stated['size']
+    size = int(size['shortest_edge'] if isinstance(size, dict) else size)
+    resample = int(stated['resample'])
+    if size >= _SQUASHED or resample not in _FILTERS:
+      raise ValueError(f'size {size}, resample {resample}')
+    share = stated.get('crop_pct')
+    return recipe.Recipe(
+      channels='RGB',
+      mean=_scaled(stated['image_mean']),
+      std=_scaled(stated['image_std']),
+      resize_size=int(size / (_CROP_PCT if share is None else float(share))),
+      crop_size=size,
+      interpolation=_FILTERS[resample],
+      rounding='torchvision',
+    )
+  except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+    raise _unknown(path, error) from error

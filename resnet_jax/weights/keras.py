@@ -166,6 +166,13 @@ def _load(
     options=options,
     notes=notes,
   )
+  if any(layer.snake_kind == 'global_max_pooling2d' for layer in layers):
+    raise errors.UserError(
+      f'{path} pools its last maps by their maximum, which is another network'
+      ' behind res5: its avgpool and logits do not exist here. Save the model'
+      ' without its top and without pooling, and extract the last res5_*_addto'
+      ' with pool=max.'
+    )
   left_out = _left_out(path, empty, layers, datasets)
   return dataclasses.replace(loaded, warnings=tuple(left_out))
 

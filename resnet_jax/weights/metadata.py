@@ -25,25 +25,33 @@ _VARIANT = {'stride_in': str, 'stem_pool': str, 'epsilon': float}
 
 
 def written(
-  loaded: assemble.Loaded, source: str, digest: str, file_sha256: str = ''
+  loaded: assemble.Loaded,
+  source: str,
+  digest: str,
+  file_sha256: str = '',
+  conv_order: str = '',
 ) -> str:
   """The text.
 
   Args:
-    loaded: the network.
+    loaded: the network; if it was converted before, its first source counts.
     source: what the weights were loaded from, for a person.
     digest: SHA-256 of the parameters.
     file_sha256: of the file that they were loaded from; '': there is none.
+    conv_order: of a Paddle directory.
   """
+  first = loaded.converted_from
   model = loaded.model
   stated: dict[str, Any] = {
     'depth': model.depth,
     'classes': model.classes,
     **{key: getattr(model, key) for key in _VARIANT},
     'preprocessing': dataclasses.asdict(loaded.recipe),
-    'source': source,
+    'source': first.source if first else source,
+    'source_sha256': first.sha256 if first else file_sha256,
     'digest': digest,
-    'source_sha256': file_sha256,
+    'conv_order': conv_order,
+    'notes': list(loaded.notes),
     'trained': loaded.trained,
     'class_names': list(loaded.class_names),
   }
@@ -64,7 +72,11 @@ def applied(
       raise ValueError('it was changed since: the checksum differs')
     variant = {key: kind(stated[key]) for key, kind in _VARIANT.items()}
     how = _recipe(stated['preprocessing'])
-    source, digest = str(stated['source']), str(stated['digest'])
+    first = assemble.Converted(
+      str(stated['source']), str(stated['source_sha256'])
+    )
+    digest = str(stated['digest'])
+    notes = tuple(str(note) for note in stated['notes'])
     class_names = tuple(str(name) for name in stated['class_names'])
     trained = bool(stated['trained'])
   except (
@@ -84,11 +96,21 @@ def applied(
     loaded,
     model=loaded.model.clone(**assemble.checked_variant(variant)),
     recipe=how,
-    notes=(*loaded.notes, f'converted from: {source}'),
+    notes=notes,
+    converted_from=first,
     class_names=class_names,
     trained=trained,
     digest=digest,
   )
+
+
+def conv_order(text: str | bytes) -> str:
+  """The order that the text states of a Paddle directory; '': none."""
+  try:
+    return str(json.loads(text).get('conv_order', ''))
+  except (ValueError, AttributeError, RecursionError):
+    # `applied` says what is wrong with it.
+    return ''
 
 
 def checksum(stated: Mapping[str, Any]) -> str:

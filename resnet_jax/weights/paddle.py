@@ -118,6 +118,9 @@ def load_files(
   """
   order = errors.check_choice('conv_order', options.conv_order, CONV_ORDERS)
   beside = found.get(metadata.FILE)
+  text = b'' if beside is None else _text(path, beside)
+  if (stated := metadata.conv_order(text)) in CONV_ORDERS:
+    order = stated
   found = {name: f for name, f in found.items() if name != metadata.FILE}
   depth = _depth(path, found)
   model = resnet.ResNet(depth, _classes(path, found))
@@ -147,9 +150,7 @@ def load_files(
     recipe.CAFFE,
     warnings=(warning,) if warning else (),
   )
-  if beside is None:
-    return loaded
-  return metadata.applied(path, loaded, _text(path, beside))
+  return loaded if beside is None else metadata.applied(path, loaded, text)
 
 
 def _text(path: pathlib.Path, file: File) -> bytes:

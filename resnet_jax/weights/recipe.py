@@ -2,6 +2,7 @@
 """How pictures were prepared for a network: what a checkpoint brings along."""
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,21 @@ class Recipe:
   crop_size: int
   interpolation: str
   rounding: str
+
+  def __post_init__(self) -> None:
+    """Raises a ValueError if a file made of it what cannot be."""
+    fits = (
+      self.channels in ('BGR', 'RGB')
+      and self.interpolation in ('lanczos', 'bilinear', 'bicubic')
+      and self.rounding in ('nearest', 'torchvision')
+      and len(self.mean) == len(self.std) == 3
+      and all(map(math.isfinite, self.mean + self.std))
+      and min(self.std) > 0
+      and 32 <= self.crop_size <= 4096
+      and self.crop_size <= self.resize_size <= 8192
+    )
+    if not fits:
+      raise ValueError(f'an impossible preprocessing: {self}')
 
 
 # Source: the model zoo's page (the three values) and PaddlePaddle 0.8 to

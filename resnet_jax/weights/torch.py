@@ -30,7 +30,7 @@ _MAGIC_TEXT = f'L{_MAGIC}L\n.'.encode()
 _TAR_NAMES = (b'sys_info', b'pickle', b'tensors', b'storages')
 
 # Where programs put a state dict beside other things.
-_PLACES = ('state_dict', 'model')
+_PLACES = ('state_dict', 'model_state_dict', 'model')
 _CLEAN = (
   'Where you trust the file, make a clean one in Python:'
   " torch.save(model.state_dict(), 'clean.pth')."
@@ -149,7 +149,7 @@ def recognise(path: pathlib.Path, head: bytes) -> bool:
 
 
 def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
-  """Reads a state dict, alone or under 'state_dict' or 'model'.
+  """Reads a state dict, alone or under one of _PLACES.
 
   Raises:
     UserError: the file cannot be read, is damaged, holds anything else than
@@ -215,7 +215,7 @@ def _state_dict(
     return tensors, _unread(_others(contents, tensors))
   raise errors.UserError(
     f'{path} holds no state dict: there are tensors neither in it nor in its'
-    f" 'state_dict' or 'model'; it holds {_listed(list(contents))}. {_CLEAN}"
+    f' {", ".join(_PLACES)}; it holds {_listed(list(contents))}. {_CLEAN}'
   )
 
 

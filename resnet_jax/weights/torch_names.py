@@ -28,6 +28,11 @@ _KINDS = {'conv': 'convolution', 'bn': 'normalization'}
 # How many batches were seen in training; batch norm does not compute with it.
 _COUNTER = 'num_batches_tracked'
 _BACKBONE = 'resnet.'
+# A network's first tensor, and others that tell it from a block's.
+_FIRST = {
+  'conv1.weight': ('bn1.weight', 'layer1.0.conv1.weight'),
+  'embedder.embedder.convolution.weight': (),
+}
 
 
 def torchvision(depth: int) -> dict[str, str]:
@@ -97,9 +102,12 @@ def load_tensors(
     for name, tensor in tensors.items()
     if name.rsplit('.', 1)[-1] != _COUNTER
   }
-  while prefix := _common_prefix(tensors):
+  if prefix := _prefix(tensors):
     tensors = {n.removeprefix(prefix): t for n, t in tensors.items()}
-    notes.append(f"All names begin with '{prefix}'; they are taken without.")
+    notes.append(f"Names begin with '{prefix}'; they are taken without.")
+  if renamed := _head(tensors):
+    tensors = {renamed.get(name, name): t for name, t in tensors.items()}
+    notes.append(f'The classifier is {next(iter(renamed))}.')
   program, naming, how = _program(tensors)
   notes += [*_conversions(tensors), recipe.GUESSED]
   return assemble.assemble(
@@ -115,17 +123,31 @@ def load_tensors(
   )
 
 
-def _common_prefix(tensors: Mapping[str, assemble.Tensor]) -> str:
-  """What a module around the network puts before all names; '' if none does.
+def _prefix(tensors: Mapping[str, assemble.Tensor]) -> str:
+  """What a module around the network puts before its names; '' if none does.
 
   `module.` of torch.nn.DataParallel, `model.` of Lightning's modules, and so
   on; not Transformers' own.
   """
-  first = {name.partition('.')[0] for name in tensors}
-  if len(first) != 1 or any('.' not in name for name in tensors):
-    return ''
-  (prefix,) = first
-  return '' if f'{prefix}.' == _BACKBONE else f'{prefix}.'
+  for first, others in _FIRST.items():
+    for name in tensors:
+      prefix = name.removesuffix(first)
+      found = name == f'{prefix}{first}' and prefix.endswith('.')
+      if found and all(f'{prefix}{other}' in tensors for other in others):
+        return '' if prefix == _BACKBONE else prefix
+  return ''
+
+
+def _head(tensors: Mapping[str, assemble.Tensor]) -> dict[str, str]:
+  """New names of the only linear layer in a `fc` of several layers."""
+  if 'fc.weight' in tensors:
+    return {}
+  inside = [n for n, t in tensors.items() if n.startswith('fc.')]
+  matrices = [n for n in inside if len(tensors[n].shape) == 2]
+  if len(matrices) != 1 or len(inside) != 2:
+    return {}
+  layer = matrices[0].removesuffix('.weight')
+  return {f'{layer}.weight': 'fc.weight', f'{layer}.bias': 'fc.bias'}
 
 
 def _program(
