@@ -21,7 +21,7 @@ class Wishes:
   mean: str = AUTO
   std: str = AUTO
   channels: str = AUTO
-  resize: str = 'short_side'
+  resize: str = AUTO
   resize_size: int = 0
   crop_size: int = 0
   interpolation: str = AUTO
@@ -31,7 +31,7 @@ class Wishes:
   def __post_init__(self) -> None:
     # A mistake should not wait for the weights.
     for what, allowed in (
-      ('resize', preprocess.RESIZES),
+      ('resize', (*preprocess.RESIZES, AUTO)),
       ('interpolation', (*preprocess.INTERPOLATIONS, AUTO)),
       ('channels', (*preprocess.CHANNELS, AUTO)),
       ('rounding', (*preprocess.ROUNDINGS, AUTO)),
@@ -79,7 +79,7 @@ def preprocess_for(
   std = recipe.std if wishes.std == AUTO else mean.parse_std(wishes.std)
   return preprocess.Preprocess(
     subtracted,
-    wishes.resize,
+    pick('resize'),
     wishes.resize_size or recipe.resize_size,
     crop_size,
     wishes.multi_crop,

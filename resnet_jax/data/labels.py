@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The 1000 classes of ILSVRC 2012, in the order of their wnids.
+"""The classes of known data sets, in the order of the labels.
 
-Names are WordNet's.  Two of them, crane and maillot, occur twice: a class is
-its index or its wnid, never its name.
+The 1000 of ILSVRC 2012 are in the order of their wnids, and their names are
+WordNet's.  Two of them, crane and maillot, occur twice: a class is its index or
+its wnid, never its name.  Those of CIFAR-10 are Krizhevsky's, "Learning
+Multiple Layers of Features from Tiny Images", 2009, without spaces.
 """
 
 import dataclasses
@@ -30,6 +32,14 @@ def imagenet_classes() -> tuple[ImageNetClass, ...]:
   return tuple(ImageNetClass(*line.split('\t')) for line in lines)
 
 
+# What may be named instead of a file.
+NAMED = {
+  'cifar10': (
+    *('airplane', 'automobile', 'bird', 'cat', 'deer'),
+    *('dog', 'frog', 'horse', 'ship', 'truck'),
+  )
+}
+
 _MAX_NAMES_BYTES = 1 << 26
 
 
@@ -40,7 +50,7 @@ def classes(
 
   Args:
     count: how many it has.
-    path: a text file with a name a line; '': none.
+    path: a text file with a name a line, or a key of NAMED; '': none.
     stored: the names that came with the weights.
 
   Returns:
@@ -51,7 +61,12 @@ def classes(
     UserError: the file cannot be read, or has another number of names.
   """
   if path:
-    stored = _read_names(pathlib.Path(path).expanduser(), count)
+    stored = NAMED.get(path) or _read_names(pathlib.Path(path).expanduser())
+    if len(stored) != count:
+      raise errors.UserError(
+        f'class_names={path} has {len(stored)} names, and the classifier'
+        f' {count} classes. Give a name a line, in the order of the labels.'
+      )
   if stored and len(stored) != count:
     raise errors.UserError(
       f'{len(stored)} class names were given, and the classifier has {count}'
@@ -64,7 +79,7 @@ def classes(
   return tuple(ImageNetClass('', f'class {index}') for index in range(count))
 
 
-def _read_names(path: pathlib.Path, count: int) -> list[str]:
+def _read_names(path: pathlib.Path) -> list[str]:
   try:
     if path.stat().st_size > _MAX_NAMES_BYTES:
       raise errors.UserError(f'class_names={path} is too large for names.')
@@ -72,12 +87,7 @@ def _read_names(path: pathlib.Path, count: int) -> list[str]:
   except (OSError, UnicodeDecodeError) as error:
     raise errors.UserError(
       f'class_names={path} cannot be read: {error}. Give a text file (UTF-8)'
-      ' with the name of a class a line, in the order of the labels.'
+      ' with the name of a class a line, in the order of the labels; or one of'
+      f' {", ".join(NAMED)}.'
     ) from error
-  found = [line.strip() for line in lines if line.strip()]
-  if len(found) != count:
-    raise errors.UserError(
-      f'class_names={path} has {len(found)} names, and the classifier {count}'
-      ' classes. Give a name a line, in the order of the labels.'
-    )
-  return found
+  return [line.strip() for line in lines if line.strip()]

@@ -25,7 +25,7 @@ INTERPOLATIONS = {
   'bilinear': Image.Resampling.BILINEAR,
   'bicubic': Image.Resampling.BICUBIC,
 }
-RESIZES = ('short_side', 'squash')
+RESIZES = ('short_side', 'squash', 'none')
 CHANNELS = ('BGR', 'RGB')
 ROUNDINGS = ('nearest', 'torchvision')
 
@@ -57,8 +57,9 @@ class Preprocess:
 
   Attributes:
     mean: what is subtracted.
-    resize: 'short_side', the shorter side to `resize_size`, or 'squash', the
-      whole picture to a square of `crop_size` (the original demo's).
+    resize: 'short_side', the shorter side to `resize_size`; 'squash', the
+      whole picture to a square of `crop_size` (the original demo's); or 'none':
+      pictures are of that size, and taken as they are.
     resize_size: the shorter side, pixels.
     crop_size: height and width of a crop, pixels.
     multi_crop: ten crops: top left, top right, bottom left, bottom right,
@@ -90,10 +91,14 @@ class Preprocess:
       raise errors.UserError(
         f'crop_size={self.crop_size} is not between 32 and 4096.'
       )
-    if self.multi_crop and self.resize == 'squash':
+    if self.multi_crop and self.resize != 'short_side':
+      which = {
+        'squash': 'a squashed picture',
+        'none': 'with resize=none a picture',
+      }[self.resize]
       raise errors.UserError(
-        'multi_crop=true needs resize=short_side: a squashed picture is no'
-        ' larger than one crop.'
+        f'multi_crop=true needs resize=short_side: {which} is no larger than'
+        ' one crop.'
       )
     if self.resize == 'short_side' and not (
       self.crop_size <= self.resize_size <= 8192
@@ -117,6 +122,10 @@ class Preprocess:
   def describe(self) -> str:
     """One line for the run's record."""
     size = f'{self.crop_size}x{self.crop_size}'
+    over = f', over {_tuple(self.std)}' if self.std != (1.0, 1.0, 1.0) else ''
+    colours = f'{self.channels}, minus {self.mean.description}{over}'
+    if self.resize == 'none':
+      return f'pictures of {size} as they are, {colours}'
     if self.resize == 'squash':
       cut = f'whole picture resized to {size} ({self.interpolation})'
     else:
@@ -128,8 +137,7 @@ class Preprocess:
       )
     if self.rounding != 'nearest':
       cut += f' ({self.rounding} rounding)'
-    over = f', over {_tuple(self.std)}' if self.std != (1.0, 1.0, 1.0) else ''
-    return f'{cut}, {self.channels}, minus {self.mean.description}{over}'
+    return f'{cut}, {colours}'
 
 
 def _tuple(values: Sequence[float]) -> str:
@@ -221,10 +229,18 @@ def cut(picture: Image.Image, how: Preprocess) -> np.ndarray:
   """Resizes and crops an RGB picture to (how.cuts, S, S, 3) uint8.
 
   Raises:
-    PictureError: resized, it would be unreasonably large.
+    PictureError: resized, it would be unreasonably large; or it may not be
+      resized, and has not the size of a crop.
   """
   filter_ = INTERPOLATIONS[how.interpolation]
   size = how.crop_size
+  if how.resize == 'none':
+    if picture.size != (size, size):
+      raise PictureError(
+        f'it has {picture.width}x{picture.height} pixels, and resize=none takes'
+        f' {size}x{size} only; set crop_size, or resize=short_side'
+      )
+    return np.asarray(picture)[None]
   if how.resize == 'squash':
     resized = picture.resize((size, size), filter_)
     return np.asarray(resized)[None]

@@ -69,15 +69,14 @@ def _network(config: ConfigDict) -> tuple[resnet.ResNet, recipe.Recipe]:
   is_path = os.path.exists(pathlib.Path(name).expanduser())
   if name in zoo.FAMILIES:
     record = zoo.find(name, depth)
-    model = resnet.ResNet(
-      depth,
+    model = resnet.published(depth).clone(
       stride_in=record.stride_in,
       stem_pool=record.stem_pool,
       epsilon=record.epsilon,
     )
     how = record.recipe
   elif name in (weights.AUTO, weights.RANDOM) and not is_path:
-    model, how = resnet.ResNet(depth), recipe.CAFFE
+    model, how = resnet.published(depth), recipe.usual(depth)
   else:
     loaded = common.load_weights(config)
     return loaded.model, loaded.recipe
@@ -103,7 +102,8 @@ def _total_line(model: resnet.ResNet, size: int, totals: dict[str, int]) -> str:
     f' {totals["multiply_adds"] / 1e9:.2f} G multiply-adds,'
     f' {totals["bytes"] / 1e6:.1f} MB of float32 values'
   )
-  if size == 224 and model.stride_in == '1x1' and model.classes == 1000:
+  as_there = size == 224 and model.stride_in == '1x1' and model.classes == 1000
+  if as_there and model.depth in costs.PAPER:
     paper = costs.PAPER[model.depth] / 1e9
     line += f"; the paper's table 1 prints {paper:g} G"
   return line

@@ -3,12 +3,16 @@
 
 Sources: the authors' deploy prototxts (`res4b12_branch2c`), Keras'
 `applications/resnet.py` (`conv4_block13_3_conv`), torchvision's and timm's
-`models/resnet.py` (`layer3.12.conv3`).  Caffe and Keras have no ResNet-18 and
--34.  Plain Python, so that a command line can be checked without JAX.
+`models/resnet.py` (`layer3.12.conv3`), and for the CIFAR networks, which these
+do not have, akamaster/pytorch_resnet_cifar10, `resnet.py`; its names are
+torchvision's but for the classifier (`linear`).  Caffe and Keras have only
+ResNet-50, -101 and -152.  Plain Python, so that a command line can be checked
+without JAX.
 """
 
 import dataclasses
 import fnmatch
+import string
 from collections.abc import Iterator, Mapping, Sequence
 
 from resnet_jax import errors
@@ -55,7 +59,7 @@ def caffe_block(depth: int, stage: int, block: int) -> str:
     return f'{stage}a'
   # ResNet-50's blocks have letters, also res4's six.
   if depth == 50 or stage in (2, 5):
-    return f'{stage}{"abcdef"[block - 1]}'
+    return f'{stage}{string.ascii_lowercase[block - 1]}'
   return f'{stage}b{block - 1}'
 
 
@@ -72,7 +76,10 @@ def owners(depth: int, scheme: str) -> dict[str, str]:
     CANONICAL: (('conv1_conv', 'conv1_bn'), 'output'),
     'caffe': (('conv1', '_conv1'), 'fc1000'),
     'keras': (('conv1_conv', 'conv1_bn'), 'predictions'),
-    'torchvision': (('conv1', 'bn1'), 'fc'),
+    'torchvision': (
+      ('conv1', 'bn1'),
+      'linear' if depth in names.CIFAR else 'fc',
+    ),
   }[scheme]
   result = dict(zip(('conv1_conv', 'conv1_bn'), stem, strict=True))
   for stage, block, branch in _branches(depth):
@@ -214,7 +221,7 @@ def _torchvision(depth: int) -> Iterator[Alias]:
         yield alias(f'layer{stage - 1}', f'{prefix}_addto')
   yield alias('avgpool', 'avgpool')
   yield alias('global_pool', 'avgpool')
-  yield alias('fc', 'logits')
+  yield alias(owner['logits'], 'logits')
 
 
 def is_several(text: str) -> bool:
@@ -354,7 +361,8 @@ def _unknown(
   pattern: str, depth: int, head: bool, everything: Sequence[Alias]
 ) -> errors.UserError:
   if not head and (
-    pattern in names.HEAD or pattern in ('fc', 'fc1000', 'prob', 'predictions')
+    pattern in names.HEAD
+    or pattern in ('fc', 'linear', 'fc1000', 'prob', 'predictions')
   ):
     return errors.UserError(
       f"layer '{pattern}': these weights have no head (no classifier), so the"

@@ -6,7 +6,8 @@ import math
 
 from resnet_jax.models import names, resnet
 
-# FLOPs ("multiply-adds") of the paper's table 1, 224x224 pictures.
+# FLOPs ("multiply-adds") of the paper's table 1, 224x224 pictures; it prints
+# none for the CIFAR networks.
 PAPER = {18: 1.8e9, 34: 3.6e9, 50: 3.8e9, 101: 7.6e9, 152: 11.3e9}
 
 
@@ -78,9 +79,10 @@ def _views(
   model: resnet.ResNet, shapes: dict[str, tuple[int, int, int]]
 ) -> dict[str, _View]:
   architecture = names.ARCHITECTURES[model.depth]
-  view = _View().through(7, 2)
+  view = _View().through(architecture.kernel, architecture.stride)
   views = {'conv1_conv': view, 'conv1_bn': view}
-  view = views['pool1'] = view.through(3, 2)
+  if architecture.pool:
+    view = views['pool1'] = view.through(3, 2)
   kernels = (1, 3, 1) if architecture.bottleneck else (3, 3)
   strided = 1 if architecture.bottleneck and model.stride_in == '3x3' else 0
   for stage, blocks in enumerate(architecture.blocks, start=2):
@@ -97,9 +99,8 @@ def _views(
         views[f'{prefix}_{branch}_conv'] = views[f'{prefix}_{branch}_bn'] = view
       # The branch sees all that its shortcut sees.
       views[f'{prefix}_addto'] = view
-  _, rows, columns = shapes[
-    f'{names.block_name(5, architecture.blocks[-1])}_addto'
-  ]
+  last = names.block_name(architecture.last_stage, architecture.blocks[-1])
+  _, rows, columns = shapes[f'{last}_addto']
   whole = view.through(max(rows, columns), 1)
   for layer in ('avgpool', *names.HEAD):
     views[layer] = whole

@@ -28,7 +28,7 @@ class Conv(nn.Module):
 
   Attributes:
     features: output channels.
-    kernel: its height and width, 1, 3 or 7.
+    kernel: its height and width, an odd number.
     stride: in both directions.
   """
 
@@ -81,6 +81,25 @@ class AddTo(nn.Module):
   def __call__(self, branch: jax.Array, shortcut: jax.Array) -> jax.Array:
     """Two (N, H, W, C) to one."""
     return nn.relu(branch + shortcut)
+
+
+def padded_shortcut(x: jax.Array, channels: int, stride: int) -> jax.Array:
+  """A shortcut without parameters, where a block changes the shape.
+
+  The paper's option A, which leaves open where the zeros go; here, as in the
+  weights that were published, half of them before the channels and half behind.
+
+  Args:
+    x: (N, H, W, C).
+    channels: of the result, C or more.
+    stride: of the pixels that are taken.
+
+  Returns:
+    (N, ceil(H / stride), ceil(W / stride), channels).
+  """
+  zeros = channels - x.shape[-1]
+  sides = (zeros // 2, zeros - zeros // 2)
+  return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), sides))
 
 
 class StemPool(nn.Module):

@@ -3,26 +3,46 @@
 
 Plain Python, so that a command line can be checked without importing JAX.
 Depths and block counts: He et al., "Deep Residual Learning for Image
-Recognition", 2015, table 1.
+Recognition", 2015, table 1 (ImageNet) and section 4.2 (CIFAR).
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from resnet_jax import errors
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-  """One column of the paper's table 1.
+  """What a depth stands for; the defaults are the ImageNet networks'.
 
   Attributes:
     bottleneck: whether a block is 1x1, 3x3, 1x1 (else two 3x3).
-    blocks: blocks in the stages res2 to res5.
+    blocks: blocks in the stages, of which the first is res2.
+    width: channels that leave the stem, and of res2's 3x3 convolutions; they
+      double with each further stage.
+    kernel: height and width of the stem's convolution.
+    stride: of the stem's convolution.
+    pool: whether the stem ends with `pool1`.
+    projections: whether a shortcut over which the shape changes is a 1x1
+      convolution (the paper's option B); else it takes every second pixel and
+      pads the channels with zeros (option A).
+    classes: of the data that the paper trained it on.
   """
 
   bottleneck: bool
   blocks: tuple[int, ...]
+  width: int = 64
+  kernel: int = 7
+  stride: int = 2
+  pool: bool = True
+  projections: bool = True
+  classes: int = 1000
+
+  @property
+  def last_stage(self) -> int:
+    """The number of the last stage: 5 in res5."""
+    return 1 + len(self.blocks)
 
   @property
   def branches(self) -> tuple[str, ...]:
@@ -38,26 +58,49 @@ class Architecture:
   def has_projection(self, stage: int, block: int) -> bool:
     """Whether the block's shortcut is a 1x1 convolution, `branch1`.
 
-    Only where the shape changes (the paper's option B): the first block of a
-    stage, but not of basic-block res2, which 64 channels enter and leave.
+    Only where the shape changes: the first block of a stage, but not of
+    basic-block res2, which as many channels enter as leave.
     """
-    return block == 1 and (self.bottleneck or stage > 2)
+    changes = block == 1 and (self.bottleneck or stage > 2)
+    return changes and self.projections
 
 
-ARCHITECTURES = {
+IMAGENET = {
   18: Architecture(bottleneck=False, blocks=(2, 2, 2, 2)),
   34: Architecture(bottleneck=False, blocks=(3, 4, 6, 3)),
   50: Architecture(bottleneck=True, blocks=(3, 4, 6, 3)),
   101: Architecture(bottleneck=True, blocks=(3, 4, 23, 3)),
   152: Architecture(bottleneck=True, blocks=(3, 8, 36, 3)),
 }
+# 6n + 2 layers, for pictures of 32x32.
+CIFAR = {
+  6 * n + 2: Architecture(
+    bottleneck=False,
+    blocks=(n, n, n),
+    width=16,
+    kernel=3,
+    stride=1,
+    pool=False,
+    projections=False,
+    classes=10,
+  )
+  for n in (3, 5, 7, 9)
+}
+ARCHITECTURES = IMAGENET | CIFAR
+
+
+def _listed(depths: Iterable[int]) -> str:
+  return ', '.join(map(str, depths))
+
+
+# For messages.
+DEPTHS = f'{_listed(IMAGENET)} (ImageNet), {_listed(CIFAR)} (CIFAR)'
 
 
 def check_depth(depth: int) -> int:
   """Returns `depth` if a ResNet of that many layers was published."""
   if depth not in ARCHITECTURES:
-    allowed = ', '.join(map(str, ARCHITECTURES))
-    raise errors.UserError(f'no ResNet has {depth} layers. Allowed: {allowed}.')
+    raise errors.UserError(f'no ResNet has {depth} layers. Allowed: {DEPTHS}.')
   return depth
 
 
@@ -78,7 +121,7 @@ def layer_names(depth: int, head: bool = True) -> tuple[str, ...]:
   head there are neither.
   """
   architecture = ARCHITECTURES[check_depth(depth)]
-  names = ['conv1_conv', 'conv1_bn', 'pool1']
+  names = ['conv1_conv', 'conv1_bn', *(('pool1',) if architecture.pool else ())]
   for stage, count in enumerate(architecture.blocks, start=2):
     for block in range(1, count + 1):
       prefix = block_name(stage, block)
@@ -118,15 +161,18 @@ def grammar(depth: int) -> str:
   )
   projected = ', '.join(
     block_name(stage, 1)
-    for stage in range(2, 6)
+    for stage in range(2, 1 + architecture.last_stage)
     if architecture.has_projection(stage, 1)
   )
+  pool = 'pool1, ' if architecture.pool else ''
+  branch1 = f' (and branch1 in {projected})' if projected else ''
   return (
-    'conv1_conv, conv1_bn, pool1, avgpool, logits, output, and BLOCK_addto,'
+    f'conv1_conv, conv1_bn, {pool}avgpool, logits, output, and BLOCK_addto,'
     f' BLOCK_BRANCH_conv, BLOCK_BRANCH_bn where BLOCK is {blocks} and BRANCH'
-    f' is {", ".join(architecture.branches)} (and branch1 in {projected});'
-    ' globs such as res5_*_addto choose several; the names of Caffe, Keras and'
-    ' torchvision are known, too (--job=summary lists them)'
+    f' is {", ".join(architecture.branches)}{branch1};'
+    f' globs such as res{architecture.last_stage}_*_addto choose several; the'
+    ' names of Caffe, Keras and torchvision are known, too (--job=summary lists'
+    ' them)'
   )
 
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ResNet-18, 34, 50, 101 and 152 (He et al. 2015, arXiv:1512.03385)."""
+"""The paper's ResNets, for ImageNet and for CIFAR (arXiv:1512.03385).
+
+Where the zeros of a CIFAR network's shortcuts go: akamaster's
+pytorch_resnet_cifar10, `resnet.py`, whose trained weights agree.
+"""
 
 import math
 from collections.abc import Sequence
@@ -24,13 +28,13 @@ class ResNet(nn.Module):
   under its name.
 
   Attributes:
-    depth: 18, 34, 50, 101 or 152.
+    depth: one of `names.ARCHITECTURES`.
     classes: outputs of the classifier; 0: there is none, and the network ends
       with `avgpool`.
     stride_in: which convolution of a bottleneck block has the stage's stride:
       '1x1', branch2a, as published ("v1"), or '3x3', branch2b, as torchvision
       has it ("v1.5").  A basic block has it in its first 3x3.
-    stem_pool: the rule of `pool1`; see `layers.StemPool`.
+    stem_pool: the rule of `pool1`, if there is one; see `layers.StemPool`.
     epsilon: what every batch norm adds to the variance.
   """
 
@@ -92,23 +96,28 @@ class ResNet(nn.Module):
     architecture = names.ARCHITECTURES[self.depth]
     branch = self._bottleneck if architecture.bottleneck else self._basic
 
-    x = self._conv_bn(x, 'conv1', 64, 7, stride=2)  # 112 at 224
-    x = layers.StemPool(self.stem_pool, name='pool1')(x)  # 56
+    x = self._conv_bn(
+      x,
+      'conv1',
+      architecture.width,
+      architecture.kernel,
+      stride=architecture.stride,
+    )  # 112 at 224
+    if architecture.pool:
+      x = layers.StemPool(self.stem_pool, name='pool1')(x)  # 56
     for stage, blocks in enumerate(architecture.blocks, start=2):
-      width = 64 * 2 ** (stage - 2)
+      width = architecture.width * 2 ** (stage - 2)
       for block in range(1, blocks + 1):
         prefix = names.block_name(stage, block)
         stride = 2 if stage > 2 and block == 1 else 1  # 56, 28, 14, 7
-        shortcut = x
+        out = width * architecture.expansion
         if architecture.has_projection(stage, block):
           shortcut = self._conv_bn(
-            x,
-            f'{prefix}_branch1',
-            width * architecture.expansion,
-            1,
-            stride=stride,
-            relu=False,
+            x, f'{prefix}_branch1', out, 1, stride=stride, relu=False
           )
+        else:
+          # Where the shape stays, this is the identity.
+          shortcut = layers.padded_shortcut(x, out, stride)
         x = branch(x, prefix, width, stride)
         x = layers.AddTo(name=f'{prefix}_addto')(x, shortcut)
     x = layers.GlobalAveragePool(name='avgpool')(x)
@@ -116,6 +125,25 @@ class ResNet(nn.Module):
       return x
     x = layers.Classifier(self.classes, name='logits')(x)
     return layers.Softmax(name='output')(x)
+
+
+def published(depth: int) -> ResNet:
+  """The network of a depth with as many classes as the paper's had."""
+  return ResNet(depth, names.ARCHITECTURES[names.check_depth(depth)].classes)
+
+
+def describe(model: ResNet) -> str:
+  """One line for a person: the depth, the classes, and what may differ."""
+  head = f'{model.classes} classes' if model.classes else 'no head'
+  architecture = names.ARCHITECTURES[model.depth]
+  parts = [f'ResNet-{model.depth}', head]
+  if architecture.projections:
+    parts.append(f'stride in {model.stride_in}')
+  else:
+    parts.append('shortcuts padded with zeros')
+  if architecture.pool:
+    parts.append(f'stem pool {model.stem_pool}')
+  return ', '.join([*parts, f'epsilon {model.epsilon:g}'])
 
 
 def _abstract_input(height: int, width: int) -> jax.ShapeDtypeStruct:

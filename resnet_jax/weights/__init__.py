@@ -88,7 +88,7 @@ class Wishes:
   """What the user says of the weights.
 
   Attributes:
-    depth: 18, 34, 50, 101 or 152; 0: that of the file, else 50.
+    depth: one of `names.ARCHITECTURES`; 0: that of the file, else 50.
     stride_in: a field of the network; 'auto': the checkpoint's.
     stem_pool: the same.
     epsilon: the same; 0: the checkpoint's.
@@ -167,7 +167,7 @@ def load(
     raise errors.UserError(
       f'{path} holds ResNet-{loaded.model.depth}, not ResNet-{wishes.depth}:'
       f' set layer_num={loaded.model.depth} (in Python the name'
-      f" 'resnet{loaded.model.depth}'), or leave it out."
+      f" 'resnet{loaded.model.depth}'), or 0 for that of any file."
     )
   if record is None:
     record = zoo.identify(path, loaded.model.depth)
@@ -211,7 +211,12 @@ def digest(parameters: Mapping[str, np.ndarray]) -> str:
 
 def untrained(model: resnet.ResNet, seed: int = 0) -> assemble.Loaded:
   """Random parameters for a network, as if a file had held them."""
-  parameters = random.initialise(resnet.parameter_shapes(model), seed)
+  cifar = model.depth in names.CIFAR
+  parameters = random.initialise(
+    resnet.parameter_shapes(model),
+    seed,
+    random.CIFAR if cifar else random.IMAGENET,
+  )
   return assemble.Loaded(
     f'random, seed {seed}',
     model,
@@ -221,13 +226,13 @@ def untrained(model: resnet.ResNet, seed: int = 0) -> assemble.Loaded:
       for name, array in parameters.items()
     },
     assemble.KERAS_LAYOUT.text,
-    recipe.CAFFE,
+    recipe.usual(model.depth),
     trained=False,
   )
 
 
 def _random(wishes: Wishes) -> Weights:
-  model = resnet.ResNet(wishes.depth or DEFAULT_DEPTH)
+  model = resnet.published(wishes.depth or DEFAULT_DEPTH)
   loaded = untrained(model.clone(**wishes.variant(model)), wishes.seed)
   return Weights(loaded, loaded.format, (f'{UNTRAINED}.',))
 
@@ -241,6 +246,11 @@ def _automatic(
   usual = pathlib.Path('model') / f'resnet_{depth}'
   if usual.is_dir():
     return usual, None
+  if depth not in zoo.USUAL:
+    raise errors.UserError(
+      f'no weights found: {usual} is not there, and the zoo has no checkpoint'
+      f' of ResNet-{depth}. {_WAYS}'
+    )
   record = zoo.find(zoo.USUAL[depth], depth)
   try:
     return (

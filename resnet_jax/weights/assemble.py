@@ -8,7 +8,7 @@ and only then in memory: a tensor is read when its shape is known to be right.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -193,7 +193,7 @@ def assemble(
     UserError: names are missing or unknown, or shapes, types or values are
       not those of a ResNet; lists them.
   """
-  depth = _depth(tensors, naming)
+  depth = nearest_depth(tensors, naming)
   known = naming(depth)
   _check_names(path, tensors, known, depth, format)
   source_of = {ours: name for name, ours in known.items() if name in tensors}
@@ -278,17 +278,25 @@ def check_variances(
     )
 
 
-def _depth(
-  tensors: Mapping[str, Tensor], naming: Callable[[int], Mapping[str, str]]
+def nearest_depth(
+  tensors: Collection[str], naming: Callable[[int], Mapping[str, str]]
 ) -> int:
-  """The depth whose names are nearest to those of the file."""
+  """The depth whose names are nearest to those of a file.
 
-  def distance(depth: int) -> int:
+  Args:
+    tensors: the file's names.
+    naming: as `assemble` takes it.
+  """
+
+  def likeness(depth: int) -> float:
     known = naming(depth)
     required = {name for name, ours in known.items() if _required(ours)}
-    return len(required - set(tensors)) + len(set(tensors) - set(known))
+    there = set(tensors)
+    # A share, since the shallowest would always be the nearest to a file that
+    # is like none.
+    return len(there & set(known)) / len(there | required)
 
-  return min((d for d in names.ARCHITECTURES if naming(d)), key=distance)
+  return max((d for d in names.ARCHITECTURES if naming(d)), key=likeness)
 
 
 def _required(ours: str) -> bool:
@@ -315,7 +323,7 @@ def _check_names(
     raise errors.UserError(
       f'{path}, read as {format}, does not hold a plain ResNet: its names are'
       f' {first or "none"}, ..., and {", ".join(missing[:3])}, ... are looked'
-      ' for. Give a checkpoint of ResNet-18, 34, 50, 101 or 152.'
+      f' for. Give a checkpoint of a ResNet of one of the depths {names.DEPTHS}.'
     )
   if missing or unknown:
     parts = [
@@ -325,8 +333,8 @@ def _check_names(
     ]
     raise errors.UserError(
       f'{path}, read as {format}, does not hold a plain ResNet; the nearest is'
-      f' ResNet-{depth}: {"; ".join(parts)}. Give a checkpoint of ResNet-18,'
-      ' 34, 50, 101 or 152.'
+      f' ResNet-{depth}: {"; ".join(parts)}. Give a checkpoint of a ResNet of'
+      f' one of the depths {names.DEPTHS}.'
     )
 
 

@@ -147,7 +147,7 @@ def load_files(
       for name, shape in shapes.items()
     },
     f'{_AXES[order]}, (in, out)',
-    recipe.CAFFE,
+    recipe.usual(depth),
     warnings=(warning,) if warning else (),
   )
   return loaded if beside is None else metadata.applied(path, loaded, text)
@@ -350,7 +350,11 @@ def _depth(path: pathlib.Path, found: Iterable[str]) -> int:
   def expected(depth: int) -> set[str]:
     return set(map(file_name, names.parameter_names(depth, head)))
 
-  depth = min(names.ARCHITECTURES, key=lambda d: len(expected(d) ^ there))
+  def likeness(depth: int) -> float:
+    known = expected(depth)
+    return len(known & there) / len(known | there)
+
+  depth = max(names.ARCHITECTURES, key=likeness)
   if there != expected(depth):
     raise errors.UserError(
       f'{path} does not hold a plain ResNet; the nearest is ResNet-{depth}.'

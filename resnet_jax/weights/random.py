@@ -14,6 +14,7 @@ has; and the stored variance is the one expected for photographs, by formula.
 Without them the last features would be one huge constant for all pictures.
 """
 
+import dataclasses
 import math
 import zlib
 
@@ -24,25 +25,43 @@ import numpy as np
 # the same in whatever order they are formed.
 _GRAIN = 2.0**-20
 
-# Mean and mean square of what enters conv1 (photographs less the mean colour,
-# as tests/reference has it) and of what leaves pool1 (the maximum of nine
-# neighbouring, alike, rectified normal values; measured on photographs).
-_PICTURE = (0.0, 2300.0)
-_AFTER_POOL = (0.58, 0.89)
-
 # The scale of a block's last batch norm.  With 1, what the formulas neglect
 # adds up over the 36 blocks of ResNet-152's res4: its probabilities were 1 and
 # 0, the same for every picture.
 _BRANCH_SCALE = 0.25
 
 
+@dataclasses.dataclass(frozen=True)
+class Stem:
+  """What a network is given, each a mean and a mean square.
+
+  Attributes:
+    picture: of what enters conv1.
+    after: of what enters the first block.
+  """
+
+  picture: tuple[float, float]
+  after: tuple[float, float]
+
+
+# Photographs less the mean colour, as tests/reference has it; behind pool1 the
+# maximum of nine neighbouring, alike, rectified normal values, measured on
+# photographs.
+IMAGENET = Stem((0.0, 2300.0), (0.58, 0.89))
+
+
 def initialise(
-  shapes: dict[str, tuple[int, ...]], seed: int
+  shapes: dict[str, tuple[int, ...]], seed: int, stem: Stem = IMAGENET
 ) -> dict[str, np.ndarray]:
   """Float32 arrays for `layer/leaf` shapes, in the order of computing.
 
   Every kernel has a generator of its own, seeded with `seed` and its name.
   It is NumPy's `RandomState`, whose stream is promised never to change.
+
+  Args:
+    shapes: of the parameters.
+    seed: 0 to 2**32 - 1.
+    stem: what the statistics are expected from.
   """
   # A block's last batch norm: the one whose name comes last.
   last = {
@@ -50,7 +69,7 @@ def initialise(
     for name in shapes
     if '_branch2' in name
   }.values()
-  signal = _Signal()
+  signal = _Signal(stem)
   variance = 1.0
   parameters = {}
   for name, shape in shapes.items():
@@ -63,7 +82,7 @@ def initialise(
         kernel = kernel - kernel.sum(axis=axes, keepdims=True) / fan_in
       parameters[name] = (kernel * math.sqrt(2 / fan_in)).astype(np.float32)
       if layer.endswith('_conv'):
-        variance = signal.convolved(layer)
+        variance = signal.convolved(layer, shape)
       continue
     value = {'bias': 0.0, 'scale': 1.0, 'mean': 0.0, 'var': variance}[leaf]
     if leaf == 'scale' and layer in last:
@@ -85,33 +104,45 @@ class _Signal:
   the returned statistics are for.
   """
 
-  def __init__(self) -> None:
+  def __init__(self, stem: Stem) -> None:
+    self._stem = stem
     self._block = ''
-    self._entry = _PICTURE
+    self._entry = stem.after
     self._projected = False
+    # Channels that enter the block, and that leave its last convolution.
+    self._channels = (1, 1)
 
-  def convolved(self, layer: str) -> float:
-    """The variance of a convolution's output."""
+  def convolved(self, layer: str, shape: tuple[int, ...]) -> float:
+    """The variance of the output of a convolution, (ky, kx, Ci, Co)."""
     if layer == 'conv1_conv':
-      entering = _PICTURE
+      entering = self._stem.picture
     else:
       block, branch = layer.removesuffix('_conv').rsplit('_', 1)
       if block != self._block:
         self._entry = self._leave_block()
         self._block, self._projected = block, False
+        self._channels = (shape[-2], shape[-1])
       outer = branch in ('branch1', 'branch2a')
       entering = self._entry if outer else _rectified(0.0, 1.0)
       self._projected |= branch == 'branch1'
+      self._channels = (self._channels[0], shape[-1])
     mean, square = entering
     return _coarse(2 * (square - mean**2))
 
   def _leave_block(self) -> tuple[float, float]:
     if not self._block:
-      return _AFTER_POOL
+      return self._stem.after
     if self._projected:
       return _rectified(0.0, 1 + _BRANCH_SCALE**2)
     mean, square = self._entry
-    return _rectified(mean, square - mean**2 + _BRANCH_SCALE**2)
+    mean, square = _rectified(mean, square - mean**2 + _BRANCH_SCALE**2)
+    # The channels that a shortcut was padded with have the branch alone.
+    kept = self._channels[0] / self._channels[1]
+    alone = _rectified(0.0, _BRANCH_SCALE**2)
+    return (
+      kept * mean + (1 - kept) * alone[0],
+      kept * square + (1 - kept) * alone[1],
+    )
 
 
 def _rectified(mean: float, variance: float) -> tuple[float, float]:
@@ -129,3 +160,7 @@ def _rectified(mean: float, variance: float) -> tuple[float, float]:
 def _coarse(value: float) -> float:
   # Another machine's erf or exp may differ in the last bit.
   return round(value * 1024) / 1024
+
+
+# Pictures over their standard deviation; measured on photographs of 32x32.
+CIFAR = Stem((0.0, 1.25), _rectified(0.0, 1.0))

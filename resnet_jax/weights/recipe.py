@@ -4,6 +4,8 @@
 import dataclasses
 import math
 
+from resnet_jax.models import names
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -17,6 +19,7 @@ class Recipe:
     crop_size: the centre crop, pixels.
     interpolation: 'lanczos', 'bilinear' or 'bicubic'.
     rounding: how sizes and offsets become whole: 'nearest', or 'torchvision'.
+    resize: 'short_side', or 'none', pictures of the crop's size as they are.
   """
 
   channels: str
@@ -26,6 +29,7 @@ class Recipe:
   crop_size: int
   interpolation: str
   rounding: str
+  resize: str = 'short_side'
 
   def __post_init__(self) -> None:
     """Raises a ValueError if a file made of it what cannot be."""
@@ -68,6 +72,16 @@ TORCHVISION = Recipe(
 # Source: Transformers 5.23, image_processing_convnext.py, as microsoft/resnet-*
 # use it (crop_pct 0.875, resample 3).
 HUGGING_FACE = dataclasses.replace(TORCHVISION, interpolation='bicubic')
+# Source: akamaster/pytorch_resnet_cifar10, trainer.py.
+CIFAR = dataclasses.replace(
+  TORCHVISION, resize_size=32, crop_size=32, resize='none'
+)
+
+
+def usual(depth: int) -> Recipe:
+  """For weights that nothing else is known of: the first publisher's."""
+  return CIFAR if depth in names.CIFAR else CAFFE
+
 
 # Of a file with names of PyTorch's programs, which tells nothing else.
 GUESSED = (
@@ -75,4 +89,9 @@ GUESSED = (
   ' were prepared: what its names usually stand for is taken (stride_in=3x3;'
   ' input as this run says). Set stride_in, channels, mean, std, resize_size,'
   ' interpolation if it was trained otherwise.'
+)
+GUESSED_CIFAR = (
+  'the file does not tell how pictures were prepared: what is usual for its'
+  ' names is taken (input as this run says). Set channels, mean, std, resize'
+  ' if it was trained otherwise.'
 )

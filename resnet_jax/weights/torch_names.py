@@ -3,11 +3,13 @@
 
 Sources: torchvision's and timm's `models/resnet.py` (`layer3.12.conv3.weight`)
 and Transformers' `models/resnet/modeling_resnet.py`
-(`resnet.encoder.stages.2.layers.12.layer.2.convolution.weight`).  Kernels are
-(Co, Ci, ky, kx), the classifier's (out, in).
+(`resnet.encoder.stages.2.layers.12.layer.2.convolution.weight`); of the CIFAR
+networks akamaster/pytorch_resnet_cifar10, `resnet.py` (`linear.weight`).
+Kernels are (Co, Ci, ky, kx), the classifier's (out, in).
 """
 
 import collections
+import dataclasses
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -36,14 +38,20 @@ _FIRST = {
 
 
 def torchvision(depth: int) -> dict[str, str]:
-  """The canonical `layer/leaf` of each name of torchvision and timm."""
+  """The canonical `layer/leaf` of each name of torchvision and timm.
+
+  Of a CIFAR network, of each name of pytorch_resnet_cifar10.
+  """
   owner = aliases.owners(depth, 'torchvision')
   return _naming(depth, lambda layer: owner[layer])
 
 
 def hugging_face(depth: int) -> dict[str, str]:
-  """The canonical `layer/leaf` of each name of ResNetForImageClassification."""
-  return _naming(depth, _hugging_face_owner)
+  """The canonical `layer/leaf` of each name of ResNetForImageClassification.
+
+  Empty for the CIFAR networks, which Transformers does not have.
+  """
+  return {} if depth in names.CIFAR else _naming(depth, _hugging_face_owner)
 
 
 def _naming(depth: int, owner: Callable[[str], str]) -> dict[str, str]:
@@ -108,16 +116,16 @@ def load_tensors(
   if renamed := _head(tensors):
     tensors = {renamed.get(name, name): t for name, t in tensors.items()}
     notes.append(f'The classifier is {next(iter(renamed))}.')
-  program, naming, how = _program(tensors)
-  notes += [*_conversions(tensors), recipe.GUESSED]
+  program = _program(tensors)
+  notes += [*_conversions(tensors), program.guessed]
   return assemble.assemble(
     path,
     tensors,
-    naming,
+    program.naming,
     assemble.TORCH_LAYOUT,
-    format=f'{container}, {program} names',
+    format=f'{container}, {program.name} names',
     variant={'stride_in': '3x3', 'stem_pool': 'pad1', 'epsilon': 1e-5},
-    how=how,
+    how=program.how,
     options=options,
     notes=notes,
   )
@@ -150,14 +158,36 @@ def _head(tensors: Mapping[str, assemble.Tensor]) -> dict[str, str]:
   return {f'{layer}.weight': 'fc.weight', f'{layer}.bias': 'fc.bias'}
 
 
-def _program(
-  tensors: Mapping[str, assemble.Tensor],
-) -> tuple[str, Callable[[int], Mapping[str, str]], recipe.Recipe]:
-  if not any('.convolution.' in name for name in tensors):
-    return "torchvision's and timm's", torchvision, recipe.TORCHVISION
-  bare = not any(name.startswith(_BACKBONE) for name in tensors)
-  naming = _bare_hugging_face if bare else hugging_face
-  return "Hugging Face's", naming, recipe.HUGGING_FACE
+@dataclasses.dataclass(frozen=True)
+class _Program:
+  """Who wrote a file, as far as its names tell.
+
+  Attributes:
+    name: of the program, for a person.
+    naming: as `assemble.assemble` takes it.
+    how: the preprocessing that is usual there.
+    guessed: a note on what had to be guessed.
+  """
+
+  name: str
+  naming: Callable[[int], Mapping[str, str]]
+  how: recipe.Recipe
+  guessed: str = recipe.GUESSED
+
+
+def _program(tensors: Mapping[str, assemble.Tensor]) -> _Program:
+  if any('.convolution.' in name for name in tensors):
+    bare = not any(name.startswith(_BACKBONE) for name in tensors)
+    naming = _bare_hugging_face if bare else hugging_face
+    return _Program("Hugging Face's", naming, recipe.HUGGING_FACE)
+  if assemble.nearest_depth(tensors, torchvision) in names.CIFAR:
+    return _Program(
+      "pytorch_resnet_cifar10's",
+      torchvision,
+      recipe.CIFAR,
+      recipe.GUESSED_CIFAR,
+    )
+  return _Program("torchvision's and timm's", torchvision, recipe.TORCHVISION)
 
 
 def _conversions(tensors: Mapping[str, assemble.Tensor]) -> list[str]:

@@ -118,6 +118,8 @@ def _rebuild_parameter(
 
 _ADMITTED: dict[tuple[str, str], Any] = {
   ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
+  # PyTorch 0.3's, which has the first four arguments only.
+  ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
   ('torch._utils', '_rebuild_parameter'): _rebuild_parameter,
   ('collections', 'OrderedDict'): pickles.ordered_dict,
 } | {('torch', name): _Kind(*kind) for name, kind in _STORAGES.items()}
