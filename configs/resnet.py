@@ -33,7 +33,7 @@ def get_config(arg: str = '') -> ConfigDict:
   # For weights=random.
   config.seed = 0
   # A file with a class name a line, for weights of other classes than
-  # ImageNet's.
+  # ImageNet's; or 'cifar10'.
   config.class_names = ''
   # The network's variant; 'auto' and 0: the weights' own.  stride_in: '1x1' or
   # '3x3'; stem_pool: 'ceil' or 'pad1'.
@@ -41,8 +41,9 @@ def get_config(arg: str = '') -> ConfigDict:
   config.stem_pool = 'auto'
   config.epsilon = 0.0
 
-  # The pictures: a list file (a line a picture: path, label), a folder, or
-  # one picture.
+  # The pictures: a list file (a line a picture: path, label), a folder, one
+  # picture, a tar archive (uncompressed, read in place), shards (a folder of
+  # .tar files or 'val-{000..049}.tar') or Parquet files.
   config.data = 'example/test.list'
   # What to do with a picture that cannot be read: 'fail', or 'record' it as
   # failed and go on.
@@ -50,7 +51,8 @@ def get_config(arg: str = '') -> ConfigDict:
   # Ten crops (four corners, centre, mirrored), averaged, instead of one.
   config.multi_crop = False
   # 'short_side': the shorter side to resize_size, then crops; 'squash': the
-  # whole picture to crop_size, whatever its shape (the original demo's).
+  # whole picture to crop_size, whatever its shape (the original demo's);
+  # 'none': pictures of crop_size as they are.
   config.resize = 'short_side'
   # From here on 'auto' and 0 mean: as the weights' publisher did.
   config.resize_size = 0

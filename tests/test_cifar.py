@@ -261,7 +261,7 @@ def test_pytorchs_names_are_read(tmp_path, trained, prefix):
     np.testing.assert_array_equal(loaded.parameters[name], array)
   with pytest.raises(
     errors.UserError,
-    match='holds ResNet-20, not ResNet-56: set layer_num=20, or 0',
+    match='holds ResNet-20, not ResNet-56: set layer_num=20',
   ):
     weights.load(str(path), weights.Wishes(56))
 
@@ -272,12 +272,12 @@ def test_pytorchs_names_are_read(tmp_path, trained, prefix):
     (
       # The paper's option B, as others have it.
       {'layer2.0.shortcut.0.weight': np.zeros((32, 16, 1, 1), np.float32)},
-      r'ResNet-20. 0 names are missing \(none\); 1 names are unknown'
+      r'ResNet-20: 1 names are unknown'
       r' \(layer2.0.shortcut.0.weight\).*44, 56 \(CIFAR\)',
     ),
     (
       {'bn1.bias': None},
-      r'nearest is ResNet-20. 1 names are missing \(bn1.bias\)',
+      r'nearest is ResNet-20: 1 names are missing \(bn1.bias\)',
     ),
     (
       # A wider one.

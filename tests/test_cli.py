@@ -30,7 +30,7 @@ def test_help_names_jobs_and_does_not_import_jax(run_main):
 @pytest.mark.parametrize(
   ('arguments', 'expected'),
   [
-    (['--job=extrct'], 'should be one of <extract|predict|zoo|download|'),
+    (['--job=extrct'], 'should be one of <extract|predict|evaluate|compare|'),
     (['--jop=extract'], "Unknown command line flag 'jop'"),
     ([], 'say --job=JOB, one of: extract, predict'),
     (['--job=extract', 'photos'], "do not know what to do with 'photos'"),

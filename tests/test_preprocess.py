@@ -144,7 +144,7 @@ def test_squash_takes_the_whole_picture(size):
   assert (how.cuts, how.crops) == (1, 1)
 
 
-@pytest.mark.parametrize('resize', preprocess.RESIZES)
+@pytest.mark.parametrize('resize', ['short_side', 'squash'])
 def test_interpolations_are_pillows_and_differ(resize):
   picture, found = photo(90, 70), {}
   for name, filter_ in FILTERS.items():
@@ -815,7 +815,7 @@ def test_a_missing_mean_file_says_what_to_give(tmp_path, name, monkeypatch):
     (
       {'resize': 'shortside'},
       "unknown resize 'shortside'. Did you mean 'short_side'? Allowed:"
-      ' short_side, squash.',
+      ' short_side, squash, none.',
     ),
   ],
 )

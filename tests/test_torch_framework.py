@@ -307,7 +307,7 @@ def test_parameters_and_views_of_one_storage(tmp_path, network18, how):
 
 
 def test_all_depths_are_known_by_their_names(tmp_path):
-  for depth in names.ARCHITECTURES:
+  for depth in names.IMAGENET:
     with torch.device('meta'):
       state = Network(depth).state_dict()
     listed = {n for n in state if not n.endswith('num_batches_tracked')}
@@ -386,7 +386,7 @@ def test_activations_are_those_of_transformers(tmp_path, depth):
 
 
 def test_all_depths_of_transformers_by_their_names():
-  for depth in names.ARCHITECTURES:
+  for depth in names.IMAGENET:
     with torch.device('meta'):
       state = hugging_face(depth).state_dict()
     listed = {n for n in state if not n.endswith('num_batches_tracked')}

@@ -30,7 +30,7 @@ def test_every_published_checkpoint_is_there_once():
   assert len(set(found)) == len(found)
   assert set(found) == {(f, d) for f, ds in _PUBLISHED.items() for d in ds}
   assert set(zoo.FAMILIES) == set(_PUBLISHED)
-  assert set(zoo.USUAL) == set(names.ARCHITECTURES)
+  assert set(zoo.USUAL) == set(names.IMAGENET)
 
 
 @pytest.mark.parametrize('record', _each())

@@ -323,7 +323,8 @@ def _check_names(
     raise errors.UserError(
       f'{path}, read as {format}, does not hold a plain ResNet: its names are'
       f' {first or "none"}, ..., and {", ".join(missing[:3])}, ... are looked'
-      f' for. Give a checkpoint of a ResNet of one of the depths {names.DEPTHS}.'
+      ' for. Give a checkpoint of a ResNet of one of the depths'
+      f' {names.DEPTHS}.'
     )
   if missing or unknown:
     parts = [
