@@ -121,12 +121,19 @@ def test_one_unknown_folder_and_no_label_is_guessed(tmp_path):
   assert {item.label for item in open_(tmp_path).items} == {-1}
 
 
-def test_names_that_end_on_a_wordnet_id_state_labels(tmp_path):
-  data = forms.tar(
-    tmp_path / 'a.tar', PICTURES, lambda one: f'{one.stem}_{one.wnid}.JPEG'
-  )
-  found = [item.label for item in open_(data).items]
-  assert found == [one.label for one in PICTURES]
+@pytest.mark.parametrize(
+  'name_of',
+  [
+    lambda one: f'{one.stem}_{one.wnid}.JPEG',
+    # As the training pictures are called, and Hugging Face's copies of them.
+    lambda one: f'{one.wnid}_{one.name}',
+    lambda one: f'{one.wnid}_{one.stem}_{one.wnid}.JPEG',
+  ],
+)
+def test_names_with_a_wordnet_id_state_labels(tmp_path, name_of):
+  data = forms.tar(tmp_path / 'a.tar', PICTURES, name_of)
+  found = {item.key: item.label for item in open_(data).items}
+  assert found == {name_of(one): one.label for one in PICTURES}
 
 
 def test_shards_named_by_wordnet_ids_state_labels(tmp_path):

@@ -52,6 +52,10 @@ FILES = {
   'devkit': lambda root: forms.devkit(root, PICTURES),
   'tensorflow': lambda root: forms.synset_labels(root / 's.txt', PICTURES),
   'real': lambda root: forms.real_json(root / 'real.json', LABELS),
+  'numbers': lambda root: write(
+    root,
+    ''.join(f'{row} {one.label}\n' for row, one in enumerate(PICTURES, 1)),
+  ),
 }
 
 
@@ -501,18 +505,25 @@ def test_pictures_that_were_not_sorted_are_found_out():
   )
 
 
-def test_without_meta_mat_it_says_what_it_could_not_try(tmp_path):
-  message = diagnose(IDS[TRUE], beside=[str(tmp_path / 'truth.txt')])
-  assert 'none of the known wrong orders explains it (best: ' in message
-  assert (
-    'ILSVRC ids could not be tried: their order is in the meta.mat' in message
-  )
-  assert '--job=predict' in message
+def test_ids_are_found_out_without_a_meta_mat(tmp_path):
+  # The ground truth's first lines, and what val.txt says of the same pictures.
+  known = {490: 65, 361: 970, 171: 230, 822: 809, 297: 516}
+  order = devkit.published_label_of_id(forms.WNIDS)
+  assert {number: order[number - 1] for number in known} == known
+  assert sorted(order) == list(range(1000))
+  labels = np.argsort(order)[TRUE] + 1
   (tmp_path / 'meta.mat').write_bytes(b'none')
-  message = diagnose(IDS[TRUE], beside=[str(tmp_path / 'truth.txt')])
-  assert (
-    f'could not be tried: {tmp_path / "meta.mat"} cannot be read' in message
-  )
+  for beside in ('', str(tmp_path / 'truth.txt')):
+    message = diagnose(labels, beside=[beside])
+    assert "the development kit's ILSVRC ids were taken for labels;" in message
+  assert devkit.published_label_of_id(forms.WNIDS[:-1]) is None
+
+
+def test_what_no_known_order_explains_is_said():
+  mixed = np.random.default_rng(9).permutation(1000)
+  message = diagnose(mixed[TRUE])
+  assert 'none of the known wrong orders explains it (best: ' in message
+  assert '--job=predict' in message
 
 
 def test_failed_pictures_and_several_answers(tmp_path):

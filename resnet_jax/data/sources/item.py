@@ -2,9 +2,10 @@
 """A picture that has not been read yet, and what its name says of its class.
 
 Where pictures lie in folders named by WordNet id, or are named as the original
-archives of Hugging Face's ILSVRC/imagenet-1k name them (NAME_WNID.JPEG), the
-key states the label.  Source: that data set's card and its loading script;
-torchvision's ImageFolder for the folders.
+archives of Hugging Face's ILSVRC/imagenet-1k name them (NAME_WNID.JPEG) or as
+ILSVRC's training pictures are (WNID_NAME.JPEG), the key states the label.
+Source: that data set's card and its loading script; torchvision's ImageFolder
+for the folders.
 """
 
 import dataclasses
@@ -24,7 +25,10 @@ NO_LABEL = -1
 MAX_LABEL = 10**9 - 1
 MAX_BYTES = 1 << 30
 
-_WNID_BEHIND = re.compile(r'.*_(n[0-9]{8})\.[^.]*', re.DOTALL)
+_WNID_OF_NAME = (
+  re.compile(r'.*_(n[0-9]{8})\.[^.]*', re.DOTALL),
+  re.compile(r'(n[0-9]{8})_.*', re.DOTALL),
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -138,12 +142,15 @@ def labels_of_keys(keys: Iterable[str]) -> list[int] | None:
   found = []
   for key in keys:
     above, _, name = key.rpartition('/')
-    label = index.get(above.rpartition('/')[2])
-    if label is None and (match := _WNID_BEHIND.fullmatch(name)):
-      label = index.get(match[1])
-    if label is None:
+    matches = [pattern.fullmatch(name) for pattern in _WNID_OF_NAME]
+    stated = [
+      label
+      for wnid in (above.rpartition('/')[2], *(m[1] for m in matches if m))
+      if (label := index.get(wnid)) is not None
+    ]
+    if not stated:
       return None
-    found.append(label)
+    found.append(stated[0])
   return found
 
 

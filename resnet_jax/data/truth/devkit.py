@@ -5,8 +5,14 @@ The kit numbers the classes otherwise than by sorted WordNet ids, so that its
 ground truth, taken for labels, gives nearly no hit.  Source: the kit's
 readme.txt (`ILSVRC2012_ID`, `WNID`, `num_children`); MAT-File Format, Level 5,
 for the elements that are looked at before SciPy reads them.
+
+The order of the kit that was published lies beside this module, a WordNet id a
+line; it serves to recognise ids that somebody took for labels, while a ground
+truth is only mapped by the meta.mat that belongs to it.
 """
 
+import functools
+import importlib.resources
 import pathlib
 import zlib
 from collections.abc import Sequence
@@ -24,6 +30,28 @@ _HEADER_BYTES = 128
 _COMPRESSED = 15
 _WORDS = {b'IM': '<u4', b'MI': '>u4'}
 _FIELDS = ('ILSVRC2012_ID', 'WNID', 'num_children')
+
+
+def published_label_of_id(wnids: Sequence[str]) -> np.ndarray | None:
+  """The labels of the ids of the published kit.
+
+  Args:
+    wnids: the WordNet ids in the order of the labels.
+
+  Returns:
+    As `label_of_id`; None where the classes are not those of ILSVRC 2012.
+  """
+  index = {wnid: label for label, wnid in enumerate(wnids)}
+  order = _published_order()
+  if index.keys() != set(order):
+    return None
+  return np.array([index[wnid] for wnid in order], np.int64)
+
+
+@functools.cache
+def _published_order() -> tuple[str, ...]:
+  room = importlib.resources.files('resnet_jax.data.truth')
+  return tuple((room / 'ilsvrc2012_ids.txt').read_text('utf-8').split())
 
 
 def label_of_id(path: pathlib.Path, wnids: Sequence[str]) -> np.ndarray:

@@ -7,6 +7,7 @@ Known ways to a top-1 accuracy of 0.1 to 0.6%: ILSVRC ids taken for labels
 numbered folders sorted as text.
 """
 
+import contextlib
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from resnet_jax import errors
-from resnet_jax.data.truth import devkit, formats, labelset
+from resnet_jax.data.truth import devkit, labelset
 
 # Under this share of hits something is wrong with the labels.
 _SUSPECT = 0.01
@@ -55,9 +56,8 @@ def diagnose(
   classes = len(wnids) or 1 + max(
     int(predicted.max()), *(max(answers[row]) for row in rows)
   )
-  order, untried = _order_of_ids(wnids, beside)
   tries = [
-    *_other_labels(predicted, classes, order),
+    *_other_labels(predicted, classes, _order_of_ids(wnids, beside)),
     *_other_pictures(predicted, keys),
   ]
   hits = [_hits(other, answers) for _, other in tries]
@@ -72,7 +72,7 @@ def diagnose(
     )
   return (
     'the labels or the preprocessing look wrong, but none of the known wrong'
-    f' orders explains it (best: {share:.2%}, if {tries[best][0]}).{untried}'
+    f' orders explains it (best: {share:.2%}, if {tries[best][0]}).'
     ' See whether the weights and their preprocessing (order of channels,'
     ' mean) belong together, with --job=predict on a picture you know.'
   )
@@ -87,22 +87,15 @@ def _hits(predicted: np.ndarray, answers: Sequence[frozenset[int]]) -> int:
 
 def _order_of_ids(
   wnids: Sequence[str], beside: Sequence[str]
-) -> tuple[np.ndarray | None, str]:
-  """The label of each ILSVRC id, or why it is not known."""
-  if not formats.are_wnids(wnids):
-    return None, ''
+) -> np.ndarray | None:
+  """The label of each ILSVRC id: of a meta.mat, else of the published kit."""
   for name in filter(None, beside):
     path = pathlib.Path(name).expanduser()
     meta = path / devkit.NAME if path.is_dir() else path.with_name(devkit.NAME)
     if meta.is_file():
-      try:
-        return devkit.label_of_id(meta, wnids), ''
-      except errors.UserError as error:
-        return None, f' ILSVRC ids could not be tried: {error}'
-  return None, (
-    f' ILSVRC ids could not be tried: their order is in the {devkit.NAME} of'
-    ' the development kit only; put it beside the label file.'
-  )
+      with contextlib.suppress(errors.UserError):
+        return devkit.label_of_id(meta, wnids)
+  return devkit.published_label_of_id(wnids)
 
 
 def _other_labels(

@@ -41,7 +41,7 @@ def load(text: str, items: Sequence[Item], wnids: Sequence[str]) -> LabelSet:
 
   A label file's names are matched with the keys: whole paths, else the names
   of the files, else these without suffix, else the numbers of ILSVRC's
-  validation pictures.  A file without names has a line for each picture: by
+  validation pictures, which the file may also give bare (`1 65`).  A file without names has a line for each picture: by
   these numbers where the pictures have them, else in the source's order.
 
   Args:
@@ -239,6 +239,16 @@ def _val_number(path: str) -> str:
   return match[1] if match else ''
 
 
+def _number(path: str) -> str:
+  """The number of a validation picture, or the one that the name is."""
+  digits = _val_number(path) or _stem(path)
+  return str(int(digits)) if re.fullmatch(r'[0-9]{1,9}', digits) else ''
+
+
+def _stem(path: str) -> str:
+  return os.path.splitext(_file_name(path))[0]
+
+
 def _path(path: str) -> str:
   return path.removeprefix('./')
 
@@ -247,8 +257,8 @@ def _path(path: str) -> str:
 _VIEWS: tuple[Callable[[str], str], ...] = (
   _path,
   _file_name,
-  lambda path: os.path.splitext(_file_name(path))[0],
-  _val_number,
+  _stem,
+  _number,
 )
 
 
