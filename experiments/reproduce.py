@@ -15,6 +15,7 @@ them.  A run that was stopped goes on.
 import argparse
 import dataclasses
 import pathlib
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -69,6 +70,8 @@ TARGETS = tuple(
 def evidence(path: pathlib.Path = EVIDENCE) -> dict[Target, dict[str, Any]]:
   """The last measurement of each figure, of all validation pictures.
 
+  One with other settings than the checkpoint's (the notes say which) is none.
+
   Raises:
     UserError: the file is damaged.
   """
@@ -82,6 +85,7 @@ def evidence(path: pathlib.Path = EVIDENCE) -> dict[Target, dict[str, Any]]:
         and of['protocol'] == target.accuracy.protocol
         and line['trained']
         and line['pictures'] == published.PICTURES
+        and not of['notes']
       ):
         found[target] = line
   return found
@@ -156,4 +160,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+  # Ctrl-C ends this with the run that it waits for, which can be gone on with.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
   sys.exit(main())

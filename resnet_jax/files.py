@@ -5,6 +5,7 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import IO
 
 from resnet_jax import errors
 
@@ -31,3 +32,30 @@ def writing(what: str, path: pathlib.Path) -> Iterator[None]:
       f'cannot write {what} to {path}: {error.strerror or error}. Choose'
       ' another place, or make room, and start again.'
     ) from error
+
+
+def lock(file: IO[bytes], path: pathlib.Path) -> None:
+  """Keeps other processes from a file; a killed one keeps nobody.
+
+  Args:
+    file: open for writing.
+    path: its name.
+
+  Raises:
+    UserError: another process has it.
+  """
+  try:
+    import fcntl  # noqa: PLC0415 - not on Windows
+  except ImportError:
+    return
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # Between the opening and the lock another process may have finished it.
+    ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
+  except (BlockingIOError, FileNotFoundError):
+    ours = False
+  if not ours:
+    raise errors.UserError(
+      f'another process is at work on {path}. Wait for it, or choose another'
+      ' file (results, predictions).'
+    )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The job `compare`: files of predictions, and feature stores."""
 
+import dataclasses
 import json
 import runpy
 
@@ -192,6 +193,28 @@ def test_no_picture_in_common_is_an_error(tmp_path, files):
     pairs.compare(files[0], empty)
 
 
+def test_folders_in_one_of_them_are_no_hindrance(tmp_path, files, capsys):
+  first, second, _, b = files
+  inside = [
+    dataclasses.replace(p, key=f'n{row % 3}/{p.key}') for row, p in enumerate(b)
+  ]
+  (tmp_path / 'results').mkdir()
+  _write(tmp_path / 'results' / 'predictions.jsonl', inside[::-1])
+  found = pairs.compare(first, tmp_path / 'results' / 'predictions.jsonl')
+  by_keys = pairs.compare(first, second)
+  assert dataclasses.replace(found, notes=()) == by_keys
+  # The folder of an evaluation stands for its predictions.
+  _compare(first, tmp_path / 'results')
+  said = capsys.readouterr()
+  assert f'{COUNT} pictures in both' in said.out
+  assert 'NOTE: pictures are matched by their file names' in said.err
+  # A file name that is there twice tells nothing.
+  inside[1] = dataclasses.replace(inside[1], key='n9/k0')
+  path = _write(tmp_path / 'c.jsonl', inside)
+  with pytest.raises(errors.UserError, match='no picture in common'):
+    pairs.compare(first, path)
+
+
 # ------------------------------------------------------------------- features
 
 
@@ -291,6 +314,19 @@ def test_stores_of_nothing_in_common(tmp_path, layers, keys, expected):
   second = _store(tmp_path / 'b', dict.fromkeys(layers, values), keys)
   with pytest.raises(errors.UserError, match=expected):
     _compare(first, second)
+
+
+def test_stores_of_the_same_file_names_are_compared(tmp_path, capsys):
+  values = np.random.default_rng(0).normal(0, 1, (3, 4, 1, 1))
+  first = _store(tmp_path / 'a', {'pool': values})
+  keys = ['n2/k2', 'n1/k0', 'n1/k1']
+  second = _store(tmp_path / 'b', {'pool': values[[2, 0, 1]]}, keys)
+  _compare(first, second, as_json=True)
+  said = capsys.readouterr()
+  (row,) = json.loads(said.out)['rows']
+  assert row['rows'] == 3
+  assert row['relative_error'] == 0
+  assert 'NOTE: pictures are matched by their file names' in said.err
 
 
 def test_what_is_there_decides_and_mistakes_say_so(tmp_path, files):

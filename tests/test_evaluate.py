@@ -161,7 +161,7 @@ def test_the_predictions_and_the_errors(finished, photographs):
   assert 'taken for' in done.stdout
 
 
-def test_the_results_say_how_to_find_them_again(finished):
+def test_the_results_say_how_to_find_them_again(finished, photographs):
   folder, done = finished
   results = _results(folder / 'results')
   assert 'resnet_jax.main --job=evaluate' in results['command']
@@ -180,8 +180,11 @@ def test_the_results_say_how_to_find_them_again(finished):
   assert results['pictures_sha256'] == digest
   file = (folder / 'results' / 'predictions.jsonl').read_bytes()
   assert results['predictions_sha256'] == hashlib.sha256(file).hexdigest()
-  assert results['device'].startswith('cpu')
+  assert results['device'] == 'cpu'
   assert results['versions']['jax']
+  answers = json.dumps([[int(label)] for label in photographs[3]]).encode()
+  digest = hashlib.sha256(answers).hexdigest()
+  assert _the_one(results)['labels_sha256'] == digest
   assert results['date'].endswith('+00:00')
 
   (line,) = _lines(folder / 'all.jsonl')
@@ -602,7 +605,11 @@ def test_every_published_figure_of_the_two_pages_is_a_target():
 
 def test_evidence_is_of_all_pictures_and_the_last_counts(tmp_path, monkeypatch):
   target = reproduce.TARGETS[8]
-  of = {'checkpoint': 'msra-152', 'protocol': target.accuracy.protocol}
+  of = {
+    'checkpoint': 'msra-152',
+    'protocol': target.accuracy.protocol,
+    'notes': [],
+  }
   line = {
     'published': of,
     'trained': True,
@@ -620,6 +627,7 @@ def test_evidence_is_of_all_pictures_and_the_last_counts(tmp_path, monkeypatch):
     {'trained': False},
     {'published': report.NO_PROTOCOL},
     {'published': of | {'checkpoint': 'keras-152'}},
+    {'published': of | {'notes': ['run with channels RGB for BGR']}},
   ):
     evidence.append(path, [line | no])
   assert reproduce.evidence(path) == {}

@@ -2,8 +2,12 @@
 """The job `predict`, run as a user runs it."""
 
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -104,6 +108,117 @@ def test_a_broken_picture_fails_or_is_recorded(run_main, pictures):
   assert len(records) == 7
   assert 'predicted' not in records[2]
   assert 'formats JPEG' in records[2]['failed']
+
+
+SMALL = (
+  '--job=predict',
+  '--config=configs/resnet.py:18,weights=random,resize_size=40,crop_size=32,'
+  'batch_size=2,data=pictures,predictions=p.jsonl',
+)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(run_main, pictures):
+  (pictures / 'a.png').write_bytes(b'broken')
+  flags = (*SMALL, '--config.on_error=record')
+  whole = run_main(*flags, check=3)
+  path = pictures.parent / 'p.jsonl'
+  part = pictures.parent / 'p.jsonl.part'
+  text = path.read_bytes()
+  lines = text.splitlines(keepends=True)
+  assert len(lines) == 7
+  # In the middle of a line and of a batch; in the first line; at the end.
+  for left, kept in (
+    (b''.join(lines[:5]) + lines[5][:-9], 4),
+    (lines[0][:5], 0),
+    (text, 7),
+  ):
+    path.unlink()
+    part.write_bytes(left)
+    again = run_main(*flags, check=3)
+    said = f'going on after {kept} of 7 pictures'
+    assert (said in again.stderr) == bool(kept)
+    assert path.read_bytes() == text
+    assert again.stdout == whole.stdout
+    assert 'FAILED: pictures/a.png' in again.stderr
+    assert not part.exists()
+
+
+@pytest.mark.parametrize(
+  ('change', 'settings', 'expected'),
+  [
+    (
+      lambda text: text,
+      ['multi_crop=true'],
+      "in line 1 preprocessing is 'shorter side to 40 (lanczos), centre crop",
+    ),
+    (lambda text: text, ['data=pictures/x'], "key is 'c d.png', None now"),
+    (lambda text: b'{}\n' + text, [], 'line 1 is no prediction of a picture'),
+    (lambda text: b'my notes\n', [], 'line 1 is not JSON in UTF-8'),
+    (lambda text: b'my notes', [], 'it does not begin with a prediction'),
+  ],
+)
+def test_what_is_not_of_this_run_stays(
+  run_main, pictures, change, settings, expected
+):
+  part = pictures.parent / 'p.jsonl.part'
+  line = {
+    'model': 'ResNet-18',
+    'trained': False,
+    'weights_sha256': _digest(),
+    'preprocessing': (
+      'shorter side to 40 (lanczos), centre crop 32x32, BGR, minus'
+      ' (103.939, 116.779, 123.68)'
+    ),
+  }
+  names = ('a.png', 'g.png', 'c d.png')
+  text = change(b''.join(_line({'key': k, **line}) for k in names))
+  part.write_bytes(text)
+  flags = [f'--config.{setting}' for setting in settings]
+  refused = run_main(*SMALL, *flags, check=1)
+  assert 'p.jsonl.part holds something else than the first' in refused.stderr
+  assert expected in refused.stderr
+  assert part.read_bytes() == text
+
+
+def _line(facts):
+  return (json.dumps(facts) + '\n').encode()
+
+
+def _digest():
+  return resnet_jax.load('resnet18', weights='random').weights.digest
+
+
+def test_ctrl_c_ends_it_soon_and_the_rest_follows(run_main, pictures):
+  out, count = pictures.parent, 240
+  (pictures / 'many.list').write_text('a.png\nb.jpg\n' * (count // 2))
+  flags = (*SMALL, '--config.data=pictures/many.list')
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'resnet_jax.main', *flags],
+    cwd=out,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  part = out / 'p.jsonl.part'
+  limit = time.monotonic() + 120
+  while not (part.exists() and part.stat().st_size):
+    time.sleep(0.01)
+    assert time.monotonic() < limit
+    assert process.poll() is None
+  begin = time.monotonic()
+  process.send_signal(signal.SIGINT)
+  _, message = process.communicate(timeout=60)
+  assert time.monotonic() - begin < 2
+  assert process.returncode == -signal.SIGINT
+  assert 'Traceback' not in message
+  resumed = run_main(*flags, check=0)
+  after = re.search(r'going on after (\d+) of 240', resumed.stderr)
+  assert after
+  assert 2 <= int(after[1]) < count
+  records = _records(out / 'p.jsonl')
+  assert [record['key'] for record in records] == ['a.png', 'b.jpg'] * 120
+  assert all(record == records[row % 2] for row, record in enumerate(records))
 
 
 def test_a_folder_is_no_place_for_predictions(run_main, pictures):

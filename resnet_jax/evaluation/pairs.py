@@ -3,7 +3,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from resnet_jax import errors
 from resnet_jax.evaluation import predictions, statistics
@@ -65,7 +65,8 @@ class Comparison:
     agreed_five: pictures with the same five best in the same order.
     flips: the others, in the first file's order.
     paired: by the name of the label set.
-    notes: label sets that could not be compared, and why.
+    notes: what else is to be known: how pictures were matched, label sets that
+      could not be compared, and why.
   """
 
   pictures: int
@@ -79,13 +80,13 @@ class Comparison:
 
 
 def compare(first: pathlib.Path, second: pathlib.Path) -> Comparison:
-  """Compares two files; a picture is known by its key.
+  """Compares two files; a picture is known by its key, or its file name.
 
   Raises:
     UserError: one is none or is damaged, or they have no picture in common.
   """
   a, b = _load(first), _load(second)
-  matched = list(_matched(a, b, (first, second)))
+  matched, note = _matched(a, b, (first, second))
   if not matched:
     raise errors.UserError(
       f'{first} and {second} have no picture in common: their keys are such as'
@@ -95,7 +96,8 @@ def compare(first: pathlib.Path, second: pathlib.Path) -> Comparison:
     sum(bool(pair[side].failed) for pair in matched) for side in (0, 1)
   )
   same = [_guess(x) == _guess(y) for x, y in matched]
-  paired, notes = {}, []
+  paired = {}
+  notes = [note] if note else []
   for name in dict.fromkeys((*matched[0][0].labels, *matched[0][1].labels)):
     other = sum(x.labels.get(name) != y.labels.get(name) for x, y in matched)
     if other:
@@ -131,27 +133,50 @@ def _load(path: pathlib.Path) -> list[predictions.Picture]:
   return found
 
 
+def names_to_match(
+  first: Sequence[str], second: Sequence[str]
+) -> tuple[Sequence[str], Sequence[str], str]:
+  """What tells which pictures of two runs are the same.
+
+  Args:
+    first: the keys of one run.
+    second: of the other.
+
+  Returns:
+    The keys; or, where none is in both (class folders in one, none in the
+    other), the names of the files, if each occurs once; and a note about it.
+  """
+  if not set(first) & set(second):
+    names = [
+      [key.rpartition('/')[2] for key in keys] for keys in (first, second)
+    ]
+    once = all(len(set(side)) == len(side) for side in names)
+    if once and set(names[0]) & set(names[1]):
+      return names[0], names[1], 'pictures are matched by their file names'
+  return first, second, ''
+
+
 def _matched(
   a: Sequence[predictions.Picture],
   b: Sequence[predictions.Picture],
   paths: Sequence[pathlib.Path],
-) -> Iterator[tuple[predictions.Picture, predictions.Picture]]:
+) -> tuple[list[tuple[predictions.Picture, predictions.Picture]], str]:
+  """The pictures that are in both, and a note of how they were found."""
+  ours, theirs, note = names_to_match([x.key for x in a], [y.key for y in b])
   # A list may name a picture twice; then its place tells which is which.
-  if [x.key for x in a] == [y.key for y in b]:
-    yield from zip(a, b, strict=True)
-    return
-  for path, side in zip(paths, (a, b), strict=True):
-    keys = {picture.key for picture in side}
-    if len(keys) < len(side):
+  if ours == theirs:
+    return list(zip(a, b, strict=True)), note
+  for path, names in zip(paths, (ours, theirs), strict=True):
+    if len(set(names)) < len(names):
       raise errors.UserError(
-        f'{path} has {len(side) - len(keys)} keys twice, and the other file'
-        ' other pictures, so they cannot be told apart. Compare runs over the'
-        ' same list.'
+        f'{path} has {len(names) - len(set(names))} keys twice, and the other'
+        ' file other pictures, so they cannot be told apart. Compare runs over'
+        ' the same list.'
       )
-  of_b = {y.key: y for y in b}
-  for x in a:
-    if x.key in of_b:
-      yield x, of_b[x.key]
+  of_b = dict(zip(theirs, b, strict=True))
+  return [
+    (x, of_b[name]) for name, x in zip(ours, a, strict=True) if name in of_b
+  ], note
 
 
 def _first(picture: predictions.Picture) -> tuple[int, float] | None:

@@ -180,7 +180,7 @@ class Writer:
       self._part.parent.mkdir(parents=True, exist_ok=True)
       self._file: IO[bytes] = open(self._part, 'ab')  # noqa: SIM115
     try:
-      _lock(self._file, self._part)
+      files.lock(self._file, self._part)
       self.done, end = _whole(self._part, header, rows)
       with files.writing('predictions', self._part):
         self._file.truncate(end)
@@ -343,25 +343,6 @@ def _check_same(
       f'{path} holds predictions with other settings: {"; ".join(different)}.'
       ' Choose another file (results, predictions), remove this one, or use its'
       ' settings.'
-    )
-
-
-def _lock(file: IO[bytes], path: pathlib.Path) -> None:
-  """Keeps other processes from a file; a killed one keeps nobody."""
-  try:
-    import fcntl  # noqa: PLC0415 - not on Windows
-  except ImportError:
-    return
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    # Between the opening and the lock another process may have finished it.
-    ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
-  except (BlockingIOError, FileNotFoundError):
-    ours = False
-  if not ours:
-    raise errors.UserError(
-      f'another process is at work on {path}. Wait for it, or choose another'
-      ' file (results, predictions).'
     )
 
 

@@ -257,6 +257,11 @@ def say_stages(clock: stages.Clock) -> None:
     console.say(line)
 
 
+def device_name(device: jax.Device) -> str:
+  """What a run is on, for its record; the kind of a CPU is only `cpu` again."""
+  return ' '.join(dict.fromkeys((device.platform, device.device_kind)))
+
+
 def versions() -> dict[str, str]:
   """Versions of what determines the values."""
   packages = ('jax', 'jaxlib', 'flax', 'numpy', 'pillow')

@@ -28,7 +28,9 @@ def run(config: ConfigDict) -> int:
         ' predictions (of --job=evaluate), or two feature stores (of'
         ' --job=extract).'
       )
-    paths.append(path)
+    # The folder of --job=evaluate stands for the predictions in it.
+    inside = path / 'predictions.jsonl'
+    paths.append(inside if inside.is_file() else path)
   kinds = [path.is_dir() for path in paths]
   if kinds[0] != kinds[1]:
     stores, others = paths if kinds[0] else paths[::-1]
@@ -189,17 +191,20 @@ def _same_pictures(
   first: pathlib.Path,
   second: pathlib.Path,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The rows of the same pictures, in both stores, by their keys."""
-  if a.rows == b.rows:
-    return np.arange(len(a.rows)), np.arange(len(a.rows))
-  for path, store in ((first, a), (second, b)):
-    if len(set(store.rows)) < len(store.rows):
+  """The rows of the same pictures, in both stores."""
+  ours, theirs, note = pairs.names_to_match(a.rows, b.rows)
+  if note:
+    console.say(f'NOTE: {note}')
+  if ours == theirs:
+    return np.arange(len(ours)), np.arange(len(ours))
+  for path, names in ((first, ours), (second, theirs)):
+    if len(set(names)) < len(names):
       raise errors.UserError(
         f'{path} has the same key twice, and the other store other rows, so'
         ' they cannot be told apart. Extract from the same list.'
       )
-  of_b = {key: row for row, key in enumerate(b.rows)}
-  rows = [(row, of_b[key]) for row, key in enumerate(a.rows) if key in of_b]
+  of_b = {name: row for row, name in enumerate(theirs)}
+  rows = [(row, of_b[name]) for row, name in enumerate(ours) if name in of_b]
   if not rows:
     raise errors.UserError(
       f'{first} and {second} have no picture in common: their keys are such as'

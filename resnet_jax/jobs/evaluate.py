@@ -200,7 +200,7 @@ def _header(job: _Run) -> predictions.Header:
     },
     {
       'batch_rows': job.rows,
-      'device': f'{setup.device.platform} {setup.device.device_kind}',
+      'device': common.device_name(setup.device),
       'versions': common.versions(),
     },
     {
@@ -328,6 +328,7 @@ def _count(
   for label_set, tally in zip(job.sets, tallies, strict=True):
     figures = report.figures(tally, against)
     figures['description'] = label_set.description
+    figures['labels_sha256'] = label_set.digest
     if job.setup.weights.trained and tally.top1.percent > 100 - _DOUBTFUL:
       figures['diagnosis'] = truth.diagnose(
         np.array(guessed),

@@ -144,7 +144,7 @@ def _facts(
     'pictures': plan.rows,
     'pictures_sha256': hashlib.sha256(data).hexdigest(),
     'batch_rows': plan.batch_rows,
-    'device': f'{setup.device.platform} {setup.device.device_kind}',
+    'device': common.device_name(setup.device),
     'versions': common.versions(),
   }
   record = {

@@ -3,17 +3,15 @@
 
 import contextlib
 import dataclasses
-import json
-import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, files, prediction, stages, terminal
+from resnet_jax import errors, prediction, stages, terminal
 from resnet_jax.data import labels, sources
-from resnet_jax.jobs import common, console
+from resnet_jax.jobs import common, console, lines
 
 
 def run(config: ConfigDict) -> int:
@@ -42,23 +40,35 @@ def run(config: ConfigDict) -> int:
     setup.weights.loaded.class_names,
   )
   rows = common.batch_rows(config, setup, 4 * len(classes))
-  failed = 0
+  items = setup.source.items
+  failed, start = 0, 0
   clock = stages.Clock()
-  with _line_writer(target) as write:
+  with contextlib.ExitStack() as stack:
+    file = None
+    if target:
+      keys = [item.key for item in items]
+      file = stack.enter_context(lines.Lines(target, keys, _facts(setup), rows))
+      if start := len(file.kept):
+        console.say(f'going on after {start} of {len(items)} pictures')
+      failed = sum(map(_show, file.kept))
     for batch, values in common.computed(
-      config, setup, ('output',), rows=rows, clock=clock
+      config, setup, ('output',), rows=rows, clock=clock, start=start
     ):
-      for item, reason, row in zip(
-        batch.items, batch.reasons, values['output'], strict=True
-      ):
-        failed += bool(reason)
-        guesses = prediction.from_probabilities(row.ravel(), classes)
-        if reason:
-          console.say(f'FAILED: {item.name}: {reason}')
-        else:
-          text = f'Label of {item.name} is: {guesses.label}\n{guesses}'
-          print(terminal.plain(text), flush=True)
-        write(_record(item, reason, guesses, setup))
+      records = [
+        _record(
+          item,
+          reason,
+          prediction.from_probabilities(row.ravel(), classes),
+        )
+        for item, reason, row in zip(
+          batch.items, batch.reasons, values['output'], strict=True
+        )
+      ]
+      failed += sum(map(_show, records))
+      if file:
+        file.write(records)
+    if file:
+      file.publish()
   common.say_stages(clock)
   for warning in setup.weights.warnings:
     console.say(f'WARNING: {warning}')
@@ -70,22 +80,9 @@ def run(config: ConfigDict) -> int:
   return 0
 
 
-def _record(
-  item: sources.Item,
-  reason: str,
-  guesses: prediction.Prediction,
-  setup: common.Setup,
-) -> dict[str, Any]:
-  """The JSON object of a picture."""
-  result: dict[str, Any] = {'key': item.key, 'path': item.name}
-  if item.label != sources.NO_LABEL:
-    result['label'] = item.label
-  if reason:
-    result['failed'] = reason
-  else:
-    result['predicted'] = guesses.label
-    result['best'] = [dataclasses.asdict(guess) for guess in guesses.best]
-  return result | {
+def _facts(setup: common.Setup) -> dict[str, Any]:
+  """What each JSON object says of how it was made."""
+  return {
     'model': f'ResNet-{setup.model.depth}',
     'trained': setup.weights.trained,
     'weights_sha256': setup.weights.digest,
@@ -93,28 +90,25 @@ def _record(
   }
 
 
-@contextlib.contextmanager
-def _line_writer(
-  target: pathlib.Path | None,
-) -> Iterator[Callable[[dict[str, Any]], None]]:
-  """Writes objects, a line each, to a file that gets its name at the end."""
-  if target is None:
-    yield lambda line: None
-    return
-  part = target.with_name(target.name + files.PART)
-  with files.writing('predictions', target):
-    target.parent.mkdir(parents=True, exist_ok=True)
-    file = open(part, 'w', encoding='utf-8')  # noqa: SIM115
+def _record(
+  item: sources.Item, reason: str, guesses: prediction.Prediction
+) -> dict[str, Any]:
+  """The JSON object of a picture, without what is the same for all."""
+  result: dict[str, Any] = {'key': item.key, 'path': item.name}
+  if item.label != sources.NO_LABEL:
+    result['label'] = item.label
+  if reason:
+    return result | {'failed': reason}
+  best = [dataclasses.asdict(guess) for guess in guesses.best]
+  return result | {'predicted': guesses.label, 'best': best}
 
-  def write(line: dict[str, Any]) -> None:
-    with files.writing('predictions', target):
-      file.write(json.dumps(line, ensure_ascii=False) + '\n')
 
-  try:
-    yield write
-    with files.writing('predictions', target):
-      file.close()
-      os.replace(part, target)
-  finally:
-    with contextlib.suppress(OSError):
-      file.close()
+def _show(record: Mapping[str, Any]) -> bool:
+  """Prints a picture's label and guesses; returns whether it failed."""
+  if 'failed' in record:
+    console.say(f'FAILED: {record["path"]}: {record["failed"]}')
+    return True
+  guesses = '\n'.join(str(prediction.Guess(**one)) for one in record['best'])
+  text = f'Label of {record["path"]} is: {record["predicted"]}\n{guesses}'
+  print(terminal.plain(text), flush=True)
+  return False

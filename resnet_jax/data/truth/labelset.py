@@ -3,6 +3,8 @@
 
 import collections
 import dataclasses
+import hashlib
+import json
 import os
 import pathlib
 import re
@@ -35,14 +37,21 @@ class LabelSet:
   answers: tuple[frozenset[int], ...]
   description: str
 
+  @property
+  def digest(self) -> str:
+    """SHA-256 of the answers as JSON: a list of each item's, in order."""
+    text = json.dumps([sorted(answer) for answer in self.answers])
+    return hashlib.sha256(text.encode()).hexdigest()
+
 
 def load(text: str, items: Sequence[Item], wnids: Sequence[str]) -> LabelSet:
   """The labels of pictures.
 
   A label file's names are matched with the keys: whole paths, else the names
   of the files, else these without suffix, else the numbers of ILSVRC's
-  validation pictures, which the file may also give bare (`1 65`).  A file without names has a line for each picture: by
-  these numbers where the pictures have them, else in the source's order.
+  validation pictures, which the file may also give bare (`1 65`).  A file
+  without names has a line for each picture: by these numbers where the
+  pictures have them, else in the source's order.
 
   Args:
     text: '' for what the source itself states, 'folders' for the pictures'
