@@ -15,6 +15,7 @@ from typing import Any
 
 import reproduce
 
+from resnet_jax.evaluation import evidence
 from resnet_jax.weights import zoo
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -78,6 +79,22 @@ def results_table() -> str:
   )
 
 
+def cifar_table() -> str:
+  """What was measured of the paper's small networks."""
+  found = evidence.read(RESULTS / 'cifar.jsonl')
+  return markdown(
+    ['network', 'top-1 error', '95% interval', 'pictures', 'device', 'date'],
+    [
+      [
+        line['model'],
+        f'{line["top1_error"]["percent"]:.2f}%',
+        *_measured(line)[1:],
+      ]
+      for line in found
+    ],
+  )
+
+
 def _measured(line: dict[str, Any] | None) -> list[str]:
   if line is None:
     return ['not measured here', '', '', '', '']
@@ -94,6 +111,7 @@ def _measured(line: dict[str, Any] | None) -> list[str]:
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
   'zoo': ('README.md', zoo_table),
   'results': ('README.md', results_table),
+  'cifar': ('README.md', cifar_table),
   'variants': ('docs/which_resnet.md', variants_table),
 }
 
