@@ -81,7 +81,10 @@ def results_table() -> str:
 
 def cifar_table() -> str:
   """What was measured of the paper's small networks."""
-  found = evidence.read(RESULTS / 'cifar.jsonl')
+  found = sorted(
+    evidence.read(RESULTS / 'cifar.jsonl'),
+    key=lambda line: int(line['config']['layer_num']),
+  )
   return markdown(
     ['network', 'top-1 error', '95% interval', 'pictures', 'device', 'date'],
     [
