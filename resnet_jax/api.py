@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network in a notebook: `load`, then `features` and `predict`."""
 
+import collections
 import os
 import pathlib
 import re
@@ -228,15 +229,51 @@ class Model:
     single = isinstance(pictures, str | PathLike | Image.Image)
     return predictions[0] if single else predictions
 
+  def crops(self, pictures: Pictures) -> np.ndarray:
+    """Pictures as the network sees them: (N, H, W, 3) uint8, RGB.
+
+    Raises:
+      UserError: a picture cannot be read, or the model averages over ten
+        crops.
+    """
+    if self.preprocess.multi_crop:
+      raise errors.UserError(
+        'this model averages over ten crops (multi_crop), so there is not one'
+        ' that it sees. Load it without multi_crop.'
+      )
+    batches = self._batches(pictures)
+    return np.concatenate([images[:count, 0] for images, count in batches])
+
+  def grad_cam(
+    self, pictures: Pictures, label: int | None = None, layer: str = ''
+  ) -> np.ndarray:
+    """Where in pictures a layer's values speak for a class.
+
+    Args:
+      pictures: as for `features`.
+      label: the class; None: each picture's most probable one.
+      layer: a name; '': the last block's output.
+
+    Returns:
+      (N, H, W) of the layer, 0 or more; see `runner.GradCam`.
+
+    Raises:
+      UserError: the layer or the class cannot be looked at.
+    """
+    what = runner.checked_grad_cam(self._model, layer, label)
+    values = self._values(pictures, (), runner.Reduction(), what)
+    return values[runner.GRAD_CAM][:, 0]
+
   def _values(
     self,
     pictures: Pictures,
     chosen: tuple[str, ...],
     reduction: runner.Reduction,
+    grad_cam: runner.GradCam | None = None,
   ) -> dict[str, np.ndarray]:
-    pieces: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
+    pieces: dict[str, list[np.ndarray]] = collections.defaultdict(list)
     for images, count in self._batches(pictures):
-      run = self._runner(chosen, reduction)
+      run = self._runner(chosen, reduction, grad_cam)
       result = run(images)
       for name, value in run.fetch(result, np.arange(count)).items():
         pieces[name].append(value[:count])
@@ -246,8 +283,9 @@ class Model:
     self,
     layers: tuple[str, ...],
     reduction: runner.Reduction,
+    grad_cam: runner.GradCam | None = None,
   ) -> runner.Runner:
-    key = (layers, reduction)
+    key = (layers, reduction, grad_cam)
     if key not in self._runners:
       self._runners[key] = runner.Runner.prepared(
         self.preprocess,
@@ -255,6 +293,7 @@ class Model:
         self._parameters,
         layers,
         reduction=reduction,
+        grad_cam=grad_cam,
         device=self._device,
       )
     return self._runners[key]

@@ -89,8 +89,16 @@ def input_wishes(config: ConfigDict) -> inputs.Wishes:
   return inputs.Wishes(**{key: config[key] for key in keys})
 
 
-def set_up(config: ConfigDict) -> Setup:
-  """Checks the config, cheap things first, and loads the weights."""
+def set_up(config: ConfigDict, most: int | None = None) -> Setup:
+  """Checks the config, cheap things first, and loads the weights.
+
+  Args:
+    config: all of it.
+    most: pictures that the job takes; None: any number.
+
+  Raises:
+    UserError: a setting, the pictures or the weights do not do.
+  """
   errors.check_choice('on_error', config.on_error, pipeline.ON_ERROR)
   for key, least in (('batch_size', 1), ('threads', 0)):
     if config[key] < least:
@@ -100,6 +108,12 @@ def set_up(config: ConfigDict) -> Setup:
   source = sources.open_source(
     config.data, must_exist=config.on_error == 'fail'
   )
+  if most and len(source.items) > most:
+    raise errors.UserError(
+      f'{len(source.items)} pictures ({source.description}): this job shows'
+      f' 1 to {most}. Give a list file with those that you want to see, or a'
+      ' smaller folder.'
+    )
   device = runner.select_device(config.use_gpu)
   loaded = load_weights(config)
   how = inputs.preprocess_for(said, loaded.recipe)
@@ -113,6 +127,7 @@ def make_runner(
   setup: Setup,
   layers: Sequence[str],
   reduction: runner.Reduction | None = None,
+  grad_cam: runner.GradCam | None = None,
 ) -> runner.Runner:
   """The network, ready for the pictures of a job."""
   return runner.Runner.prepared(
@@ -121,6 +136,7 @@ def make_runner(
     setup.weights.parameters,
     layers,
     reduction=reduction,
+    grad_cam=grad_cam,
     device=setup.device,
   )
 
@@ -145,6 +161,7 @@ def computed(
   rows: int,
   clock: stages.Clock,
   reduction: runner.Reduction | None = None,
+  grad_cam: runner.GradCam | None = None,
   start: int = 0,
 ) -> Iterator[Computed]:
   """Layers of the pictures from `start` on, in order, a batch at a time.
@@ -160,6 +177,7 @@ def computed(
     rows: pictures a batch.
     clock: is told how long each stage takes.
     reduction: what is kept of a layer.
+    grad_cam: given beside the layers, under `runner.GRAD_CAM`.
     start: the first picture.
 
   Returns:
@@ -185,7 +203,7 @@ def computed(
     first = next(batches, None)
   if first is None:
     return iter(())
-  run_network = make_runner(setup, layers, reduction)
+  run_network = make_runner(setup, layers, reduction, grad_cam)
   begin = time.perf_counter()
   run_network.compile(first.images.shape)
   console.say(f'compiled in {time.perf_counter() - begin:.1f} s')
