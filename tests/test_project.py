@@ -32,6 +32,7 @@ ALLOWED = {
   'resnet_jax.prediction': {'data.labels'},
   'resnet_jax.runner': {'models', 'data.preprocess'},
   'resnet_jax.evaluation': {'evaluation', 'data', 'models', 'weights'},
+  'resnet_jax.views': {'views', 'models', 'weights.paddle'},
   'resnet_jax.api': {
     *('models', 'weights', 'data', 'inputs', 'runner', 'prediction'),
   },

@@ -224,8 +224,8 @@ def grad_cam(
     note += '; 0 everywhere: nothing there speaks for this class'
   sheet.heading(title or 'Grad-CAM', note)
   for column, image in enumerate((picture, over)):
-    x = _MARGIN + column * (zoom * width + _GAP)
-    sheet.figure.figimage(_zoomed(image, zoom), x, _MARGIN, origin='upper')
+    x = _MARGIN + column * (zoom * width + gap)
+    _show(sheet.axes(x, top, zoom * width, zoom * height), image)
   axes = sheet.axes(
     _MARGIN + 2 * zoom * width + 2 * gap, top, 12, zoom * height
   )
