@@ -97,6 +97,19 @@ def get_config(arg: str = '') -> ConfigDict:
   # checkpoint that the weights are recognised as.
   config.checkpoint = ''
 
+  # visualize: the folder for report.html and the PNG files.
+  config.report = 'report'
+  # visualize: layers whose maps are shown, by names and globs with commas
+  # between them; '': the stem's and each stage's last.
+  config.map_layers = ''
+  # visualize: maps of a layer, the strongest, 1 to 64.
+  config.map_count = 16
+  # visualize: the layer that Grad-CAM is of; '': the last block's output.
+  config.cam_layer = ''
+  # visualize: the class that Grad-CAM is for: an index, a WordNet id, or
+  # 'predicted', each picture's own.
+  config.cam_class = 'predicted'
+
   # compare: two files of predictions, or two feature stores.
   config.first = ''
   config.second = ''

@@ -316,12 +316,12 @@ def _grad_cam(
     captured = resnet.capture(
       model, parameters, x, tuple(dict.fromkeys(wanted)), {what.layer: delta}
     )
-    label = what.label
-    if label is None:
-      # Of the probabilities, as they say which class is the best one.
-      label = captured['output'].argmax(axis=-1, keepdims=True)
-    else:
-      label = jnp.full((len(x), 1, 1, 1), label)
+    # The best one by the probabilities, as it is said to be.
+    label = (
+      captured['output'].argmax(axis=-1, keepdims=True)
+      if what.label is None
+      else jnp.full((len(x), 1, 1, 1), what.label)
+    )
     # Pictures do not know of one another, so the gradient of the sum holds
     # each one's own.
     own = jnp.take_along_axis(captured['logits'], label, axis=-1)

@@ -38,7 +38,7 @@ ALLOWED = {
   },
   'resnet_jax.jobs': {
     *('models', 'weights', 'data', 'inputs', 'features', 'runner'),
-    *('prediction', 'evaluation', 'jobs'),
+    *('prediction', 'evaluation', 'views', 'jobs'),
   },
   'resnet_jax.main': {'jobs', 'configuration'},
   'resnet_jax': set(),

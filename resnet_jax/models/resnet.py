@@ -242,7 +242,7 @@ def capture(
   ) -> Any:
     value = call(*arguments, **keywords)
     is_layer = context.method_name == '__call__'
-    name = context.module.name
+    name = context.module.name or ''
     return value + added[name] if is_layer and name in added else value
 
   with nn.intercept_methods(plus):

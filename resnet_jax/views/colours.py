@@ -19,6 +19,8 @@ HEAT = 'inferno'
 STEPS = 255
 MIDDLE = STEPS // 2
 
+_MOST_COVER = 0.8
+
 
 def matplotlib() -> Any:
   """The library.
@@ -56,10 +58,19 @@ def heat(values: np.ndarray, peak: float) -> np.ndarray:
   return np.rint((STEPS - 1) * share).astype(np.uint8)
 
 
+def cover() -> np.ndarray:
+  """How opaque each place of HEAT lies over a picture, (STEPS,) uint8.
+
+  The more, the hotter; but so that the picture can still be seen.
+  """
+  share = np.linspace(0, 1, STEPS)
+  return np.rint(255 * _MOST_COVER * share).astype(np.uint8)
+
+
 def overlaid(
   picture: np.ndarray, values: np.ndarray, peak: float
 ) -> np.ndarray:
-  """A picture under a heat map that covers it the more, the hotter it is.
+  """A picture under a heat map.
 
   Args:
     picture: (H, W, 3) uint8.
@@ -70,10 +81,6 @@ def overlaid(
     (H, W, 3) uint8.
   """
   place = heat(values, peak)
-  cover = MOST_COVER * np.minimum(1, 2 * place[..., None] / (STEPS - 1))
-  mixed = (1 - cover) * picture + cover * palette(HEAT)[place]
+  opaque = cover()[place][..., None] / 255
+  mixed = (1 - opaque) * picture + opaque * palette(HEAT)[place]
   return np.rint(mixed).astype(np.uint8)
-
-
-# Of the picture, at most; so much that it can still be seen.
-MOST_COVER = 0.6
