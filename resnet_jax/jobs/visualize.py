@@ -178,8 +178,11 @@ def _say_plan(made: _Run, target: pathlib.Path) -> None:
     console.say(f'NOTE: {_NO_HEAD}')
   console.say(
     f'page: at most {page.MAX_BYTES // 10**6} MB, maps at most {made.side}'
-    f' pixels a side (in the PNG files they are whole); all goes to {target}'
+    ' pixels a side; whole in the PNG files'
   )
+  each = len(made.layers) + bool(made.grad_cam) + (len(made.classes) > 1)
+  count = 1 + each * len(made.setup.source.items)
+  console.say(f'to write: the page and at most {count} PNG files, to {target}')
 
 
 # -------------------------------------------------------------- the pictures
@@ -229,7 +232,7 @@ def _draw(
 def _folder_name(number: int, key: str) -> str:
   """Of a picture's files: its number, from 1, and what can be read of it."""
   stem = pathlib.PurePosixPath(key).stem
-  return f'{number + 1:03d}_{_UNSAFE.sub("_", stem)[:60]}'.rstrip('_.')
+  return f'{number + 1:03d}_{_UNSAFE.sub("_", stem)[:60]}'.rstrip('_.-')
 
 
 def _picture(

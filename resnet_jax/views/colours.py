@@ -19,7 +19,7 @@ HEAT = 'inferno'
 STEPS = 255
 MIDDLE = STEPS // 2
 
-_MOST_COVER = 0.8
+_MOST_COVER = 0.75
 
 
 def matplotlib() -> Any:
@@ -64,7 +64,7 @@ def cover() -> np.ndarray:
   The more, the hotter; but so that the picture can still be seen.
   """
   share = np.linspace(0, 1, STEPS)
-  return np.rint(255 * _MOST_COVER * share).astype(np.uint8)
+  return np.rint(255 * _MOST_COVER * share**0.7).astype(np.uint8)
 
 
 def overlaid(

@@ -151,26 +151,19 @@ def _wires(
   lane = (_BOX + 14 if wide else _LANE) if is_block else 0
   centre = lane + _BOX // 2
   height = _TOP + rows * _ROW
-  places = {
-    node.name: (box, centre if not box.aside else _BOX // 2)
-    for box in boxes
-    for node in box.nodes
-  }
+  places = {node.name: box for box in boxes for node in box.nodes}
   lines = []
   for edge in network.edges:
-    if edge.end not in places:
+    box, start = places.get(edge.end), places.get(edge.start)
+    if box is None or box is start:
       continue
-    box, x = places[edge.end]
-    top = _TOP + box.row * _ROW
-    if edge.start in places and places[edge.start][0] is box:
-      continue
-    start = places.get(edge.start)
     if edge.shortcut:
       padded = edge.shape != _shape(network, edge.start)
       kind = 'shortcut padded' if padded else 'shortcut'
-      lines.append((kind, _around(start, box, x, centre, lane, top)))
+      lines.append((kind, _around(start, box, lane)))
     else:
-      begin = _bottom(start[0]) if start else 0
+      top = _TOP + box.row * _ROW
+      begin = _bottom(start) if start else 0
       lines.append(('flow', f'M{centre} {begin}V{top}'))
   last = max((box for box in boxes if not box.aside), key=lambda box: box.row)
   lines.append(('flow', f'M{centre} {_bottom(last)}V{height}'))
@@ -185,23 +178,18 @@ def _bottom(box: _Box) -> int:
   return _TOP + box.row * _ROW + _BOX_HEIGHT
 
 
-def _around(
-  start: tuple[_Box, int] | None,
-  box: _Box,
-  x: int,
-  centre: int,
-  lane: int,
-  top: int,
-) -> str:
-  """The way of a piece of the shortcut."""
-  if box.aside and start is None:
-    return f'M{centre} 5H{x}V{top}'
-  if box.aside and start:
-    return f'M{x} {_bottom(start[0])}V{top}'
+def _around(start: _Box | None, box: _Box, lane: int) -> str:
+  """The way of a piece of the shortcut, from a box or from where it forks."""
+  fork = lane + _BOX // 2
+  top = _TOP + box.row * _ROW
+  if box.aside:
+    begin = _bottom(start) if start else None
+    x = _BOX // 2
+    return f'M{fork} 5H{x}V{top}' if begin is None else f'M{x} {begin}V{top}'
   middle = top + _BOX_HEIGHT // 2
-  if start is None:
-    return f'M{centre} 5H{_LANE // 2}V{middle}H{lane}'
-  return f'M{start[1]} {_bottom(start[0])}V{middle}H{lane}'
+  if start:
+    return f'M{_BOX // 2} {_bottom(start)}V{middle}H{lane}'
+  return f'M{fork} 5H{_LANE // 2}V{middle}H{lane}'
 
 
 def _shape(network: graph.Graph, name: str) -> tuple[int, int, int]:
