@@ -232,7 +232,8 @@ def _draw(
 def _folder_name(number: int, key: str) -> str:
   """Of a picture's files: its number, from 1, and what can be read of it."""
   stem = pathlib.PurePosixPath(key).stem
-  return f'{number + 1:03d}_{_UNSAFE.sub("_", stem)[:60]}'.rstrip('_.-')
+  readable = _UNSAFE.sub('_', stem)[:60].strip('_.-')
+  return f'{number + 1:03d}_{readable}'.rstrip('_')
 
 
 def _picture(

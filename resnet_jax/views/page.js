@@ -94,6 +94,9 @@
         `root mean square ${shown.strengths[i]}`));
   };
 
+  const percent = (share) => share < 0.00005 ? '< 0.01%'
+    : `${(100 * share).toFixed(2)}%`;
+
   const showBest = () => {
     find('best').replaceChildren(...picture.best.map((guess) => {
       const bar = make('div', {className: 'bar'});
@@ -104,7 +107,7 @@
           make('span', {textContent: `${guess.label} ${guess.name}${said}`}),
           make('span', {
             className: 'share',
-            textContent: `${(100 * guess.probability).toFixed(2)}%`,
+            textContent: percent(guess.probability),
           })),
         make('div', {className: 'track'}, bar));
       return item;
