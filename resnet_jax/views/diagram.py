@@ -175,7 +175,7 @@ class _Drawing:
     result = []
     for name in entering:
       again = dataclasses.replace(known[name], lines=('continued',))
-      result.append(self._box(again, AGAIN))
+      result.append(self._box(again, again_in=index))
     clusters: dict[str, list[boxes.Box]] = {}
     for box in self.columns[index]:
       of = box.block if self.level == 'layers' else box.stage
@@ -210,7 +210,11 @@ class _Drawing:
       f'{_quoted(box.name)} -> {sign} [{look}];',
     ]
 
-  def _box(self, box: boxes.Box, suffix: str = '') -> str:
+  def _box(self, box: boxes.Box, again_in: int | None = None) -> str:
+    """A box; or its second drawing, in another column."""
+    column, suffix = self.place[box.name], ''
+    if again_in is not None:
+      column, suffix = again_in, AGAIN
     needed = self._is_needed(box)
     lines = list(box.lines)
     inside = sum(layer in self.needed for layer in box.layers)
@@ -233,7 +237,7 @@ class _Drawing:
       look |= {'color': _INK, 'penwidth': 4}
     if not box.aside:
       # Straight below one another.
-      look['group'] = f'column {self.place[box.name]}'
+      look['group'] = f'column {column}'
     tooltip = ', '.join((box.name, *box.lines))
     facts = _attributes(label=label, tooltip=tooltip, **look)
     return f'{_quoted(box.name + suffix)} [{facts}];'
