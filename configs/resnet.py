@@ -115,12 +115,17 @@ def get_config(arg: str = '') -> ConfigDict:
   config.second = ''
 
   # convert: the file or directory to write, and its format: 'safetensors' or
-  # 'paddle' (a directory).
+  # 'paddle' (a directory).  diagram: a file, whose suffix says what is drawn:
+  # .dot, or with graphviz .svg, .png or .pdf; '': .dot, to standard output.
   config.output = ''
   config.convert_to = 'safetensors'
   # inspect: parameters whose values are printed, by names and globs; '': the
   # table of all.
   config.parameter = ''
+  # diagram: a box for each of the 'layers', 'blocks' or 'stages'.
+  config.diagram_level = 'blocks'
+  # diagram: a layer; what is not computed for it becomes pale.
+  config.highlight = ''
   # zoo, inspect, summary, evaluate, compare: JSON instead of a table.
   config.as_json = False
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network in a notebook: `load`, then `features` and `predict`."""
+"""A network in a notebook: `load`, then `features`, `predict`, `diagram`."""
 
 import collections
 import os
@@ -18,6 +18,7 @@ from resnet_jax import weights as weights_room
 from resnet_jax.data import labels, pipeline, preprocess, sources
 from resnet_jax.data import mean as means
 from resnet_jax.models import aliases, names, resnet
+from resnet_jax.views import graphviz
 
 Picture: TypeAlias = str | PathLike[str] | Image.Image
 Pictures: TypeAlias = Picture | Sequence[Picture] | np.ndarray
@@ -113,6 +114,47 @@ def load(
     named = tuple(class_names)
   classes = labels.classes(loaded.model.classes, file, named)
   return Model(loaded, how, classes, device, batch_size)
+
+
+def diagram(
+  name: str | int = 50,
+  *,
+  level: str = 'blocks',
+  highlight: str = '',
+  stride_in: str = 'auto',
+  stem_pool: str = 'auto',
+  crop_size: int = 224,
+) -> graphviz.Diagram:
+  """A network's diagram, without any weights.
+
+  Args:
+    name: as for `load`.
+    level: a box for each of the 'layers', 'blocks' or 'stages'.
+    highlight: a layer; what is not computed for it is pale.
+    stride_in: '1x1' or '3x3'.
+    stem_pool: 'ceil' or 'pad1'.
+    crop_size: of the pictures, pixels.
+
+  Returns:
+    A `Diagram`, which a notebook shows where graphviz is installed; its `.dot`
+    is the text, and `.render()` gives SVG.
+
+  Raises:
+    UserError: says what was given, what is allowed and what to do.
+  """
+  model = resnet.published(_depth(name))
+  wishes = weights_room.Wishes(stride_in=stride_in, stem_pool=stem_pool)
+  model = model.clone(**wishes.variant(model))
+  return _draw(model, crop_size, level, highlight)
+
+
+def _draw(
+  model: resnet.ResNet, size: int, level: str, highlight: str
+) -> graphviz.Diagram:
+  drawn = graphviz.draw(model, size, size, level=level, highlight=highlight)
+  for note in drawn.notes:
+    warnings.warn(note, stacklevel=3)
+  return drawn
 
 
 def _depth(name: str | int) -> int:
@@ -263,6 +305,13 @@ class Model:
     what = runner.checked_grad_cam(self._model, layer, label)
     values = self._values(pictures, (), runner.Reduction(), what)
     return values[runner.GRAD_CAM][:, 0]
+
+  def diagram(
+    self, *, level: str = 'blocks', highlight: str = ''
+  ) -> graphviz.Diagram:
+    """The network's diagram; see `resnet_jax.diagram`."""
+    size = self.preprocess.crop_size
+    return _draw(self._model, size, level, highlight)
 
   def _values(
     self,

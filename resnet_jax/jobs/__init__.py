@@ -54,6 +54,7 @@ JOBS = {
   'summary': Job(
     'resnet_jax.jobs.summary', "show layers' names, shapes and costs"
   ),
+  'diagram': Job('resnet_jax.jobs.diagram', 'draw the network, with graphviz'),
 }
 
 

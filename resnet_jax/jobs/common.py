@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import os
+import pathlib
 import time
 from collections.abc import Generator, Iterator, Sequence
 
@@ -17,6 +18,7 @@ from resnet_jax import errors, inputs, runner, stages, terminal, weights
 from resnet_jax.data import pipeline, preprocess, sources
 from resnet_jax.jobs import console
 from resnet_jax.models import resnet
+from resnet_jax.weights import recipe, zoo
 
 # Exit status of a run that went to its end without some of the pictures.
 SOME_FAILED = 3
@@ -81,6 +83,44 @@ def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
   for note in loaded.loaded.notes:
     console.say(f'NOTE: {note}')
   return loaded
+
+
+def network(config: ConfigDict) -> tuple[resnet.ResNet, recipe.Recipe]:
+  """The network, and how its weights take pictures.
+
+  A file's weights are read, as only they tell the network; of the zoo's
+  checkpoints, and for `auto` and `random`, no weights are needed.
+  """
+  name, depth = config.weights, config.layer_num or weights.DEFAULT_DEPTH
+  is_path = os.path.exists(pathlib.Path(name).expanduser())
+  if name in zoo.FAMILIES:
+    record = zoo.find(name, depth)
+    model = resnet.published(depth).clone(
+      stride_in=record.stride_in,
+      stem_pool=record.stem_pool,
+      epsilon=record.epsilon,
+    )
+    how = record.recipe
+  elif name in (weights.AUTO, weights.RANDOM) and not is_path:
+    model, how = resnet.published(depth), recipe.usual(depth)
+  else:
+    loaded = load_weights(config)
+    return loaded.model, loaded.recipe
+  return model.clone(**wishes(config).variant(model)), how
+
+
+def picture_size(config: ConfigDict, how: recipe.Recipe) -> int:
+  """The side of the pictures that a network is described for.
+
+  Raises:
+    UserError: it is out of bounds.
+  """
+  size = config.crop_size or how.crop_size
+  if not resnet.MIN_SIZE <= size <= 4096:
+    raise errors.UserError(
+      f'crop_size={size} is not between {resnet.MIN_SIZE} and 4096.'
+    )
+  return size
 
 
 def input_wishes(config: ConfigDict) -> inputs.Wishes:

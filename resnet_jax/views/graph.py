@@ -151,7 +151,7 @@ _KINDS: dict[type[nn.Module], _Kind] = {
     'max pool', lambda module: f'3x3, stride 2, {module.rule}'
   ),
   layers.AddTo: _Kind('sum', activation=lambda module: 'ReLU'),
-  layers.GlobalAveragePool: _Kind('mean', lambda module: 'all positions'),
+  layers.GlobalAveragePool: _Kind('mean', lambda module: 'of all positions'),
   layers.Classifier: _Kind('fully connected'),
   layers.Softmax: _Kind('softmax', activation=lambda module: 'softmax'),
 }

@@ -283,10 +283,14 @@ def bars(
       0, place - 0.12, text, size=8, color=_INK, va='bottom', parse_math=False
     )
     axes.text(
-      share + 0.008, place + 0.22, f'{share:.2%}' if share >= 0.00005 else '< 0.01%', size=8, color=_INK,
+      share + 0.008, place + 0.22, _percent(share), size=8, color=_INK,
       va='center',
     )  # fmt: skip
   return sheet.figure
+
+
+def _percent(share: float) -> str:
+  return f'{share:.2%}' if share >= 0.00005 else '< 0.01%'
 
 
 def filters(
