@@ -3,43 +3,42 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from resnet_jax import devices as device_room
 from resnet_jax import errors, stages
 from resnet_jax.data import preprocess
-from resnet_jax.models import aliases, names, resnet
+from resnet_jax.models import aliases, convolution, folding, names, resnet
+from resnet_jax.models import layers as layers_room
 
 POOLS = ('none', 'avg', 'max')
 DTYPES = ('float32', 'float16')
 
 Shapes = dict[str, tuple[int, int, int]]
-# Values on the device, and for each layer in which pictures one became infinite
-# because the dtype is too small.
-Result = tuple[dict[str, jax.Array], dict[str, jax.Array]]
+Placed = dict[str, jax.Array]
 
 
-def select_device(use_gpu: bool) -> jax.Device:
-  """The device to run on: a GPU if asked for, else JAX's default.
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a batch gave, on the devices.
 
-  Raises:
-    UserError: a GPU was asked for and there is none.
+  Attributes:
+    values: of each layer, (rounds, pictures of a round, C, H, W).
+    overflows: of each layer, in which pictures a value became infinite because
+      the dtype is too small; (rounds, pictures of a round).
+    pictures: of the batch, without what `devices.deal` padded.
   """
-  try:
-    return jax.devices('gpu' if use_gpu else None)[0]
-  except RuntimeError as error:
-    if not use_gpu:
-      raise errors.UserError(f'JAX finds no device: {error}.') from error
-    there = ', '.join(str(device) for device in jax.devices())
-    raise errors.UserError(
-      f'use_gpu is set, and JAX {jax.__version__} finds no GPU, only {there}.'
-      " Install the extra for the machine's CUDA (pip install"
-      " 'resnet-jax-zoo[cuda12]' or [cuda13]; in a checkout '.[cuda12]'), or"
-      ' leave use_gpu out to run on the CPU.'
-    ) from error
+
+  values: dict[str, jax.Array]
+  overflows: dict[str, jax.Array]
+  pictures: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,13 +129,6 @@ def output_shapes(
   return {name: reduction.shape(shapes[name]) for name in layers}
 
 
-def place(
-  parameters: Mapping[str, np.ndarray], device: jax.Device | None
-) -> dict[str, jax.Array]:
-  """Parameters on a device, for several runners to share."""
-  return jax.device_put(dict(parameters), device)
-
-
 class Runner:
   """Computes layers of pictures, a fixed number of them at a time.
 
@@ -147,7 +139,7 @@ class Runner:
   def __init__(
     self,
     model: resnet.ResNet,
-    parameters: Mapping[str, np.ndarray | jax.Array],
+    parameters: Mapping[str, np.ndarray],
     layers: Sequence[str],
     mean: np.ndarray,
     *,
@@ -156,34 +148,41 @@ class Runner:
     std: Sequence[float] = (1.0, 1.0, 1.0),
     reduction: Reduction | None = None,
     grad_cam: GradCam | None = None,
-    device: jax.Device | None = None,
+    arithmetic: str = 'float32',
+    devices: Sequence[jax.Device] | None = None,
+    shared: Placed | None = None,
   ) -> None:
     if grad_cam and multi_crop:
       raise errors.UserError(
         'Grad-CAM looks at one crop; it has no meaning for the average over'
         ' ten. Leave multi_crop out.'
       )
+    errors.check_choice('arithmetic', arithmetic, convolution.ARITHMETICS)
     self.layers = tuple(layers)
     self._given = (*self.layers, *((GRAD_CAM,) if grad_cam else ()))
-    head = ('output',) if grad_cam else ()
-    needed = resnet.needed_parameters(model, (*layers, *head))
-    self._parameters = jax.device_put(
-      {name: parameters[name] for name in needed}, device
-    )
-    self._mean = jax.device_put(mean, device)
-    self._device = device
-    self._programs: dict[tuple[int, ...], jax.stages.Compiled] = {}
-    self._jitted = jax.jit(
-      functools.partial(
-        _apply,
-        model=model,
-        layers=self.layers,
-        multi_crop=multi_crop,
-        channels=channels,
-        std=tuple(std),
-        reduction=reduction or Reduction(),
-        grad_cam=grad_cam,
+    self._devices = tuple(devices or jax.local_devices()[:1])
+    self._crops = 10 if multi_crop else 1
+    aside = (*layers, *((grad_cam.layer, *names.HEAD) if grad_cam else ()))
+    model = model.clone(
+      inference=layers_room.Inference(
+        arithmetic, self._devices[0].platform, frozenset(aside)
       )
+    )
+    self._needed = resnet.needed_parameters(model, aside)
+    self._folded = functools.partial(folding.folded, model, parameters)
+    # One copy for all the runners.
+    self._placed = {} if shared is None else shared
+    self._mean = mean
+    self._programs: dict[tuple[int, ...], _Program] = {}
+    self._apply = functools.partial(
+      _apply,
+      model=model,
+      layers=self.layers,
+      multi_crop=multi_crop,
+      channels=channels,
+      std=tuple(std),
+      reduction=reduction or Reduction(),
+      grad_cam=grad_cam,
     )
 
   @classmethod
@@ -191,12 +190,14 @@ class Runner:
     cls,
     how: preprocess.Preprocess,
     model: resnet.ResNet,
-    parameters: Mapping[str, np.ndarray | jax.Array],
+    parameters: Mapping[str, np.ndarray],
     layers: Sequence[str],
     *,
     reduction: Reduction | None = None,
     grad_cam: GradCam | None = None,
-    device: jax.Device | None = None,
+    arithmetic: str = 'float32',
+    devices: Sequence[jax.Device] | None = None,
+    shared: Placed | None = None,
   ) -> 'Runner':
     """A runner for pictures that were cut out by a preprocessing."""
     return cls(
@@ -209,7 +210,9 @@ class Runner:
       std=how.std,
       reduction=reduction,
       grad_cam=grad_cam,
-      device=device,
+      arithmetic=arithmetic,
+      devices=devices,
+      shared=shared,
     )
 
   def __call__(self, images: np.ndarray) -> Result:
@@ -218,9 +221,8 @@ class Runner:
     Args:
       images: (N, cuts, H, W, 3) uint8, RGB.
     """
-    program = self.compile(images.shape)
-    on_device = jax.device_put(images, self._device)
-    return program(self._parameters, self._mean, on_device)
+    program = self._program(images.shape)
+    return program(program.put(images))
 
   def measured(self, images: np.ndarray, clock: stages.Clock) -> Result:
     """As a call, but waits for the transfer and the result, to time them.
@@ -228,12 +230,13 @@ class Runner:
     The times are those of the stages alone if the device has nothing else to
     do, so earlier results should have been fetched.
     """
-    program = self.compile(images.shape)
+    program = self._program(images.shape)
     with clock.measure('transfer', len(images)):
-      on_device = jax.device_put(images, self._device).block_until_ready()
+      on_device = program.put(images).block_until_ready()
     with clock.measure('compute', len(images)):
-      result = program(self._parameters, self._mean, on_device)
-      return jax.block_until_ready(result)
+      result = program(on_device)
+      jax.block_until_ready(result.values)
+      return result
 
   def fetch(
     self, result: Result, real: np.ndarray | None = None
@@ -250,8 +253,15 @@ class Runner:
     Raises:
       UserError: a value of a real picture does not fit into float16.
     """
-    values, overflows = jax.device_get(result)
-    real = np.arange(len(values[self._given[0]])) if real is None else real
+    values, overflows = (
+      {
+        # Without the rounds, and without what was padded.
+        name: array.reshape(-1, *array.shape[2:])[: result.pictures]
+        for name, array in jax.device_get(arrays).items()
+      }
+      for arrays in (result.values, result.overflows)
+    )
+    real = np.arange(result.pictures) if real is None else real
     too_large = [name for name, over in overflows.items() if over[real].any()]
     if too_large:
       raise errors.UserError(
@@ -263,11 +273,82 @@ class Runner:
 
   def compile(self, shape: tuple[int, ...]) -> jax.stages.Compiled:
     """The program for images of a shape, compiled the first time only."""
+    return self._program(shape).compiled
+
+  def _program(self, shape: tuple[int, ...]) -> '_Program':
     if shape not in self._programs:
-      images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-      lowered = self._jitted.lower(self._parameters, self._mean, images)
-      self._programs[shape] = lowered.compile()
+      deal = device_room.deal(self._devices, shape[0], self._crops)
+      mesh = jax.sharding.Mesh(self._devices[: deal.devices], ('pictures',))
+      dealt = NamedSharding(mesh, PartitionSpec(None, 'pictures'))
+      copied = NamedSharding(mesh, PartitionSpec())
+      missing = [name for name in self._needed if name not in self._placed]
+      self._placed.update(jax.device_put(self._folded(missing), copied))
+      parameters = {name: self._placed[name] for name in self._needed}
+      mean = jax.device_put(self._mean, copied)
+      images = jax.ShapeDtypeStruct(
+        (deal.rounds, deal.rows, *shape[1:]), jnp.uint8, sharding=dealt
+      )
+      # Each device sees its own pictures only, and needs nothing of others.
+      local = jax.shard_map(
+        _in_rounds(functools.partial(self._apply, pieces=deal.pieces)),
+        mesh=mesh,
+        in_specs=(copied.spec, copied.spec, dealt.spec),
+        out_specs=dealt.spec,
+        check_vma=False,
+      )
+      lowered = jax.jit(local).lower(parameters, mean, images)
+      self._programs[shape] = _Program(
+        lowered.compile(), parameters, mean, images, shape[0]
+      )
     return self._programs[shape]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+  """A compiled network for images of one shape.
+
+  Attributes:
+    compiled: the program.
+    parameters: on the devices.
+    mean: on the devices.
+    images: what the program takes.
+    pictures: how many of them are asked for at once.
+  """
+
+  compiled: jax.stages.Compiled
+  parameters: Placed
+  mean: jax.Array
+  images: jax.ShapeDtypeStruct
+  pictures: int
+
+  def put(self, images: np.ndarray) -> jax.Array:
+    """Images (pictures, cuts, H, W, 3) on the devices, in rounds."""
+    rounds, rows, *rest = self.images.shape
+    if padding := rounds * rows - len(images):
+      black = np.zeros((padding, *rest), images.dtype)
+      images = np.concatenate([images, black])
+    images = images.reshape(self.images.shape)
+    return jax.device_put(images, self.images.sharding)
+
+  def __call__(self, images: jax.Array) -> Result:
+    """Starts the computation for what `put` gave."""
+    values, overflows = self.compiled(self.parameters, self.mean, images)
+    return Result(values, overflows, self.pictures)
+
+
+def _in_rounds(apply: Callable) -> Callable:
+  """A function of images (rounds, N, ...) from one of images (N, ...).
+
+  What a round needs between the layers is there once, and not for all rounds.
+  """
+
+  def run(parameters: Placed, mean: jax.Array, images: jax.Array) -> Any:
+    one = functools.partial(apply, parameters, mean)
+    if len(images) > 1:
+      return jax.lax.map(one, images)
+    return jax.tree.map(lambda value: value[None], one(images[0]))
+
+  return run
 
 
 def _apply(
@@ -282,7 +363,8 @@ def _apply(
   std: Sequence[float],
   reduction: Reduction,
   grad_cam: GradCam | None,
-) -> Result:
+  pieces: int,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
   x = preprocess.normalise(
     images, mean, multi_crop, jnp, channels=channels, std=std
   )
@@ -292,14 +374,56 @@ def _apply(
     captured, cam = _grad_cam(parameters, x, model, layers, grad_cam)
     values[GRAD_CAM] = cam
   else:
-    captured = resnet.capture(model, parameters, x, layers)
+    captured = _in_pieces(parameters, x, model, layers, pieces)
   for name, captured_value in captured.items():
-    exact = _reduce(captured_value, len(images), reduction.pool)
+    full = captured_value.astype(jnp.float32)
+    exact = _reduce(full, len(images), reduction.pool)
     values[name] = exact.astype(reduction.dtype)
     if reduction.dtype == 'float16':
       fits = jnp.isfinite(values[name]) | ~jnp.isfinite(exact)
       overflows[name] = ~fits.all(axis=(1, 2, 3))
   return values, overflows
+
+
+def _in_pieces(
+  parameters: Placed,
+  x: jax.Array,
+  model: resnet.ResNet,
+  layers: Sequence[str],
+  pieces: int,
+) -> dict[str, jax.Array]:
+  """The values of layers, those before the last stage a piece at a time.
+
+  There a few pictures fill a core's cache; behind, the parameters are the
+  larger part, and many pictures make better use of them.
+  """
+  # As many as the batch can be cut into evenly.
+  pieces = math.gcd(pieces, len(x))
+  if pieces == 1:
+    return resnet.capture(model, parameters, x, layers)
+  last = names.ARCHITECTURES[model.depth].last_stage
+  order = resnet.layer_names(model)
+  between = names.block_name(last, 1)
+  begin = next(i for i, name in enumerate(order) if name.startswith(between))
+  front = [name for name in layers if order.index(name) < begin]
+  rear = [name for name in layers if name not in front]
+  handed = order[begin - 1]
+
+  def run(piece: jax.Array) -> dict[str, jax.Array]:
+    wanted = tuple(dict.fromkeys([*front, *([handed] if rear else [])]))
+    return resnet.capture(model, parameters, piece, wanted, end=last - 1)
+
+  cut = x.reshape(pieces, -1, *x.shape[1:])
+  values = {
+    name: value.reshape(-1, *value.shape[2:])
+    for name, value in jax.lax.map(run, cut).items()
+  }
+  captured = {name: values[name] for name in front}
+  if rear:
+    captured |= resnet.capture(
+      model, parameters, values[handed], rear, begin=last
+    )
+  return captured
 
 
 def _grad_cam(
