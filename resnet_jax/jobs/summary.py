@@ -19,7 +19,7 @@ def run(config: ConfigDict) -> int:
   A file's weights are read, as only they tell the network; of the zoo's
   checkpoints, and for `auto` and `random`, no weights are needed.
   """
-  model, how = _network(config)
+  model, how, facts = _network(config)
   size = config.crop_size or how.crop_size
   if not resnet.MIN_SIZE <= size <= 4096:
     raise errors.UserError(
@@ -58,13 +58,17 @@ def run(config: ConfigDict) -> int:
     epsilon=model.epsilon,
     picture=[3, size, size],
     totals=totals,
+    **facts,
   )
   if not config.as_json:
     print(_total_line(model, size, totals))
   return 0
 
 
-def _network(config: ConfigDict) -> tuple[resnet.ResNet, recipe.Recipe]:
+def _network(
+  config: ConfigDict,
+) -> tuple[resnet.ResNet, recipe.Recipe, dict[str, str]]:
+  """The network, its input, and what is known of weights that were read."""
   name, depth = config.weights, config.layer_num or weights.DEFAULT_DEPTH
   is_path = os.path.exists(pathlib.Path(name).expanduser())
   if name in zoo.FAMILIES:
@@ -79,9 +83,10 @@ def _network(config: ConfigDict) -> tuple[resnet.ResNet, recipe.Recipe]:
     model, how = resnet.published(depth), recipe.usual(depth)
   else:
     loaded = common.load_weights(config)
-    return loaded.model, loaded.recipe
+    facts = {'digest': loaded.digest, 'source': loaded.source}
+    return loaded.model, loaded.recipe, facts
   wishes = common.wishes(config)
-  return model.clone(**wishes.variant(model)), how
+  return model.clone(**wishes.variant(model)), how, {}
 
 
 def _usual_names(model: resnet.ResNet) -> dict[str, dict[str, str]]:
