@@ -50,11 +50,11 @@ def get_config(arg: str = '') -> ConfigDict:
   config.on_error = 'fail'
   # Ten crops (four corners, centre, mirrored), averaged, instead of one.
   config.multi_crop = False
+  # From here on 'auto' and 0 mean: as the weights' publisher did.
   # 'short_side': the shorter side to resize_size, then crops; 'squash': the
   # whole picture to crop_size, whatever its shape (the original demo's);
   # 'none': pictures of crop_size as they are.
-  config.resize = 'short_side'
-  # From here on 'auto' and 0 mean: as the weights' publisher did.
+  config.resize = 'auto'
   config.resize_size = 0
   config.crop_size = 0
   # 'lanczos', 'bilinear' or 'bicubic'.

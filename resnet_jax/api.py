@@ -37,7 +37,7 @@ def load(
   mean: str | PathLike[str] | Sequence[float] = 'auto',
   std: str | Sequence[float] = 'auto',
   channels: str = 'auto',
-  resize: str = 'short_side',
+  resize: str = 'auto',
   resize_size: int = 0,
   crop_size: int = 0,
   multi_crop: bool = False,
@@ -65,7 +65,7 @@ def load(
     mean: what is subtracted, 0 to 255: three values, or a mean file.
     std: what is divided by: three values.
     channels: 'BGR' or 'RGB'.
-    resize: 'short_side' or 'squash'.
+    resize: 'short_side', 'squash' or 'none'.
     resize_size: the shorter side before cropping, pixels.
     crop_size: of the crop, pixels.
     multi_crop: average over ten crops.

@@ -85,8 +85,10 @@ def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
   return loaded
 
 
-def network(config: ConfigDict) -> tuple[resnet.ResNet, recipe.Recipe]:
-  """The network, and how its weights take pictures.
+def network(
+  config: ConfigDict,
+) -> tuple[resnet.ResNet, recipe.Recipe, dict[str, str]]:
+  """The network, how its weights take pictures, and what is known of those.
 
   A file's weights are read, as only they tell the network; of the zoo's
   checkpoints, and for `auto` and `random`, no weights are needed.
@@ -105,8 +107,9 @@ def network(config: ConfigDict) -> tuple[resnet.ResNet, recipe.Recipe]:
     model, how = resnet.published(depth), recipe.usual(depth)
   else:
     loaded = load_weights(config)
-    return loaded.model, loaded.recipe
-  return model.clone(**wishes(config).variant(model)), how
+    facts = {'digest': loaded.digest, 'source': loaded.source}
+    return loaded.model, loaded.recipe, facts
+  return model.clone(**wishes(config).variant(model)), how, {}
 
 
 def picture_size(config: ConfigDict, how: recipe.Recipe) -> int:
