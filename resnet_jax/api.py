@@ -12,7 +12,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from resnet_jax import errors, inputs, prediction, runner, terminal
+from resnet_jax import (
+  compilation,
+  errors,
+  inputs,
+  prediction,
+  runner,
+  sizing,
+  terminal,
+)
 from resnet_jax import weights as weights_room
 from resnet_jax.data import labels, pipeline, preprocess, sources
 from resnet_jax.data import mean as means
@@ -41,8 +49,10 @@ def load(
   multi_crop: bool = False,
   interpolation: str = 'auto',
   rounding: str = 'auto',
+  decode: str = 'exact',
   use_gpu: bool = False,
-  batch_size: int = 32,
+  batch_size: int | str = 'auto',
+  compilation_cache: bool = True,
 ) -> 'Model':
   """Loads a network; the settings are those of `configs/resnet.py`.
 
@@ -69,15 +79,22 @@ def load(
     multi_crop: average over ten crops.
     interpolation: 'lanczos', 'bilinear' or 'bicubic'.
     rounding: 'nearest' or 'torchvision'.
+    decode: 'exact', or 'scaled', faster and other pixels.
     use_gpu: fail if there is no GPU; otherwise JAX's default device.
-    batch_size: crops that go through the network at once.
+    batch_size: crops that go through the network at once; 'auto': as many as
+      are fast and fit into the memory.
+    compilation_cache: keep compiled programs in the user's cache folder.
 
   Raises:
     UserError: says what was given, what is allowed and what to do.
   """
   depth = 0 if name is None else _depth(name)
-  if batch_size < 1:
-    raise errors.UserError(f'batch_size={batch_size}: 1 is the least.')
+  if batch_size == 'auto':
+    batch_size = 0
+  if not isinstance(batch_size, int) or batch_size < 0:
+    raise errors.UserError(
+      f"batch_size={batch_size!r} is neither a number of crops nor 'auto'."
+    )
   wishes = inputs.Wishes(
     _text(mean),
     _text(std),
@@ -88,6 +105,7 @@ def load(
     interpolation,
     rounding,
     multi_crop,
+    decode,
   )
   device = runner.select_device(use_gpu)
   with terminal.Bytes() as bar:
@@ -111,7 +129,8 @@ def load(
   else:
     named = tuple(class_names)
   classes = labels.classes(loaded.model.classes, file, named)
-  return Model(loaded, how, classes, device, batch_size)
+  kept = compilation.folder(compilation_cache, terminal.say)
+  return Model(loaded, how, classes, device, batch_size=batch_size, kept=kept)
 
 
 def _depth(name: str | int) -> int:
@@ -148,8 +167,10 @@ class Model:
     weights: weights_room.Weights,
     how: preprocess.Preprocess,
     classes: Sequence[labels.ImageNetClass],
-    device: 'runner.jax.Device | None' = None,
-    batch_size: int = 32,
+    device: 'runner.jax.Device',
+    *,
+    batch_size: int = 0,
+    kept: pathlib.Path | None = None,
   ) -> None:
     self.weights = weights
     self.preprocess = how
@@ -158,9 +179,10 @@ class Model:
     self._model = weights.model
     self._device = device
     self._batch_size = batch_size
+    self._kept = kept
     # One copy for all the runners.
     self._parameters = runner.place(weights.parameters, device)
-    self._runners: dict[tuple, runner.Runner] = {}
+    self._networks: dict[tuple, sizing.Network] = {}
 
   def __repr__(self) -> str:
     lines = [
@@ -235,48 +257,65 @@ class Model:
     reduction: runner.Reduction,
   ) -> dict[str, np.ndarray]:
     pieces: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
-    for images, count in self._batches(pictures):
-      run = self._runner(chosen, reduction)
-      result = run(images)
-      for name, value in run.fetch(result, np.arange(count)).items():
-        pieces[name].append(value[:count])
+    network = self._network(chosen, reduction)
+    for images, mask in self._batches(pictures, network):
+      values = network.fetch(network(images), mask)
+      for name, value in values.items():
+        pieces[name].append(value[mask])
     return {name: np.concatenate(parts) for name, parts in pieces.items()}
 
-  def _runner(
+  def _network(
     self,
     layers: tuple[str, ...],
     reduction: runner.Reduction,
-  ) -> runner.Runner:
+  ) -> sizing.Network:
     key = (layers, reduction)
-    if key not in self._runners:
-      self._runners[key] = runner.Runner.prepared(
-        self.preprocess,
-        self._model,
-        self._parameters,
-        layers,
-        reduction=reduction,
-        device=self._device,
+    if key not in self._networks:
+      self._networks[key] = sizing.Network(
+        lambda: runner.Runner.prepared(
+          self.preprocess,
+          self._model,
+          self._parameters,
+          layers,
+          reduction=reduction,
+          device=self._device,
+          kept=self._kept,
+        ),
+        self._device,
+        terminal.say,
       )
-    return self._runners[key]
+    return self._networks[key]
 
-  def _batches(self, pictures: Pictures) -> Iterator[tuple[np.ndarray, int]]:
-    """Arrays (rows, cuts, H, W, 3), all of one shape, and how much counts."""
+  def _rows(
+    self, count: int, shape: tuple[int, ...], network: sizing.Network
+  ) -> int:
+    """Pictures at a time, of `count` of a shape (cuts, H, W, 3)."""
+    crops = self.preprocess.crops
+    if self._batch_size:
+      return max(1, min(self._batch_size // crops, count))
+    rows = min(sizing.first_rows(self._device, crops, max(shape[1:3])), count)
+    return network.fitting((rows, *shape))
+
+  def _batches(
+    self, pictures: Pictures, network: sizing.Network
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Arrays (rows, cuts, H, W, 3), all of one shape, and which rows count."""
     if isinstance(pictures, np.ndarray):
       self._check_array(pictures)
-      rows = min(self._batch_size, len(pictures))
+      rows = self._rows(len(pictures), (1, *pictures.shape[1:]), network)
       for start in range(0, len(pictures), rows):
         piece = pictures[start : start + rows]
         padding = [(0, rows - len(piece))] + [(0, 0)] * 3
-        yield np.pad(piece, padding)[:, None], len(piece)
+        yield np.pad(piece, padding)[:, None], np.arange(rows) < len(piece)
       return
     if isinstance(pictures, str | PathLike | Image.Image):
       pictures = [pictures]
     items = [_item(i, picture) for i, picture in enumerate(pictures)]
     if not items:
       raise errors.UserError('the list of pictures is empty.')
-    rows = max(1, min(self._batch_size // self.preprocess.crops, len(items)))
+    rows = self._rows(len(items), self.preprocess.shape, network)
     for batch in pipeline.batches(items, self.preprocess, rows=rows):
-      yield batch.images, len(batch.items)
+      yield batch.images, batch.mask
 
   def _check_array(self, pictures: np.ndarray) -> None:
     shape = pictures.shape

@@ -3,13 +3,14 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax import errors, stages
+from resnet_jax import compilation, errors, stages, terminal
 from resnet_jax.data import preprocess
 from resnet_jax.models import resnet
 
@@ -101,6 +102,7 @@ class Runner:
     std: Sequence[float] = (1.0, 1.0, 1.0),
     reduction: Reduction | None = None,
     device: jax.Device | None = None,
+    kept: pathlib.Path | None = None,
   ) -> None:
     self.layers = tuple(layers)
     needed = resnet.needed_parameters(model, layers)
@@ -109,6 +111,7 @@ class Runner:
     )
     self._mean = jax.device_put(mean, device)
     self._device = device
+    self._kept = kept
     self._programs: dict[tuple[int, ...], jax.stages.Compiled] = {}
     self._jitted = jax.jit(
       functools.partial(
@@ -132,6 +135,7 @@ class Runner:
     *,
     reduction: Reduction | None = None,
     device: jax.Device | None = None,
+    kept: pathlib.Path | None = None,
   ) -> 'Runner':
     """A runner for pictures that were cut out by a preprocessing."""
     return cls(
@@ -144,6 +148,7 @@ class Runner:
       std=how.std,
       reduction=reduction,
       device=device,
+      kept=kept,
     )
 
   def __call__(self, images: np.ndarray) -> Result:
@@ -199,7 +204,9 @@ class Runner:
     if shape not in self._programs:
       images = jax.ShapeDtypeStruct(shape, jnp.uint8)
       lowered = self._jitted.lower(self._parameters, self._mean, images)
-      self._programs[shape] = lowered.compile()
+      self._programs[shape] = compilation.compiled(
+        lowered, self._kept, terminal.say
+      )
     return self._programs[shape]
 
 

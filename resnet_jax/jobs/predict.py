@@ -41,24 +41,26 @@ def run(config: ConfigDict) -> int:
     config.class_names,
     setup.weights.loaded.class_names,
   )
-  rows = common.batch_rows(config, setup, 4 * len(classes))
+  network = common.make_network(setup, ('output',))
+  rows = common.batch_rows(config, setup, network, 4 * len(classes))
   failed = 0
   clock = stages.Clock()
   with _line_writer(target) as write:
     for batch, values in common.computed(
-      config, setup, ('output',), rows=rows, clock=clock
+      config, setup, network, rows=rows, clock=clock
     ):
-      for item, reason, row in zip(
-        batch.items, batch.reasons, values['output'], strict=True
-      ):
-        failed += bool(reason)
-        guesses = prediction.from_probabilities(row.ravel(), classes)
-        if reason:
-          console.say(f'FAILED: {item.name}: {reason}')
-        else:
-          text = f'Label of {item.name} is: {guesses.label}\n{guesses}'
-          print(terminal.plain(text), flush=True)
-        write(_record(item, reason, guesses, setup))
+      with clock.measure('write', len(batch.items)):
+        for item, reason, row in zip(
+          batch.items, batch.reasons, values['output'], strict=True
+        ):
+          failed += bool(reason)
+          guesses = prediction.from_probabilities(row.ravel(), classes)
+          if reason:
+            console.say(f'FAILED: {item.name}: {reason}')
+          else:
+            text = f'Label of {item.name} is: {guesses.label}\n{guesses}'
+            print(terminal.plain(text), flush=True)
+          write(_record(item, reason, guesses, setup))
   common.say_stages(clock)
   for warning in setup.weights.warnings:
     console.say(f'WARNING: {warning}')

@@ -5,6 +5,7 @@ Where the zeros of a CIFAR network's shortcuts go: akamaster's
 pytorch_resnet_cifar10, `resnet.py`, whose trained weights agree.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -160,6 +161,12 @@ def parameter_shapes(model: ResNet) -> dict[str, tuple[int, ...]]:
 
   Kernels are (ky, kx, Ci, Co), the classifier's (in, out).
   """
+  return dict(_parameter_shapes(model))
+
+
+# Traced once: it takes a tenth of a second, and a run asks several times.
+@functools.lru_cache(maxsize=8)
+def _parameter_shapes(model: ResNet) -> tuple[tuple[str, tuple[int, ...]], ...]:
   x = _abstract_input(MIN_SIZE, MIN_SIZE)
   tree = jax.eval_shape(model.init, jax.random.key(0), x)
   shapes = {
@@ -169,7 +176,7 @@ def parameter_shapes(model: ResNet) -> dict[str, tuple[int, ...]]:
     for leaf, array in leaves.items()
   }
   order = names.parameter_names(model.depth, head=model.classes > 0)
-  return {name: shapes[name] for name in order}
+  return tuple((name, shapes[name]) for name in order)
 
 
 def learned_count(shapes: dict[str, tuple[int, ...]]) -> int:
