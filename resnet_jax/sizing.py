@@ -16,9 +16,9 @@ import numpy as np
 
 from resnet_jax import errors, runner, stages
 
-# Pixels at a time to start from, and the most crops.  On two CPU cores eight
-# crops of 224 measured fastest (experiments/results/pipeline.jsonl);
-# accelerators want many.
+# Pixels at a time to start from, and the most crops.  On two CPU cores 2 to 16
+# crops of 224 measured alike, 1 and 32 slower (`batch_sizes` in
+# experiments/results/pipeline.jsonl); accelerators want many.
 _PIXELS = {'cpu': 8 * 224 * 224}
 _PIXELS_ELSEWHERE = 256 * 224 * 224
 _MOST_CROPS = 256
