@@ -141,11 +141,8 @@ def _places(config: ConfigDict) -> _Places:
 def _started_rows(path: pathlib.Path) -> Any:
   """The batches of the predictions that are there; None: there are none."""
   for place in (path, predictions.part(path)):
-    with (
-      contextlib.suppress(errors.UserError),
-      predictions.Reader(place) as reader,
-    ):
-      return reader.header.run.get('batch_rows')
+    with contextlib.suppress(errors.UserError), predictions.Reader(place) as it:
+      return it.header.run.get('batch_rows')
   return None
 
 
