@@ -1,27 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network in a notebook: `load`, then `features`, `predict`, `diagram`."""
 
-import collections
-import os
-import pathlib
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from os import PathLike, fspath
-from typing import Any, TypeAlias
 
-import numpy as np
-from PIL import Image
-
-from resnet_jax import errors, inputs, prediction, runner, terminal
+from resnet_jax import (
+  compilation,
+  devices,
+  errors,
+  inputs,
+  runner,
+  terminal,
+)
 from resnet_jax import weights as weights_room
-from resnet_jax.data import labels, pipeline, preprocess, sources
-from resnet_jax.data import mean as means
-from resnet_jax.models import aliases, names, resnet
+from resnet_jax.data import labels
+from resnet_jax.model import Model, draw
+from resnet_jax.models import names, resnet
 from resnet_jax.views import graphviz
-
-Picture: TypeAlias = str | PathLike[str] | Image.Image
-Pictures: TypeAlias = Picture | Sequence[Picture] | np.ndarray
 
 
 def load(
@@ -43,9 +40,12 @@ def load(
   multi_crop: bool = False,
   interpolation: str = 'auto',
   rounding: str = 'auto',
+  decode: str = 'exact',
   use_gpu: bool = False,
-  batch_size: int = 32,
-) -> 'Model':
+  batch_size: int | str = 'auto',
+  arithmetic: str = 'float32',
+  compilation_cache: bool = True,
+) -> Model:
   """Loads a network; the settings are those of `configs/resnet.py`.
 
   'auto' and 0 stand for what belongs to the weights.
@@ -71,15 +71,23 @@ def load(
     multi_crop: average over ten crops.
     interpolation: 'lanczos', 'bilinear' or 'bicubic'.
     rounding: 'nearest' or 'torchvision'.
+    decode: 'exact', or 'scaled', faster and other pixels.
     use_gpu: fail if there is no GPU; otherwise JAX's default device.
-    batch_size: crops that go through the network at once.
+    batch_size: crops that go through the network at once; 'auto': as many as
+      are fast and fit into the memory.
+    arithmetic: 'float32', 'direct', 'tf32' or 'bfloat16'.
+    compilation_cache: keep compiled programs in the user's cache folder.
 
   Raises:
     UserError: says what was given, what is allowed and what to do.
   """
   depth = 0 if name is None else _depth(name)
-  if batch_size < 1:
-    raise errors.UserError(f'batch_size={batch_size}: 1 is the least.')
+  if batch_size == 'auto':
+    batch_size = 0
+  if not isinstance(batch_size, int) or batch_size < 0:
+    raise errors.UserError(
+      f"batch_size={batch_size!r} is neither a number of crops nor 'auto'."
+    )
   wishes = inputs.Wishes(
     _text(mean),
     _text(std),
@@ -90,8 +98,10 @@ def load(
     interpolation,
     rounding,
     multi_crop,
+    decode,
   )
-  device = runner.select_device(use_gpu)
+  devices.use_cores()
+  found = devices.select(use_gpu)
   with terminal.Bytes() as bar:
     loaded = weights_room.load(
       fspath(weights),
@@ -113,7 +123,10 @@ def load(
   else:
     named = tuple(class_names)
   classes = labels.classes(loaded.model.classes, file, named)
-  return Model(loaded, how, classes, device, batch_size)
+  execution = runner.Execution(
+    found, arithmetic, compilation.folder(compilation_cache, terminal.say)
+  )
+  return Model(loaded, how, classes, execution, batch_size)
 
 
 def diagram(
@@ -145,16 +158,7 @@ def diagram(
   model = resnet.published(_depth(name))
   wishes = weights_room.Wishes(stride_in=stride_in, stem_pool=stem_pool)
   model = model.clone(**wishes.variant(model))
-  return _draw(model, crop_size, level, highlight)
-
-
-def _draw(
-  model: resnet.ResNet, size: int, level: str, highlight: str
-) -> graphviz.Diagram:
-  drawn = graphviz.draw(model, size, size, level=level, highlight=highlight)
-  for note in drawn.notes:
-    warnings.warn(note, stacklevel=3)
-  return drawn
+  return draw(model, crop_size, level, highlight)
 
 
 def _depth(name: str | int) -> int:
@@ -174,235 +178,3 @@ def _text(value: str | PathLike[str] | Sequence[float]) -> str:
   if isinstance(value, str | PathLike):
     return fspath(value)
   return ','.join(str(number) for number in value)
-
-
-class Model:
-  """A network with its weights and preprocessing.
-
-  Attributes:
-    weights: the parameters, their source and digest.
-    preprocess: how a picture becomes the network's input.
-    layers: every layer's name, in the order of computing.
-    classes: of the classifier; the position is the label.
-  """
-
-  def __init__(
-    self,
-    weights: weights_room.Weights,
-    how: preprocess.Preprocess,
-    classes: Sequence[labels.ImageNetClass],
-    device: 'runner.jax.Device | None' = None,
-    batch_size: int = 32,
-  ) -> None:
-    self.weights = weights
-    self.preprocess = how
-    self.layers = resnet.layer_names(weights.model)
-    self.classes = tuple(classes)
-    self._model = weights.model
-    self._device = device
-    self._batch_size = batch_size
-    # One copy for all the runners.
-    self._parameters = runner.place(weights.parameters, device)
-    self._runners: dict[tuple, runner.Runner] = {}
-
-  def __repr__(self) -> str:
-    lines = [
-      f'ResNet-{self._model.depth}, weights: {self.weights.source}',
-      f'digest: {self.weights.digest}',
-      f'input: {self.preprocess.describe()}',
-      *(f'note: {note}' for note in self.weights.loaded.notes),
-    ]
-    return '\n'.join(lines)
-
-  def features(
-    self,
-    pictures: Pictures,
-    layers: str | Sequence[str],
-    *,
-    pool: str = 'none',
-    dtype: str = 'float32',
-  ) -> Any:
-    """Values of layers.
-
-    Args:
-      pictures: a path, a Pillow image, a list of them; or a uint8 array (N,
-        H, W, 3), RGB, which is taken as already cropped, H and W 32 or more.
-      layers: a name, also one of Caffe, Keras or torchvision; or several, or
-        globs, in a list or with commas.
-      pool: 'none', or 'avg' or 'max' over all positions.
-      dtype: 'float32' or 'float16'.
-
-    Returns:
-      (N, C, H, W) for one layer by a name; else a dict of such arrays by
-      canonical names.
-
-    Raises:
-      UserError: a layer does not exist, or a picture cannot be read.
-    """
-    selection = aliases.select_layers(
-      layers, self._model.depth, head=self._model.classes > 0
-    )
-    for note in selection.notes:
-      warnings.warn(note, stacklevel=2)
-    chosen = selection.layers
-    values = self._values(pictures, chosen, runner.Reduction(pool, dtype))
-    one = isinstance(layers, str) and not aliases.is_several(layers)
-    return values[chosen[0]] if one else values
-
-  def predict(self, pictures: Pictures) -> Any:
-    """The five best classes of pictures.
-
-    Args:
-      pictures: as for `features`.
-
-    Returns:
-      A `Prediction` for a picture, a list of them for several or an array.
-    """
-    if not self._model.classes:
-      raise errors.UserError(
-        'these weights have no head (no classifier), so there is nothing to'
-        ' predict with; `features` works.'
-      )
-    values = self._values(pictures, ('output',), runner.Reduction())
-    predictions = [
-      prediction.from_probabilities(row.ravel(), self.classes)
-      for row in values['output']
-    ]
-    single = isinstance(pictures, str | PathLike | Image.Image)
-    return predictions[0] if single else predictions
-
-  def crops(self, pictures: Pictures) -> np.ndarray:
-    """Pictures as the network sees them: (N, H, W, 3) uint8, RGB.
-
-    Raises:
-      UserError: a picture cannot be read, or the model averages over ten
-        crops.
-    """
-    if self.preprocess.multi_crop:
-      raise errors.UserError(
-        'this model averages over ten crops (multi_crop), so there is not one'
-        ' that it sees. Load it without multi_crop.'
-      )
-    batches = self._batches(pictures)
-    return np.concatenate([images[:count, 0] for images, count in batches])
-
-  def grad_cam(
-    self, pictures: Pictures, label: int | None = None, layer: str = ''
-  ) -> np.ndarray:
-    """Where in pictures a layer's values speak for a class.
-
-    Args:
-      pictures: as for `features`.
-      label: the class; None: each picture's most probable one.
-      layer: a name; '': the last block's output.
-
-    Returns:
-      (N, H, W) of the layer, 0 or more; see `runner.GradCam`.
-
-    Raises:
-      UserError: the layer or the class cannot be looked at.
-    """
-    what = runner.checked_grad_cam(self._model, layer, label)
-    values = self._values(pictures, (), runner.Reduction(), what)
-    return values[runner.GRAD_CAM][:, 0]
-
-  def diagram(
-    self, *, level: str = 'blocks', highlight: str = ''
-  ) -> graphviz.Diagram:
-    """The network's diagram; see `resnet_jax.diagram`."""
-    size = self.preprocess.crop_size
-    return _draw(self._model, size, level, highlight)
-
-  def _values(
-    self,
-    pictures: Pictures,
-    chosen: tuple[str, ...],
-    reduction: runner.Reduction,
-    grad_cam: runner.GradCam | None = None,
-  ) -> dict[str, np.ndarray]:
-    pieces: dict[str, list[np.ndarray]] = collections.defaultdict(list)
-    for images, count in self._batches(pictures):
-      run = self._runner(chosen, reduction, grad_cam)
-      result = run(images)
-      for name, value in run.fetch(result, np.arange(count)).items():
-        pieces[name].append(value[:count])
-    return {name: np.concatenate(parts) for name, parts in pieces.items()}
-
-  def _runner(
-    self,
-    layers: tuple[str, ...],
-    reduction: runner.Reduction,
-    grad_cam: runner.GradCam | None = None,
-  ) -> runner.Runner:
-    key = (layers, reduction, grad_cam)
-    if key not in self._runners:
-      self._runners[key] = runner.Runner.prepared(
-        self.preprocess,
-        self._model,
-        self._parameters,
-        layers,
-        reduction=reduction,
-        grad_cam=grad_cam,
-        device=self._device,
-      )
-    return self._runners[key]
-
-  def _batches(self, pictures: Pictures) -> Iterator[tuple[np.ndarray, int]]:
-    """Arrays (rows, cuts, H, W, 3), all of one shape, and how much counts."""
-    if isinstance(pictures, np.ndarray):
-      self._check_array(pictures)
-      rows = min(self._batch_size, len(pictures))
-      for start in range(0, len(pictures), rows):
-        piece = pictures[start : start + rows]
-        padding = [(0, rows - len(piece))] + [(0, 0)] * 3
-        yield np.pad(piece, padding)[:, None], len(piece)
-      return
-    if isinstance(pictures, str | PathLike | Image.Image):
-      pictures = [pictures]
-    items = [_item(i, picture) for i, picture in enumerate(pictures)]
-    if not items:
-      raise errors.UserError('the list of pictures is empty.')
-    rows = max(1, min(self._batch_size // self.preprocess.crops, len(items)))
-    for batch in pipeline.batches(items, self.preprocess, rows=rows):
-      yield batch.images, len(batch.items)
-
-  def _check_array(self, pictures: np.ndarray) -> None:
-    shape = pictures.shape
-    if (
-      pictures.dtype != np.uint8
-      or len(shape) != 4
-      or shape[3] != 3
-      or min(shape[1:3]) < resnet.MIN_SIZE
-      or not len(pictures)
-    ):
-      raise errors.UserError(
-        f'an array of {pictures.dtype} {shape} is no pictures. Give uint8'
-        f' (N, H, W, 3), RGB, H and W {resnet.MIN_SIZE} or more.'
-      )
-    if self.preprocess.multi_crop:
-      raise errors.UserError(
-        'an array is taken as already cropped, and this model averages over'
-        ' ten crops (multi_crop). Give paths or Pillow images.'
-      )
-    means.check_mean(self.preprocess.mean, *shape[1:3])
-
-
-def _item(index: int, picture: Picture) -> sources.Item:
-  if isinstance(picture, Image.Image):
-    name = f'number {index} of the list'
-    try:
-      # Here, because the same image may be in the list twice, and two threads
-      # cannot decode it at once.
-      picture.load()
-    except Exception as error:
-      raise errors.UserError(
-        f'cannot read the picture {name}: {error}.'
-      ) from error
-    return sources.Item(name, name, sources.NO_LABEL, lambda: picture)
-  if not isinstance(picture, str | PathLike):
-    raise errors.UserError(
-      f'a {type(picture).__name__} is no picture. Give a path, a Pillow image,'
-      ' a list of them, or one uint8 array (N, H, W, 3).'
-    )
-  file = os.path.expanduser(picture)
-  return sources.file_item(pathlib.Path(file), file)

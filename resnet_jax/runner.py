@@ -3,7 +3,7 @@
 
 import dataclasses
 import functools
-import math
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,17 +12,32 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from resnet_jax import compilation, errors, gradcam, stages, terminal
 from resnet_jax import devices as device_room
-from resnet_jax import errors, stages
 from resnet_jax.data import preprocess
-from resnet_jax.models import aliases, convolution, folding, names, resnet
+from resnet_jax.models import convolution, folding, names, piecewise, resnet
 from resnet_jax.models import layers as layers_room
 
 POOLS = ('none', 'avg', 'max')
 DTYPES = ('float32', 'float16')
 
 Shapes = dict[str, tuple[int, int, int]]
-Placed = dict[str, jax.Array]
+Placed = dict[tuple[str, jax.sharding.Sharding], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+  """Where and how networks are computed.
+
+  Attributes:
+    devices: that share a batch; none: JAX's first one.
+    arithmetic: a key of `models.convolution.ARITHMETICS`.
+    kept: the folder for compiled programs; None: they are not kept.
+  """
+
+  devices: tuple[jax.Device, ...] = ()
+  arithmetic: str = 'float32'
+  kept: pathlib.Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,61 +77,6 @@ class Reduction:
     return shape if self.pool == 'none' else (shape[0], 1, 1)
 
 
-# Under which name a runner gives it, beside the layers.
-GRAD_CAM = 'grad_cam'
-
-
-@dataclasses.dataclass(frozen=True)
-class GradCam:
-  """Where in a picture a layer's values speak for a class.
-
-  The layer's channels are summed, each times the mean over all positions of
-  the gradient of the class's logit with respect to it; what is negative
-  becomes 0.  Source: Selvaraju et al., "Grad-CAM", 2017, equations 1 and 2.
-
-  Attributes:
-    layer: whose values.
-    label: the class; None: the most probable one of each picture.
-  """
-
-  layer: str
-  label: int | None = None
-
-
-def checked_grad_cam(
-  model: resnet.ResNet, layer: str = '', label: int | None = None
-) -> GradCam:
-  """What is asked for, if the network can answer it.
-
-  Args:
-    model: the network.
-    layer: a name, also another program's; '': the last block's output.
-    label: the class; None: each picture's most probable one.
-
-  Raises:
-    UserError: says what the network lacks.
-  """
-  if not model.classes:
-    raise errors.UserError(
-      'these weights have no head (no classifier), so no class that Grad-CAM'
-      ' could ask for. Features work.'
-    )
-  if label is not None and not 0 <= label < model.classes:
-    raise errors.UserError(
-      f'there is no class {label}: 0 to {model.classes - 1} are.'
-    )
-  maps = names.map_layers(model.depth)
-  chosen = aliases.select_layers(layer or maps[-1], model.depth).layers
-  if len(chosen) != 1 or chosen[0] not in maps:
-    stands = chosen[0] if len(chosen) == 1 else f'{len(chosen)} layers'
-    raise errors.UserError(
-      f"Grad-CAM needs one layer with positions, and '{layer}' stands for"
-      f' {stands}. Such as {maps[-1]}, the last block, or an earlier'
-      f' one, from {maps[0]} on.'
-    )
-  return GradCam(chosen[0], label)
-
-
 def output_shapes(
   model: resnet.ResNet,
   layers: Sequence[str],
@@ -147,9 +107,8 @@ class Runner:
     channels: str = 'BGR',
     std: Sequence[float] = (1.0, 1.0, 1.0),
     reduction: Reduction | None = None,
-    grad_cam: GradCam | None = None,
-    arithmetic: str = 'float32',
-    devices: Sequence[jax.Device] | None = None,
+    grad_cam: gradcam.GradCam | None = None,
+    execution: Execution | None = None,
     shared: Placed | None = None,
   ) -> None:
     if grad_cam and multi_crop:
@@ -157,15 +116,19 @@ class Runner:
         'Grad-CAM looks at one crop; it has no meaning for the average over'
         ' ten. Leave multi_crop out.'
       )
-    errors.check_choice('arithmetic', arithmetic, convolution.ARITHMETICS)
+    execution = execution or Execution()
+    errors.check_choice(
+      'arithmetic', execution.arithmetic, convolution.ARITHMETICS
+    )
     self.layers = tuple(layers)
-    self._given = (*self.layers, *((GRAD_CAM,) if grad_cam else ()))
-    self._devices = tuple(devices or jax.local_devices()[:1])
+    self._given = (*self.layers, *((gradcam.GRAD_CAM,) if grad_cam else ()))
+    self._execution = execution
+    self._devices = execution.devices or tuple(jax.local_devices()[:1])
     self._crops = 10 if multi_crop else 1
     aside = (*layers, *((grad_cam.layer, *names.HEAD) if grad_cam else ()))
     model = model.clone(
       inference=layers_room.Inference(
-        arithmetic, self._devices[0].platform, frozenset(aside)
+        execution.arithmetic, self._devices[0].platform, frozenset(aside)
       )
     )
     self._needed = resnet.needed_parameters(model, aside)
@@ -194,9 +157,8 @@ class Runner:
     layers: Sequence[str],
     *,
     reduction: Reduction | None = None,
-    grad_cam: GradCam | None = None,
-    arithmetic: str = 'float32',
-    devices: Sequence[jax.Device] | None = None,
+    grad_cam: gradcam.GradCam | None = None,
+    execution: Execution | None = None,
     shared: Placed | None = None,
   ) -> 'Runner':
     """A runner for pictures that were cut out by a preprocessing."""
@@ -210,8 +172,7 @@ class Runner:
       std=how.std,
       reduction=reduction,
       grad_cam=grad_cam,
-      arithmetic=arithmetic,
-      devices=devices,
+      execution=execution,
       shared=shared,
     )
 
@@ -244,7 +205,7 @@ class Runner:
     """(N, C, H, W) of each layer, in the order asked for.
 
     A picture's values are averaged over its crops.  Behind the layers comes
-    GRAD_CAM, (N, 1, H, W) float32, if it was asked for.
+    `gradcam.GRAD_CAM`, (N, 1, H, W) float32, if it was asked for.
 
     Args:
       result: what the call returned.
@@ -281,9 +242,7 @@ class Runner:
       mesh = jax.sharding.Mesh(self._devices[: deal.devices], ('pictures',))
       dealt = NamedSharding(mesh, PartitionSpec(None, 'pictures'))
       copied = NamedSharding(mesh, PartitionSpec())
-      missing = [name for name in self._needed if name not in self._placed]
-      self._placed.update(jax.device_put(self._folded(missing), copied))
-      parameters = {name: self._placed[name] for name in self._needed}
+      parameters = self._on_devices(copied)
       mean = jax.device_put(self._mean, copied)
       images = jax.ShapeDtypeStruct(
         (deal.rounds, deal.rows, *shape[1:]), jnp.uint8, sharding=dealt
@@ -297,10 +256,22 @@ class Runner:
         check_vma=False,
       )
       lowered = jax.jit(local).lower(parameters, mean, images)
+      compiled = compilation.compiled(
+        lowered, self._execution.kept, terminal.say
+      )
       self._programs[shape] = _Program(
-        lowered.compile(), parameters, mean, images, shape[0]
+        compiled, parameters, mean, images, shape[0]
       )
     return self._programs[shape]
+
+  def _on_devices(
+    self, sharding: jax.sharding.Sharding
+  ) -> dict[str, jax.Array]:
+    """The parameters, a copy on each device."""
+    missing = [n for n in self._needed if (n, sharding) not in self._placed]
+    for name, array in self._folded(missing).items():
+      self._placed[name, sharding] = jax.device_put(array, sharding)
+    return {name: self._placed[name, sharding] for name in self._needed}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,7 +287,7 @@ class _Program:
   """
 
   compiled: jax.stages.Compiled
-  parameters: Placed
+  parameters: dict[str, jax.Array]
   mean: jax.Array
   images: jax.ShapeDtypeStruct
   pictures: int
@@ -342,7 +313,9 @@ def _in_rounds(apply: Callable) -> Callable:
   What a round needs between the layers is there once, and not for all rounds.
   """
 
-  def run(parameters: Placed, mean: jax.Array, images: jax.Array) -> Any:
+  def run(
+    parameters: dict[str, jax.Array], mean: jax.Array, images: jax.Array
+  ) -> Any:
     one = functools.partial(apply, parameters, mean)
     if len(images) > 1:
       return jax.lax.map(one, images)
@@ -362,7 +335,7 @@ def _apply(
   channels: str,
   std: Sequence[float],
   reduction: Reduction,
-  grad_cam: GradCam | None,
+  grad_cam: gradcam.GradCam | None,
   pieces: int,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
   x = preprocess.normalise(
@@ -371,10 +344,10 @@ def _apply(
   values: dict[str, jax.Array] = {}
   overflows: dict[str, jax.Array] = {}
   if grad_cam:
-    captured, cam = _grad_cam(parameters, x, model, layers, grad_cam)
-    values[GRAD_CAM] = cam
+    captured, cam = gradcam.maps(parameters, x, model, layers, grad_cam)
+    values[gradcam.GRAD_CAM] = cam
   else:
-    captured = _in_pieces(parameters, x, model, layers, pieces)
+    captured = piecewise.capture(model, parameters, x, layers, pieces)
   for name, captured_value in captured.items():
     full = captured_value.astype(jnp.float32)
     exact = _reduce(full, len(images), reduction.pool)
@@ -383,80 +356,6 @@ def _apply(
       fits = jnp.isfinite(values[name]) | ~jnp.isfinite(exact)
       overflows[name] = ~fits.all(axis=(1, 2, 3))
   return values, overflows
-
-
-def _in_pieces(
-  parameters: Placed,
-  x: jax.Array,
-  model: resnet.ResNet,
-  layers: Sequence[str],
-  pieces: int,
-) -> dict[str, jax.Array]:
-  """The values of layers, those before the last stage a piece at a time.
-
-  There a few pictures fill a core's cache; behind, the parameters are the
-  larger part, and many pictures make better use of them.
-  """
-  # As many as the batch can be cut into evenly.
-  pieces = math.gcd(pieces, len(x))
-  if pieces == 1:
-    return resnet.capture(model, parameters, x, layers)
-  last = names.ARCHITECTURES[model.depth].last_stage
-  order = resnet.layer_names(model)
-  between = names.block_name(last, 1)
-  begin = next(i for i, name in enumerate(order) if name.startswith(between))
-  front = [name for name in layers if order.index(name) < begin]
-  rear = [name for name in layers if name not in front]
-  handed = order[begin - 1]
-
-  def run(piece: jax.Array) -> dict[str, jax.Array]:
-    wanted = tuple(dict.fromkeys([*front, *([handed] if rear else [])]))
-    return resnet.capture(model, parameters, piece, wanted, end=last - 1)
-
-  cut = x.reshape(pieces, -1, *x.shape[1:])
-  values = {
-    name: value.reshape(-1, *value.shape[2:])
-    for name, value in jax.lax.map(run, cut).items()
-  }
-  captured = {name: values[name] for name in front}
-  if rear:
-    captured |= resnet.capture(
-      model, parameters, values[handed], rear, begin=last
-    )
-  return captured
-
-
-def _grad_cam(
-  parameters: dict[str, jax.Array],
-  x: jax.Array,
-  model: resnet.ResNet,
-  layers: Sequence[str],
-  what: GradCam,
-) -> tuple[dict[str, jax.Array], jax.Array]:
-  """The values of layers, (N, H, W, C), and the map, (N, 1, H, W)."""
-
-  def logits(delta: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    wanted = (*layers, what.layer, *names.HEAD)
-    captured = resnet.capture(
-      model, parameters, x, tuple(dict.fromkeys(wanted)), {what.layer: delta}
-    )
-    # The best one by the probabilities, as it is said to be.
-    label = (
-      captured['output'].argmax(axis=-1, keepdims=True)
-      if what.label is None
-      else jnp.full((len(x), 1, 1, 1), what.label)
-    )
-    # Pictures do not know of one another, so the gradient of the sum holds
-    # each one's own.
-    own = jnp.take_along_axis(captured['logits'], label, axis=-1)
-    return own.sum(), captured
-
-  channels, *size = resnet.layer_shapes(model, *x.shape[1:3])[what.layer]
-  zero = jnp.zeros((len(x), *size, channels))
-  gradient, captured = jax.grad(logits, has_aux=True)(zero)
-  factor = gradient.mean(axis=(1, 2), keepdims=True)
-  cam = jax.nn.relu((factor * captured[what.layer]).sum(axis=-1))
-  return {name: captured[name] for name in layers}, cam[:, None]
 
 
 def _reduce(value: jax.Array, pictures: int, pool: str) -> jax.Array:

@@ -30,15 +30,27 @@ ALLOWED = {
   'resnet_jax.inputs': {'data', 'weights'},
   'resnet_jax.data.pipeline': {'data'},
   'resnet_jax.prediction': {'data.labels'},
-  'resnet_jax.runner': {'models', 'data.preprocess'},
+  'resnet_jax.compilation': {'weights.cache'},
+  'resnet_jax.devices': set(),
+  'resnet_jax.runner': {
+    *('models', 'data.preprocess', 'compilation', 'devices', 'gradcam'),
+  },
+  'resnet_jax.sizing': {'runner'},
   'resnet_jax.evaluation': {'evaluation', 'data', 'models', 'weights'},
   'resnet_jax.views': {'views', 'models', 'weights.paddle'},
-  'resnet_jax.api': {
+  'resnet_jax.gradcam': {'models'},
+  'resnet_jax.model': {
     *('models', 'weights', 'data', 'inputs', 'runner', 'prediction', 'views'),
+    *('gradcam', 'sizing'),
+  },
+  'resnet_jax.api': {
+    *('model', 'models', 'weights', 'data', 'inputs', 'runner', 'views'),
+    *('compilation', 'devices'),
   },
   'resnet_jax.jobs': {
     *('models', 'weights', 'data', 'inputs', 'features', 'runner'),
     *('prediction', 'evaluation', 'jobs', 'views'),
+    *('compilation', 'devices', 'gradcam', 'sizing'),
   },
   'resnet_jax.main': {'jobs', 'configuration'},
   'resnet_jax': set(),

@@ -15,6 +15,7 @@ from jax import lax
 
 from resnet_jax.models import winograd
 
+
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
   """How numbers are multiplied and added.
@@ -156,9 +157,7 @@ def max_pool(
   return x
 
 
-def _every_second(
-  x: jax.Array, axis: int, first: int, count: int
-) -> jax.Array:
+def _every_second(x: jax.Array, axis: int, first: int, count: int) -> jax.Array:
   """`count` lines of an axis from `first` on; -inf where there are none."""
   start = first % 2 if first < 0 else first
   last = min(first + 2 * (count - 1), x.shape[axis] - 1)

@@ -5,6 +5,7 @@ Where the zeros of a CIFAR network's shortcuts go: akamaster's
 pytorch_resnet_cifar10, `resnet.py`, whose trained weights agree.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -192,6 +193,12 @@ def parameter_shapes(model: ResNet) -> dict[str, tuple[int, ...]]:
 
   Kernels are (ky, kx, Ci, Co), the classifier's (in, out).
   """
+  return dict(_parameter_shapes(model))
+
+
+# Traced once: it takes a tenth of a second, and a run asks several times.
+@functools.lru_cache(maxsize=8)
+def _parameter_shapes(model: ResNet) -> tuple[tuple[str, tuple[int, ...]], ...]:
   x = _abstract_input(MIN_SIZE, MIN_SIZE)
   tree = jax.eval_shape(model.init, jax.random.key(0), x)
   shapes = {
@@ -202,13 +209,12 @@ def parameter_shapes(model: ResNet) -> dict[str, tuple[int, ...]]:
   }
   if model.inference is None:
     order = names.parameter_names(model.depth, head=model.classes > 0)
-    return {name: shapes[name] for name in order}
-  layer_order = layer_names(model)
-  return dict(
-    sorted(
-      shapes.items(), key=lambda item: layer_order.index(item[0].split('/')[0])
+  else:
+    layer_order = layer_names(model)
+    order = tuple(
+      sorted(shapes, key=lambda name: layer_order.index(name.split('/')[0]))
     )
-  )
+  return tuple((name, shapes[name]) for name in order)
 
 
 def learned_count(shapes: dict[str, tuple[int, ...]]) -> int:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-
 # Results of a tile in each direction; the products a channel.
 SIZE = 4
 POINTS = (SIZE + 2) ** 2
@@ -107,9 +106,7 @@ def _every(x: jax.Array, axis: int, count: int) -> list[jax.Array]:
 def _product(matrix: np.ndarray, x: jax.Array) -> jax.Array:
   """A matrix times x, over the first axis of x."""
   flat = x.reshape(len(x), -1)
-  product = lax.dot(
-    jnp.asarray(matrix), flat, precision=lax.Precision.HIGHEST
-  )
+  product = lax.dot(jnp.asarray(matrix), flat, precision=lax.Precision.HIGHEST)
   return product.reshape(-1, *x.shape[1:])
 
 
