@@ -24,6 +24,9 @@ _MOST_CPU_DEVICES = 8
 _CPU_CROPS = 32
 _CPU_PIECE = 2
 
+# The devices have a core each, so none has to share out its products.
+_ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
+
 # glibc's names of what `mallopt` sets, and that it keeps freed memory.
 _MALLOPT = {'M_MMAP_THRESHOLD': -3, 'M_TRIM_THRESHOLD': -1, 'M_TOP_PAD': -2}
 _KEPT_BYTES = {
@@ -47,6 +50,9 @@ def use_cores() -> None:
   except RuntimeError:
     # It has started.
     return
+  given = os.environ.get('XLA_FLAGS', '')
+  if cores > 1 and _ONE_THREAD.partition('=')[0] not in given:
+    os.environ['XLA_FLAGS'] = f'{given} {_ONE_THREAD}'.strip()
   if sys.platform == 'linux':
     libc = ctypes.CDLL(None)
     if hasattr(libc, 'mallopt') and hasattr(libc, 'gnu_get_libc_version'):
