@@ -97,17 +97,35 @@ def get_config(arg: str = '') -> ConfigDict:
   # checkpoint that the weights are recognised as.
   config.checkpoint = ''
 
+  # visualize: the folder for report.html and the PNG files.
+  config.report = 'report'
+  # visualize: layers whose maps are shown, by names and globs with commas
+  # between them; '': the stem's and each stage's last.
+  config.map_layers = ''
+  # visualize: maps of a layer, the strongest, 1 to 64.
+  config.map_count = 16
+  # visualize: the layer that Grad-CAM is of; '': the last block's output.
+  config.cam_layer = ''
+  # visualize: the class that Grad-CAM is for: an index, a WordNet id, or
+  # 'predicted', each picture's own.
+  config.cam_class = 'predicted'
+
   # compare: two files of predictions, or two feature stores.
   config.first = ''
   config.second = ''
 
   # convert: the file or directory to write, and its format: 'safetensors' or
-  # 'paddle' (a directory).
+  # 'paddle' (a directory).  diagram: a file, whose suffix says what is drawn:
+  # .dot, or with graphviz .svg, .png or .pdf; '': .dot, to standard output.
   config.output = ''
   config.convert_to = 'safetensors'
   # inspect: parameters whose values are printed, by names and globs; '': the
   # table of all.
   config.parameter = ''
+  # diagram: a box for each of the 'layers', 'blocks' or 'stages'.
+  config.diagram_level = 'blocks'
+  # diagram: a layer; what is not computed for it becomes pale.
+  config.highlight = ''
   # zoo, inspect, summary, evaluate, compare: JSON instead of a table.
   config.as_json = False
 

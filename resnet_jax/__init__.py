@@ -6,15 +6,15 @@
   features = model.features('cat.jpg', 'res5_3_branch2c_bn')
   print(model.predict('cat.jpg'))
 
-`load_features` reads a feature store; `load_feature_py` and `load_feature_c`
-read the original program's two formats.
+`diagram` draws a network.  `load_features` reads a feature store;
+`load_feature_py` and `load_feature_c` read the original program's two formats.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from resnet_jax.api import Model, load
+  from resnet_jax.api import Model, diagram, load
   from resnet_jax.errors import UserError
   from resnet_jax.features import (
     load_feature_c,
@@ -30,6 +30,7 @@ __all__ = [
   'Prediction',
   'UserError',
   '__version__',
+  'diagram',
   'load',
   'load_feature_c',
   'load_feature_py',
@@ -40,6 +41,7 @@ _HOMES = {
   'Model': 'resnet_jax.api',
   'Prediction': 'resnet_jax.prediction',
   'UserError': 'resnet_jax.errors',
+  'diagram': 'resnet_jax.api',
   'load': 'resnet_jax.api',
   'load_feature_c': 'resnet_jax.features',
   'load_feature_py': 'resnet_jax.features',

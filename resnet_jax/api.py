@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network in a notebook: `load`, then `features` and `predict`."""
+"""A network in a notebook: `load`, then `features`, `predict`, `diagram`."""
 
+import collections
 import os
 import pathlib
 import re
@@ -17,6 +18,7 @@ from resnet_jax import weights as weights_room
 from resnet_jax.data import labels, pipeline, preprocess, sources
 from resnet_jax.data import mean as means
 from resnet_jax.models import aliases, names, resnet
+from resnet_jax.views import graphviz
 
 Picture: TypeAlias = str | PathLike[str] | Image.Image
 Pictures: TypeAlias = Picture | Sequence[Picture] | np.ndarray
@@ -112,6 +114,47 @@ def load(
     named = tuple(class_names)
   classes = labels.classes(loaded.model.classes, file, named)
   return Model(loaded, how, classes, device, batch_size)
+
+
+def diagram(
+  name: str | int = 50,
+  *,
+  level: str = 'blocks',
+  highlight: str = '',
+  stride_in: str = 'auto',
+  stem_pool: str = 'auto',
+  crop_size: int = 224,
+) -> graphviz.Diagram:
+  """A network's diagram, without any weights.
+
+  Args:
+    name: as for `load`.
+    level: a box for each of the 'layers', 'blocks' or 'stages'.
+    highlight: a layer; what is not computed for it is pale.
+    stride_in: '1x1' or '3x3'.
+    stem_pool: 'ceil' or 'pad1'.
+    crop_size: of the pictures, pixels.
+
+  Returns:
+    A `Diagram`, which a notebook shows where graphviz is installed; its `.dot`
+    is the text, and `.render()` gives SVG.
+
+  Raises:
+    UserError: says what was given, what is allowed and what to do.
+  """
+  model = resnet.published(_depth(name))
+  wishes = weights_room.Wishes(stride_in=stride_in, stem_pool=stem_pool)
+  model = model.clone(**wishes.variant(model))
+  return _draw(model, crop_size, level, highlight)
+
+
+def _draw(
+  model: resnet.ResNet, size: int, level: str, highlight: str
+) -> graphviz.Diagram:
+  drawn = graphviz.draw(model, size, size, level=level, highlight=highlight)
+  for note in drawn.notes:
+    warnings.warn(note, stacklevel=3)
+  return drawn
 
 
 def _depth(name: str | int) -> int:
@@ -228,15 +271,58 @@ class Model:
     single = isinstance(pictures, str | PathLike | Image.Image)
     return predictions[0] if single else predictions
 
+  def crops(self, pictures: Pictures) -> np.ndarray:
+    """Pictures as the network sees them: (N, H, W, 3) uint8, RGB.
+
+    Raises:
+      UserError: a picture cannot be read, or the model averages over ten
+        crops.
+    """
+    if self.preprocess.multi_crop:
+      raise errors.UserError(
+        'this model averages over ten crops (multi_crop), so there is not one'
+        ' that it sees. Load it without multi_crop.'
+      )
+    batches = self._batches(pictures)
+    return np.concatenate([images[:count, 0] for images, count in batches])
+
+  def grad_cam(
+    self, pictures: Pictures, label: int | None = None, layer: str = ''
+  ) -> np.ndarray:
+    """Where in pictures a layer's values speak for a class.
+
+    Args:
+      pictures: as for `features`.
+      label: the class; None: each picture's most probable one.
+      layer: a name; '': the last block's output.
+
+    Returns:
+      (N, H, W) of the layer, 0 or more; see `runner.GradCam`.
+
+    Raises:
+      UserError: the layer or the class cannot be looked at.
+    """
+    what = runner.checked_grad_cam(self._model, layer, label)
+    values = self._values(pictures, (), runner.Reduction(), what)
+    return values[runner.GRAD_CAM][:, 0]
+
+  def diagram(
+    self, *, level: str = 'blocks', highlight: str = ''
+  ) -> graphviz.Diagram:
+    """The network's diagram; see `resnet_jax.diagram`."""
+    size = self.preprocess.crop_size
+    return _draw(self._model, size, level, highlight)
+
   def _values(
     self,
     pictures: Pictures,
     chosen: tuple[str, ...],
     reduction: runner.Reduction,
+    grad_cam: runner.GradCam | None = None,
   ) -> dict[str, np.ndarray]:
-    pieces: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
+    pieces: dict[str, list[np.ndarray]] = collections.defaultdict(list)
     for images, count in self._batches(pictures):
-      run = self._runner(chosen, reduction)
+      run = self._runner(chosen, reduction, grad_cam)
       result = run(images)
       for name, value in run.fetch(result, np.arange(count)).items():
         pieces[name].append(value[:count])
@@ -246,8 +332,9 @@ class Model:
     self,
     layers: tuple[str, ...],
     reduction: runner.Reduction,
+    grad_cam: runner.GradCam | None = None,
   ) -> runner.Runner:
-    key = (layers, reduction)
+    key = (layers, reduction, grad_cam)
     if key not in self._runners:
       self._runners[key] = runner.Runner.prepared(
         self.preprocess,
@@ -255,6 +342,7 @@ class Model:
         self._parameters,
         layers,
         reduction=reduction,
+        grad_cam=grad_cam,
         device=self._device,
       )
     return self._runners[key]

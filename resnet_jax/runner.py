@@ -11,7 +11,7 @@ import numpy as np
 
 from resnet_jax import errors, stages
 from resnet_jax.data import preprocess
-from resnet_jax.models import resnet
+from resnet_jax.models import aliases, names, resnet
 
 POOLS = ('none', 'avg', 'max')
 DTYPES = ('float32', 'float16')
@@ -63,6 +63,61 @@ class Reduction:
     return shape if self.pool == 'none' else (shape[0], 1, 1)
 
 
+# Under which name a runner gives it, beside the layers.
+GRAD_CAM = 'grad_cam'
+
+
+@dataclasses.dataclass(frozen=True)
+class GradCam:
+  """Where in a picture a layer's values speak for a class.
+
+  The layer's channels are summed, each times the mean over all positions of
+  the gradient of the class's logit with respect to it; what is negative
+  becomes 0.  Source: Selvaraju et al., "Grad-CAM", 2017, equations 1 and 2.
+
+  Attributes:
+    layer: whose values.
+    label: the class; None: the most probable one of each picture.
+  """
+
+  layer: str
+  label: int | None = None
+
+
+def checked_grad_cam(
+  model: resnet.ResNet, layer: str = '', label: int | None = None
+) -> GradCam:
+  """What is asked for, if the network can answer it.
+
+  Args:
+    model: the network.
+    layer: a name, also another program's; '': the last block's output.
+    label: the class; None: each picture's most probable one.
+
+  Raises:
+    UserError: says what the network lacks.
+  """
+  if not model.classes:
+    raise errors.UserError(
+      'these weights have no head (no classifier), so no class that Grad-CAM'
+      ' could ask for. Features work.'
+    )
+  if label is not None and not 0 <= label < model.classes:
+    raise errors.UserError(
+      f'there is no class {label}: 0 to {model.classes - 1} are.'
+    )
+  maps = names.map_layers(model.depth)
+  chosen = aliases.select_layers(layer or maps[-1], model.depth).layers
+  if len(chosen) != 1 or chosen[0] not in maps:
+    stands = chosen[0] if len(chosen) == 1 else f'{len(chosen)} layers'
+    raise errors.UserError(
+      f"Grad-CAM needs one layer with positions, and '{layer}' stands for"
+      f' {stands}. Such as {maps[-1]}, the last block, or an earlier'
+      f' one, from {maps[0]} on.'
+    )
+  return GradCam(chosen[0], label)
+
+
 def output_shapes(
   model: resnet.ResNet,
   layers: Sequence[str],
@@ -100,10 +155,18 @@ class Runner:
     channels: str = 'BGR',
     std: Sequence[float] = (1.0, 1.0, 1.0),
     reduction: Reduction | None = None,
+    grad_cam: GradCam | None = None,
     device: jax.Device | None = None,
   ) -> None:
+    if grad_cam and multi_crop:
+      raise errors.UserError(
+        'Grad-CAM looks at one crop; it has no meaning for the average over'
+        ' ten. Leave multi_crop out.'
+      )
     self.layers = tuple(layers)
-    needed = resnet.needed_parameters(model, layers)
+    self._given = (*self.layers, *((GRAD_CAM,) if grad_cam else ()))
+    head = ('output',) if grad_cam else ()
+    needed = resnet.needed_parameters(model, (*layers, *head))
     self._parameters = jax.device_put(
       {name: parameters[name] for name in needed}, device
     )
@@ -119,6 +182,7 @@ class Runner:
         channels=channels,
         std=tuple(std),
         reduction=reduction or Reduction(),
+        grad_cam=grad_cam,
       )
     )
 
@@ -131,6 +195,7 @@ class Runner:
     layers: Sequence[str],
     *,
     reduction: Reduction | None = None,
+    grad_cam: GradCam | None = None,
     device: jax.Device | None = None,
   ) -> 'Runner':
     """A runner for pictures that were cut out by a preprocessing."""
@@ -143,6 +208,7 @@ class Runner:
       channels=how.channels,
       std=how.std,
       reduction=reduction,
+      grad_cam=grad_cam,
       device=device,
     )
 
@@ -174,7 +240,8 @@ class Runner:
   ) -> dict[str, np.ndarray]:
     """(N, C, H, W) of each layer, in the order asked for.
 
-    A picture's values are averaged over its crops.
+    A picture's values are averaged over its crops.  Behind the layers comes
+    GRAD_CAM, (N, 1, H, W) float32, if it was asked for.
 
     Args:
       result: what the call returned.
@@ -184,7 +251,7 @@ class Runner:
       UserError: a value of a real picture does not fit into float16.
     """
     values, overflows = jax.device_get(result)
-    real = np.arange(len(values[self.layers[0]])) if real is None else real
+    real = np.arange(len(values[self._given[0]])) if real is None else real
     too_large = [name for name, over in overflows.items() if over[real].any()]
     if too_large:
       raise errors.UserError(
@@ -192,7 +259,7 @@ class Runner:
         ' float16. Use dtype=float32.'
       )
     # JAX gives a dict back with its keys sorted.
-    return {name: values[name] for name in self.layers}
+    return {name: values[name] for name in self._given}
 
   def compile(self, shape: tuple[int, ...]) -> jax.stages.Compiled:
     """The program for images of a shape, compiled the first time only."""
@@ -214,12 +281,18 @@ def _apply(
   channels: str,
   std: Sequence[float],
   reduction: Reduction,
+  grad_cam: GradCam | None,
 ) -> Result:
   x = preprocess.normalise(
     images, mean, multi_crop, jnp, channels=channels, std=std
   )
-  captured = resnet.capture(model, parameters, x, layers)
-  values, overflows = {}, {}
+  values: dict[str, jax.Array] = {}
+  overflows: dict[str, jax.Array] = {}
+  if grad_cam:
+    captured, cam = _grad_cam(parameters, x, model, layers, grad_cam)
+    values[GRAD_CAM] = cam
+  else:
+    captured = resnet.capture(model, parameters, x, layers)
   for name, captured_value in captured.items():
     exact = _reduce(captured_value, len(images), reduction.pool)
     values[name] = exact.astype(reduction.dtype)
@@ -227,6 +300,39 @@ def _apply(
       fits = jnp.isfinite(values[name]) | ~jnp.isfinite(exact)
       overflows[name] = ~fits.all(axis=(1, 2, 3))
   return values, overflows
+
+
+def _grad_cam(
+  parameters: dict[str, jax.Array],
+  x: jax.Array,
+  model: resnet.ResNet,
+  layers: Sequence[str],
+  what: GradCam,
+) -> tuple[dict[str, jax.Array], jax.Array]:
+  """The values of layers, (N, H, W, C), and the map, (N, 1, H, W)."""
+
+  def logits(delta: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    wanted = (*layers, what.layer, *names.HEAD)
+    captured = resnet.capture(
+      model, parameters, x, tuple(dict.fromkeys(wanted)), {what.layer: delta}
+    )
+    # The best one by the probabilities, as it is said to be.
+    label = (
+      captured['output'].argmax(axis=-1, keepdims=True)
+      if what.label is None
+      else jnp.full((len(x), 1, 1, 1), what.label)
+    )
+    # Pictures do not know of one another, so the gradient of the sum holds
+    # each one's own.
+    own = jnp.take_along_axis(captured['logits'], label, axis=-1)
+    return own.sum(), captured
+
+  channels, *size = resnet.layer_shapes(model, *x.shape[1:3])[what.layer]
+  zero = jnp.zeros((len(x), *size, channels))
+  gradient, captured = jax.grad(logits, has_aux=True)(zero)
+  factor = gradient.mean(axis=(1, 2), keepdims=True)
+  cam = jax.nn.relu((factor * captured[what.layer]).sum(axis=-1))
+  return {name: captured[name] for name in layers}, cam[:, None]
 
 
 def _reduce(value: jax.Array, pictures: int, pool: str) -> jax.Array:

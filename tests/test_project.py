@@ -32,12 +32,13 @@ ALLOWED = {
   'resnet_jax.prediction': {'data.labels'},
   'resnet_jax.runner': {'models', 'data.preprocess'},
   'resnet_jax.evaluation': {'evaluation', 'data', 'models', 'weights'},
+  'resnet_jax.views': {'views', 'models', 'weights.paddle'},
   'resnet_jax.api': {
-    *('models', 'weights', 'data', 'inputs', 'runner', 'prediction'),
+    *('models', 'weights', 'data', 'inputs', 'runner', 'prediction', 'views'),
   },
   'resnet_jax.jobs': {
     *('models', 'weights', 'data', 'inputs', 'features', 'runner'),
-    *('prediction', 'evaluation', 'jobs'),
+    *('prediction', 'evaluation', 'jobs', 'views'),
   },
   'resnet_jax.main': {'jobs', 'configuration'},
   'resnet_jax': set(),

@@ -47,9 +47,14 @@ JOBS = {
   'inspect': Job(
     'resnet_jax.jobs.inspect', "show weights' parameters, or one's values"
   ),
+  'visualize': Job(
+    'resnet_jax.jobs.visualize',
+    'filters, maps, Grad-CAM and predictions as PNGs and one page',
+  ),
   'summary': Job(
     'resnet_jax.jobs.summary', "show layers' names, shapes and costs"
   ),
+  'diagram': Job('resnet_jax.jobs.diagram', 'draw the network, with graphviz'),
 }
 
 

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import os
+import pathlib
 import time
 from collections.abc import Generator, Iterator, Sequence
 
@@ -17,6 +18,7 @@ from resnet_jax import errors, inputs, runner, stages, terminal, weights
 from resnet_jax.data import pipeline, preprocess, sources
 from resnet_jax.jobs import console
 from resnet_jax.models import resnet
+from resnet_jax.weights import recipe, zoo
 
 # Exit status of a run that went to its end without some of the pictures.
 SOME_FAILED = 3
@@ -83,14 +85,60 @@ def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
   return loaded
 
 
+def network(config: ConfigDict) -> tuple[resnet.ResNet, recipe.Recipe]:
+  """The network, and how its weights take pictures.
+
+  A file's weights are read, as only they tell the network; of the zoo's
+  checkpoints, and for `auto` and `random`, no weights are needed.
+  """
+  name, depth = config.weights, config.layer_num or weights.DEFAULT_DEPTH
+  is_path = os.path.exists(pathlib.Path(name).expanduser())
+  if name in zoo.FAMILIES:
+    record = zoo.find(name, depth)
+    model = resnet.published(depth).clone(
+      stride_in=record.stride_in,
+      stem_pool=record.stem_pool,
+      epsilon=record.epsilon,
+    )
+    how = record.recipe
+  elif name in (weights.AUTO, weights.RANDOM) and not is_path:
+    model, how = resnet.published(depth), recipe.usual(depth)
+  else:
+    loaded = load_weights(config)
+    return loaded.model, loaded.recipe
+  return model.clone(**wishes(config).variant(model)), how
+
+
+def picture_size(config: ConfigDict, how: recipe.Recipe) -> int:
+  """The side of the pictures that a network is described for.
+
+  Raises:
+    UserError: it is out of bounds.
+  """
+  size = config.crop_size or how.crop_size
+  if not resnet.MIN_SIZE <= size <= 4096:
+    raise errors.UserError(
+      f'crop_size={size} is not between {resnet.MIN_SIZE} and 4096.'
+    )
+  return size
+
+
 def input_wishes(config: ConfigDict) -> inputs.Wishes:
   """What the config says of the preprocessing."""
   keys = [field.name for field in dataclasses.fields(inputs.Wishes)]
   return inputs.Wishes(**{key: config[key] for key in keys})
 
 
-def set_up(config: ConfigDict) -> Setup:
-  """Checks the config, cheap things first, and loads the weights."""
+def set_up(config: ConfigDict, most: int | None = None) -> Setup:
+  """Checks the config, cheap things first, and loads the weights.
+
+  Args:
+    config: all of it.
+    most: pictures that the job takes; None: any number.
+
+  Raises:
+    UserError: a setting, the pictures or the weights do not do.
+  """
   errors.check_choice('on_error', config.on_error, pipeline.ON_ERROR)
   for key, least in (('batch_size', 1), ('threads', 0)):
     if config[key] < least:
@@ -100,6 +148,12 @@ def set_up(config: ConfigDict) -> Setup:
   source = sources.open_source(
     config.data, must_exist=config.on_error == 'fail'
   )
+  if most and len(source.items) > most:
+    raise errors.UserError(
+      f'{len(source.items)} pictures ({source.description}): this job shows'
+      f' 1 to {most}. Give a list file with those that you want to see, or a'
+      ' smaller folder.'
+    )
   device = runner.select_device(config.use_gpu)
   loaded = load_weights(config)
   how = inputs.preprocess_for(said, loaded.recipe)
@@ -113,6 +167,7 @@ def make_runner(
   setup: Setup,
   layers: Sequence[str],
   reduction: runner.Reduction | None = None,
+  grad_cam: runner.GradCam | None = None,
 ) -> runner.Runner:
   """The network, ready for the pictures of a job."""
   return runner.Runner.prepared(
@@ -121,6 +176,7 @@ def make_runner(
     setup.weights.parameters,
     layers,
     reduction=reduction,
+    grad_cam=grad_cam,
     device=setup.device,
   )
 
@@ -145,6 +201,7 @@ def computed(
   rows: int,
   clock: stages.Clock,
   reduction: runner.Reduction | None = None,
+  grad_cam: runner.GradCam | None = None,
   start: int = 0,
 ) -> Iterator[Computed]:
   """Layers of the pictures from `start` on, in order, a batch at a time.
@@ -160,6 +217,7 @@ def computed(
     rows: pictures a batch.
     clock: is told how long each stage takes.
     reduction: what is kept of a layer.
+    grad_cam: given beside the layers, under `runner.GRAD_CAM`.
     start: the first picture.
 
   Returns:
@@ -185,7 +243,7 @@ def computed(
     first = next(batches, None)
   if first is None:
     return iter(())
-  run_network = make_runner(setup, layers, reduction)
+  run_network = make_runner(setup, layers, reduction, grad_cam)
   begin = time.perf_counter()
   run_network.compile(first.images.shape)
   console.say(f'compiled in {time.perf_counter() - begin:.1f} s')

@@ -2,29 +2,17 @@
 """The job `summary`: layers, their names and costs, without any weights."""
 
 import math
-import os
-import pathlib
 
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, weights
 from resnet_jax.jobs import common, console
 from resnet_jax.models import aliases, costs, resnet
-from resnet_jax.weights import recipe, zoo
 
 
 def run(config: ConfigDict) -> int:
-  """Prints a row a layer, and the totals.
-
-  A file's weights are read, as only they tell the network; of the zoo's
-  checkpoints, and for `auto` and `random`, no weights are needed.
-  """
-  model, how = _network(config)
-  size = config.crop_size or how.crop_size
-  if not resnet.MIN_SIZE <= size <= 4096:
-    raise errors.UserError(
-      f'crop_size={size} is not between {resnet.MIN_SIZE} and 4096.'
-    )
+  """Prints a row a layer, and the totals."""
+  model, how = common.network(config)
+  size = common.picture_size(config, how)
   found = costs.costs(model, size, size)
   usual = _usual_names(model)
   rows = [
@@ -62,26 +50,6 @@ def run(config: ConfigDict) -> int:
   if not config.as_json:
     print(_total_line(model, size, totals))
   return 0
-
-
-def _network(config: ConfigDict) -> tuple[resnet.ResNet, recipe.Recipe]:
-  name, depth = config.weights, config.layer_num or weights.DEFAULT_DEPTH
-  is_path = os.path.exists(pathlib.Path(name).expanduser())
-  if name in zoo.FAMILIES:
-    record = zoo.find(name, depth)
-    model = resnet.published(depth).clone(
-      stride_in=record.stride_in,
-      stem_pool=record.stem_pool,
-      epsilon=record.epsilon,
-    )
-    how = record.recipe
-  elif name in (weights.AUTO, weights.RANDOM) and not is_path:
-    model, how = resnet.published(depth), recipe.usual(depth)
-  else:
-    loaded = common.load_weights(config)
-    return loaded.model, loaded.recipe
-  wishes = common.wishes(config)
-  return model.clone(**wishes.variant(model)), how
 
 
 def _usual_names(model: resnet.ResNet) -> dict[str, dict[str, str]]:

@@ -134,6 +134,11 @@ def layer_names(depth: int, head: bool = True) -> tuple[str, ...]:
   return (*names, 'avgpool', *(HEAD if head else ()))
 
 
+def map_layers(depth: int) -> tuple[str, ...]:
+  """The layers whose channels are maps: all but the mean and the head."""
+  return layer_names(depth, head=False)[:-1]
+
+
 def parameter_names(depth: int, head: bool = True) -> tuple[str, ...]:
   """Every parameter, `layer/leaf`, in the order of computing.
 

@@ -6,7 +6,8 @@ pytorch_resnet_cifar10, `resnet.py`, whose trained weights agree.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -205,6 +206,7 @@ def capture(
   parameters: dict[str, jax.Array],
   x: jax.Array,
   wanted: Sequence[str],
+  added: Mapping[str, jax.Array] | None = None,
 ) -> dict[str, jax.Array]:
   """The values of the layers in `wanted`, each (N, H, W, C).
 
@@ -216,7 +218,10 @@ def capture(
       must be there.
     x: (N, H, W, 3), normalised.
     wanted: canonical layer names.
+    added: what is added to layers' values, of their shape: a gradient with
+      respect to it, at zero, is the one with respect to the value.
   """
+  added = added or {}
   tree: dict = {'params': {}, 'batch_stats': {}}
   for name, shape in parameter_shapes(model).items():
     layer, leaf = name.split('/')
@@ -229,9 +234,21 @@ def capture(
   def asked(module: nn.Module, method: str) -> bool:
     return method == '__call__' and module.name in wanted
 
-  _, state = model.apply(
-    tree, x, capture_intermediates=asked, mutable=['intermediates']
-  )
+  def plus(
+    call: Callable[..., Any],
+    arguments: tuple,
+    keywords: dict,
+    context: nn.module.InterceptorContext,
+  ) -> Any:
+    value = call(*arguments, **keywords)
+    is_layer = context.method_name == '__call__'
+    name = context.module.name or ''
+    return value + added[name] if is_layer and name in added else value
+
+  with nn.intercept_methods(plus):
+    _, state = model.apply(
+      tree, x, capture_intermediates=asked, mutable=['intermediates']
+    )
   return {name: state['intermediates'][name]['__call__'][0] for name in wanted}
 
 

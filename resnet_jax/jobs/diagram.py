@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job `diagram`: the network as a graph, without any weights."""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from resnet_jax import errors, files
+from resnet_jax.jobs import common, console
+from resnet_jax.views import boxes, graphviz
+
+_DOT = '.dot'
+
+
+def run(config: ConfigDict) -> int:
+  """Writes graphviz's text, and the picture that the output's suffix names.
+
+  Without an output the text goes to standard output.
+  """
+  errors.check_choice('diagram_level', config.diagram_level, boxes.LEVELS)
+  target = pathlib.Path(config.output).expanduser() if config.output else None
+  kind = _kind(target) if target else ''
+  model, how = common.network(config)
+  size = common.picture_size(config, how)
+  drawn = graphviz.draw(
+    model,
+    size,
+    size,
+    level=config.diagram_level,
+    highlight=config.highlight,
+  )
+  for note in drawn.notes:
+    console.say(f'NOTE: {note}')
+  if not target:
+    print(drawn.dot, end='')
+    return 0
+  text = target.with_suffix(_DOT) if kind else target
+  _write(text, drawn.dot.encode())
+  if kind:
+    try:
+      picture = drawn.render(kind)
+    except errors.UserError as error:
+      raise errors.UserError(f'{text} is written. {error}') from error
+    _write(target, picture)
+  return 0
+
+
+def _kind(target: pathlib.Path) -> str:
+  """The picture that a suffix stands for; '' for the text."""
+  kind = target.suffix.removeprefix('.').lower()
+  if target.suffix.lower() == _DOT:
+    return ''
+  if kind not in graphviz.FORMATS:
+    raise errors.UserError(
+      f"output={target}: the suffix says what is written, and '{target.suffix}'"
+      f' is none of {_DOT} (text), .svg, .png and .pdf.'
+    )
+  return kind
+
+
+def _write(path: pathlib.Path, data: bytes) -> None:
+  with files.writing('the diagram', path):
+    files.write_atomically(path, data)
+  print(path)

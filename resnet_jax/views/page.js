@@ -1,0 +1,208 @@
+'use strict';
+// All text goes into the page by textContent, all images come from the page's
+// own data; a picture's part is parsed when it is chosen.
+(() => {
+  const find = (id) => document.getElementById(id);
+  const parse = (element) => JSON.parse(element.textContent);
+  const make = (tag, properties = {}, ...children) => {
+    const element = Object.assign(document.createElement(tag), properties);
+    element.append(...children);
+    return element;
+  };
+
+  const about = parse(find('about'));
+  const index = parse(find('index'));
+  const entries = document.querySelectorAll('script.entry');
+  const layers = Object.keys(about.layers);
+  const layerButtons = new Map(
+    [...document.querySelectorAll('button.node')].map(
+      (button) => [button.dataset.layer, button]));
+  let picture = null;
+  let number = -1;
+  let layer = layers[layers.length - 1];
+  // Images may be decoded after the next click: only the last one counts.
+  const latest = new Map();
+
+  // One stop of the Tab key for a group of buttons; arrow keys move inside.
+  const group = (element, buttons) => {
+    const shown = () => buttons().filter((button) => !button.hidden);
+    element.addEventListener('keydown', (event) => {
+      const all = shown();
+      const place = all.indexOf(document.activeElement);
+      const next = {
+        ArrowRight: place + 1, ArrowDown: place + 1, ArrowLeft: place - 1,
+        ArrowUp: place - 1, Home: 0, End: all.length - 1,
+      }[event.key];
+      if (place < 0 || next === undefined) return;
+      event.preventDefault();
+      all[Math.max(0, Math.min(next, all.length - 1))].focus();
+    });
+    return (chosen) => {
+      const stop = shown().includes(chosen) ? chosen : shown()[0];
+      for (const button of buttons()) {
+        button.tabIndex = button === stop ? 0 : -1;
+        button.setAttribute('aria-pressed', String(button === chosen));
+      }
+    };
+  };
+
+  // Cuts an image of many cells into one canvas each.
+  const cells = async (target, sheet, names, labels) => {
+    const image = make('img', {src: sheet.png});
+    latest.set(target, image);
+    await image.decode();
+    if (latest.get(target) !== image) return;
+    target.replaceChildren(...names.map((name, place) => {
+      const canvas = make('canvas', {width: sheet.width, height: sheet.height});
+      canvas.setAttribute('role', 'img');
+      canvas.setAttribute('aria-label', labels[place]);
+      canvas.getContext('2d').drawImage(
+        image, (place % sheet.columns) * sheet.width,
+        Math.floor(place / sheet.columns) * sheet.height, sheet.width,
+        sheet.height, 0, 0, sheet.width, sheet.height);
+      return make('figure', {}, canvas,
+        make('figcaption', {textContent: name}));
+    }));
+  };
+
+  // Moves the diagram, not the page.
+  const reveal = (button) => {
+    const box = find('network').getBoundingClientRect();
+    const place = button.getBoundingClientRect();
+    if (place.top < box.top + 40 || place.bottom > box.bottom) {
+      find('network').scrollTop += place.top - box.top - box.height / 2;
+    }
+  };
+
+  const showLayer = () => {
+    chooseLayer(layerButtons.get(layer));
+    reveal(layerButtons.get(layer));
+    const shown = picture.layers[layer];
+    find('layer').textContent = layer ? `Maps of ${layer}` : 'Maps';
+    find('layer-text').textContent = about.layers[layer] || '';
+    find('maps-shown').hidden = !shown;
+    if (!shown) return;
+    find('maps-text').textContent = `${shown.text}.`;
+    find('low').textContent = `−${shown.limit}`;
+    find('high').textContent = shown.limit;
+    find('maps-file').textContent =
+      `Larger: ${picture.folder}/maps_${layer}.png, beside this page.`;
+    cells(
+      find('maps'), shown,
+      shown.channels.map((channel, i) => `#${channel} · ${shown.strengths[i]}`),
+      shown.channels.map((channel, i) => `channel ${channel} of ${layer}, ` +
+        `root mean square ${shown.strengths[i]}`));
+  };
+
+  const percent = (share) => share < 0.00005 ? '< 0.01%'
+    : `${(100 * share).toFixed(2)}%`;
+
+  const showBest = () => {
+    find('best').replaceChildren(...picture.best.map((guess) => {
+      const bar = make('div', {className: 'bar'});
+      bar.style.width = `${100 * guess.probability}%`;
+      const said = guess.stated ? ' (as the data says)' : '';
+      const item = make('li', {className: guess.stated ? 'stated' : ''},
+        make('div', {className: 'class'},
+          make('span', {textContent: `${guess.label} ${guess.name}${said}`}),
+          make('span', {
+            className: 'share',
+            textContent: percent(guess.probability),
+          })),
+        make('div', {className: 'track'}, bar));
+      return item;
+    }));
+    find('no-best').hidden = picture.best.length > 0;
+    find('no-best').textContent = about.noHead;
+  };
+
+  const showCam = () => {
+    const cam = picture.cam;
+    find('cam-panel').hidden = !cam;
+    if (!cam) return;
+    find('cam-picture').src = picture.picture;
+    find('cam-picture').alt = 'the same picture, below the heat map';
+    find('heat').src = cam.png;
+    find('heat').alt = `heat map: where ${about.camLayer} speaks for ` +
+      `${cam.name}, ${cam.columns} by ${cam.rows} positions`;
+    find('peak').textContent = cam.peak;
+    find('cam-text').textContent = cam.peak
+      ? `Where ${about.camLayer} speaks for ${cam.name}.`
+      : `Nothing in ${about.camLayer} speaks for ${cam.name}: 0 everywhere.`;
+  };
+
+  const showPicture = (chosen, say = true) => {
+    number = chosen;
+    picture = parse(entries[number]);
+    choosePicture(buttons[number]);
+    find('key').textContent = picture.key;
+    find('reason').hidden = !picture.reason;
+    find('reason').textContent = `It could not be read: ${picture.reason}`;
+    find('seen').hidden = Boolean(picture.reason);
+    if (!picture.reason) {
+      find('picture').src = picture.picture;
+      find('picture').alt = `${picture.key}, as cut out for the network`;
+      find('stated').textContent =
+        picture.stated ? `The data says: ${picture.stated}` : '';
+      showCam();
+      showBest();
+    }
+    showLayer();
+    if (say) find('said').textContent = `${picture.key} is shown`;
+  };
+
+  const buttons = index.map((item, place) => {
+    const image = item.thumbnail
+      ? make('img', {
+        src: item.thumbnail, alt: '', loading: 'lazy', decoding: 'async',
+      })
+      : make('span', {className: 'broken', textContent: '!'});
+    const text = item.reason ? `${item.key} (could not be read)` : item.key;
+    const button = make('button', {type: 'button', title: text}, image,
+      make('span', {className: 'name', textContent: text}));
+    button.addEventListener('click', () => showPicture(place));
+    return button;
+  });
+  find('pictures').append(...buttons);
+  const choosePicture = group(find('pictures'), () => buttons);
+  const chooseLayer =
+    group(find('network'), () => [...layerButtons.values()]);
+
+  const filter = () => {
+    const wanted = find('filter').value.toLowerCase();
+    let shown = 0;
+    index.forEach((item, place) => {
+      const text = `${item.key} ${item.best}`.toLowerCase();
+      buttons[place].hidden = !text.includes(wanted);
+      shown += !buttons[place].hidden;
+    });
+    find('count').textContent = `${shown} of ${index.length}`;
+    choosePicture(buttons[number]);
+  };
+  find('filter').addEventListener('input', filter);
+  find('chooser').hidden = index.length < 2;
+
+  for (const [name, button] of layerButtons) {
+    button.addEventListener('click', () => {
+      layer = name;
+      showLayer();
+      find('said').textContent = `maps of ${layer} are shown`;
+      const place = find('maps-panel').getBoundingClientRect();
+      // On a narrow screen the maps are below the diagram.
+      if (place.top > 0.7 * innerHeight) find('maps-panel').scrollIntoView();
+    });
+  }
+
+  find('strength').addEventListener('input', (event) => {
+    find('heat').style.opacity = event.target.value / 100;
+  });
+
+  const filters = about.filters;
+  const numbers = [...Array(filters.count).keys()];
+  cells(
+    find('filters'), filters, numbers.map((place) => `#${place}`),
+    numbers.map((place) => `filter ${place} of the first layer`));
+  const first = index.findIndex((item) => !item.reason);
+  showPicture(Math.max(first, 0), false);
+  filter();
+})();

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network's diagram as HTML, in which layers with maps are buttons.
+
+A block is a card: its branch from top to bottom, each convolution and its batch
+norm as the two halves of a box, and the shortcut beside it, drawn heavier.  The
+cards of a stage flow like words, so a long network stays readable on any
+screen.  Sizes are those of page.css.
+"""
+
+import dataclasses
+import html
+import itertools
+from collections.abc import Container, Iterator, Sequence
+
+from resnet_jax.views import graph
+
+# Pixels, as in page.css: of a row, of a box, of the column that only a line
+# runs through, and of what is above the first row.
+_ROW = 34
+_BOX_HEIGHT = 24
+_BOX = 126
+_LANE = 22
+_TOP = 14
+
+
+def diagram(network: graph.Graph, shown: Container[str]) -> str:
+  """The stages, as HTML.
+
+  Args:
+    network: what is drawn.
+    shown: layers that have maps.
+  """
+  stages = itertools.groupby(network.nodes, key=lambda node: node.stage)
+  return ''.join(
+    _stage(network, name, tuple(nodes), shown) for name, nodes in stages
+  )
+
+
+def _stage(
+  network: graph.Graph,
+  name: str,
+  nodes: Sequence[graph.Node],
+  shown: Container[str],
+) -> str:
+  blocks = [
+    (block, tuple(own))
+    for block, own in itertools.groupby(nodes, key=lambda node: node.block)
+  ]
+  title = html.escape(name)
+  facts = [f'ends with {size(nodes[-1].shape)}']
+  if blocks[0][0]:
+    facts.insert(0, f'{len(blocks)} block{"s" if len(blocks) > 1 else ""}')
+  cards = ''.join(
+    f'<li>{_card(network, block, own, shown)}</li>' for block, own in blocks
+  )
+  return (
+    f'<section class="stage"><h3>{title} <small>{", ".join(facts)}</small></h3>'
+    f'<ol class="blocks">{cards}</ol></section>\n'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Box:
+  """One or two layers that stand in one box.
+
+  Attributes:
+    nodes: the layers; the second one is the batch norm of the first.
+    row: from 0, the highest.
+    aside: whether it stands in the shortcut's column.
+  """
+
+  nodes: tuple[graph.Node, ...]
+  row: int
+  aside: bool
+
+
+def _boxes(
+  network: graph.Graph, nodes: Sequence[graph.Node]
+) -> tuple[_Box, ...]:
+  ways = {
+    node.name: {e.shortcut for e in network.edges if e.end == node.name}
+    for node in nodes
+  }
+  found: list[_Box] = []
+  rows = {False: 0, True: 0}
+  for node in nodes:
+    aside = ways[node.name] == {True}
+    before = found[-1] if found else None
+    if (
+      before
+      and node.kind == 'batch norm'
+      and len(before.nodes) == 1
+      and before.aside == aside
+      and _is_edge(network, before.nodes[0], node)
+    ):
+      found[-1] = dataclasses.replace(before, nodes=(before.nodes[0], node))
+      continue
+    found.append(_Box((node,), rows[aside], aside))
+    rows[aside] += 1
+  return tuple(found)
+
+
+def _is_edge(network: graph.Graph, start: graph.Node, end: graph.Node) -> bool:
+  return any(
+    (edge.start, edge.end) == (start.name, end.name) for edge in network.edges
+  )
+
+
+def _card(
+  network: graph.Graph,
+  block: str,
+  nodes: Sequence[graph.Node],
+  shown: Container[str],
+) -> str:
+  boxes = _boxes(network, nodes)
+  wide = any(box.aside for box in boxes)
+  heading = f'<h4>{html.escape(block)}</h4>' if block else ''
+  inside = ''.join(_box(box, block, shown) for box in boxes)
+  shape = 'wide' if wide else 'narrow' if block else 'single'
+  return (
+    f'<div class="card">{heading}<div class="wired {shape}">'
+    f'{_wires(network, boxes, wide, bool(block))}{inside}</div></div>'
+  )
+
+
+def _box(box: _Box, block: str, shown: Container[str]) -> str:
+  halves = []
+  for index, node in enumerate(box.nodes):
+    text = node.name.removeprefix(f'{block}_').replace('_', ' ')
+    text = text.rsplit(' ', 1)[-1] if index else text
+    hint = html.escape(f'{node.name}: {describe(node)}')
+    if node.name in shown:
+      halves.append(
+        f'<button type="button" class="node" tabindex="-1" aria-pressed="false"'
+        f' data-layer="{html.escape(node.name)}" title="{hint}"'
+        f' aria-label="{html.escape(node.name)}">{html.escape(text)}</button>'
+      )
+    else:
+      halves.append(
+        f'<span class="node none" title="{hint}">{html.escape(text)}</span>'
+      )
+  place = 'aside' if box.aside else 'main'
+  return f'<div class="box {place} row-{box.row}">{"".join(halves)}</div>'
+
+
+def _wires(
+  network: graph.Graph, boxes: Sequence[_Box], wide: bool, is_block: bool
+) -> str:
+  """The connections, as a decoration behind the boxes."""
+  rows = 1 + max(box.row for box in boxes)
+  lane = (_BOX + 14 if wide else _LANE) if is_block else 0
+  centre = lane + _BOX // 2
+  height = _TOP + rows * _ROW
+  places = {node.name: box for box in boxes for node in box.nodes}
+  lines = []
+  for edge in network.edges:
+    box, start = places.get(edge.end), places.get(edge.start)
+    if box is None or box is start:
+      continue
+    if edge.shortcut:
+      padded = edge.shape != _shape(network, edge.start)
+      kind = 'shortcut padded' if padded else 'shortcut'
+      lines.append((kind, _around(start, box, lane)))
+    else:
+      top = _TOP + box.row * _ROW
+      begin = _bottom(start) if start else 0
+      lines.append(('flow', f'M{centre} {begin}V{top}'))
+  last = max((box for box in boxes if not box.aside), key=lambda box: box.row)
+  lines.append(('flow', f'M{centre} {_bottom(last)}V{height}'))
+  paths = ''.join(f'<path class="{kind}" d="{d}"/>' for kind, d in lines)
+  return (
+    f'<svg aria-hidden="true" width="{lane + _BOX}" height="{height}">'
+    f'{paths}</svg>'
+  )
+
+
+def _bottom(box: _Box) -> int:
+  return _TOP + box.row * _ROW + _BOX_HEIGHT
+
+
+def _around(start: _Box | None, box: _Box, lane: int) -> str:
+  """The way of a piece of the shortcut, from a box or from where it forks."""
+  fork = lane + _BOX // 2
+  top = _TOP + box.row * _ROW
+  if box.aside:
+    begin = _bottom(start) if start else None
+    x = _BOX // 2
+    return f'M{fork} 5H{x}V{top}' if begin is None else f'M{x} {begin}V{top}'
+  middle = top + _BOX_HEIGHT // 2
+  if start:
+    return f'M{_BOX // 2} {_bottom(start)}V{middle}H{lane}'
+  return f'M{fork} 5H{_LANE // 2}V{middle}H{lane}'
+
+
+def _shape(network: graph.Graph, name: str) -> tuple[int, int, int]:
+  return next(node.shape for node in network.nodes if node.name == name)
+
+
+def size(shape: Sequence[int]) -> str:
+  """`64x112x112`, with multiplication signs."""
+  return '\N{MULTIPLICATION SIGN}'.join(map(str, shape))
+
+
+def describe(node: graph.Node) -> str:
+  """What a layer is, for a person."""
+  return ', '.join(_parts(node))
+
+
+def _parts(node: graph.Node) -> Iterator[str]:
+  yield f'{node.kind} {node.detail}'.strip()
+  if node.activation:
+    yield f'then {node.activation}'
+  yield f'gives {size(node.shape)} (channels, height, width)'
+  if node.parameters:
+    yield f'{node.parameters:,} parameters'
