@@ -2,26 +2,22 @@
 """A network in a notebook: `load`, then `features`, `predict`, `diagram`."""
 
 import collections
-import os
-import pathlib
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from os import PathLike, fspath
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from resnet_jax import errors, inputs, prediction, runner, terminal
+from resnet_jax import pictures as pictures_room
 from resnet_jax import weights as weights_room
-from resnet_jax.data import labels, pipeline, preprocess, sources
-from resnet_jax.data import mean as means
+from resnet_jax.data import labels, preprocess
 from resnet_jax.models import aliases, names, resnet
+from resnet_jax.pictures import Pictures
 from resnet_jax.views import graphviz
-
-Picture: TypeAlias = str | PathLike[str] | Image.Image
-Pictures: TypeAlias = Picture | Sequence[Picture] | np.ndarray
 
 
 def load(
@@ -283,7 +279,7 @@ class Model:
         'this model averages over ten crops (multi_crop), so there is not one'
         ' that it sees. Load it without multi_crop.'
       )
-    batches = self._batches(pictures)
+    batches = pictures_room.batches(pictures, self.preprocess, self._batch_size)
     return np.concatenate([images[:count, 0] for images, count in batches])
 
   def grad_cam(
@@ -321,7 +317,9 @@ class Model:
     grad_cam: runner.GradCam | None = None,
   ) -> dict[str, np.ndarray]:
     pieces: dict[str, list[np.ndarray]] = collections.defaultdict(list)
-    for images, count in self._batches(pictures):
+    for images, count in pictures_room.batches(
+      pictures, self.preprocess, self._batch_size
+    ):
       run = self._runner(chosen, reduction, grad_cam)
       result = run(images)
       for name, value in run.fetch(result, np.arange(count)).items():
@@ -346,63 +344,3 @@ class Model:
         device=self._device,
       )
     return self._runners[key]
-
-  def _batches(self, pictures: Pictures) -> Iterator[tuple[np.ndarray, int]]:
-    """Arrays (rows, cuts, H, W, 3), all of one shape, and how much counts."""
-    if isinstance(pictures, np.ndarray):
-      self._check_array(pictures)
-      rows = min(self._batch_size, len(pictures))
-      for start in range(0, len(pictures), rows):
-        piece = pictures[start : start + rows]
-        padding = [(0, rows - len(piece))] + [(0, 0)] * 3
-        yield np.pad(piece, padding)[:, None], len(piece)
-      return
-    if isinstance(pictures, str | PathLike | Image.Image):
-      pictures = [pictures]
-    items = [_item(i, picture) for i, picture in enumerate(pictures)]
-    if not items:
-      raise errors.UserError('the list of pictures is empty.')
-    rows = max(1, min(self._batch_size // self.preprocess.crops, len(items)))
-    for batch in pipeline.batches(items, self.preprocess, rows=rows):
-      yield batch.images, len(batch.items)
-
-  def _check_array(self, pictures: np.ndarray) -> None:
-    shape = pictures.shape
-    if (
-      pictures.dtype != np.uint8
-      or len(shape) != 4
-      or shape[3] != 3
-      or min(shape[1:3]) < resnet.MIN_SIZE
-      or not len(pictures)
-    ):
-      raise errors.UserError(
-        f'an array of {pictures.dtype} {shape} is no pictures. Give uint8'
-        f' (N, H, W, 3), RGB, H and W {resnet.MIN_SIZE} or more.'
-      )
-    if self.preprocess.multi_crop:
-      raise errors.UserError(
-        'an array is taken as already cropped, and this model averages over'
-        ' ten crops (multi_crop). Give paths or Pillow images.'
-      )
-    means.check_mean(self.preprocess.mean, *shape[1:3])
-
-
-def _item(index: int, picture: Picture) -> sources.Item:
-  if isinstance(picture, Image.Image):
-    name = f'number {index} of the list'
-    try:
-      # Here, because the same image may be in the list twice, and two threads
-      # cannot decode it at once.
-      picture.load()
-    except Exception as error:
-      raise errors.UserError(
-        f'cannot read the picture {name}: {error}.'
-      ) from error
-    return sources.Item(name, name, sources.NO_LABEL, lambda: picture)
-  if not isinstance(picture, str | PathLike):
-    raise errors.UserError(
-      f'a {type(picture).__name__} is no picture. Give a path, a Pillow image,'
-      ' a list of them, or one uint8 array (N, H, W, 3).'
-    )
-  file = os.path.expanduser(picture)
-  return sources.file_item(pathlib.Path(file), file)

@@ -5,7 +5,6 @@ No driver program, no port and no network: the browser reads commands from file
 descriptor 3 and writes answers to 4.
 """
 
-import base64
 import contextlib
 import json
 import os
@@ -172,23 +171,10 @@ class Browser:
     """Types into what has the focus."""
     self._send('Input.insertText', text=text)
 
-  def dark(self) -> None:
-    """As a person who prefers dark pages sees it."""
-    feature = {'name': 'prefers-color-scheme', 'value': 'dark'}
+  def prefer(self, scheme: str) -> None:
+    """As a person sees it who prefers dark pages, or light ones."""
+    feature = {'name': 'prefers-color-scheme', 'value': scheme}
     self._send('Emulation.setEmulatedMedia', features=[feature])
-
-  def screenshot(self, path: pathlib.Path, whole: bool = True) -> None:
-    """Writes a PNG of the page."""
-    shot = self._send('Page.captureScreenshot', captureBeyondViewport=whole)
-    if whole:
-      size = self._send('Page.getLayoutMetrics')['cssContentSize']
-      clip = {'x': 0, 'y': 0, 'scale': 1}
-      shot = self._send(
-        'Page.captureScreenshot',
-        captureBeyondViewport=True,
-        clip=clip | {'width': size['width'], 'height': size['height']},
-      )
-    path.write_bytes(base64.b64decode(shot['data']))
 
   def _send(self, method: str, **parameters: Any) -> dict[str, Any]:
     self._number += 1

@@ -31,8 +31,10 @@ ALLOWED = {
   'resnet_jax.runner': {'models', 'data.preprocess'},
   'resnet_jax.evaluation': {'evaluation', 'data', 'models', 'weights'},
   'resnet_jax.views': {'views', 'models', 'weights.paddle'},
+  'resnet_jax.pictures': {'data', 'models'},
   'resnet_jax.api': {
-    *('models', 'weights', 'data', 'inputs', 'runner', 'prediction', 'views'),
+    *('models', 'weights', 'data', 'inputs', 'runner', 'prediction'),
+    *('pictures', 'views'),
   },
   'resnet_jax.jobs': {
     *('models', 'weights', 'data', 'inputs', 'features', 'runner'),

@@ -510,3 +510,15 @@ def test_no_width_scrolls_sideways(browser, folder, width):
   browser.wait("document.querySelectorAll('#maps canvas').length == 9")
   assert browser.value('document.documentElement.scrollWidth') <= width
   browser.open(folder / 'report/report.html')
+
+
+def test_dark_pages_are_dark(opened):
+  ground = 'getComputedStyle(document.body).backgroundColor'
+  light = opened.value(ground)
+  opened.prefer('dark')
+  dark = opened.value(ground)
+  opened.prefer('light')
+  assert opened.value(ground) == light
+  red, red_dark = (int(re.findall(r'\d+', text)[0]) for text in (light, dark))
+  assert red > 200
+  assert red_dark < 60
