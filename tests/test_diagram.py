@@ -215,7 +215,7 @@ def test_the_program_writes_text(run_main, tmp_path):
   assert done.stdout == 'r.dot\n'
   text = (tmp_path / 'r.dot').read_text()
   assert 'ResNet-34, 1000 classes, stride in 1x1, stem pool pad1' in text
-  assert '21,797,672 parameters' in text
+  assert '21,797,672 learned parameters' in text
   assert 'In colour: res3_4_addto' in text
   assert '3x224x224' in text
   assert len(Text(text).drawn_once()) == 1 + len(names.layer_names(34))

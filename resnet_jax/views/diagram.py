@@ -63,7 +63,7 @@ def dot(
   everything = frozenset(node.name for node in network.nodes)
   needed = network.needed(highlight) if highlight else everything
   learned = sum(node.parameters for node in network.nodes)
-  facts = [title, f'{learned:,} parameters are learned']
+  facts = [title, f'{learned:,} learned parameters']
   if highlight:
     facts.append(
       f'In colour: {highlight}, and the {len(needed) - 2} layers that are'
@@ -245,8 +245,10 @@ class _Drawing:
   def _cluster(self, members: Sequence[boxes.Box]) -> list[str]:
     needed = any(map(self._is_needed, members))
     first, last = members[0].block, members[-1].block
+    # Short, as the line of the column passes through the frame's middle.
+    label = first if first == last else f'{first}-{last.rpartition("_")[2]}'
     facts = _attributes(
-      label=first if first == last else f'{first} to {last}',
+      label=label,
       labeljust='l',
       style='rounded,filled',
       fillcolor='#fafbfd' if needed else 'white',
