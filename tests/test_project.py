@@ -128,6 +128,7 @@ def test_the_wheel_has_the_config_and_the_class_names(tmp_path):
     names = archive.namelist()
     assert 'resnet_jax/configs/resnet.py' in names
     assert 'resnet_jax/data/imagenet_classes.tsv' in names
+    assert 'resnet_jax/example/chelsea.png' in names
     assert not any(name.startswith('tests') for name in names)
     archive.extractall(tmp_path / 'installed')
   # As installed, from elsewhere: the path of the README works.
