@@ -37,7 +37,9 @@ def say(text: str) -> None:
     line = re.sub(
       f'^({words})', lambda m: f'{_MARKS[m[1]]}{m[1]}{_PLAIN}', line
     )
-  print(line, file=sys.stderr, flush=True)
+  # Not into the line of a bar.
+  tqdm.write(line, file=sys.stderr)
+  sys.stderr.flush()
 
 
 def _has_colours(stream: TextIO) -> bool:

@@ -15,8 +15,11 @@ from resnet_jax.jobs import console
 termios = pytest.importorskip('termios')
 
 
-def _on_a_terminal(arguments, folder, columns=80, **variables):
-  """Status, and what the program shows, its lines ending as in a file."""
+def _on_a_terminal(arguments, folder, columns=80, results=None, **variables):
+  """Status, and what the program shows, its lines ending as in a file.
+
+  Its results go to the file `results` instead, if there is one.
+  """
   ours, theirs = os.openpty()
   termios.tcsetwinsize(theirs, (24, columns))
   environment = {'PYTHONPATH': str(ROOT), 'TERM': 'xterm', **variables}
@@ -27,7 +30,7 @@ def _on_a_terminal(arguments, folder, columns=80, **variables):
       k: v for k, v in os.environ.items() if k not in ('COLUMNS', 'NO_COLOR')
     }
     | environment,
-    stdout=theirs,
+    stdout=results or theirs,
     stderr=theirs,
   )
   os.close(theirs)
@@ -105,3 +108,26 @@ def test_the_bar_goes_when_its_summary_comes(pictures):
   assert re.search(frame, shown)
   assert re.search(r'\r *\r7 pictures in [\d.]+ s, [\d.]+ pictures/s\n', shown)
   assert '\x1b[1;33mWARNING:\x1b[0m UNTRAINED' in shown
+
+
+def test_predict_shows_a_bar_while_its_results_go_to_a_file(pictures):
+  (pictures / 'b.jpg').write_bytes(b'no picture')
+  settings = '18,weights=random,resize_size=40,crop_size=32,batch_size=2'
+  with open(pictures.parent / 'labels.txt', 'wb') as file:
+    status, shown = _on_a_terminal(
+      [
+        f'--config=configs/resnet.py:{settings},data=pictures,on_error=record',
+        '--job=predict',
+      ],
+      pictures.parent,
+      results=file,
+    )
+  assert status == 3
+  assert re.search(r'\d+%\|.*\d/7 \[', shown)
+  assert re.search(r'\n7 pictures in [\d.]+ s', shown.replace('\r', '\n'))
+  # A message has a line of its own, not the bar's.
+  lines = [line for line in re.split(r'[\r\n]', shown) if 'FAILED:' in line]
+  assert len(lines) == 1
+  assert lines[0].startswith('\x1b[1;31mFAILED:\x1b[0m pictures/b.jpg: ')
+  text = (pictures.parent / 'labels.txt').read_text()
+  assert text.count('Label of ') == 6
