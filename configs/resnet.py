@@ -50,11 +50,11 @@ def get_config(arg: str = '') -> ConfigDict:
   config.on_error = 'fail'
   # Ten crops (four corners, centre, mirrored), averaged, instead of one.
   config.multi_crop = False
+  # From here on 'auto' and 0 mean: as the weights' publisher did.
   # 'short_side': the shorter side to resize_size, then crops; 'squash': the
   # whole picture to crop_size, whatever its shape (the original demo's);
   # 'none': pictures of crop_size as they are.
-  config.resize = 'short_side'
-  # From here on 'auto' and 0 mean: as the weights' publisher did.
+  config.resize = 'auto'
   config.resize_size = 0
   config.crop_size = 0
   # 'lanczos', 'bilinear' or 'bicubic'.
@@ -69,6 +69,10 @@ def get_config(arg: str = '') -> ConfigDict:
   config.mean = 'auto'
   # What is divided by: three values on the same scale.
   config.std = 'auto'
+
+  # 'exact', or 'scaled': faster, but other pixels; a run says how far its first
+  # pictures are off.
+  config.decode = 'exact'
 
   # extract: layers, by names and globs with commas between them.
   config.output_layer = 'avgpool'
@@ -131,10 +135,17 @@ def get_config(arg: str = '') -> ConfigDict:
 
   # Require a GPU: an error if there is none.  Otherwise JAX's default device.
   config.use_gpu = False
+  # How numbers are multiplied: 'float32', in full; 'direct', the same without
+  # Winograd's algorithm for 3x3 convolutions (a CPU's only); 'tf32' or
+  # 'bfloat16', faster on a GPU, but fewer digits.
+  config.arithmetic = 'float32'
   # Crops that go through the network at once (a tenth as many pictures with
-  # multi_crop); fewer where their features would be large.
-  config.batch_size = 32
+  # multi_crop); fewer where their features would be large.  0 or 'auto': as
+  # many as are fast and fit into the memory.
+  config.batch_size = 0
   # Threads that decode pictures; 0: one a core.
   config.threads = 0
+  # Keep compiled programs for the next run, in the user's cache folder.
+  config.compilation_cache = True
 
   return configuration.apply(config, arg)

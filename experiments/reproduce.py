@@ -44,6 +44,7 @@ class Target:
   @property
   def published(self) -> float:
     """The top-1 error, percent."""
+    assert self.accuracy.top1 is not None
     return round(100 - self.accuracy.top1, 3)
 
   @property

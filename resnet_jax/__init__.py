@@ -14,13 +14,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from resnet_jax.api import Model, diagram, load
+  from resnet_jax.api import diagram, load
   from resnet_jax.errors import UserError
   from resnet_jax.features import (
     load_feature_c,
     load_feature_py,
     load_features,
   )
+  from resnet_jax.model import Model
   from resnet_jax.prediction import Prediction
 
 __version__ = '0.1.0'
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 _HOMES = {
-  'Model': 'resnet_jax.api',
+  'Model': 'resnet_jax.model',
   'Prediction': 'resnet_jax.prediction',
   'UserError': 'resnet_jax.errors',
   'diagram': 'resnet_jax.api',

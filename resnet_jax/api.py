@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network in a notebook: `load`, then `features`, `predict`, `diagram`."""
 
-import collections
 import re
 import warnings
 from collections.abc import Sequence
 from os import PathLike, fspath
-from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from resnet_jax import errors, inputs, prediction, runner, terminal
-from resnet_jax import pictures as pictures_room
+from resnet_jax import (
+  compilation,
+  devices,
+  errors,
+  inputs,
+  runner,
+  terminal,
+)
 from resnet_jax import weights as weights_room
-from resnet_jax.data import labels, preprocess
-from resnet_jax.models import aliases, names, resnet
-from resnet_jax.pictures import Pictures
+from resnet_jax.data import labels
+from resnet_jax.model import Model, draw
+from resnet_jax.models import names, resnet
 from resnet_jax.views import graphviz
 
 
@@ -33,15 +34,18 @@ def load(
   mean: str | PathLike[str] | Sequence[float] = 'auto',
   std: str | Sequence[float] = 'auto',
   channels: str = 'auto',
-  resize: str = 'short_side',
+  resize: str = 'auto',
   resize_size: int = 0,
   crop_size: int = 0,
   multi_crop: bool = False,
   interpolation: str = 'auto',
   rounding: str = 'auto',
+  decode: str = 'exact',
   use_gpu: bool = False,
-  batch_size: int = 32,
-) -> 'Model':
+  batch_size: int | str = 'auto',
+  arithmetic: str = 'float32',
+  compilation_cache: bool = True,
+) -> Model:
   """Loads a network; the settings are those of `configs/resnet.py`.
 
   'auto' and 0 stand for what belongs to the weights.
@@ -61,21 +65,29 @@ def load(
     mean: what is subtracted, 0 to 255: three values, or a mean file.
     std: what is divided by: three values.
     channels: 'BGR' or 'RGB'.
-    resize: 'short_side' or 'squash'.
+    resize: 'short_side', 'squash' or 'none'.
     resize_size: the shorter side before cropping, pixels.
     crop_size: of the crop, pixels.
     multi_crop: average over ten crops.
     interpolation: 'lanczos', 'bilinear' or 'bicubic'.
     rounding: 'nearest' or 'torchvision'.
+    decode: 'exact', or 'scaled', faster and other pixels.
     use_gpu: fail if there is no GPU; otherwise JAX's default device.
-    batch_size: crops that go through the network at once.
+    batch_size: crops that go through the network at once; 'auto': as many as
+      are fast and fit into the memory.
+    arithmetic: 'float32', 'direct', 'tf32' or 'bfloat16'.
+    compilation_cache: keep compiled programs in the user's cache folder.
 
   Raises:
     UserError: says what was given, what is allowed and what to do.
   """
   depth = 0 if name is None else _depth(name)
-  if batch_size < 1:
-    raise errors.UserError(f'batch_size={batch_size}: 1 is the least.')
+  if batch_size == 'auto':
+    batch_size = 0
+  if not isinstance(batch_size, int) or batch_size < 0:
+    raise errors.UserError(
+      f"batch_size={batch_size!r} is neither a number of crops nor 'auto'."
+    )
   wishes = inputs.Wishes(
     _text(mean),
     _text(std),
@@ -86,8 +98,10 @@ def load(
     interpolation,
     rounding,
     multi_crop,
+    decode,
   )
-  device = runner.select_device(use_gpu)
+  devices.use_cores()
+  found = devices.select(use_gpu)
   with terminal.Bytes() as bar:
     loaded = weights_room.load(
       fspath(weights),
@@ -109,7 +123,10 @@ def load(
   else:
     named = tuple(class_names)
   classes = labels.classes(loaded.model.classes, file, named)
-  return Model(loaded, how, classes, device, batch_size)
+  execution = runner.Execution(
+    found, arithmetic, compilation.folder(compilation_cache, terminal.say)
+  )
+  return Model(loaded, how, classes, execution, batch_size)
 
 
 def diagram(
@@ -141,16 +158,7 @@ def diagram(
   model = resnet.published(_depth(name))
   wishes = weights_room.Wishes(stride_in=stride_in, stem_pool=stem_pool)
   model = model.clone(**wishes.variant(model))
-  return _draw(model, crop_size, level, highlight)
-
-
-def _draw(
-  model: resnet.ResNet, size: int, level: str, highlight: str
-) -> graphviz.Diagram:
-  drawn = graphviz.draw(model, size, size, level=level, highlight=highlight)
-  for note in drawn.notes:
-    warnings.warn(note, stacklevel=3)
-  return drawn
+  return draw(model, crop_size, level, highlight)
 
 
 def _depth(name: str | int) -> int:
@@ -170,177 +178,3 @@ def _text(value: str | PathLike[str] | Sequence[float]) -> str:
   if isinstance(value, str | PathLike):
     return fspath(value)
   return ','.join(str(number) for number in value)
-
-
-class Model:
-  """A network with its weights and preprocessing.
-
-  Attributes:
-    weights: the parameters, their source and digest.
-    preprocess: how a picture becomes the network's input.
-    layers: every layer's name, in the order of computing.
-    classes: of the classifier; the position is the label.
-  """
-
-  def __init__(
-    self,
-    weights: weights_room.Weights,
-    how: preprocess.Preprocess,
-    classes: Sequence[labels.ImageNetClass],
-    device: 'runner.jax.Device | None' = None,
-    batch_size: int = 32,
-  ) -> None:
-    self.weights = weights
-    self.preprocess = how
-    self.layers = resnet.layer_names(weights.model)
-    self.classes = tuple(classes)
-    self._model = weights.model
-    self._device = device
-    self._batch_size = batch_size
-    # One copy for all the runners.
-    self._parameters = runner.place(weights.parameters, device)
-    self._runners: dict[tuple, runner.Runner] = {}
-
-  def __repr__(self) -> str:
-    lines = [
-      f'ResNet-{self._model.depth}, weights: {self.weights.source}',
-      f'digest: {self.weights.digest}',
-      f'input: {self.preprocess.describe()}',
-      *(f'note: {note}' for note in self.weights.loaded.notes),
-    ]
-    return '\n'.join(lines)
-
-  def features(
-    self,
-    pictures: Pictures,
-    layers: str | Sequence[str],
-    *,
-    pool: str = 'none',
-    dtype: str = 'float32',
-  ) -> Any:
-    """Values of layers.
-
-    Args:
-      pictures: a path, a Pillow image, a list of them; or a uint8 array (N,
-        H, W, 3), RGB, which is taken as already cropped, H and W 32 or more.
-      layers: a name, also one of Caffe, Keras or torchvision; or several, or
-        globs, in a list or with commas.
-      pool: 'none', or 'avg' or 'max' over all positions.
-      dtype: 'float32' or 'float16'.
-
-    Returns:
-      (N, C, H, W) for one layer by a name; else a dict of such arrays by
-      canonical names.
-
-    Raises:
-      UserError: a layer does not exist, or a picture cannot be read.
-    """
-    selection = aliases.select_layers(
-      layers, self._model.depth, head=self._model.classes > 0
-    )
-    for note in selection.notes:
-      warnings.warn(note, stacklevel=2)
-    chosen = selection.layers
-    values = self._values(pictures, chosen, runner.Reduction(pool, dtype))
-    one = isinstance(layers, str) and not aliases.is_several(layers)
-    return values[chosen[0]] if one else values
-
-  def predict(self, pictures: Pictures) -> Any:
-    """The five best classes of pictures.
-
-    Args:
-      pictures: as for `features`.
-
-    Returns:
-      A `Prediction` for a picture, a list of them for several or an array.
-    """
-    if not self._model.classes:
-      raise errors.UserError(
-        'these weights have no head (no classifier), so there is nothing to'
-        ' predict with; `features` works.'
-      )
-    values = self._values(pictures, ('output',), runner.Reduction())
-    predictions = [
-      prediction.from_probabilities(row.ravel(), self.classes)
-      for row in values['output']
-    ]
-    single = isinstance(pictures, str | PathLike | Image.Image)
-    return predictions[0] if single else predictions
-
-  def crops(self, pictures: Pictures) -> np.ndarray:
-    """Pictures as the network sees them: (N, H, W, 3) uint8, RGB.
-
-    Raises:
-      UserError: a picture cannot be read, or the model averages over ten
-        crops.
-    """
-    if self.preprocess.multi_crop:
-      raise errors.UserError(
-        'this model averages over ten crops (multi_crop), so there is not one'
-        ' that it sees. Load it without multi_crop.'
-      )
-    batches = pictures_room.batches(pictures, self.preprocess, self._batch_size)
-    return np.concatenate([images[:count, 0] for images, count in batches])
-
-  def grad_cam(
-    self, pictures: Pictures, label: int | None = None, layer: str = ''
-  ) -> np.ndarray:
-    """Where in pictures a layer's values speak for a class.
-
-    Args:
-      pictures: as for `features`.
-      label: the class; None: each picture's most probable one.
-      layer: a name; '': the last block's output.
-
-    Returns:
-      (N, H, W) of the layer, 0 or more; see `runner.GradCam`.
-
-    Raises:
-      UserError: the layer or the class cannot be looked at.
-    """
-    what = runner.checked_grad_cam(self._model, layer, label)
-    values = self._values(pictures, (), runner.Reduction(), what)
-    return values[runner.GRAD_CAM][:, 0]
-
-  def diagram(
-    self, *, level: str = 'blocks', highlight: str = ''
-  ) -> graphviz.Diagram:
-    """The network's diagram; see `resnet_jax.diagram`."""
-    size = self.preprocess.crop_size
-    return _draw(self._model, size, level, highlight)
-
-  def _values(
-    self,
-    pictures: Pictures,
-    chosen: tuple[str, ...],
-    reduction: runner.Reduction,
-    grad_cam: runner.GradCam | None = None,
-  ) -> dict[str, np.ndarray]:
-    pieces: dict[str, list[np.ndarray]] = collections.defaultdict(list)
-    for images, count in pictures_room.batches(
-      pictures, self.preprocess, self._batch_size
-    ):
-      run = self._runner(chosen, reduction, grad_cam)
-      result = run(images)
-      for name, value in run.fetch(result, np.arange(count)).items():
-        pieces[name].append(value[:count])
-    return {name: np.concatenate(parts) for name, parts in pieces.items()}
-
-  def _runner(
-    self,
-    layers: tuple[str, ...],
-    reduction: runner.Reduction,
-    grad_cam: runner.GradCam | None = None,
-  ) -> runner.Runner:
-    key = (layers, reduction, grad_cam)
-    if key not in self._runners:
-      self._runners[key] = runner.Runner.prepared(
-        self.preprocess,
-        self._model,
-        self._parameters,
-        layers,
-        reduction=reduction,
-        grad_cam=grad_cam,
-        device=self._device,
-      )
-    return self._runners[key]

@@ -18,6 +18,13 @@ _HOMES = (_PACKAGE, _PACKAGE.parent)
 
 DEFAULT = 'configs/resnet.py'
 
+# Settings whose 0 means that the program decides, which may be written 'auto',
+# too.
+_AUTOMATIC = (
+  *('layer_num', 'epsilon', 'resize_size', 'crop_size'),
+  *('batch_size', 'threads'),
+)
+
 _BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}
 
 
@@ -58,7 +65,7 @@ def resolve_flags(arguments: Sequence[str]) -> list[str]:
     elif match := re.fullmatch(r'--?config=(.*)', flag):
       path = match[1]
     else:
-      others.append(flag)
+      others.append(_automatic(flag))
   return [program, f'--config={find(path)}', *others]
 
 
@@ -70,6 +77,13 @@ def settings_text() -> str:
     raise ValueError(f'{DEFAULT} does not look as expected')
   lines = textwrap.dedent(body[1]).splitlines()
   return '\n'.join(line.removeprefix('config.') for line in lines)
+
+
+def _automatic(flag: str) -> str:
+  """`--config.batch_size=auto` as a number."""
+  return re.sub(
+    rf'^(--?config\.(?:{"|".join(_AUTOMATIC)}))=auto$', r'\1=0', flag
+  )
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
@@ -123,6 +137,8 @@ def _typed(key: str, text: str, default: Any) -> Any:
   if isinstance(default, bool):
     errors.check_choice(f'value of {key}', text.lower(), _BOOLEANS)
     return _BOOLEANS[text.lower()]
+  if text == 'auto' and key in _AUTOMATIC:
+    text = '0'
   try:
     return type(default)(text)
   except ValueError as error:

@@ -27,6 +27,7 @@ class Wishes:
   interpolation: str = AUTO
   rounding: str = AUTO
   multi_crop: bool = False
+  decode: str = 'exact'
 
   def __post_init__(self) -> None:
     # A mistake should not wait for the weights.
@@ -35,6 +36,7 @@ class Wishes:
       ('interpolation', (*preprocess.INTERPOLATIONS, AUTO)),
       ('channels', (*preprocess.CHANNELS, AUTO)),
       ('rounding', (*preprocess.ROUNDINGS, AUTO)),
+      ('decode', preprocess.DECODES),
     ):
       errors.check_choice(what, getattr(self, what), allowed)
     if self.mean != AUTO:
@@ -87,4 +89,5 @@ def preprocess_for(
     channels,
     std,
     pick('rounding'),
+    wishes.decode,
   )

@@ -31,6 +31,15 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.write_line(f'NOT TESTED ({count}): {reason}', yellow=True)
 
 
+@pytest.fixture(scope='session', autouse=True)
+def compiled_programs(tmp_path_factory):
+  """Keeps compiled programs for this run of the tests only."""
+  folder = tmp_path_factory.getbasetemp() / 'compiled'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('RESNET_JAX_COMPILATION_CACHE', str(folder))
+    yield folder
+
+
 @pytest.fixture
 def run_main(tmp_path):
   """Runs the program in `tmp_path`, as a user does; returns what it did."""

@@ -99,8 +99,8 @@ def test_what_is_no_picture_is_refused(model, pictures_given, message):
 def test_wrong_arguments_say_what_is_allowed(model, pictures):
   with pytest.raises(resnet_jax.UserError, match='Allowed: resnet18, resnet34'):
     resnet_jax.load('resnet51', weights='random')
-  with pytest.raises(resnet_jax.UserError, match='batch_size=0: 1 is'):
-    resnet_jax.load('resnet18', weights='random', batch_size=0)
+  with pytest.raises(resnet_jax.UserError, match='batch_size=-1 is neither'):
+    resnet_jax.load('resnet18', weights='random', batch_size=-1)
   with pytest.raises(resnet_jax.UserError, match="Did you mean 'bicubic'"):
     resnet_jax.load('resnet18', weights='random', interpolation='cubic')
   with pytest.raises(resnet_jax.UserError, match='Did you mean'):

@@ -235,6 +235,18 @@ def test_values_that_are_not_finite_can_be_looked_at(tmp_path, directory):
   assert np.isinf(loaded.parameters['res2_1_branch2a_bn/var']).all()
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path, directory):
+  path = linked(directory, tmp_path / 'w')
+  (path / '_conv1_bn.w2').unlink()
+  (path / '_conv1_bn.w2').symlink_to(path / 'nowhere')
+  with pytest.raises(errors.UserError) as caught:
+    paddle.load(path, OPTIONS)
+  assert str(caught.value) == (
+    f'cannot read {path}/_conv1_bn.w2: No such file or directory. Make it'
+    ' readable, or get it again.'
+  )
+
+
 @pytest.mark.parametrize('packed', [True, False])
 def test_missing_and_surplus_files_are_named(tmp_path, directory, packed):
   path = linked(directory, tmp_path / 'w')
@@ -415,6 +427,21 @@ def test_a_bomb_is_cut_off_and_takes_no_memory(tmp_path, kind):
   tracemalloc.start()
   with pytest.raises(errors.UserError, match=fault):
     load(path)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 16 << 20
+
+
+def test_a_member_that_is_too_large_is_not_read(tmp_path, directory):
+  path = linked(directory, tmp_path / 'w')
+  with open(path / 'huge', 'wb') as file:
+    file.truncate(64 << 20)
+  os.replace(path / 'huge', path / '_conv1_bn.w2')
+  packed = pack(tmp_path / 'a', path)
+  tracemalloc.start()
+  fault = '_conv1_bn.w2: 67108864 bytes, where 272 are expected'
+  with pytest.raises(errors.UserError, match=fault):
+    load(packed)
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   assert peak < 16 << 20

@@ -459,6 +459,10 @@ def test_predict_and_summary(run_main, tmp_path, trained):
     assert f'Label of small/{number}.png is: {label}\n' in done.stdout
     assert labels.NAMED['cifar10'][label] in done.stdout
 
+  # Loaded with no other information.
+  run_main(config, '--job=convert', '--config.output=own.safetensors', check=0)
+  assert weights.load(str(tmp_path / 'own.safetensors')).recipe == recipe.CIFAR
+
   Image.new('RGB', (33, 32)).save(tmp_path / 'small' / 'z.png')
   done = run_main(config, '--job=predict', '--config.data=small', check=1)
   assert 'z.png' in done.stderr

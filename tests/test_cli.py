@@ -56,6 +56,11 @@ def test_help_names_jobs_and_settings_and_does_not_import_jax(run_main):
       ['--job=extract', '--config.data.x=3'],
       "unknown setting 'data.x'. Did you mean 'data'?",
     ),
+    (
+      ['--config=configs/resnet.py:batch_size=many', '--job=extract'],
+      "batch_size='many' is not a whole number",
+    ),
+    (['--config.seed=auto'], 'invalid literal for int()'),
     (['--config.seed=x'], "invalid literal for int() with base 10: 'x'"),
     (
       ['--config=configs/resnet.py:5o', '--job=extract'],
@@ -97,13 +102,14 @@ def test_a_mistake_gets_one_clear_message(run_main, arguments, expected):
       "Did you mean 'res5_2_branch2b_bn'?",
     ),
     ({'interpolation': 'lanzcos'}, "Did you mean 'lanczos'?"),
+    ({'decode': 'fast'}, "unknown decode 'fast'. Allowed: exact, scaled"),
     ({'resize': 'crop'}, 'Allowed: short_side, squash'),
     ({'dtype': 'float64'}, "Did you mean 'float16'?"),
     ({'pool': 'mean'}, 'Allowed: none, avg, max'),
     ({'feature_format': 'hdf5'}, 'Allowed: zarr, pickle, text'),
     ({'on_error': 'skip'}, 'Allowed: fail, record'),
     ({'conv_order': 'HWIO'}, 'Allowed: OHWI, OIHW'),
-    ({'batch_size': 0}, 'batch_size=0: 1 is the least'),
+    ({'batch_size': -1}, 'batch_size=-1: 0 is the least'),
     ({'threads': -1}, 'threads=-1: 0 is the least'),
     ({'data': 'nowhere'}, "data='nowhere': there is no such file or folder"),
     ({'mean': 'nowhere.npz'}, "mean='nowhere.npz': there is no such file"),
@@ -132,6 +138,15 @@ def test_settings_behind_the_colon_get_the_type_of_the_default():
   assert config.multi_crop is True
   assert (config.batch_size, config.seed) == (3, 4)
   assert get_config('').layer_num == get_config().layer_num == 0
+
+
+@pytest.mark.parametrize('dashes', ['-', '--'])
+def test_auto_is_the_number_that_leaves_it_to_the_program(dashes):
+  get_config = runpy.run_path(str(ROOT / configuration.DEFAULT))['get_config']
+  assert get_config('50,batch_size=auto,threads=auto').batch_size == 0
+  flags = ['main', f'{dashes}config.batch_size=auto', '--config.data=auto']
+  resolved = configuration.resolve_flags(flags)
+  assert resolved[2:] == [f'{dashes}config.batch_size=0', '--config.data=auto']
 
 
 def test_every_key_is_in_the_file_once_below_a_comment():

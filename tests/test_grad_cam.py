@@ -7,7 +7,7 @@ from conftest import ROOT
 from test_cifar import MEAN, NumpyCifar
 
 import resnet_jax
-from resnet_jax import errors, runner
+from resnet_jax import errors, gradcam, runner
 from resnet_jax.models import resnet
 
 pytestmark = pytest.mark.filterwarnings('ignore:UNTRAINED')
@@ -67,13 +67,13 @@ def test_of_a_middle_layer_it_agrees_with_finite_differences():
     MEAN.astype(np.float32),
     channels='RGB',
     std=(60.0, 60.0, 60.0),
-    grad_cam=runner.GradCam(layer, label),
+    grad_cam=gradcam.GradCam(layer, label),
   )
   found = run.fetch(run(pictures[:, None]))
   np.testing.assert_allclose(
     found[layer], values, atol=1e-4 * np.abs(values).max()
   )
-  cam = found[runner.GRAD_CAM][0, 0]
+  cam = found[gradcam.GRAD_CAM][0, 0]
   assert expected.max() > 0
   np.testing.assert_allclose(cam, expected, atol=1e-3 * expected.max())
 
@@ -90,11 +90,11 @@ def test_a_picture_does_not_depend_on_its_neighbours(model):
 
 def test_values_beside_it_are_those_without_it(model):
   pictures = _noise(1, 96)
-  what = runner.GradCam('res4_1_addto')
+  what = gradcam.GradCam('res4_1_addto')
   beside = model._values(
     pictures, ('res3_1_addto', 'output'), runner.Reduction(), what
   )
-  assert list(beside) == ['res3_1_addto', 'output', runner.GRAD_CAM]
+  assert list(beside) == ['res3_1_addto', 'output', gradcam.GRAD_CAM]
   for name, values in model.features(
     pictures, ['res3_1_addto', 'output']
   ).items():

@@ -870,6 +870,29 @@ def test_archives_that_are_none(archive, members, message):
   assert message in refusal(path)
 
 
+def test_a_truncated_archive_is_known(archive):
+  path = archive()
+  with zipfile.ZipFile(path) as made:
+    members = {name: made.read(name) for name in made.namelist()}
+  with zipfile.ZipFile(path, 'w') as made:
+    # As Keras writes it.
+    for name, data in ({'metadata.json': b'{}'} | members).items():
+      made.writestr(name, data)
+  whole = path.read_bytes()
+  for size in (43, 100, len(whole) // 2, len(whole) - 1):
+    path.write_bytes(whole[:size])
+    assert recognised(path)
+    assert f'{path} is damaged: ' in refusal(path)
+
+
+def test_a_large_bomb_is_refused_sooner(archive, monkeypatch):
+  monkeypatch.setattr(keras_files, '_MAX_UNPACKED', 2**20)
+  noise = np.random.default_rng(0).bytes(2**20)
+  members = {'model.weights.h5': noise + bytes(3 * 2**20)}
+  message = refusal(archive(members, zipfile.ZIP_DEFLATED))
+  assert 'model.weights.h5 states 4194304 bytes, compressed to' in message
+
+
 def test_other_compressions_are_refused(archive):
   for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
     assert f'by method {method}; ' in refusal(archive({}, method))

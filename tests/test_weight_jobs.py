@@ -61,6 +61,7 @@ def test_convert_there_and_back_keeps_the_digest(run_main, small, tmp_path):
     '--config.mean=1.5,2.5,3.5',
     '--config.std=4,5,6',
     '--config.stride_in=3x3',
+    '--config.resize=squash',
     check=0,
   )
   assert done.stdout == 'w.safetensors\n'
@@ -70,6 +71,7 @@ def test_convert_there_and_back_keeps_the_digest(run_main, small, tmp_path):
   assert again.model == resnet.ResNet(18, 9, stride_in='3x3')
   assert again.recipe.channels == 'RGB'
   assert again.recipe.mean == (1.5, 2.5, 3.5)
+  assert again.recipe.resize == 'squash'
   done = run_main(
     CONFIG,
     '--job=convert',
@@ -236,8 +238,29 @@ def test_values_are_shown_as_od_shows_them(run_main, small, name, file):
     f'--config.parameter={name}',
     check=0,
   )
-  command = ['od', '-v', '-j', '16', '-f', path / file]
+  command = ['od', '-j', '16', '-f', path / file]
   expected = subprocess.run(command, capture_output=True, text=True, check=True)
+  assert done.stdout == expected.stdout
+
+
+@pytest.mark.skipif(not shutil.which('od'), reason='there is no od here')
+def test_equal_lines_are_shown_as_od_shows_them(run_main, small, tmp_path):
+  shutil.copytree(small[0], tmp_path / 'w')
+  file = tmp_path / 'w' / '_res2_1_branch2a_bn.w1'
+  values = np.zeros(64, np.float32)
+  values[9], values[32:48] = 1, np.nan
+  values[48], values[49] = -values[32], -np.inf
+  file.write_bytes(file.read_bytes()[:16] + values.tobytes())
+  done = run_main(
+    CONFIG,
+    '--job=inspect',
+    '--config.weights=w',
+    '--config.parameter=_res2_1_branch2a_bn.w1',
+    check=0,
+  )
+  command = ['od', '-j', '16', '-f', file]
+  expected = subprocess.run(command, capture_output=True, text=True, check=True)
+  assert done.stdout.count('*') == 4
   assert done.stdout == expected.stdout
 
 
@@ -295,6 +318,16 @@ def test_summary_of_a_file_is_of_its_network(run_main, small):
     CONFIG, '--job=summary', f'--config.weights={small[0]}', check=0
   )
   assert '11,181,129 learned parameters' in done.stdout.splitlines()[-1]
+  done = run_main(
+    CONFIG,
+    '--job=summary',
+    f'--config.weights={small[0]}',
+    '--config.as_json=true',
+    check=0,
+  )
+  found = json.loads(done.stdout)
+  assert found['digest'] == small[1]
+  assert found['source'] == f'Paddle directory {small[0]}'
 
 
 # ------------------------------------------------------------------ download

@@ -85,7 +85,7 @@ def batches(
   decoders = _Decoders(
     min(threads, len(items) - start), how, on_error, clock or stages.Clock()
   )
-  shape = (rows, how.cuts, how.crop_size, how.crop_size, 3)
+  shape = (rows, *how.shape)
   waiting: collections.deque[Batch] = collections.deque()
 
   def submit(count: int) -> None:
@@ -177,7 +177,7 @@ class _Decoders:
       with self._clock.measure('read', 1, self._threads):
         data = item.read()
       with self._clock.measure('decode', 1, self._cores, of_a_core=True):
-        batch.images[row] = preprocess.cut(preprocess.decode(data), self._how)
+        batch.images[row] = preprocess.crops_of(data, self._how)
       batch.mask[row] = True
     except preprocess.PictureError as error:
       reason = str(error)

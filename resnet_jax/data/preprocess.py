@@ -7,11 +7,12 @@ Source: the original program's loader, PaddlePaddle 0.8 to 0.10,
 `demo/model_zoo/resnet/classify.py` and `paddle.utils.image_util`.
 """
 
+import contextlib
 import dataclasses
 import io
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ INTERPOLATIONS = {
 RESIZES = ('short_side', 'squash', 'none')
 CHANNELS = ('BGR', 'RGB')
 ROUNDINGS = ('nearest', 'torchvision')
+DECODES = ('exact', 'scaled')
 
 # What is decoded, and by which suffixes a folder's pictures are known.  Other
 # formats of Pillow start programs (EPS), or no photographs come in them.
@@ -70,6 +72,10 @@ class Preprocess:
     rounding: how the longer side and the offsets of a crop become whole:
       'nearest', halves up and offsets down, as the original; or 'torchvision',
       the side down and offsets to the nearest, halves to even.
+    decode: 'exact', all pixels, resized, then cropped; or 'scaled', faster and
+      other pixels: a JPEG is decoded at a half, a quarter or an eighth of its
+      size where that is no smaller than it will be resized to, and of a
+      single crop only its own pixels are resized.
   """
 
   mean: means.Mean
@@ -81,12 +87,14 @@ class Preprocess:
   channels: str = 'BGR'
   std: tuple[float, float, float] = (1.0, 1.0, 1.0)
   rounding: str = 'nearest'
+  decode: str = 'exact'
 
   def __post_init__(self) -> None:
     errors.check_choice('resize', self.resize, RESIZES)
     errors.check_choice('interpolation', self.interpolation, INTERPOLATIONS)
     errors.check_choice('channels', self.channels, CHANNELS)
     errors.check_choice('rounding', self.rounding, ROUNDINGS)
+    errors.check_choice('decode', self.decode, DECODES)
     if not 32 <= self.crop_size <= 4096:
       raise errors.UserError(
         f'crop_size={self.crop_size} is not between 32 and 4096.'
@@ -119,11 +127,18 @@ class Preprocess:
     """Crops that a picture's values are averaged over."""
     return 10 if self.multi_crop else 1
 
+  @property
+  def shape(self) -> tuple[int, int, int, int]:
+    """(cuts, S, S, 3), of a picture's pixels."""
+    return self.cuts, self.crop_size, self.crop_size, 3
+
   def describe(self) -> str:
     """One line for the run's record."""
     size = f'{self.crop_size}x{self.crop_size}'
     over = f', over {_tuple(self.std)}' if self.std != (1.0, 1.0, 1.0) else ''
     colours = f'{self.channels}, minus {self.mean.description}{over}'
+    if self.decode != 'exact':
+      colours += f', {self.decode} decoding'
     if self.resize == 'none':
       return f'pictures of {size} as they are, {colours}'
     if self.resize == 'squash':
@@ -177,6 +192,17 @@ class _Silence:
 _SILENCE = _Silence()
 
 
+def crops_of(picture: bytes | Image.Image, how: Preprocess) -> np.ndarray:
+  """The (how.cuts, S, S, 3) uint8 of a file's bytes or of a Pillow image.
+
+  Raises:
+    PictureError: it cannot be read or resized; says why.
+  """
+  if how.decode == 'exact' or how.resize == 'none':
+    return cut(decode(picture), how)
+  return _cut_scaled(_open(picture), how)
+
+
 def decode(picture: bytes | Image.Image) -> Image.Image:
   """An RGB picture, of a file's bytes or of a Pillow image.
 
@@ -188,15 +214,28 @@ def decode(picture: bytes | Image.Image) -> Image.Image:
   Raises:
     PictureError: it cannot be read; says why.
   """
+  opened = _open(picture)
+  with _reading():
+    return _to_rgb(opened)
+
+
+def _open(picture: bytes | Image.Image) -> Image.Image:
+  if isinstance(picture, Image.Image):
+    return picture
+  with _reading():
+    if not picture:
+      raise PictureError('the file is empty')
+    return Image.open(io.BytesIO(picture), formats=FORMATS)
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+  """Makes a PictureError of whatever Pillow raises."""
   try:
     # Warnings of damaged EXIF say nothing about pixels.  A picture over
     # Pillow's limit is an error, below it none.
     with _SILENCE:
-      if not isinstance(picture, Image.Image):
-        if not picture:
-          raise PictureError('the file is empty')
-        picture = Image.open(io.BytesIO(picture), formats=FORMATS)
-      return _to_rgb(picture)
+      yield
   except PictureError:
     raise
   except Image.UnidentifiedImageError as error:
@@ -222,7 +261,30 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     raise PictureError(
       'floating-point values have no agreed white; store it as 8 or 16 bits'
     )
-  return picture.convert('RGB')
+  # Pillow would copy it.
+  return picture if picture.mode == 'RGB' else picture.convert('RGB')
+
+
+def _resized_size(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
+  """The (width, height) that a picture of such a size is resized to.
+
+  Raises:
+    PictureError: that would be unreasonably large.
+  """
+  if how.resize == 'squash':
+    return how.crop_size, how.crop_size
+  short = min(size)
+  # In integers, so that no machine rounds otherwise.
+  half = short if how.rounding == 'nearest' else 0
+  width, height = (
+    (2 * side * how.resize_size + half) // (2 * short) for side in size
+  )
+  if width * height > _MAX_PIXELS:
+    raise PictureError(
+      f'of {size[0]}x{size[1]} pixels it would be resized to {width}x{height},'
+      f' which is more than {_MAX_PIXELS} pixels; crop it, or use resize=squash'
+    )
+  return width, height
 
 
 def cut(picture: Image.Image, how: Preprocess) -> np.ndarray:
@@ -241,32 +303,50 @@ def cut(picture: Image.Image, how: Preprocess) -> np.ndarray:
         f' {size}x{size} only; set crop_size, or resize=short_side'
       )
     return np.asarray(picture)[None]
-  if how.resize == 'squash':
-    resized = picture.resize((size, size), filter_)
-    return np.asarray(resized)[None]
-  width, height = picture.size
-  short = min(width, height)
-  # In integers, so that no machine rounds otherwise.
-  half = short if how.rounding == 'nearest' else 0
-  width, height = (
-    (2 * side * how.resize_size + half) // (2 * short)
-    for side in (width, height)
-  )
-  if width * height > _MAX_PIXELS:
-    raise PictureError(
-      f'of {picture.width}x{picture.height} pixels it would be resized to'
-      f' {width}x{height}, which is more than {_MAX_PIXELS} pixels; crop it, or'
-      ' use resize=squash'
-    )
-  pixels = np.asarray(picture.resize((width, height), filter_))
-  middle = tuple(_middle(n - size, how.rounding) for n in (height, width))
-  corners = [(y, x) for y in (0, height - size) for x in (0, width - size)]
+  resized = picture.resize(_resized_size(picture.size, how), filter_)
+  return _crops(np.asarray(resized), how)
+
+
+def _cut_scaled(opened: Image.Image, how: Preprocess) -> np.ndarray:
+  """Decodes and cuts what a picture has of pixels that are needed, nearly."""
+  if 0 in opened.size:
+    raise PictureError('it has no pixels')
+  width, height = size = _resized_size(opened.size, how)
+  extent: tuple[float, float] = opened.size
+  with _reading():
+    # A JPEG gets no smaller than `size`; its last pixels may lie half outside.
+    if drafted := opened.draft('RGB', size):
+      extent = drafted[1][2:]
+    picture = _to_rgb(opened)
+  filter_ = INTERPOLATIONS[how.interpolation]
+  if how.multi_crop or how.resize == 'squash':
+    resized = picture.resize(size, filter_, (0, 0, *extent))
+    return _crops(np.asarray(resized), how)
+  side = how.crop_size
+  [(top, left)] = _offsets(height, width, how)
+  across, down = extent[0] / width, extent[1] / height
+  right, bottom = (left + side) * across, (top + side) * down
+  box = (left * across, top * down, right, bottom)
+  return np.asarray(picture.resize((side, side), filter_, box))[None]
+
+
+def _crops(pixels: np.ndarray, how: Preprocess) -> np.ndarray:
+  side = how.crop_size
+  height, width, _ = pixels.shape
   return np.stack(
     [
-      pixels[y : y + size, x : x + size]
-      for y, x in ([*corners, middle] if how.multi_crop else [middle])
+      pixels[top : top + side, left : left + side]
+      for top, left in _offsets(height, width, how)
     ]
   )
+
+
+def _offsets(height: int, width: int, how: Preprocess) -> list[tuple[int, int]]:
+  """The (top, left) of each crop."""
+  down, across = height - how.crop_size, width - how.crop_size
+  middle = (_middle(down, how.rounding), _middle(across, how.rounding))
+  corners = [(y, x) for y in (0, down) for x in (0, across)]
+  return [*corners, middle] if how.multi_crop else [middle]
 
 
 def _middle(room: int, rounding: str) -> int:

@@ -86,6 +86,16 @@ def is_finished(
   return False
 
 
+def found_settings(
+  directory: pathlib.Path, read: ReadSettings
+) -> Mapping[str, Any]:
+  """The settings of a run that is there, finished or not; {}: there is none."""
+  for place in (directory, part(directory)):
+    if place.is_dir() and (found := read(place)) is not None:
+      return found
+  return {}
+
+
 def is_started(directory: pathlib.Path) -> bool:
   """Whether there is a run to be gone on with; `is_finished` has looked."""
   path = part(directory)

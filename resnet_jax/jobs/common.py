@@ -6,17 +6,27 @@ import dataclasses
 import importlib.metadata
 import os
 import pathlib
-import time
 from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 import resnet_jax
-from resnet_jax import errors, inputs, runner, stages, terminal, weights
+from resnet_jax import (
+  compilation,
+  devices,
+  errors,
+  gradcam,
+  inputs,
+  runner,
+  sizing,
+  stages,
+  terminal,
+  weights,
+)
 from resnet_jax.data import pipeline, preprocess, sources
-from resnet_jax.jobs import console
+from resnet_jax.jobs import console, drift
 from resnet_jax.models import resnet
 from resnet_jax.weights import recipe, zoo
 
@@ -25,6 +35,9 @@ SOME_FAILED = 3
 
 # Of one batch's features, on the device and again on the host.
 _MAX_BATCH_BYTES = 512 << 20
+
+# A run of fewer batches is over before a warm-up has paid.
+_WARM_FROM = 4
 
 # A batch, and (pictures, C, H, W) of each layer without the padding.
 Computed = tuple[pipeline.Batch, dict[str, np.ndarray]]
@@ -41,7 +54,7 @@ class Setup:
   source: sources.Source
   how: preprocess.Preprocess
   weights: weights.Weights
-  device: jax.Device
+  execution: runner.Execution
 
   @property
   def model(self) -> resnet.ResNet:
@@ -86,8 +99,10 @@ def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
   return loaded
 
 
-def network(config: ConfigDict) -> tuple[resnet.ResNet, recipe.Recipe]:
-  """The network, and how its weights take pictures.
+def network(
+  config: ConfigDict,
+) -> tuple[resnet.ResNet, recipe.Recipe, dict[str, str]]:
+  """The network, how its weights take pictures, and what is known of those.
 
   A file's weights are read, as only they tell the network; of the zoo's
   checkpoints, and for `auto` and `random`, no weights are needed.
@@ -106,8 +121,9 @@ def network(config: ConfigDict) -> tuple[resnet.ResNet, recipe.Recipe]:
     model, how = resnet.published(depth), recipe.usual(depth)
   else:
     loaded = load_weights(config)
-    return loaded.model, loaded.recipe
-  return model.clone(**wishes(config).variant(model)), how
+    facts = {'digest': loaded.digest, 'source': loaded.source}
+    return loaded.model, loaded.recipe, facts
+  return model.clone(**wishes(config).variant(model)), how, {}
 
 
 def picture_size(config: ConfigDict, how: recipe.Recipe) -> int:
@@ -141,7 +157,7 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
     UserError: a setting, the pictures or the weights do not do.
   """
   errors.check_choice('on_error', config.on_error, pipeline.ON_ERROR)
-  for key, least in (('batch_size', 1), ('threads', 0)):
+  for key, least in (('batch_size', 0), ('threads', 0)):
     if config[key] < least:
       raise errors.UserError(f'{key}={config[key]}: {least} is the least.')
   said = input_wishes(config)
@@ -155,38 +171,70 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
       f' 1 to {most}. Give a list file with those that you want to see, or a'
       ' smaller folder.'
     )
-  device = runner.select_device(config.use_gpu)
+  devices.use_cores()
+  execution = runner.Execution(
+    devices.select(config.use_gpu),
+    config.arithmetic,
+    compilation.folder(config.compilation_cache, console.say),
+  )
   loaded = load_weights(config)
   how = inputs.preprocess_for(said, loaded.recipe)
   console.say(f'pictures: {source.description}')
   console.say(f'input: {how.describe()}')
-  console.say(f'device: {device}')
-  return Setup(source, how, loaded, device)
+  console.say(f'device: {devices.describe(execution.devices)}')
+  return Setup(source, how, loaded, execution)
 
 
-def make_runner(
+def make_network(
   setup: Setup,
   layers: Sequence[str],
   reduction: runner.Reduction | None = None,
-  grad_cam: runner.GradCam | None = None,
-) -> runner.Runner:
+  grad_cam: gradcam.GradCam | None = None,
+) -> sizing.Network:
   """The network, ready for the pictures of a job."""
-  return runner.Runner.prepared(
-    setup.how,
-    setup.model,
-    setup.weights.parameters,
-    layers,
-    reduction=reduction,
-    grad_cam=grad_cam,
-    device=setup.device,
-  )
+
+  def make() -> runner.Runner:
+    return runner.Runner.prepared(
+      setup.how,
+      setup.model,
+      setup.weights.parameters,
+      layers,
+      reduction=reduction,
+      grad_cam=grad_cam,
+      execution=setup.execution,
+    )
+
+  return sizing.Network(make, setup.execution.devices, console.say)
 
 
-def batch_rows(config: ConfigDict, setup: Setup, row_bytes: int) -> int:
-  """Pictures that go through the network at once."""
-  rows = config.batch_size // setup.how.crops
-  rows = min(rows, len(setup.source.items), _MAX_BATCH_BYTES // row_bytes)
-  return max(1, rows)
+def batch_rows(
+  config: ConfigDict,
+  setup: Setup,
+  network: sizing.Network,
+  row_bytes: int,
+  started: Any = None,
+) -> int:
+  """Pictures that go through the network at once.
+
+  Args:
+    config: batch_size; 0: as many as are fast and fit.
+    setup: pictures and device.
+    network: compiled, where it decides.
+    row_bytes: of a picture's features.
+    started: what a run has noted that is gone on with; None: there is none.
+  """
+  crops, count = setup.how.crops, len(setup.source.items)
+  if not config.batch_size and type(started) is int and 0 < started <= count:
+    return started
+  rows = config.batch_size // crops
+  if not config.batch_size:
+    rows = sizing.first_rows(
+      setup.execution.devices, crops, setup.how.crop_size
+    )
+  rows = max(1, min(rows, count, _MAX_BATCH_BYTES // row_bytes))
+  if config.batch_size or not count:
+    return rows
+  return network.fitting((rows, *setup.how.shape))
 
 
 def threads(config: ConfigDict) -> int:
@@ -197,28 +245,24 @@ def threads(config: ConfigDict) -> int:
 def computed(
   config: ConfigDict,
   setup: Setup,
-  layers: Sequence[str],
+  network: sizing.Network,
   *,
   rows: int,
   clock: stages.Clock,
-  reduction: runner.Reduction | None = None,
-  grad_cam: runner.GradCam | None = None,
   start: int = 0,
 ) -> Iterator[Computed]:
   """Layers of the pictures from `start` on, in order, a batch at a time.
 
-  Compiles before it returns.  A batch is on its way to the device, and the
-  next ones are decoded, while the batch before is computed, fetched and
-  written.
+  Compiles, and warms up, before it returns.  A batch is on its way to the
+  device, and the next ones are decoded, while the batch before is computed,
+  fetched and written.
 
   Args:
     config: threads and on_error.
-    setup: pictures, preprocessing, network and device.
-    layers: which ones.
+    setup: pictures and preprocessing.
+    network: gives the layers.
     rows: pictures a batch.
     clock: is told how long each stage takes.
-    reduction: what is kept of a layer.
-    grad_cam: given beside the layers, under `runner.GRAD_CAM`.
     start: the first picture.
 
   Returns:
@@ -244,33 +288,34 @@ def computed(
     first = next(batches, None)
   if first is None:
     return iter(())
-  run_network = make_runner(setup, layers, reduction, grad_cam)
-  begin = time.perf_counter()
-  run_network.compile(first.images.shape)
-  console.say(f'compiled in {time.perf_counter() - begin:.1f} s')
-  last = -(-(len(setup.source.items) - start) // rows) - 1
-  return _computed(first, batches, run_network, clock, last)
+  network.compile(first.images.shape)
+  count = -(-(len(setup.source.items) - start) // rows)
+  if count >= _WARM_FROM:
+    network.warm_up(first.images.shape)
+  if setup.how.decode != 'exact':
+    console.say(drift.line(first, setup.how, network))
+  return _computed(first, batches, network, clock, count - 1)
 
 
 def _computed(
   first: pipeline.Batch,
   others: Generator[pipeline.Batch, None, None],
-  run_network: runner.Runner,
+  network: sizing.Network,
   clock: stages.Clock,
   last: int,
 ) -> Iterator[Computed]:
   """The loop of `computed`; `last` is the number of the last batch."""
 
-  def fetch(batch: pipeline.Batch, result: runner.Result) -> Computed:
+  def fetch(batch: pipeline.Batch, result: sizing.Pending) -> Computed:
     with clock.waiting('device'), _naming(batch):
-      values = run_network.fetch(result, batch.mask)
+      values = network.fetch(result, batch.mask)
     return batch, {k: v[: len(batch.items)] for k, v in values.items()}
 
   def hand_out(done: Computed) -> Iterator[Computed]:
-    with clock.waiting('writer'), clock.measure('write', len(done[0].items)):
+    with clock.waiting('writer'):
       yield done
 
-  before: tuple[pipeline.Batch, runner.Result] | None = None
+  before: tuple[pipeline.Batch, sizing.Pending] | None = None
   batch: pipeline.Batch | None = first
   number = 0
   with contextlib.closing(others):
@@ -280,13 +325,13 @@ def _computed(
           yield from hand_out(fetch(*before))
         before = None
         with clock.waiting('device'), _naming(batch):
-          result = run_network.measured(batch.images, clock)
+          result = network.measured(batch.images, clock)
         with clock.measure('transfer', 0):
           done = fetch(batch, result)
         yield from hand_out(done)
       else:
         with clock.waiting('device'), _naming(batch):
-          result = run_network(batch.images)
+          result = network(batch.images)
         if before:
           yield from hand_out(fetch(*before))
         before = batch, result
@@ -314,11 +359,6 @@ def say_stages(clock: stages.Clock) -> None:
   """Says which stage was the bound, if anything was done."""
   if line := clock.line():
     console.say(line)
-
-
-def device_name(device: jax.Device) -> str:
-  """What a run is on, for its record; the kind of a CPU is only `cpu` again."""
-  return ' '.join(dict.fromkeys((device.platform, device.device_kind)))
 
 
 def versions() -> dict[str, str]:

@@ -102,5 +102,6 @@ def _with_the_users_word(
     how.crop_size,
     how.interpolation,
     how.rounding,
+    how.resize,
   )
   return dataclasses.replace(held, recipe=stored, class_names=class_names)

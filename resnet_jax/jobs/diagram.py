@@ -20,7 +20,7 @@ def run(config: ConfigDict) -> int:
   errors.check_choice('diagram_level', config.diagram_level, boxes.LEVELS)
   target = pathlib.Path(config.output).expanduser() if config.output else None
   kind = _kind(target) if target else ''
-  model, how = common.network(config)
+  model, how, _ = common.network(config)
   size = common.picture_size(config, how)
   drawn = graphviz.draw(
     model,

@@ -2,6 +2,7 @@
 """The job `evaluate`: the error of labelled pictures, beside the published."""
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -16,10 +17,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, files, prediction, stages
+from resnet_jax import devices, errors, files, prediction, sizing, stages
 from resnet_jax.data import labels, truth
 from resnet_jax.evaluation import evidence, metrics, predictions, report
-from resnet_jax.jobs import common, console, progress
+from resnet_jax.jobs import behind, common, console, progress
 from resnet_jax.weights import zoo
 
 # Percent right, below which the labels' order is doubted.
@@ -76,7 +77,14 @@ def run(config: ConfigDict) -> int:
     setup.weights.loaded.class_names,
   )
   sets = _label_sets(setup, texts, classes)
-  rows = common.batch_rows(config, setup, 4 * len(classes))
+  network = common.make_network(setup, ('output',))
+  rows = common.batch_rows(
+    config,
+    setup,
+    network,
+    4 * len(classes),
+    _started_rows(places.predictions),
+  )
   job = _Run(setup, classes, sets, rows)
   header = _header(job)
   if predictions.is_finished(places.predictions, header):
@@ -85,7 +93,7 @@ def run(config: ConfigDict) -> int:
     )
     speed = {}
   else:
-    speed = _predict(config, job, header, places.predictions)
+    speed = _predict(config, job, network, header, places.predictions)
   against = report.standard(
     record or _recognised(config, setup), setup.how, setup.model
   )
@@ -128,6 +136,14 @@ def _places(config: ConfigDict) -> _Places:
     # What is wrong with it should not be found after hours.
     evidence.read(record)
   return _Places(file, folder / 'results.json', record)
+
+
+def _started_rows(path: pathlib.Path) -> Any:
+  """The batches of the predictions that are there; None: there are none."""
+  for place in (path, predictions.part(path)):
+    with contextlib.suppress(errors.UserError), predictions.Reader(place) as it:
+      return it.header.run.get('batch_rows')
+  return None
 
 
 def _label_texts(text: str) -> list[str]:
@@ -200,7 +216,8 @@ def _header(job: _Run) -> predictions.Header:
     },
     {
       'batch_rows': job.rows,
-      'device': common.device_name(setup.device),
+      'device': devices.describe(setup.execution.devices),
+      'arithmetic': setup.execution.arithmetic,
       'versions': common.versions(),
     },
     {
@@ -218,6 +235,7 @@ def _header(job: _Run) -> predictions.Header:
 def _predict(
   config: ConfigDict,
   job: _Run,
+  network: sizing.Network,
   header: predictions.Header,
   path: pathlib.Path,
 ) -> dict[str, Any]:
@@ -231,13 +249,15 @@ def _predict(
     computed = common.computed(
       config,
       job.setup,
-      ('output',),
+      network,
       rows=job.rows,
       clock=clock,
       start=writer.done,
     )
-    with progress.Progress(len(items), writer.done) as bar:
-      for batch, values in computed:
+
+    def write(done: common.Computed) -> None:
+      batch, values = done
+      with clock.measure('write', len(batch.items)):
         writer.write(
           [
             predictions.Picture(
@@ -248,7 +268,14 @@ def _predict(
             )
           ]
         )
-        bar.add(len(batch.items))
+
+    with (
+      progress.Progress(len(items), writer.done) as bar,
+      behind.Behind(write) as later,
+    ):
+      for done in computed:
+        later.give(done)
+        bar.add(len(done[0].items))
     writer.publish()
   common.say_stages(clock)
   return clock.figures()

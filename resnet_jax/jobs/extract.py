@@ -5,14 +5,16 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, features, runner, stages
+from resnet_jax import devices, errors, features, runner, sizing, stages
 from resnet_jax.data import pipeline
 from resnet_jax.features import layout, output
-from resnet_jax.jobs import common, console, progress
+from resnet_jax.jobs import behind, common, console, progress
 from resnet_jax.models import aliases
 
 
@@ -31,10 +33,12 @@ def run(config: ConfigDict) -> int:
   for note in selection.notes:
     console.say(f'NOTE: {note}')
   layers = selection.layers
-  plan = _plan(config, setup, layers, reduction)
-  facts = _facts(config, setup, plan, reduction)
   form = features.FORMATS[config.feature_format]
   directory = output.checked(config.output_dir)
+  network = common.make_network(setup, layers, reduction)
+  before = output.found_settings(directory, features.read_settings)
+  plan = _plan(config, setup, layers, reduction, network, before=before)
+  facts = _facts(config, setup, plan, reduction)
   notes = features.notes(config.feature_format, plan)
 
   if output.is_finished(directory, facts.settings, features.read_settings):
@@ -49,7 +53,7 @@ def run(config: ConfigDict) -> int:
     if started:
       _say_plan(form, plan, directory, plan.rows - writer.done, notes)
       console.say(f'going on after {writer.done} of {plan.rows} pictures')
-    _extract(config, setup, plan, reduction, writer)
+    _extract(config, setup, network, plan, writer)
     output.publish(directory)
   console.say(f'features of {plan.rows} pictures are in {directory}')
   return _status(writer)
@@ -69,24 +73,30 @@ def _status(writer: layout.Writer) -> int:
 def _extract(
   config: ConfigDict,
   setup: common.Setup,
+  network: sizing.Network,
   plan: layout.Layout,
-  reduction: runner.Reduction,
   writer: layout.Writer,
 ) -> None:
   clock = stages.Clock()
   computed = common.computed(
     config,
     setup,
-    tuple(plan.layers),
+    network,
     rows=plan.batch_rows,
     clock=clock,
-    reduction=reduction,
     start=writer.done,
   )
-  with progress.Progress(plan.rows, writer.done) as bar:
-    for batch, values in computed:
+
+  def write(done: common.Computed) -> None:
+    batch, values = done
+    with clock.measure('write', len(batch.items)):
       writer.write(batch.start, _without_failed(batch, values), batch.reasons)
-      bar.add(len(batch.items))
+
+  with progress.Progress(plan.rows, writer.done) as bar:
+    with behind.Behind(write) as later:
+      for done in computed:
+        later.give(done)
+        bar.add(len(done[0].items))
     writer.finish()
   common.say_stages(clock)
 
@@ -109,13 +119,18 @@ def _plan(
   setup: common.Setup,
   layers: tuple[str, ...],
   reduction: runner.Reduction,
+  network: sizing.Network,
+  *,
+  before: Mapping[str, Any],
 ) -> layout.Layout:
   size = setup.how.crop_size
   shapes = runner.output_shapes(setup.model, layers, reduction, size, size)
   items = setup.source.items
   keys, labels = [i.key for i in items], [i.label for i in items]
   one = layout.Layout(keys, labels, shapes, reduction.dtype, 1)
-  rows = common.batch_rows(config, setup, one.row_bytes())
+  rows = common.batch_rows(
+    config, setup, network, one.row_bytes(), before.get('batch_rows')
+  )
   return layout.Layout(keys, labels, shapes, reduction.dtype, rows)
 
 
@@ -144,7 +159,8 @@ def _facts(
     'pictures': plan.rows,
     'pictures_sha256': hashlib.sha256(data).hexdigest(),
     'batch_rows': plan.batch_rows,
-    'device': common.device_name(setup.device),
+    'arithmetic': setup.execution.arithmetic,
+    'device': devices.describe(setup.execution.devices),
     'versions': common.versions(),
   }
   record = {

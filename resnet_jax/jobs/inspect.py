@@ -86,18 +86,27 @@ def _show_values(
 
 def _od(values: np.ndarray) -> Iterator[str]:
   """What `od -j 16 -f` shows of Paddle's file."""
-  header = 16
+  header, before, starred = 16, b'', False
   for start in range(0, values.size, _A_LINE):
     numbers = values[start : start + _A_LINE]
+    if numbers.size == _A_LINE and numbers.tobytes() == before:
+      # It shows the first of equal lines only.
+      if not starred:
+        yield '*'
+      starred = True
+      continue
+    before, starred = numbers.tobytes(), False
     text = ''.join(f'{_shortest(number):>16}' for number in numbers)
     yield f'{header + 4 * start:07o}{text}'
   yield f'{header + 4 * values.size:07o}'
 
 
 def _shortest(number: np.float32) -> str:
+  if np.isnan(number):
+    return '-nan' if np.signbit(number) else 'nan'
   # od gives the fewest digits that come back as the same float32.
   for digits in range(6, 10):
     text = f'{number:.{digits}g}'
-    if np.float32(text) == number or not np.isfinite(number):
+    if np.float32(text) == number:
       return text
   return text

@@ -40,7 +40,8 @@ def run(config: ConfigDict) -> int:
     config.class_names,
     setup.weights.loaded.class_names,
   )
-  rows = common.batch_rows(config, setup, 4 * len(classes))
+  network = common.make_network(setup, ('output',))
+  rows = common.batch_rows(config, setup, network, 4 * len(classes))
   items = setup.source.items
   failed, start = 0, 0
   clock = stages.Clock()
@@ -53,23 +54,24 @@ def run(config: ConfigDict) -> int:
         console.say(f'going on after {start} of {len(items)} pictures')
       failed = sum(map(_show, file.kept))
     computed = common.computed(
-      config, setup, ('output',), rows=rows, clock=clock, start=start
+      config, setup, network, rows=rows, clock=clock, start=start
     )
     advance = _progress(stack, len(items), start)
     for batch, values in computed:
-      records = [
-        _record(
-          item,
-          reason,
-          prediction.from_probabilities(row.ravel(), classes),
-        )
-        for item, reason, row in zip(
-          batch.items, batch.reasons, values['output'], strict=True
-        )
-      ]
-      failed += sum(map(_show, records))
-      if file:
-        file.write(records)
+      with clock.measure('write', len(batch.items)):
+        records = [
+          _record(
+            item,
+            reason,
+            prediction.from_probabilities(row.ravel(), classes),
+          )
+          for item, reason, row in zip(
+            batch.items, batch.reasons, values['output'], strict=True
+          )
+        ]
+        failed += sum(map(_show, records))
+        if file:
+          file.write(records)
       advance(len(records))
     if file:
       file.publish()
@@ -100,6 +102,7 @@ def _facts(setup: common.Setup) -> dict[str, Any]:
     'trained': setup.weights.trained,
     'weights_sha256': setup.weights.digest,
     'preprocessing': setup.how.describe(),
+    'arithmetic': setup.execution.arithmetic,
   }
 
 

@@ -57,7 +57,8 @@ class Progress:
     seconds = time.monotonic() - self._begin
     count = self._done - self._first
     if kind is None:
-      console.say(f'{count} pictures in {seconds:.1f} s{self._rate()}')
+      noun = 'picture' if count == 1 else 'pictures'
+      console.say(f'{count} {noun} in {seconds:.1f} s{self._rate()}')
 
   def add(self, count: int) -> None:
     """Notes that `count` more pictures are done."""

@@ -11,7 +11,7 @@ from resnet_jax.models import aliases, costs, resnet
 
 def run(config: ConfigDict) -> int:
   """Prints a row a layer, and the totals."""
-  model, how = common.network(config)
+  model, how, facts = common.network(config)
   size = common.picture_size(config, how)
   found = costs.costs(model, size, size)
   usual = _usual_names(model)
@@ -47,6 +47,7 @@ def run(config: ConfigDict) -> int:
     epsilon=model.epsilon,
     picture=[3, size, size],
     totals=totals,
+    **facts,
   )
   if not config.as_json:
     print(_total_line(model, size, totals))

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, files, prediction, runner, stages, views
+from resnet_jax import (
+  devices,
+  errors,
+  files,
+  gradcam,
+  prediction,
+  stages,
+  views,
+)
 from resnet_jax.data import labels, sources
 from resnet_jax.jobs import common, console, progress, report_folder
 from resnet_jax.models import aliases, names, resnet
@@ -51,7 +59,7 @@ class _Run:
   classes: Sequence[labels.ImageNetClass]
   layers: tuple[str, ...]
   count: int
-  grad_cam: runner.GradCam | None
+  grad_cam: gradcam.GradCam | None
   side: int
   folder: pathlib.Path
 
@@ -116,10 +124,10 @@ def _prepared(
       model.classes, config.class_names, setup.weights.loaded.class_names
     )
     label = _label(config.cam_class, classes)
-    grad_cam = runner.checked_grad_cam(model, config.cam_layer, label)
+    grad_cam = gradcam.checked_grad_cam(model, config.cam_layer, label)
   elif config.cam_class != PREDICTED or config.cam_layer:
     # An error: what was asked for explicitly cannot be given.
-    runner.checked_grad_cam(model)
+    gradcam.checked_grad_cam(model)
   size = setup.how.crop_size
   shapes = resnet.layer_shapes(model, size, size)
   side = page.map_side(
@@ -203,14 +211,9 @@ def _draw(
   layers = (*made.layers, *head)
   row_bytes = 4 * sum(int(np.prod(shapes[name])) for name in layers)
   entries: list[dict[str, Any]] = []
-  computed = common.computed(
-    config,
-    setup,
-    layers,
-    rows=common.batch_rows(config, setup, row_bytes),
-    clock=clock,
-    grad_cam=made.grad_cam,
-  )
+  network = common.make_network(setup, layers, grad_cam=made.grad_cam)
+  rows = common.batch_rows(config, setup, network, row_bytes)
+  computed = common.computed(config, setup, network, rows=rows, clock=clock)
   with progress.Progress(len(setup.source.items)) as bar:
     for batch, values in computed:
       for row, (item, reason) in enumerate(
@@ -255,7 +258,7 @@ def _picture(
     label = made.grad_cam.label
     label = (guesses[0].label if guesses else 0) if label is None else label
     cam_class = _name(made, label)
-  cam = values.get(runner.GRAD_CAM)
+  cam = values.get(gradcam.GRAD_CAM)
   return page.Picture(
     item.key,
     folder,
@@ -330,7 +333,8 @@ def _about(config: ConfigDict, made: _Run) -> page.About:
     ('Preprocessing', setup.how.describe()),
     ('Maps', f'the {made.count} strongest of {", ".join(made.layers)}'),
     ('Grad-CAM', _cam_fact(made)),
-    ('Device', f'{setup.device} ({setup.device.device_kind})'),
+    ('Device', devices.describe(setup.execution.devices)),
+    ('Arithmetic', setup.execution.arithmetic),
     ('Versions', ', '.join(f'{k} {v}' for k, v in versions.items())),
   )
   return page.About(

@@ -5,12 +5,41 @@ All take and return (N, H, W, C) arrays.  Paddings are written out: 'SAME' is
 none of the rules that published weights were trained with.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from resnet_jax.models import convolution
+
 STEM_POOLS = ('ceil', 'pad1')
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+  """How a network is computed where it is only run.
+
+  Attributes:
+    arithmetic: a key of `convolution.ARITHMETICS`.
+    platform: of the device, as JAX calls it: 'cpu', 'gpu', ...
+    apart: layers whose own values are asked for, and that are therefore not
+      joined to what follows them.
+  """
+
+  arithmetic: str = 'float32'
+  platform: str = ''
+  apart: frozenset[str] = frozenset()
+
+  @property
+  def rules(self) -> convolution.Arithmetic:
+    """What the arithmetic stands for."""
+    return convolution.ARITHMETICS[self.arithmetic]
+
+
+# A network as it is defined.
+DEFINITION = Inference()
 
 
 def _ones(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -30,26 +59,56 @@ class Conv(nn.Module):
     features: output channels.
     kernel: its height and width, an odd number.
     stride: in both directions.
+    inference: how it is computed.
   """
 
   features: int
   kernel: int
   stride: int = 1
+  inference: Inference = DEFINITION
+
+  def convolved(self, x: jax.Array) -> jax.Array:
+    """(N, H, W, Ci) to (N, ceil(H / stride), ceil(W / stride), Co)."""
+    rules = self.inference.rules
+    shape = convolution.Shape(
+      self.kernel, self.stride, x.shape[-1], self.features
+    )
+    name = convolution.algorithm(shape, rules, self.inference.platform)
+    kernel = self.param('kernel', _zeros, convolution.kernel_shape(shape, name))
+    return convolution.convolve(
+      x, kernel.astype(x.dtype), shape, rules.precision, name
+    )
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """(N, H, W, Ci) to (N, ceil(H / stride), ceil(W / stride), Co)."""
-    shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-    pad = self.kernel // 2
-    return lax.conv_general_dilated(
-      x,
-      self.param('kernel', _zeros, shape),
-      window_strides=(self.stride, self.stride),
-      padding=((pad, pad), (pad, pad)),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      # On a GPU the default would round the factors to 10 bits (TF32).
-      precision=lax.Precision.HIGHEST,
-    )
+    return self.convolved(x)
+
+
+class FoldedConv(Conv):
+  """A convolution with its batch norm folded in, and what follows it.
+
+  Named after the last layer that it stands for.
+
+  Attributes:
+    relu: whether a ReLU follows.
+    pool: the rule of the pool behind that, '' for none.  It comes before the
+      bias, where there are four times as many numbers; the largest of sums is
+      the sum with the largest, to the bit.
+  """
+
+  relu: bool = True
+  pool: str = ''
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(N, H, W, Ci) to (N, H', W', Co)."""
+    x = self.convolved(x)
+    if self.pool:
+      x = stem_pool(x, self.pool, self.inference.platform)
+    bias = self.param('bias', _zeros, (self.features,))
+    flat = x.reshape(-1, self.features) + bias.astype(x.dtype)[None]
+    return (nn.relu(flat) if self.relu else flat).reshape(x.shape)
 
 
 class BatchNorm(nn.Module):
@@ -70,9 +129,9 @@ class BatchNorm(nn.Module):
     mean = self.variable('batch_stats', 'mean', jnp.zeros, shape).value
     var = self.variable('batch_stats', 'var', jnp.ones, shape).value
     factor = scale * lax.rsqrt(var + self.epsilon)
-    x = (x - mean[None, None, None]) * factor[None, None, None]
-    x = x + bias[None, None, None]
-    return nn.relu(x) if self.relu else x
+    y = (x - mean[None, None, None]) * factor[None, None, None]
+    y = (y + bias[None, None, None]).astype(x.dtype)
+    return nn.relu(y) if self.relu else y
 
 
 class AddTo(nn.Module):
@@ -80,7 +139,9 @@ class AddTo(nn.Module):
 
   def __call__(self, branch: jax.Array, shortcut: jax.Array) -> jax.Array:
     """Two (N, H, W, C) to one."""
-    return nn.relu(branch + shortcut)
+    channels = branch.shape[-1]
+    flat = branch.reshape(-1, channels) + shortcut.reshape(-1, channels)
+    return nn.relu(flat).reshape(branch.shape)
 
 
 def padded_shortcut(x: jax.Array, channels: int, stride: int) -> jax.Array:
@@ -102,25 +163,33 @@ def padded_shortcut(x: jax.Array, channels: int, stride: int) -> jax.Array:
   return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), sides))
 
 
-class StemPool(nn.Module):
+def stem_pool(x: jax.Array, rule: str, platform: str = '') -> jax.Array:
   """Max pool 3x3, stride 2.
 
-  Attributes:
+  Args:
+    x: (N, H, W, C).
     rule: 'ceil', Caffe's and Paddle's: no padding, the number of windows
-      rounded up, so that at an even size the last window hangs over the
-      right and the bottom edge; or 'pad1', torchvision's and Keras': one
-      pixel on every side.  At 112 both give 56, on grids one pixel apart.
+      rounded up, so that at an even size the last window hangs over the right
+      and the bottom edge; or 'pad1', torchvision's and Keras': one pixel on
+      every side.  At 112 both give 56, on grids one pixel apart.
+    platform: of the device.
   """
+  paddings = {
+    'ceil': [(0, (size - 3) % 2) for size in x.shape[1:3]],
+    'pad1': [(1, 1), (1, 1)],
+  }
+  return convolution.max_pool(x, paddings[rule], platform)
+
+
+class StemPool(nn.Module):
+  """The pool of the stem; see `stem_pool`."""
 
   rule: str
+  inference: Inference = DEFINITION
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(N, H, W, C) to half the size by `rule`."""
-    pads = {
-      'ceil': [(0, (size - 3) % 2) for size in x.shape[1:3]],
-      'pad1': [(1, 1), (1, 1)],
-    }
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=pads[self.rule])
+    return stem_pool(x, self.rule, self.inference.platform)
 
 
 class GlobalAveragePool(nn.Module):
@@ -128,7 +197,7 @@ class GlobalAveragePool(nn.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(N, H, W, C) to (N, 1, 1, C)."""
-    return x.mean(axis=(1, 2), keepdims=True)
+    return x.astype(jnp.float32).mean(axis=(1, 2), keepdims=True)
 
 
 class Classifier(nn.Module):

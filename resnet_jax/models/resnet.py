@@ -5,6 +5,7 @@ Where the zeros of a CIFAR network's shortcuts go: akamaster's
 pytorch_resnet_cifar10, `resnet.py`, whose trained weights agree.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -37,6 +38,10 @@ class ResNet(nn.Module):
       has it ("v1.5").  A basic block has it in its first 3x3.
     stem_pool: the rule of `pool1`, if there is one; see `layers.StemPool`.
     epsilon: what every batch norm adds to the variance.
+    inference: how it is computed; None: layer by layer as defined.  Otherwise
+      convolutions, batch norms and the stem's pool are joined, except around
+      layers that are asked for, and its parameters are those that
+      `folding.folded` makes of the others.
   """
 
   depth: int
@@ -44,6 +49,7 @@ class ResNet(nn.Module):
   stride_in: str = '1x1'
   stem_pool: str = 'ceil'
   epsilon: float = 1e-5
+  inference: layers.Inference | None = None
 
   def _conv_bn(
     self,
@@ -54,9 +60,21 @@ class ResNet(nn.Module):
     *,
     stride: int = 1,
     relu: bool = True,
+    pool: str = '',
   ) -> jax.Array:
-    x = layers.Conv(features, kernel, stride, name=f'{name}_conv')(x)
-    return layers.BatchNorm(self.epsilon, relu, name=f'{name}_bn')(x)
+    how = self.inference
+    if how is None or f'{name}_conv' in how.apart:
+      how = how or layers.DEFINITION
+      x = layers.Conv(features, kernel, stride, how, name=f'{name}_conv')(x)
+      x = layers.BatchNorm(self.epsilon, relu, name=f'{name}_bn')(x)
+    else:
+      last, rule = f'{name}_bn', ''
+      if pool and last not in how.apart:
+        last, rule, pool = pool, self.stem_pool, ''
+      x = layers.FoldedConv(
+        features, kernel, stride, how, relu, rule, name=last
+      )(x)
+    return layers.StemPool(self.stem_pool, how, name=pool)(x) if pool else x
 
   def _bottleneck(
     self, x: jax.Array, prefix: str, width: int, stride: int
@@ -73,16 +91,23 @@ class ResNet(nn.Module):
     return self._conv_bn(x, f'{prefix}_branch2b', width, 3, relu=False)
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, begin: int = 1, end: int | None = None
+  ) -> jax.Array:
     """(N, H, W, 3), normalised, H and W 32 or more, to (N, 1, 1, classes).
 
     Without a classifier, to (N, 1, 1, C).  The channels are in the order that
     the weights were trained for.
 
+    Args:
+      x: pictures, or what the stage before `begin` gave.
+      begin: the first stage that is computed; 1, the stem.
+      end: the stage at whose output to stop; None: go on to the head.
+
     Raises:
       ValueError: the pictures are too small, or a field is out of its set.
     """
-    if min(x.shape[1:3]) < MIN_SIZE:
+    if begin == 1 and min(x.shape[1:3]) < MIN_SIZE:
       raise ValueError(
         f'pictures of {x.shape[1]}x{x.shape[2]}: a ResNet takes {MIN_SIZE}x'
         f'{MIN_SIZE} or more'
@@ -94,19 +119,24 @@ class ResNet(nn.Module):
     ):
       if value not in allowed:
         raise ValueError(f'{value!r} is not one of {allowed}')
+    if self.inference:
+      x = x.astype(self.inference.rules.dtype)
     architecture = names.ARCHITECTURES[self.depth]
     branch = self._bottleneck if architecture.bottleneck else self._basic
 
-    x = self._conv_bn(
-      x,
-      'conv1',
-      architecture.width,
-      architecture.kernel,
-      stride=architecture.stride,
-    )  # 112 at 224
-    if architecture.pool:
-      x = layers.StemPool(self.stem_pool, name='pool1')(x)  # 56
+    if begin == 1:
+      x = self._conv_bn(
+        x,
+        'conv1',
+        architecture.width,
+        architecture.kernel,
+        stride=architecture.stride,
+        pool='pool1' if architecture.pool else '',
+      )  # 112 at 224, and behind the pool 56
+    end_stage = architecture.last_stage if end is None else end
     for stage, blocks in enumerate(architecture.blocks, start=2):
+      if not begin <= stage <= end_stage:
+        continue
       width = architecture.width * 2 ** (stage - 2)
       for block in range(1, blocks + 1):
         prefix = names.block_name(stage, block)
@@ -121,6 +151,8 @@ class ResNet(nn.Module):
           shortcut = layers.padded_shortcut(x, out, stride)
         x = branch(x, prefix, width, stride)
         x = layers.AddTo(name=f'{prefix}_addto')(x, shortcut)
+    if end is not None:
+      return x
     x = layers.GlobalAveragePool(name='avgpool')(x)
     if not self.classes:
       return x
@@ -161,6 +193,12 @@ def parameter_shapes(model: ResNet) -> dict[str, tuple[int, ...]]:
 
   Kernels are (ky, kx, Ci, Co), the classifier's (in, out).
   """
+  return dict(_parameter_shapes(model))
+
+
+# Traced once: it takes a tenth of a second, and a run asks several times.
+@functools.lru_cache(maxsize=8)
+def _parameter_shapes(model: ResNet) -> tuple[tuple[str, tuple[int, ...]], ...]:
   x = _abstract_input(MIN_SIZE, MIN_SIZE)
   tree = jax.eval_shape(model.init, jax.random.key(0), x)
   shapes = {
@@ -169,8 +207,14 @@ def parameter_shapes(model: ResNet) -> dict[str, tuple[int, ...]]:
     for layer, leaves in collection.items()
     for leaf, array in leaves.items()
   }
-  order = names.parameter_names(model.depth, head=model.classes > 0)
-  return {name: shapes[name] for name in order}
+  if model.inference is None:
+    order = names.parameter_names(model.depth, head=model.classes > 0)
+  else:
+    layer_order = layer_names(model)
+    order = tuple(
+      sorted(shapes, key=lambda name: layer_order.index(name.split('/')[0]))
+    )
+  return tuple((name, shapes[name]) for name in order)
 
 
 def learned_count(shapes: dict[str, tuple[int, ...]]) -> int:
@@ -207,6 +251,9 @@ def capture(
   x: jax.Array,
   wanted: Sequence[str],
   added: Mapping[str, jax.Array] | None = None,
+  *,
+  begin: int = 1,
+  end: int | None = None,
 ) -> dict[str, jax.Array]:
   """The values of the layers in `wanted`, each (N, H, W, C).
 
@@ -220,6 +267,8 @@ def capture(
     wanted: canonical layer names.
     added: what is added to layers' values, of their shape: a gradient with
       respect to it, at zero, is the one with respect to the value.
+    begin: the first stage that is computed, see `ResNet`; `x` is its input.
+    end: the last one.
   """
   added = added or {}
   tree: dict = {'params': {}, 'batch_stats': {}}
@@ -247,7 +296,12 @@ def capture(
 
   with nn.intercept_methods(plus):
     _, state = model.apply(
-      tree, x, capture_intermediates=asked, mutable=['intermediates']
+      tree,
+      x,
+      begin,
+      end,
+      capture_intermediates=asked,
+      mutable=['intermediates'],
     )
   return {name: state['intermediates'][name]['__call__'][0] for name in wanted}
 

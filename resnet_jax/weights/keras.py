@@ -53,8 +53,13 @@ OLD_NOTE = (
 )
 
 _WEIGHTS, _CONFIG = 'model.weights.h5', 'config.json'
+# Keras writes it first, so that a truncated file is known, too.
+_FIRST = b'metadata.json'
 _ZIP, _ZIP_END, _ZIP64_END = b'PK\x03\x04', b'PK\x05\x06', b'PK\x06\x07'
 _ZIP_TAIL = 2**16 + 22  # bytes: the longest comment, and what is before it
+# Bytes of the HDF5 file in a `.keras` file that need no proportion: those of
+# ResNet-152.  Keras does not pack it; who did it himself saves a tenth.
+_MAX_UNPACKED, _MAX_RATIO = 2**28, 2
 _MAX_DIRECTORY = 2**16  # bytes; a `.keras` file has three entries, or few more
 
 # What training left, by the name of the group.
@@ -81,6 +86,9 @@ def recognise(path: pathlib.Path, head: bytes) -> bool:
     return True
   if not head.startswith(_ZIP):
     return False
+  length = int.from_bytes(head[26:28], 'little')
+  if head[30 : 30 + length] == _FIRST:
+    return True
   try:
     if not _has_small_directory(path):
       return False
@@ -286,7 +294,9 @@ def _unzip(path: pathlib.Path) -> tuple[bytes, str]:
       raise zipfile.BadZipFile('its directory is missing or too large')
     with zipfile.ZipFile(path) as archive:
       size = path.stat().st_size
-      weights = _member(path, archive, _WEIGHTS, hdf5.MAX_EXPANSION * size)
+      most = max(_MAX_RATIO * size, _MAX_UNPACKED)
+      most = min(hdf5.MAX_EXPANSION * size, most)
+      weights = _member(path, archive, _WEIGHTS, most)
       config = _member(path, archive, _CONFIG, hdf5.MAX_TEXT)
       return weights, config.decode()
   # What zipfile raises for damaged files.

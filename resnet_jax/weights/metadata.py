@@ -128,6 +128,8 @@ def _recipe(stated: Any) -> recipe.Recipe:
     crop_size=int(stated['crop_size']),
     interpolation=str(stated['interpolation']),
     rounding=str(stated['rounding']),
+    # Absent from what was written before there were CIFAR networks.
+    resize=str(stated.get('resize', 'short_side')),
   )
 
 

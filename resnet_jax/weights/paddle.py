@@ -13,13 +13,14 @@ runtime handed the same bytes to cuDNN as (Co, Ci, ky, kx): order 'OIHW'.
 Which of the two a file holds cannot be read from it.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import os
 import pathlib
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -46,8 +47,8 @@ class File:
   """A parameter's file, in a directory or in an archive.
 
   Attributes:
-    size: gives its size, bytes; raises an OSError.
-    read: gives its first bytes, at most so many; raises an OSError.
+    size: gives its size, bytes; raises a UserError.
+    read: gives its first bytes, at most so many; raises a UserError.
   """
 
   size: Callable[[], int]
@@ -154,13 +155,8 @@ def load_files(
 
 
 def _text(path: pathlib.Path, file: File) -> bytes:
-  try:
-    if file.size() <= metadata.MAX_BYTES:
-      return file.read(metadata.MAX_BYTES)
-  except OSError as error:
-    raise errors.UserError(
-      f'cannot read {metadata.FILE} in {path}: {error.strerror or error}.'
-    ) from error
+  if file.size() <= metadata.MAX_BYTES:
+    return file.read(metadata.MAX_BYTES)
   raise errors.UserError(
     f'{path} is damaged: {metadata.FILE} has {file.size()} bytes, more than'
     f' {metadata.MAX_BYTES}. Convert the original again.'
@@ -279,11 +275,26 @@ def _list(directory: pathlib.Path) -> dict[str, File]:
 
 
 def _file(path: pathlib.Path) -> File:
+  def size() -> int:
+    with _reading(path):
+      return path.stat().st_size
+
   def read(count: int) -> bytes:
-    with open(path, 'rb') as file:
+    with _reading(path), open(path, 'rb') as file:
       return file.read(count)
 
-  return File(lambda: path.stat().st_size, read)
+  return File(size, read)
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot read {path}: {error.strerror or error}. Make it readable, or get'
+      ' it again.'
+    ) from error
 
 
 def _read_files(
@@ -294,10 +305,18 @@ def _read_files(
   finite: bool,
 ) -> dict[str, np.ndarray]:
   arrays, faults = {}, []
-  for name, shape in shapes.items():
+  sizes = {
+    file_name(name): _HEADER.size + _VALUE.itemsize * math.prod(shape)
+    for name, shape in shapes.items()
+  }
+  for file, size in sizes.items():
+    if (here := found[file].size()) != size:
+      faults.append(f'{file}: {here} bytes, where {size} are expected')
+  # None is read if a size is wrong: an archive is read whole, or not at all.
+  for name, shape in shapes.items() if not faults else ():
     file = file_name(name)
     try:
-      flat = _read_file(found[file], math.prod(shape))
+      flat = _read_file(found[file], sizes[file])
       if finite:
         _check_values(flat, name)
     except ValueError as error:
@@ -313,23 +332,17 @@ def _read_files(
   return arrays
 
 
-def _read_file(file: File, count: int) -> np.ndarray:
+def _read_file(file: File, size: int) -> np.ndarray:
   """The values; a ValueError says what is wrong with the file."""
-  expected = _HEADER.size + count * _VALUE.itemsize
-  try:
-    size = file.size()
-    if size != expected:
-      raise ValueError(f'{size} bytes, where {expected} are expected')
-    data = file.read(expected)
-  except OSError as error:
-    raise ValueError(f'cannot be read: {error.strerror}') from error
-  if len(data) != expected:
+  data = file.read(size)
+  if len(data) != size:
     raise ValueError('it changed while it was read')
   version, width, stated = _HEADER.unpack_from(data)
   if version != 0:
     raise ValueError(f'format version {version}, where 0 is known')
   if width != _VALUE.itemsize:
     raise ValueError(f'{width} bytes a value, where 4 (float32) are known')
+  count = (size - _HEADER.size) // _VALUE.itemsize
   if stated != count:
     raise ValueError(f'its header says {stated} values, the file has {count}')
   return np.frombuffer(data, _VALUE, offset=_HEADER.size).astype(np.float32)
@@ -369,12 +382,7 @@ def _classes(path: pathlib.Path, found: Mapping[str, File]) -> int:
   name = _HEAD[1]
   if name not in found:
     return 0
-  try:
-    size = found[name].size()
-  except OSError as error:
-    raise errors.UserError(
-      f'cannot read {name} in {path}: {error.strerror or error}.'
-    ) from error
+  size = found[name].size()
   classes, rest = divmod(size - _HEADER.size, _VALUE.itemsize)
   if rest or not 0 < classes <= assemble.MAX_CLASSES:
     raise errors.UserError(

@@ -14,8 +14,10 @@ has; and the stored variance is the one expected for photographs, by formula.
 Without them the last features would be one huge constant for all pictures.
 """
 
+import concurrent.futures
 import dataclasses
 import math
+import os
 import zlib
 
 import numpy as np
@@ -69,18 +71,23 @@ def initialise(
     for name in shapes
     if '_branch2' in name
   }.values()
+  kernels = [name for name in shapes if name.endswith('/kernel')]
+  # NumPy draws without holding other threads up.
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    drawn = dict(
+      zip(
+        kernels,
+        pool.map(lambda name: _kernel(seed, name, shapes[name]), kernels),
+        strict=True,
+      )
+    )
   signal = _Signal(stem)
   variance = 1.0
   parameters = {}
   for name, shape in shapes.items():
     layer, leaf = name.split('/')
     if leaf == 'kernel':
-      kernel = _normal(seed, name, shape)
-      fan_in = math.prod(shape[:-1])
-      if layer != 'conv1_conv':
-        axes = tuple(range(len(shape) - 1))
-        kernel = kernel - kernel.sum(axis=axes, keepdims=True) / fan_in
-      parameters[name] = (kernel * math.sqrt(2 / fan_in)).astype(np.float32)
+      parameters[name] = drawn[name]
       if layer.endswith('_conv'):
         variance = signal.convolved(layer, shape)
       continue
@@ -89,6 +96,15 @@ def initialise(
       value = _BRANCH_SCALE
     parameters[name] = np.full(shape, value, np.float32)
   return parameters
+
+
+def _kernel(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+  kernel = _normal(seed, name, shape)
+  fan_in = math.prod(shape[:-1])
+  if not name.startswith('conv1_conv/'):
+    axes = tuple(range(len(shape) - 1))
+    kernel = kernel - kernel.sum(axis=axes, keepdims=True) / fan_in
+  return (kernel * math.sqrt(2 / fan_in)).astype(np.float32)
 
 
 def _normal(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:

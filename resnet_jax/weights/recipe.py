@@ -19,7 +19,8 @@ class Recipe:
     crop_size: the centre crop, pixels.
     interpolation: 'lanczos', 'bilinear' or 'bicubic'.
     rounding: how sizes and offsets become whole: 'nearest', or 'torchvision'.
-    resize: 'short_side', or 'none', pictures of the crop's size as they are.
+    resize: 'short_side'; 'squash', the whole picture to the crop's size; or
+      'none', pictures of that size as they are.
   """
 
   channels: str
@@ -37,6 +38,7 @@ class Recipe:
       self.channels in ('BGR', 'RGB')
       and self.interpolation in ('lanczos', 'bilinear', 'bicubic')
       and self.rounding in ('nearest', 'torchvision')
+      and self.resize in ('short_side', 'squash', 'none')
       and len(self.mean) == len(self.std) == 3
       and all(map(math.isfinite, self.mean + self.std))
       and min(self.std) > 0

@@ -58,13 +58,13 @@ class Accuracy:
   """A published accuracy on the 50,000 pictures of ILSVRC 2012's validation.
 
   Attributes:
-    top1: percent.
-    top5: percent; None: not published.
+    top1: percent; None: not published.
+    top5: the same.
     protocol: resize, crops.
     source: where it is published.
   """
 
-  top1: float
+  top1: float | None
   top5: float | None
   protocol: str
   source: str

@@ -91,8 +91,8 @@ def table(records: tuple[Record, ...] = RECORDS) -> list[Mapping[str, str]]:
 
 
 def _percent(accuracy: Accuracy) -> str:
-  top5 = '-' if accuracy.top5 is None else f'{accuracy.top5:g}'
-  return f'{accuracy.top1:g} / {top5}'
+  both = (accuracy.top1, accuracy.top5)
+  return ' / '.join('-' if part is None else f'{part:g}' for part in both)
 
 
 def _size(file: File) -> str:

@@ -1,0 +1,521 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast pictures become features: decoding, a run, its start, its growth.
+
+  python experiments/pipeline_speed.py decode --data=photos
+  python experiments/pipeline_speed.py end_to_end --data=photos
+  python experiments/pipeline_speed.py batch_sizes --counts 1 2 4 8 16 32
+  python experiments/pipeline_speed.py start --data=photos
+  python experiments/pipeline_speed.py growth --data=photos
+  python experiments/pipeline_speed.py layers --data=photos
+  python experiments/pipeline_speed.py plot
+
+Each measurement adds JSON lines to experiments/results/pipeline.jsonl; `plot`
+makes docs/images/growth.svg of those of `growth`, by matplotlib, the extra
+`plots`.  Pictures are taken again and again where more are asked for.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import datetime
+import importlib.metadata
+import io
+import itertools
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, features
+
+from resnet_jax.data import mean, pipeline, preprocess, sources
+
+RESULTS = pathlib.Path('experiments/results/pipeline.jsonl')
+PLOT = pathlib.Path('docs/images/growth.svg')
+EXACT = preprocess.Preprocess(mean.parse_mean('103.939,116.779,123.68', 224))
+SCALED = dataclasses.replace(EXACT, decode='scaled')
+
+Line = dict[str, Any]
+
+
+def machine() -> Line:
+  """What the figures are of."""
+  packages = ('jax', 'jaxlib', 'numpy', 'pillow')
+  return {
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'processor': _processor(),
+    'cores': os.cpu_count(),
+    'python': platform.python_version(),
+    'libjpeg_turbo': features.version_feature('libjpeg_turbo'),
+    'versions': {name: importlib.metadata.version(name) for name in packages},
+  }
+
+
+def _processor() -> str:
+  with open('/proc/cpuinfo', encoding='utf-8') as lines:
+    for line in lines:
+      if line.startswith('model name'):
+        return line.partition(':')[2].strip()
+  return platform.processor()
+
+
+def spread(seconds: Sequence[float], pictures: int) -> Line:
+  """Pictures/s of repeated measurements: the median, the least, the most."""
+  rates = sorted(pictures / value for value in seconds)
+  return {
+    'pictures_per_second': statistics.median(rates),
+    'least': rates[0],
+    'most': rates[-1],
+  }
+
+
+# ------------------------------------------------------------------- decoding
+
+
+def decode_of_a_core(
+  pictures: Sequence[bytes], repeats: int = 5
+) -> Iterator[Line]:
+  """Ways of decoding, in one thread, by the time that it had a core."""
+  decoded = [preprocess.decode(data) for data in pictures]
+  ways: dict[str, tuple[Callable[[Any], Any], Sequence[Any]]] = {
+    'decode': (preprocess.decode, pictures),
+    'resize, then crop': (lambda p: preprocess.cut(p, EXACT), decoded),
+    'crop folded into the resize': (
+      lambda p: preprocess.crops_of(p, SCALED),
+      decoded,
+    ),
+    'decode=exact': (lambda d: preprocess.crops_of(d, EXACT), pictures),
+    'decode=scaled': (lambda d: preprocess.crops_of(d, SCALED), pictures),
+  }
+  if binding := _simplejpeg():
+    ways['simplejpeg to Pillow'] = (
+      lambda d: Image.fromarray(binding.decode_jpeg(d)),
+      [d for d in pictures if d.startswith(b'\xff\xd8')],
+    )
+  times: dict[str, list[float]] = {name: [] for name in ways}
+  # By turns, so that what disturbs hits all alike.
+  for _ in range(repeats):
+    for name, (way, given) in ways.items():
+      begin = time.thread_time()
+      for one in given:
+        way(one)
+      times[name].append(time.thread_time() - begin)
+  for name, (_, given) in ways.items():
+    yield {'what': 'decode', 'way': name, **spread(times[name], len(given))}
+
+
+def _simplejpeg() -> Any:
+  try:
+    import simplejpeg  # noqa: PLC0415 - measured only where it is installed
+  except ImportError:
+    return None
+  return simplejpeg
+
+
+def decode_differences(pictures: Sequence[bytes]) -> Iterator[Line]:
+  """How far other ways' pixels are from those of decode=exact."""
+  exact = [preprocess.crops_of(data, EXACT) for data in pictures]
+  found = {
+    'decode=scaled': [preprocess.crops_of(d, SCALED) for d in pictures],
+    'crop folded into the resize': [
+      preprocess.crops_of(preprocess.decode(d), SCALED) for d in pictures
+    ],
+  }
+  if binding := _simplejpeg():
+    found['simplejpeg'] = [
+      preprocess.cut(Image.fromarray(binding.decode_jpeg(d)), EXACT)
+      if d.startswith(b'\xff\xd8')
+      else e
+      for d, e in zip(pictures, exact, strict=True)
+    ]
+  for name, values in found.items():
+    off = [
+      np.abs(a.astype(int) - b) for a, b in zip(values, exact, strict=True)
+    ]
+    yield {
+      'what': 'decode differences',
+      'way': name,
+      'pictures': len(off),
+      'pictures_that_differ': sum(bool(d.any()) for d in off),
+      'mean': float(np.mean([d.mean() for d in off])),
+      'most': int(max(d.max() for d in off)),
+      'share_of_values': float(np.mean([(d > 0).mean() for d in off])),
+    }
+
+
+def _crops(data: bytes) -> np.ndarray:
+  return preprocess.crops_of(data, EXACT)
+
+
+def decode_together(
+  pictures: Sequence[bytes], repeats: int = 3
+) -> Iterator[Line]:
+  """Threads against processes; the start of the workers is not counted."""
+  kinds = {
+    'threads': concurrent.futures.ThreadPoolExecutor,
+    'processes': concurrent.futures.ProcessPoolExecutor,
+  }
+  for kind, workers in itertools.product(kinds, (1, 2, 4)):
+    seconds = []
+    with kinds[kind](workers) as pool:
+      list(pool.map(_crops, pictures[: 2 * workers]))
+      for _ in range(repeats):
+        begin = time.perf_counter()
+        for _ in pool.map(_crops, pictures, chunksize=8):
+          pass
+        seconds.append(time.perf_counter() - begin)
+    yield {
+      'what': 'workers',
+      'way': kind,
+      'workers': workers,
+      **spread(seconds, len(pictures)),
+    }
+
+
+# -------------------------------------------------------------- the whole run
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a run of the program, in a process of its own, took."""
+
+  seconds: float
+  cpu_seconds: float
+  peak_bytes: int
+  said: str
+
+  @property
+  def rate(self) -> float:
+    """Pictures/s, as its progress says: without the start."""
+    words = self.said.split(' pictures/s\nstages')[0].split()
+    return float(words[-1])
+
+  @property
+  def stages(self) -> dict[str, float]:
+    """Pictures/s of each stage alone."""
+    [line] = [s for s in self.said.splitlines() if s.startswith('stages')]
+    parts = line.partition(': ')[2].partition(';')[0].split(', ')
+    return {name: float(rate) for name, rate in map(str.split, parts)}
+
+
+def run_program(
+  *settings: str, environment: dict[str, str] | None = None
+) -> Run:
+  """`--job=extract` into a folder that is removed afterwards."""
+  with tempfile.TemporaryDirectory() as folder:
+    command = [
+      *(sys.executable, '-m', 'resnet_jax.main', '--job=extract'),
+      *(f'--config.{setting}' for setting in settings),
+      f'--config.output_dir={folder}/features',
+    ]
+    begin = time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+      process = subprocess.Popen(
+        command, stderr=said, env=os.environ | (environment or {})
+      )
+      _, status, used = os.wait4(process.pid, 0)
+      process.returncode = os.waitstatus_to_exitcode(status)
+      seconds = time.perf_counter() - begin
+      said.seek(0)
+      text = said.read().decode()
+  if process.returncode:
+    raise RuntimeError(f'{command} failed: {text}')
+  return Run(seconds, used.ru_utime + used.ru_stime, _bytes(used), text)
+
+
+def _bytes(used: resource.struct_rusage) -> int:
+  # Kilobytes, but bytes on macOS.
+  return used.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
+
+def write_list(
+  folder: pathlib.Path, data: pathlib.Path, count: int
+) -> pathlib.Path:
+  """A list file of `count` pictures, those of a folder again and again."""
+  found = [item.name for item in sources.open_source(str(data)).items]
+  paths = (pathlib.Path(name).absolute() for name in itertools.cycle(found))
+  path = folder / f'{count}.list'
+  path.write_text(
+    ''.join(f'{p}\n' for p in itertools.islice(paths, count)), 'utf-8'
+  )
+  return path
+
+
+def end_to_end(
+  data: pathlib.Path, count: int, *settings: str, repeats: int = 3
+) -> Line:
+  """A run, and the two bounds that its stages alone set it.
+
+  `share_of_slower` is of the slower of decoding and computing, each with all
+  cores to itself.  On the CPU both want the same cores, so what can be reached
+  there is `share_of_cores`: a picture takes the sum of both times.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    listed = write_list(pathlib.Path(folder), data, count)
+    decoded = _decode_alone(listed)
+    runs = [run_program(f'data={listed}', *settings) for _ in range(repeats)]
+    compute = _compute_alone(settings, count, pathlib.Path(folder))
+  rate = statistics.median(run.rate for run in runs)
+  slower, together = (
+    min(decoded, compute),
+    1 / (1 / decoded + 1 / compute),
+  )
+  return {
+    'what': 'end to end',
+    'settings': list(settings),
+    'pictures': count,
+    'pictures_per_second': rate,
+    'all': [run.rate for run in runs],
+    'decode_alone': decoded,
+    'compute_alone': compute,
+    'share_of_slower': rate / slower,
+    'share_of_cores': rate / together,
+    'stages': runs[-1].stages,
+  }
+
+
+def _decode_alone(listed: pathlib.Path) -> float:
+  """Pictures/s of the pipeline with nobody behind it."""
+  items = sources.open_source(str(listed)).items
+  begin = time.perf_counter()
+  threads = os.cpu_count() or 1
+  for _ in pipeline.batches(items, EXACT, rows=8, threads=threads):
+    pass
+  return len(items) / (time.perf_counter() - begin)
+
+
+def _compute_alone(
+  settings: Sequence[str], count: int, folder: pathlib.Path
+) -> float:
+  """Pictures/s of a run whose pictures cost next to nothing to decode."""
+  flat = folder / 'flat'
+  flat.mkdir()
+  # As the network takes it, so nothing is resized; one colour, so nothing is
+  # unpacked.
+  file = io.BytesIO()
+  Image.new('RGB', (224, 224), (120, 110, 100)).save(file, 'PPM')
+  (flat / '0.ppm').write_bytes(file.getvalue())
+  listed = write_list(folder, flat, count)
+  return run_program(f'data={listed}', *settings, 'resize=none').rate
+
+
+def batch_sizes(
+  sizes: Sequence[int], count: int, *settings: str
+) -> Iterator[Line]:
+  """Computing alone, so many crops at a time; 0: the program's choice."""
+  for size in sizes:
+    with tempfile.TemporaryDirectory() as folder:
+      chosen = (*settings, f'batch_size={size}')
+      rate = _compute_alone(chosen, count, pathlib.Path(folder))
+    yield {
+      'what': 'batch sizes',
+      'settings': list(settings),
+      'batch_size': size,
+      'pictures': count,
+      'pictures_per_second': rate,
+    }
+
+
+# ------------------------------------------------------------------ the start
+
+
+def start(data: pathlib.Path, *settings: str, repeats: int = 3) -> Line:
+  """Seconds from the start of the process to its end, for one picture."""
+  picture = sources.open_source(str(data)).items[0].name
+  found: dict[str, list[float]] = {'cold': [], 'kept': []}
+  for _ in range(repeats):
+    with tempfile.TemporaryDirectory() as folder:
+      kept = {'RESNET_JAX_COMPILATION_CACHE': f'{folder}/compiled'}
+      for seconds in found.values():
+        run = run_program(f'data={picture}', *settings, environment=kept)
+        seconds.append(run.seconds)
+  help_: list[float] = []
+  for _ in range(repeats):
+    begin = time.perf_counter()
+    subprocess.run(
+      [sys.executable, '-m', 'resnet_jax.main', '--help'],
+      stdout=subprocess.DEVNULL,
+      check=False,
+    )
+    help_.append(time.perf_counter() - begin)
+  return {
+    'what': 'start',
+    'settings': list(settings),
+    **{name: statistics.median(values) for name, values in found.items()},
+    'help': statistics.median(help_),
+    'all': found,
+  }
+
+
+# ----------------------------------------------------------------- the growth
+
+
+def growth(
+  data: pathlib.Path, counts: Sequence[int], *settings: str
+) -> Iterator[Line]:
+  """Pictures/s and peak memory as the pictures become more."""
+  for count in counts:
+    with tempfile.TemporaryDirectory() as folder:
+      listed = write_list(pathlib.Path(folder), data, count)
+      run = run_program(f'data={listed}', *settings)
+    yield {
+      'what': 'growth',
+      'settings': list(settings),
+      'pictures': count,
+      'pictures_per_second': run.rate,
+      'seconds': run.seconds,
+      'peak_bytes': run.peak_bytes,
+    }
+
+
+def layers(data: pathlib.Path, count: int, *settings: str) -> Iterator[Line]:
+  """All layers at once against one, and what the bytes that are written take.
+
+  `write_seconds` is for as many bytes, written and flushed by nobody else.
+  """
+  for asked in ('avgpool', '*'):
+    with tempfile.TemporaryDirectory() as folder:
+      listed = write_list(pathlib.Path(folder), data, count)
+      run = run_program(f'data={listed}', f'output_layer={asked}', *settings)
+    [plan] = [x for x in run.said.splitlines() if x.startswith('to write')]
+    written = _parsed_size(plan)
+    yield {
+      'what': 'layers',
+      'settings': list(settings),
+      'layers': asked,
+      'pictures': count,
+      'pictures_per_second': run.rate,
+      'seconds': run.seconds,
+      'bytes': written,
+      'write_seconds': _write_alone(written),
+    }
+
+
+def _parsed_size(plan: str) -> float:
+  number, unit = plan.partition('at most ')[2].split(',')[0].split()
+  factor = {'bytes': 1, 'kB': 1e3, 'MB': 1e6, 'GB': 1e9, 'TB': 1e12}[unit]
+  return float(number) * factor
+
+
+def _write_alone(count: float) -> float:
+  block = np.random.default_rng(0).bytes(16 << 20)
+  begin = time.perf_counter()
+  with tempfile.TemporaryFile() as file:
+    left = int(count)
+    while left > 0:
+      left -= file.write(block[:left])
+    file.flush()
+    os.fsync(file.fileno())
+  return time.perf_counter() - begin
+
+
+def plot(results: pathlib.Path = RESULTS, target: pathlib.Path = PLOT) -> None:
+  """Draws the last measurement of each number of pictures."""
+  try:
+    import matplotlib  # noqa: PLC0415 - an extra
+  except ImportError as error:
+    raise SystemExit(
+      "the plot needs matplotlib: pip install 'resnet-jax-zoo[plots]'."
+    ) from error
+  matplotlib.use('svg')
+  # The same file for the same figures.
+  matplotlib.rcParams['svg.hashsalt'] = 'resnet_jax'
+  from matplotlib import pyplot  # noqa: PLC0415 - after the choice of how
+
+  lines = [json.loads(line) for line in results.read_text('utf-8').splitlines()]
+  series: dict[str, dict[int, Line]] = {}
+  for line in lines:
+    if line['what'] == 'growth':
+      name = ', '.join(line['settings']) or 'defaults'
+      series.setdefault(name, {})[line['pictures']] = line
+  figure, (speed, memory) = pyplot.subplots(1, 2, figsize=(9, 3.2))
+  for name, points in series.items():
+    counts = sorted(points)
+    speed.plot(
+      counts,
+      [points[n]['pictures_per_second'] for n in counts],
+      marker='o',
+      label=name,
+    )
+    memory.plot(
+      counts, [points[n]['peak_bytes'] / 1e6 for n in counts], marker='o'
+    )
+  for axes, label in ((speed, 'pictures/s'), (memory, 'peak memory, MB')):
+    axes.set(xscale='log', xlabel='pictures', ylabel=label, ylim=(0, None))
+    axes.grid(alpha=0.3)
+  figure.legend(loc='upper center', fontsize=7)
+  figure.tight_layout(rect=(0, 0, 1, 0.9))
+  target.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(target, metadata={'Date': None})
+
+
+def measured(given: argparse.Namespace) -> Iterator[Line]:
+  """The lines of the measurement that was asked for."""
+  data, settings = pathlib.Path(given.data), tuple(given.settings)
+  if given.what == 'decode':
+    items = sources.open_source(str(data)).items
+    pictures: list[Any] = [item.read() for item in items]
+    yield from decode_of_a_core(pictures)
+    yield from decode_differences(pictures)
+    times = -(-given.count // len(pictures))
+    yield from decode_together(pictures * times)
+  elif given.what == 'end_to_end':
+    yield end_to_end(data, given.count, *settings)
+  elif given.what == 'batch_sizes':
+    yield from batch_sizes(given.counts, given.count, *settings)
+  elif given.what == 'start':
+    yield start(data, *settings)
+  elif given.what == 'growth':
+    yield from growth(data, given.counts, *settings)
+  else:
+    yield from layers(data, given.count, *settings)
+
+
+def main() -> None:
+  """Measures, and adds the lines."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+    'what',
+    choices=(
+      *('decode', 'end_to_end', 'batch_sizes', 'start', 'growth', 'layers'),
+      'plot',
+    ),
+  )
+  parser.add_argument('--data', default='example', help='pictures')
+  parser.add_argument('--count', type=int, default=400, help='pictures')
+  parser.add_argument(
+    '--counts', type=int, nargs='+', default=[100, 400, 1600, 6400, 20000]
+  )
+  parser.add_argument(
+    '--settings',
+    nargs='*',
+    default=['layer_num=50', 'weights=random'],
+    help='of the program, KEY=VALUE',
+  )
+  parser.add_argument('--note', default='', help='said in every line')
+  parser.add_argument('--out', default=RESULTS, type=pathlib.Path)
+  given = parser.parse_args()
+  if given.what == 'plot':
+    plot(given.out)
+    return
+  facts = machine()
+  given.out.parent.mkdir(parents=True, exist_ok=True)
+  for line in measured(given):
+    print(json.dumps(line), file=sys.stderr)
+    with open(given.out, 'a', encoding='utf-8') as file:
+      file.write(json.dumps(line | facts | {'note': given.note}) + '\n')
+
+
+if __name__ == '__main__':
+  main()

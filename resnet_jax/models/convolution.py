@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a convolution is computed: one function, chosen by shape and platform.
+
+The network says what is to be computed (`layers`); how, is decided here, from
+the arithmetic that the user chose and the platform.  What was measured is in
+docs/performance.md.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from resnet_jax.models import winograd
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+  """How numbers are multiplied and added.
+
+  Attributes:
+    precision: of the products of float32 numbers.
+    dtype: of the activations and kernels.
+    winograd: whether 3x3 convolutions of stride 1 take Winograd's algorithm
+      where it is faster (on a CPU).
+  """
+
+  precision: lax.Precision = lax.Precision.HIGHEST
+  dtype: str = 'float32'
+  winograd: bool = False
+
+
+ARITHMETICS = {
+  # Full float32 products: on a GPU JAX's default would round the factors to 10
+  # bits (TF32).  With Winograd's algorithm the values are as near to those of
+  # float64 as without (docs/performance.md).
+  'float32': Arithmetic(winograd=True),
+  'direct': Arithmetic(),
+  'tf32': Arithmetic(precision=lax.Precision.DEFAULT),
+  'bfloat16': Arithmetic(precision=lax.Precision.DEFAULT, dtype='bfloat16'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """What a convolution's algorithm is chosen by.
+
+  Attributes:
+    kernel: its height and width, an odd number.
+    stride: in both directions.
+    inputs: input channels.
+    outputs: output channels.
+  """
+
+  kernel: int
+  stride: int
+  inputs: int
+  outputs: int
+
+
+def algorithm(shape: Shape, arithmetic: Arithmetic, platform: str) -> str:
+  """'direct', 'matrix product' or 'winograd'."""
+  # A GPU's library chooses for itself, and joins what follows to it.
+  if platform != 'cpu':
+    return 'direct'
+  if shape.kernel == 1:
+    return 'matrix product'
+  if arithmetic.winograd and (shape.kernel, shape.stride) == (3, 1):
+    return 'winograd'
+  return 'direct'
+
+
+def kernel_shape(shape: Shape, name: str) -> tuple[int, ...]:
+  """Of the kernel that `convolve` takes for an algorithm."""
+  if name == 'winograd':
+    return winograd.POINTS, shape.inputs, shape.outputs
+  return shape.kernel, shape.kernel, shape.inputs, shape.outputs
+
+
+def prepared(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """A kernel (ky, kx, Ci, Co) in the shape that `kernel_shape` names."""
+  return kernel if kernel.shape == shape else winograd.transformed(kernel)
+
+
+def convolve(
+  x: jax.Array,
+  kernel: jax.Array,
+  shape: Shape,
+  precision: lax.Precision,
+  name: str,
+) -> jax.Array:
+  """A convolution padded by kernel // 2 on every side.
+
+  Args:
+    x: (N, H, W, Ci).
+    kernel: as `prepared` gives it.
+    shape: the convolution's.
+    precision: of the products of float32 numbers.
+    name: of the algorithm.
+
+  Returns:
+    (N, ceil(H / stride), ceil(W / stride), Co).
+  """
+  if name == 'winograd':
+    return winograd.convolve(x, kernel)
+  if name == 'matrix product':
+    x = x[:, :: shape.stride, :: shape.stride]
+    # Flat, so that the library sees one product and not a batch of them.
+    flat = lax.dot(
+      x.reshape(-1, shape.inputs),
+      kernel.reshape(shape.inputs, shape.outputs),
+      precision=precision,
+    )
+    return flat.reshape(*x.shape[:3], shape.outputs)
+  pad = shape.kernel // 2
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    window_strides=(shape.stride, shape.stride),
+    padding=((pad, pad), (pad, pad)),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    precision=precision,
+  )
+
+
+def max_pool(
+  x: jax.Array, padding: list[tuple[int, int]], platform: str
+) -> jax.Array:
+  """Max pool 3x3, stride 2.
+
+  Args:
+    x: (N, H, W, C).
+    padding: before and behind the rows, and the columns.
+    platform: on a CPU the largest of slices is three times as fast as XLA's
+      windows.
+
+  Returns:
+    (N, H', W', C).
+  """
+  if platform != 'cpu':
+    return lax.reduce_window(
+      x,
+      jnp.array(-jnp.inf, x.dtype),
+      lax.max,
+      (1, 3, 3, 1),
+      (1, 2, 2, 1),
+      ((0, 0), *padding, (0, 0)),
+    )
+  for axis, (before, behind) in enumerate(padding, start=1):
+    count = (x.shape[axis] + before + behind - 3) // 2 + 1
+    parts = [
+      _every_second(x, axis, first - before, count) for first in range(3)
+    ]
+    x = jnp.maximum(jnp.maximum(parts[0], parts[1]), parts[2])
+  return x
+
+
+def _every_second(x: jax.Array, axis: int, first: int, count: int) -> jax.Array:
+  """`count` lines of an axis from `first` on; -inf where there are none."""
+  start = first % 2 if first < 0 else first
+  last = min(first + 2 * (count - 1), x.shape[axis] - 1)
+  inside = lax.slice_in_dim(x, start, last + 1, 2, axis)
+  before = (start - first) // 2
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (before, count - before - inside.shape[axis])
+  return jnp.pad(inside, widths, constant_values=-jnp.inf)

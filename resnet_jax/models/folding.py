@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batch norms folded into the convolutions before them.
+
+At inference a batch norm multiplies and adds constants of each channel; the
+factor goes into the convolution's kernel, the rest into a bias.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from resnet_jax.models import convolution, resnet
+
+
+def folded(
+  model: resnet.ResNet,
+  parameters: Mapping[str, np.ndarray],
+  which: Iterable[str],
+) -> dict[str, np.ndarray]:
+  """The parameters of a network that is only run.
+
+  Args:
+    model: with `inference` set.
+    parameters: those of the network as it is defined, `layer/leaf`; what does
+      not lead to the layers wanted may be missing.
+    which: names of `resnet.needed_parameters(model, ...)`.
+
+  Returns:
+    Those, as `resnet.capture` takes them for this model.
+  """
+  shapes = resnet.parameter_shapes(model)
+  result = {}
+  for name in which:
+    layer, leaf = name.split('/')
+    if f'{layer}/kernel' not in shapes or layer == 'logits':
+      result[name] = parameters[name]
+    elif layer.endswith('_conv'):
+      result[name] = convolution.prepared(
+        np.asarray(parameters[name]), shapes[name]
+      )
+    else:
+      # Also the pool is named for the convolution before it.
+      stem = 'conv1' if layer == 'pool1' else layer.removesuffix('_bn')
+      norm = {
+        leaf: np.asarray(parameters[f'{stem}_bn/{leaf}'], np.float64)
+        for leaf in ('scale', 'bias', 'mean', 'var')
+      }
+      factor = norm['scale'] / np.sqrt(norm['var'] + model.epsilon)
+      if leaf == 'bias':
+        bias = norm['bias'] - norm['mean'] * factor
+        result[name] = bias.astype(np.float32)
+      else:
+        kernel = np.asarray(parameters[f'{stem}_conv/kernel'])
+        result[name] = convolution.prepared(
+          kernel * factor.astype(np.float32), shapes[name]
+        )
+  return result

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The front of a network a few pictures at a time, its last stage all at once.
+
+In front a few pictures fill a core's cache; behind, the parameters are the
+larger part of what is read, and many pictures share them.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+
+from resnet_jax.models import names, resnet
+
+
+def capture(
+  model: resnet.ResNet,
+  parameters: dict[str, jax.Array],
+  x: jax.Array,
+  layers: Sequence[str],
+  pieces: int,
+) -> dict[str, jax.Array]:
+  """As `resnet.capture`, those before the last stage a piece at a time.
+
+  Args:
+    model: the network.
+    parameters: see `resnet.capture`.
+    x: (N, H, W, 3), normalised.
+    layers: canonical names.
+    pieces: at most so many; as many as N can be cut into evenly.
+  """
+  pieces = math.gcd(pieces, len(x))
+  if pieces == 1:
+    return resnet.capture(model, parameters, x, layers)
+  last = names.ARCHITECTURES[model.depth].last_stage
+  order = resnet.layer_names(model)
+  between = names.block_name(last, 1)
+  begin = next(i for i, name in enumerate(order) if name.startswith(between))
+  front = [name for name in layers if order.index(name) < begin]
+  rear = [name for name in layers if name not in front]
+  handed = order[begin - 1]
+
+  def run(piece: jax.Array) -> dict[str, jax.Array]:
+    wanted = tuple(dict.fromkeys([*front, *([handed] if rear else [])]))
+    return resnet.capture(model, parameters, piece, wanted, end=last - 1)
+
+  cut = x.reshape(pieces, -1, *x.shape[1:])
+  values = {
+    name: value.reshape(-1, *value.shape[2:])
+    for name, value in jax.lax.map(run, cut).items()
+  }
+  captured = {name: values[name] for name in front}
+  if rear:
+    captured |= resnet.capture(
+      model, parameters, values[handed], rear, begin=last
+    )
+  return captured
