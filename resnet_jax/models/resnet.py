@@ -230,6 +230,8 @@ def layer_shapes(
   model: ResNet, height: int, width: int
 ) -> dict[str, tuple[int, int, int]]:
   """The (C, H, W) of every layer for pictures of a size, nothing computed."""
+  # As defined: where layers are joined, not all of them are there.
+  model = model.clone(inference=None)
 
   def run(x: jax.Array) -> dict:
     _, state = model.init_with_output(
