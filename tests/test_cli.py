@@ -46,11 +46,11 @@ def test_help_names_jobs_and_settings_and_does_not_import_jax(run_main):
     (['--job=extract', 'photos'], "do not know what to do with 'photos'"),
     (
       ['--config=configs/resnet.py:50,wieghts=x', '--job=extract'],
-      "unknown setting 'wieghts'. Did you mean 'weights'? Allowed: as_json,",
+      "unknown setting 'wieghts'. Did you mean 'weights'? Allowed: arithmetic,",
     ),
     (
       ['--config=configs/resnet.py:50', '--job=extract', '--config.dato=x'],
-      "unknown setting 'dato'. Did you mean 'data'? Allowed: as_json,",
+      "unknown setting 'dato'. Did you mean 'data'? Allowed: arithmetic,",
     ),
     (
       ['--job=extract', '--config.data.x=3'],
@@ -182,5 +182,5 @@ def test_a_config_of_ones_own_that_lacks_keys_says_so(run_main, tmp_path):
   )
   done = run_main('--config=mine.py', '--job=predict')
   assert done.returncode == 1
-  assert 'the configuration lacks as_json, batch_size, ' in done.stderr
+  assert 'the configuration lacks arithmetic, as_json, ' in done.stderr
   assert 'Let it start from configs/resnet.py' in done.stderr

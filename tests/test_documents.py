@@ -43,7 +43,7 @@ def _pages(has):
 
 
 def _same(line, printed):
-  """Whether a line is as documented, but for times, free disk space and cores."""
+  """Whether a line is as documented, but for times, free disk and cores."""
   pattern = re.escape(line).replace(re.escape('...'), '.*')
   if re.search(r'pictures/s| in [\d.]+ s\b| GB free|cpu x', line):
     pattern = re.sub(r'\d+(\\\.\d+)?', r'[\\d.e+]+', pattern)
