@@ -20,9 +20,10 @@ from resnet_jax import errors
 # More would each want a copy of the parameters; a device has several threads.
 _MOST_CPU_DEVICES = 8
 
-# Crops that a core computes at once, and in which pieces before the last stage.
-_CPU_CROPS = 32
-_CPU_PIECE = 2
+# Crops that a core computes at once, and the most of a piece in front of the
+# last stage.
+_CPU_CROPS = 48
+_CPU_PIECE = 3
 
 # The devices have a core each, so none has to share out its products.
 _ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
@@ -121,5 +122,7 @@ def deal(devices: Sequence[jax.Device], pictures: int, crops: int) -> Deal:
   rounds = -(-pictures // (used * each))
   # As many rounds, of the fewest pictures.
   each = -(-pictures // (used * rounds))
-  pieces = each * crops // _CPU_PIECE if devices[0].platform == 'cpu' else 1
-  return Deal(used, rounds, used * each, max(1, pieces))
+  share = each * crops
+  most = _CPU_PIECE if devices[0].platform == 'cpu' else share
+  piece = next(n for n in range(most, 0, -1) if not share % n)
+  return Deal(used, rounds, used * each, share // piece)

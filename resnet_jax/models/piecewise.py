@@ -5,7 +5,6 @@ In front a few pictures fill a core's cache; behind, the parameters are the
 larger part of what is read, and many pictures share them.
 """
 
-import math
 from collections.abc import Sequence
 
 import jax
@@ -27,9 +26,8 @@ def capture(
     parameters: see `resnet.capture`.
     x: (N, H, W, 3), normalised.
     layers: canonical names.
-    pieces: at most so many; as many as N can be cut into evenly.
+    pieces: how many; N is a multiple.
   """
-  pieces = math.gcd(pieces, len(x))
   if pieces == 1:
     return resnet.capture(model, parameters, x, layers)
   last = names.ARCHITECTURES[model.depth].last_stage
