@@ -46,7 +46,7 @@ def test_the_tour_runs_without_a_network(tour, tmp_path, monkeypatch):
   # Not where the person who runs the tests has settings.
   monkeypatch.setenv('IPYTHONDIR', str(tmp_path / 'ipython'))
   where = {'metadata': {'path': tmp_path}}
-  nbclient.NotebookClient(tour, timeout=120, resources=where).execute()
+  nbclient.NotebookClient(tour, timeout=300, resources=where).execute()
   kinds = collections.Counter(
     kind
     for cell in _code(tour)
