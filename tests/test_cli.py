@@ -36,11 +36,11 @@ def test_help_names_jobs_and_does_not_import_jax(run_main):
     (['--job=extract', 'photos'], "do not know what to do with 'photos'"),
     (
       ['--config=configs/resnet.py:50,wieghts=x', '--job=extract'],
-      "unknown setting 'wieghts'. Did you mean 'weights'? Allowed: as_json,",
+      "unknown setting 'wieghts'. Did you mean 'weights'? Allowed: arithmetic,",
     ),
     (
       ['--config=configs/resnet.py:50', '--job=extract', '--config.dato=x'],
-      "unknown setting 'dato'. Did you mean 'data'? Allowed: as_json,",
+      "unknown setting 'dato'. Did you mean 'data'? Allowed: arithmetic,",
     ),
     (
       ['--job=extract', '--config.data.x=3'],
@@ -99,6 +99,7 @@ def test_a_mistake_gets_one_clear_message(run_main, arguments, expected):
     ({'feature_format': 'hdf5'}, 'Allowed: zarr, pickle, text'),
     ({'on_error': 'skip'}, 'Allowed: fail, record'),
     ({'conv_order': 'HWIO'}, 'Allowed: OHWI, OIHW'),
+    ({'arithmetic': 'float16'}, "Did you mean 'bfloat16'?"),
     ({'batch_size': -1}, 'batch_size=-1: 0 is the least'),
     ({'threads': -1}, 'threads=-1: 0 is the least'),
     ({'data': 'nowhere'}, "data='nowhere': there is no such file or folder"),
@@ -172,5 +173,7 @@ def test_a_config_of_ones_own_that_lacks_keys_says_so(run_main, tmp_path):
   )
   done = run_main('--config=mine.py', '--job=predict')
   assert done.returncode == 1
-  assert 'the configuration lacks as_json, batch_size, channels' in done.stderr
+  assert (
+    'the configuration lacks arithmetic, as_json, batch_size' in done.stderr
+  )
   assert 'Let it start from configs/resnet.py' in done.stderr

@@ -164,6 +164,7 @@ def test_what_is_not_of_this_run_stays(
   line = {
     'model': 'ResNet-18',
     'trained': False,
+    'arithmetic': 'float32',
     'weights_sha256': _digest(),
     'preprocessing': (
       'shorter side to 40 (lanczos), centre crop 32x32, BGR, minus'

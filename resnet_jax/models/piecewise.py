@@ -5,7 +5,6 @@ In front a few pictures fill a core's cache; behind, the parameters are the
 larger part of what is read, and many pictures share them.
 """
 
-import math
 from collections.abc import Sequence
 
 import jax
@@ -27,9 +26,9 @@ def capture(
     parameters: see `resnet.capture`.
     x: (N, H, W, 3), normalised.
     layers: canonical names.
-    pieces: at most so many; as many as N can be cut into evenly.
+    pieces: at most so many; the most that N can be cut into evenly.
   """
-  pieces = math.gcd(pieces, len(x))
+  pieces = max(k for k in range(1, pieces + 1) if len(x) % k == 0)
   if pieces == 1:
     return resnet.capture(model, parameters, x, layers)
   last = names.ARCHITECTURES[model.depth].last_stage
