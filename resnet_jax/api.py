@@ -101,7 +101,11 @@ def load(
     decode,
   )
   devices.use_cores()
-  found = devices.select(use_gpu)
+  execution = runner.Execution(
+    devices.select(use_gpu),
+    arithmetic,
+    compilation.folder(compilation_cache, terminal.say),
+  )
   with terminal.Bytes() as bar:
     loaded = weights_room.load(
       fspath(weights),
@@ -123,9 +127,6 @@ def load(
   else:
     named = tuple(class_names)
   classes = labels.classes(loaded.model.classes, file, named)
-  execution = runner.Execution(
-    found, arithmetic, compilation.folder(compilation_cache, terminal.say)
-  )
   return Model(loaded, how, classes, execution, batch_size)
 
 

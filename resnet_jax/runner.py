@@ -39,6 +39,9 @@ class Execution:
   arithmetic: str = 'float32'
   kept: pathlib.Path | None = None
 
+  def __post_init__(self) -> None:
+    errors.check_choice('arithmetic', self.arithmetic, convolution.ARITHMETICS)
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -117,9 +120,6 @@ class Runner:
         ' ten. Leave multi_crop out.'
       )
     execution = execution or Execution()
-    errors.check_choice(
-      'arithmetic', execution.arithmetic, convolution.ARITHMETICS
-    )
     self.layers = tuple(layers)
     self._given = (*self.layers, *((gradcam.GRAD_CAM,) if grad_cam else ()))
     self._execution = execution

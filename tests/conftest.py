@@ -12,6 +12,10 @@ import pytest
 from PIL import Image
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# As the program has it on a CPU of two cores, whatever this one's are.  JAX
+# has to start before a test calls what sets the number.
+jax.config.update('jax_num_cpu_devices', 2)
+jax.devices()
 
 ROOT = pathlib.Path(__file__).parent.parent
 

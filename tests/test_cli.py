@@ -109,6 +109,7 @@ def test_a_mistake_gets_one_clear_message(run_main, arguments, expected):
     ({'feature_format': 'hdf5'}, 'Allowed: zarr, pickle, text'),
     ({'on_error': 'skip'}, 'Allowed: fail, record'),
     ({'conv_order': 'HWIO'}, 'Allowed: OHWI, OIHW'),
+    ({'arithmetic': 'float16'}, "Did you mean 'bfloat16'?"),
     ({'batch_size': -1}, 'batch_size=-1: 0 is the least'),
     ({'threads': -1}, 'threads=-1: 0 is the least'),
     ({'data': 'nowhere'}, "data='nowhere': there is no such file or folder"),

@@ -164,8 +164,8 @@ def test_what_is_not_of_this_run_stays(
   line = {
     'model': 'ResNet-18',
     'trained': False,
-    'weights_sha256': _digest(),
     'arithmetic': 'float32',
+    'weights_sha256': _digest(),
     'preprocessing': (
       'shorter side to 40 (lanczos), centre crop 32x32, BGR, minus'
       ' (103.939, 116.779, 123.68)'

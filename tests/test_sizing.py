@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches that are chosen, and halved when memory is short."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from resnet_jax.models import resnet
 from resnet_jax.weights import random
 
 MEAN = mean_room.parse_mean('1,2,3', 32)
-CPU = jax.devices('cpu')[0]
+CPU = tuple(jax.devices('cpu')[:1])
 EXHAUSTED = 'RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.'
 
 
@@ -121,9 +122,9 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 @pytest.mark.parametrize(
   ('platform', 'crops', 'size', 'rows'),
   [
-    ('cpu', 1, 224, 8),
-    ('cpu', 10, 224, 1),
-    ('cpu', 1, 448, 2),
+    ('cpu', 1, 224, 32),
+    ('cpu', 10, 224, 3),
+    ('cpu', 1, 448, 8),
     ('cpu', 1, 4096, 1),
     ('cpu', 1, 32, 256),
     ('gpu', 1, 224, 256),
@@ -133,7 +134,9 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 )
 def test_where_the_choice_starts(platform, crops, size, rows):
   device = types.SimpleNamespace(platform=platform)
-  assert sizing.first_rows(device, crops, size) == rows
+  for count in (1, 2, 8):
+    found = sizing.first_rows((device,) * count, crops, size)
+    assert found == rows * count
 
 
 def test_the_memory_that_the_program_states_decides(network18, monkeypatch):
@@ -149,26 +152,39 @@ def test_the_memory_that_the_program_states_decides(network18, monkeypatch):
   assert needs[16] >= 2 * 16 * (64 * 8 * 8 * 4 + 32 * 32 * 3)
   assert needs[4] < needs[8] < needs[16]
   room = int(needs[8] / sizing._SHARE) + 1
-  monkeypatch.setattr(sizing, 'available_bytes', lambda device: room)
+  monkeypatch.setattr(sizing, 'available_bytes', lambda devices: room)
   network = sizing.Network(lambda: run, CPU, said.append)
   assert network.fitting(shape) == 8
   [line] = [line for line in said if 'fit' in line]
   assert line.startswith('batches of 16 pictures do not fit into the memory: ')
   assert line.endswith(f' MB of {room >> 20} free; taking 8 at a time')
-  monkeypatch.setattr(sizing, 'available_bytes', lambda device: 0)
+  monkeypatch.setattr(sizing, 'available_bytes', lambda devices: 0)
   assert network.fitting(shape) == 1
-  monkeypatch.setattr(sizing, 'available_bytes', lambda device: None)
+  monkeypatch.setattr(sizing, 'available_bytes', lambda devices: None)
   assert network.fitting(shape) == 16
 
 
-def test_free_memory_is_the_devices_or_the_hosts():
+def test_free_memory_is_the_devices_or_the_hosts(monkeypatch):
   found = sizing.available_bytes(CPU)
   assert found is None or 1 << 20 < found < 1 << 50
-  stats = {'bytes_limit': 100, 'bytes_in_use': 30}
-  device = types.SimpleNamespace(memory_stats=lambda: stats, platform='gpu')
-  assert sizing.available_bytes(device) == 70
+  monkeypatch.setattr(sizing, '_host_bytes', lambda: 100)
+  assert sizing.available_bytes(CPU) == 100
+  # Devices that share one memory, and devices that each have their own.
+  assert sizing.available_bytes(CPU * 4) == 25
+  device, fuller = (
+    types.SimpleNamespace(
+      memory_stats=functools.partial(
+        dict, bytes_limit=100, bytes_in_use=in_use
+      ),
+      platform='gpu',
+    )
+    for in_use in (30, 60)
+  )
+  assert sizing.available_bytes([device]) == 70
+  assert sizing.available_bytes([device, fuller]) == 40
   unknown = types.SimpleNamespace(memory_stats=lambda: None, platform='tpu')
-  assert sizing.available_bytes(unknown) is None
+  assert sizing.available_bytes([unknown]) is None
+  assert sizing.available_bytes([device, unknown]) is None
 
 
 @pytest.mark.filterwarnings('ignore:UNTRAINED')
@@ -184,10 +200,11 @@ def test_in_a_notebook(monkeypatch):
     return compiled(self, shape)
 
   monkeypatch.setattr(runner.Runner, 'compile', noting)
-  images = pixels(300)[:, 0]
+  images = pixels(600)[:, 0]
   model = resnet_jax.load(18, weights='random')
   found = model.features(images, 'pool1')
-  assert {shape[0] for shape in shapes} == {256}
+  assert len(jax.local_devices()) == 2
+  assert {shape[0] for shape in shapes} == {2 * 256}
   shapes.clear()
   model = resnet_jax.load(18, weights='random', batch_size=7)
   np.testing.assert_allclose(

@@ -2,7 +2,7 @@
 """Batch norms folded into the convolutions before them.
 
 At inference a batch norm multiplies and adds constants of each channel; the
-factor goes into the convolution's kernel, the rest into a bias.
+factor goes into the convolution's kernel, the rest into an offset.
 """
 
 from collections.abc import Iterable, Mapping
@@ -46,9 +46,9 @@ def folded(
         for leaf in ('scale', 'bias', 'mean', 'var')
       }
       factor = norm['scale'] / np.sqrt(norm['var'] + model.epsilon)
-      if leaf == 'bias':
-        bias = norm['bias'] - norm['mean'] * factor
-        result[name] = bias.astype(np.float32)
+      if leaf == 'offset':
+        offset = norm['bias'] - norm['mean'] * factor
+        result[name] = offset.astype(np.float32)
       else:
         kernel = np.asarray(parameters[f'{stem}_conv/kernel'])
         result[name] = convolution.prepared(

@@ -93,7 +93,7 @@ class FoldedConv(Conv):
   Attributes:
     relu: whether a ReLU follows.
     pool: the rule of the pool behind that, '' for none.  It comes before the
-      bias, where there are four times as many numbers; the largest of sums is
+      offset, where there are four times as many numbers; the largest of sums is
       the sum with the largest, to the bit.
   """
 
@@ -106,8 +106,9 @@ class FoldedConv(Conv):
     x = self.convolved(x)
     if self.pool:
       x = stem_pool(x, self.pool, self.inference.platform)
-    bias = self.param('bias', _zeros, (self.features,))
-    flat = x.reshape(-1, self.features) + bias.astype(x.dtype)[None]
+    # By a name of its own: the batch norm has a bias, and its own values.
+    offset = self.param('offset', _zeros, (self.features,))
+    flat = x.reshape(-1, self.features) + offset.astype(x.dtype)[None]
     return (nn.relu(flat) if self.relu else flat).reshape(x.shape)
 
 

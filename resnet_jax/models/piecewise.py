@@ -26,8 +26,9 @@ def capture(
     parameters: see `resnet.capture`.
     x: (N, H, W, 3), normalised.
     layers: canonical names.
-    pieces: how many; N is a multiple.
+    pieces: at most so many; the most that N can be cut into evenly.
   """
+  pieces = max(k for k in range(1, pieces + 1) if len(x) % k == 0)
   if pieces == 1:
     return resnet.capture(model, parameters, x, layers)
   last = names.ARCHITECTURES[model.depth].last_stage
