@@ -114,6 +114,8 @@ def compute(
   peak, bandwidth = (_best(bound)[1] for bound in bounds)
   work = costs.costs(resnet.ResNet(depth), 224, 224)
   amount = sum(cost.multiply_adds for cost in work)
+  # Each layer's value written once and read once, nothing kept in a cache.
+  moved = 2 * sum(cost.bytes for cost in work)
   return [
     {
       'what': 'compute',
@@ -124,13 +126,19 @@ def compute(
       'multiply_adds': amount,
       'peak_multiply_adds_per_second': peak,
       'bytes_per_second': bandwidth,
-      'fraction_of_peak': _best(contender)[1] * amount / peak if peak else None,
+      'bytes_a_picture': moved,
+      'fraction_of_peak': _share(_best(contender)[1] * amount, peak),
+      'fraction_of_memory': _share(_best(contender)[1] * moved, bandwidth),
       'peer': contender.about,
       # The same for all of a run.
       **machine,
     }
     for contender in contenders
   ]
+
+
+def _share(rate: float, bound: float) -> float | None:
+  return rate / bound if bound else None
 
 
 def _best(contender: Contender) -> tuple[int, float]:
@@ -281,8 +289,12 @@ def say(lines: Sequence[Line]) -> None:
       print(f'{what}: {reason}')
     else:
       batch = f', batch {line["batch"]}' if 'batch' in line else ''
-      share = line.get('fraction_of_peak')
-      bound = f', {share:.0%} of the matrix product' if share else ''
+      share, memory = (
+        line.get(f'fraction_of_{bound}') for bound in ('peak', 'memory')
+      )
+      bound = ''
+      if share and memory:
+        bound = f', {share:.0%} of the matrix product, {memory:.0%} of memory'
       print(
         f'{what}: {line["pictures_per_second"]:.1f} pictures/s{batch}{bound}'
       )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import reproduce
+import speed
 
 from resnet_jax.evaluation import evidence
 from resnet_jax.weights import zoo
@@ -117,6 +118,15 @@ TABLES: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
   'results': (results_table, ('docs/accuracy.md',)),
   'cifar': (cifar_table, ('README.md', 'docs/accuracy.md')),
   'variants': (variants_table, ('docs/which_resnet.md',)),
+  **{
+    f'speed {make.__name__}': (
+      lambda make=make: markdown(*make()),
+      ('docs/performance.md',),
+    )
+    for make in (
+      *(speed.compute, speed.files, speed.drift, speed.start, speed.growth),
+    )
+  },
 }
 PLACES = [(name, file) for name in TABLES for file in TABLES[name][1]]
 
