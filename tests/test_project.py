@@ -2,6 +2,7 @@
 """What holds the project together: who imports whom, what is installed."""
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -204,7 +205,7 @@ def test_the_readmes_commands_run(tmp_path):
     done = subprocess.run(
       [sys.executable, *shlex.split(command)[1:]],
       cwd=tmp_path,
-      env={'PYTHONPATH': str(ROOT)},
+      env=os.environ | {'PYTHONPATH': str(ROOT)},
       capture_output=True,
       text=True,
       check=False,
@@ -214,7 +215,7 @@ def test_the_readmes_commands_run(tmp_path):
     done = subprocess.run(
       [sys.executable, '-c', block],
       cwd=tmp_path,
-      env={'PYTHONPATH': str(ROOT)},
+      env=os.environ | {'PYTHONPATH': str(ROOT)},
       capture_output=True,
       text=True,
       check=False,

@@ -193,13 +193,13 @@ def test_in_a_notebook(monkeypatch):
     resnet_jax.load(18, weights='random', batch_size='many')
   with pytest.raises(errors.UserError, match='batch_size=-1 is neither'):
     resnet_jax.load(18, weights='random', batch_size=-1)
-  shapes, compiled = [], runner.Runner.compile
+  shapes, started = [], runner.Runner.__call__
 
-  def noting(self, shape):
-    shapes.append(shape)
-    return compiled(self, shape)
+  def noting(self, images):
+    shapes.append(images.shape)
+    return started(self, images)
 
-  monkeypatch.setattr(runner.Runner, 'compile', noting)
+  monkeypatch.setattr(runner.Runner, '__call__', noting)
   images = pixels(600)[:, 0]
   model = resnet_jax.load(18, weights='random')
   found = model.features(images, 'pool1')
@@ -245,7 +245,7 @@ def test_a_run_compiles_once(tmp_path, pictures):
     check=False,
   )
   assert done.returncode == 0, done.stderr
-  assert done.stdout.count('jit(_apply)') == 1
+  assert done.stdout.count('jit(run)') == 1
   assert done.stderr.count('compiled in') == 1
 
 
