@@ -103,6 +103,8 @@ def test_wrong_arguments_say_what_is_allowed(model, pictures):
     resnet_jax.load('resnet51', weights='random')
   with pytest.raises(resnet_jax.UserError, match='batch_size=-1 is neither'):
     resnet_jax.load('resnet18', weights='random', batch_size=-1)
+  with pytest.raises(resnet_jax.UserError, match="Did you mean 'bfloat16'"):
+    resnet_jax.load('resnet18', weights='random', arithmetic='bfloat')
   with pytest.raises(resnet_jax.UserError, match="Did you mean 'bicubic'"):
     resnet_jax.load('resnet18', weights='random', interpolation='cubic')
   with pytest.raises(resnet_jax.UserError, match='Did you mean'):
