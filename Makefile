@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help extract test check frameworks tables format clean
+.PHONY: help extract test check frameworks docs tables format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / - /'
@@ -39,6 +39,10 @@ frameworks: $(VENV)/test-installed ## tests against PyTorch (hundreds of megabyt
 	$(BIN)/python -m pip install --quiet --editable '.[frameworks]'
 	$(BIN)/python -m pytest -m frameworks
 
+docs: $(VENV)/pip pyproject.toml ## build the documentation, into site/
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 tables: $(VENV)/test-installed ## write the tables in README.md and docs/ again
 	$(BIN)/python experiments/tables.py
 
@@ -47,4 +51,4 @@ format: $(VENV)/test-installed ## format and sort imports
 	$(BIN)/ruff format
 
 clean: ## remove .venv and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache

@@ -11,7 +11,7 @@
 
 Each measurement adds JSON lines to experiments/results/pipeline.jsonl; `plot`
 makes docs/images/growth.svg of those of `growth`, by matplotlib, the extra
-`plots`.  Pictures are taken again and again where more are asked for.
+`views`.  Pictures are taken again and again where more are asked for.
 """
 
 import argparse
@@ -43,6 +43,12 @@ RESULTS = pathlib.Path('experiments/results/pipeline.jsonl')
 PLOT = pathlib.Path('docs/images/growth.svg')
 EXACT = preprocess.Preprocess(mean.parse_mean('103.939,116.779,123.68', 224))
 SCALED = dataclasses.replace(EXACT, decode='scaled')
+
+# What `main` can be asked for.
+MEASUREMENTS = (
+  *('decode', 'end_to_end', 'batch_sizes', 'start', 'growth', 'layers'),
+  'plot',
+)
 
 Line = dict[str, Any]
 
@@ -424,7 +430,7 @@ def plot(results: pathlib.Path = RESULTS, target: pathlib.Path = PLOT) -> None:
     import matplotlib  # noqa: PLC0415 - an extra
   except ImportError as error:
     raise SystemExit(
-      "the plot needs matplotlib: pip install 'resnet-jax-zoo[plots]'."
+      "the plot needs matplotlib: pip install 'resnet-jax-zoo[views]'."
     ) from error
   matplotlib.use('svg')
   # The same file for the same figures.
@@ -487,10 +493,7 @@ def main() -> None:
   )
   parser.add_argument(
     'what',
-    choices=(
-      *('decode', 'end_to_end', 'batch_sizes', 'start', 'growth', 'layers'),
-      'plot',
-    ),
+    choices=MEASUREMENTS,
   )
   parser.add_argument('--data', default='example', help='pictures')
   parser.add_argument('--count', type=int, default=400, help='pictures')

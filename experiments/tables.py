@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import reproduce
+import speed
 
 from resnet_jax.evaluation import evidence
 from resnet_jax.weights import zoo
@@ -111,17 +112,28 @@ def _measured(line: dict[str, Any] | None) -> list[str]:
   ]
 
 
-TABLES: dict[str, tuple[str, Callable[[], str]]] = {
-  'zoo': ('README.md', zoo_table),
-  'results': ('README.md', results_table),
-  'cifar': ('README.md', cifar_table),
-  'variants': ('docs/which_resnet.md', variants_table),
+# Tables, and where they stand.
+TABLES: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
+  'zoo': (zoo_table, ('docs/checkpoints.md',)),
+  'results': (results_table, ('docs/accuracy.md',)),
+  'cifar': (cifar_table, ('README.md', 'docs/accuracy.md')),
+  'variants': (variants_table, ('docs/which_resnet.md',)),
+  **{
+    f'speed {make.__name__}': (
+      lambda make=make: markdown(*make()),
+      ('docs/performance.md',),
+    )
+    for make in (
+      *(speed.compute, speed.files, speed.drift, speed.start, speed.growth),
+    )
+  },
 }
+PLACES = [(name, file) for name in TABLES for file in TABLES[name][1]]
 
 
-def updated(name: str) -> tuple[pathlib.Path, str]:
+def updated(name: str, file: str) -> tuple[pathlib.Path, str]:
   """A file, and its text with a table as it should be."""
-  file, make = TABLES[name]
+  make, _ = TABLES[name]
   path = ROOT / file
   text = path.read_text('utf-8')
   pattern = rf'(<!-- {name} -->\n).*?(<!-- end -->)'
@@ -135,8 +147,8 @@ def updated(name: str) -> tuple[pathlib.Path, str]:
 
 def main() -> None:
   """Writes all tables."""
-  for name in TABLES:
-    path, text = updated(name)
+  for name, file in PLACES:
+    path, text = updated(name, file)
     path.write_text(text, 'utf-8')
 
 

@@ -4,6 +4,7 @@
 import pathlib
 import re
 import runpy
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,6 +67,16 @@ def resolve_flags(arguments: Sequence[str]) -> list[str]:
     else:
       others.append(_automatic(flag))
   return [program, f'--config={find(path)}', *others]
+
+
+def settings_text() -> str:
+  """Every key of the default file, with its default, below its comment."""
+  text = pathlib.Path(find(DEFAULT)).read_text('utf-8')
+  body = re.search(r'ConfigDict\(\)\n\n(.*)\n\n  return ', text, re.S)
+  if body is None:
+    raise ValueError(f'{DEFAULT} does not look as expected')
+  lines = textwrap.dedent(body[1]).splitlines()
+  return '\n'.join(line.removeprefix('config.') for line in lines)
 
 
 def _automatic(flag: str) -> str:

@@ -20,6 +20,9 @@ from ml_collections import config_flags
 
 from resnet_jax import configuration, errors, jobs, terminal
 
+# absl's own would list its flags, not the settings, and exit with 1.
+_HELP = {'--help', '-help', '-h', '-?', '--helpshort', '--helpfull'}
+
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
@@ -30,24 +33,45 @@ _JOB = flags.DEFINE_enum(
   'job',
   None,
   list(jobs.JOBS),
-  'What to do. '
-  + ' '.join(f'{name}: {job.summary}.' for name, job in jobs.JOBS.items()),
+  'What to do.',
 )
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:
   try:
-    return app.parse_flags_with_usage(list(arguments))
+    return flags.FLAGS(list(arguments))
+  except flags.Error as error:
+    raise errors.UserError(
+      f'{str(error).removesuffix(".")}. --help lists jobs and settings.'
+    ) from error
   except (AttributeError, KeyError, TypeError):
     # What config_flags raises for a key that the config does not have.
     configuration.check_overrides(arguments)
     raise
 
 
+def _help() -> str:
+  width = max(map(len, jobs.JOBS))
+  lines = [
+    f'  {name:{width}}  {job.summary}' for name, job in jobs.JOBS.items()
+  ]
+  return '\n'.join(
+    [
+      (__doc__ or '').strip(),
+      '\nJobs, --job=NAME:\n',
+      *lines,
+      f'\nSettings ({configuration.DEFAULT}), with their defaults:\n',
+      configuration.settings_text(),
+    ]
+  )
+
+
 def main(arguments: Sequence[str]) -> int:
   """Runs the job that the flags ask for; returns the exit status."""
   if _JOB.value is None:
-    raise errors.UserError(f'say --job=JOB, one of: {", ".join(jobs.JOBS)}.')
+    raise errors.UserError(
+      f'say --job=JOB, one of: {", ".join(jobs.JOBS)}. --help says more.'
+    )
   configuration.check_complete(_CONFIG.value)
   jobs.take(_JOB.value, arguments[1:], _CONFIG.value)
   return jobs.run(_JOB.value, _CONFIG.value)
@@ -61,11 +85,15 @@ def run() -> None:
   # killed at any moment, so there is nothing to be cleaned up.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   try:
+    if _HELP & set(sys.argv[1:]):
+      print(_help())
+      return
     # config_flags looks there, too.
     sys.argv = configuration.resolve_flags(sys.argv)
     app.run(main, flags_parser=_parse)
   except errors.UserError as error:
-    sys.exit(terminal.plain(f'error: {error}'))
+    terminal.say(f'error: {error}')
+    sys.exit(1)
   except BrokenPipeError:
     # Who reads the output has enough of it (`| head`).
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

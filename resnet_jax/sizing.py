@@ -18,7 +18,7 @@ from resnet_jax import errors, runner, stages
 
 # Pixels a device at a time to start from, and the most crops: a core's round
 # (see `devices`); accelerators want many.
-_PIXELS = {'cpu': 32 * 224 * 224}
+_PIXELS = {'cpu': 48 * 224 * 224}
 _PIXELS_ELSEWHERE = 256 * 224 * 224
 _MOST_CROPS = 256
 # Of what is free: the driver, and whoever else computes there, need some, too.

@@ -1,14 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is said to the person who waits, beside the results."""
 
+import os
+import re
 import shutil
 import sys
 import time
-from typing import Self
+from typing import Self, TextIO
 
 from tqdm import tqdm
 
 _SECONDS_A_LINE = 15.0
+
+# What a line begins with, and how that is shown on a terminal.
+_MARKS = {
+  'error:': '\x1b[1;31m',
+  'FAILED:': '\x1b[1;31m',
+  'WARNING:': '\x1b[1;33m',
+  'NOTE:': '\x1b[1m',
+}
+_PLAIN = '\x1b[0m'
 
 
 def plain(text: str) -> str:
@@ -20,7 +31,29 @@ def plain(text: str) -> str:
 
 def say(text: str) -> None:
   """A line; results go to standard output."""
-  print(plain(text), file=sys.stderr, flush=True)
+  line = plain(text)
+  if _has_colours(sys.stderr):
+    words = '|'.join(_MARKS)
+    line = re.sub(
+      f'^({words})', lambda m: f'{_MARKS[m[1]]}{m[1]}{_PLAIN}', line
+    )
+  # Not into the line of a bar.
+  tqdm.write(line, file=sys.stderr)
+  sys.stderr.flush()
+
+
+def _has_colours(stream: TextIO) -> bool:
+  """By https://no-color.org, too."""
+  return (
+    stream.isatty()
+    and not os.environ.get('NO_COLOR')
+    and os.environ.get('TERM', 'dumb') != 'dumb'
+  )
+
+
+def width(stream: TextIO) -> int | None:
+  """Columns of the terminal that a stream is; None: it is none."""
+  return shutil.get_terminal_size().columns if stream.isatty() else None
 
 
 class Bytes:

@@ -1,48 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a run is, on a terminal and elsewhere."""
-
-import contextlib
-import os
-import re
-import subprocess
-import sys
+"""How far a run is, where there is no terminal (tests/test_terminal.py)."""
 
 import pytest
-from conftest import ROOT
 
 from resnet_jax.jobs import progress
-
-termios = pytest.importorskip('termios')
-
-
-def test_a_terminal_shows_a_bar_with_rate_and_time_left(pictures):
-  ours, theirs = os.openpty()
-  termios.tcsetwinsize(theirs, (40, 100))
-  settings = '18,weights=random,resize_size=40,crop_size=32,batch_size=2'
-  process = subprocess.Popen(
-    [
-      sys.executable,
-      '-m',
-      'resnet_jax.main',
-      f'--config=configs/resnet.py:{settings},data=pictures',
-      '--job=extract',
-    ],
-    cwd=pictures.parent,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    stderr=theirs,
-  )
-  os.close(theirs)
-  shown = b''
-  # The other end hangs up by an error.
-  with contextlib.suppress(OSError):
-    while piece := os.read(ours, 4096):
-      shown += piece
-  os.close(ours)
-  assert process.wait() == 0
-  text = shown.decode()
-  frame = r'100%\|.*7/7 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+ pictures/s\]'
-  assert re.search(frame, text)
-  assert '7 pictures in' in text
 
 
 def test_elsewhere_there_are_plain_lines(monkeypatch, capsys):

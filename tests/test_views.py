@@ -72,6 +72,44 @@ def test_what_cannot_be_shown_is_an_error():
     views.filters(np.zeros((3, 3, 4, 8)))
 
 
+def test_neighbours_are_the_others_by_their_cosine():
+  features = np.array([[1, 0], [0, 2], [3, 3], [5, 0]], np.float32)
+  order, cosines = maps.nearest(features, 2)
+  assert order.tolist() == [[3, 2], [2, 0], [0, 1], [0, 2]]
+  half = np.sqrt(0.5)
+  np.testing.assert_allclose(cosines[:, 0], [1, half, half, 1])
+  # No more than there are.
+  assert maps.nearest(features, 9)[0].shape == (4, 3)
+
+
+def test_a_neighbour_that_cannot_be_named_is_an_error():
+  with pytest.raises(errors.UserError, match='1 pictures, 2 neighbours: 2 and'):
+    maps.nearest(np.ones((1, 3)), 2)
+  with pytest.raises(errors.UserError, match='all 0 or not finite'):
+    maps.nearest(np.array([[1.0, 0.0], [0.0, 0.0]]), 1)
+  with pytest.raises(
+    errors.UserError, match='2 pictures, 2 rows of features a'
+  ):
+    views.neighbours(
+      np.zeros((2, 32, 32, 3), np.uint8), np.ones((2, 3)), ['a.png']
+    )
+
+
+def test_neighbours_stand_beside_their_picture():
+  pictures = np.zeros((3, 40, 40, 3), np.uint8)
+  pictures[0, :, :, 0] = pictures[1, :, :, 1] = pictures[2, :, :, 2] = 255
+  features = np.array([[1, 0.1], [0, 1], [1, 0]])
+  figure = views.neighbours(pictures, features, ['red', 'green', '$blue$'])
+  texts = _texts(figure)
+  assert 'red $blue$  0.995 green  0.100 green red  0.100' in texts
+  shown = _pixels(figure)
+  # The first row: red, blue, green.
+  row = shown[34 + 22 + 4 + 15 + 50]
+  assert row[14 + 50].tolist() == [255, 0, 0]
+  assert row[14 + 120 + 50].tolist() == [0, 0, 255]
+  assert row[14 + 240 + 50].tolist() == [0, 255, 0]
+
+
 def test_tiles_lie_row_by_row():
   cells = np.arange(5)[:, None, None] * np.ones((5, 2, 3), int)
   grid = maps.tiled(cells, 2)

@@ -445,6 +445,21 @@ def test_download_of_what_there_is_not(run_main, online, settings, message):
   assert message in done.stderr
 
 
+def test_offline_several_files_are_one_message(run_main, online, tmp_path):
+  done = run_main(
+    f'{CONFIG}:weights=all',
+    '--job=download',
+    env=online
+    | {'RESNET_JAX_OFFLINE': '1', 'RESNET_JAX_CACHE': str(tmp_path / 'none')},
+    check=1,
+  )
+  plan, error = done.stderr.splitlines()
+  assert plan.startswith('to get, unless they are in the cache: msra-50, ')
+  assert 'RESNET_JAX_OFFLINE forbids to download, and ' in error
+  assert f' files are not in {tmp_path / "none"}: msra-50/ResNet-50-m' in error
+  assert error.endswith('give weights=PATH of a file that you have.')
+
+
 def test_offline_and_nothing_there(run_main, online, tmp_path):
   done = run_main(
     f'{CONFIG}:50',

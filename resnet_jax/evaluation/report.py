@@ -117,9 +117,14 @@ def rows(name: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
   return result
 
 
+def title(name: str) -> str:
+  """What a label set is called in a line for a person."""
+  return name if name == 'labels' else f'labels {name}'
+
+
 def remarks(name: str, found: Mapping[str, Any]) -> list[str]:
   """What must be said beside a label set's errors, a line each."""
-  of = f'labels {name}: '
+  of = f'{title(name)}: '
   lines = [f'{of}{found["pictures"]} pictures']
   if found['unlabelled']:
     lines.append(f'{of}{found["unlabelled"]} without a label left out')

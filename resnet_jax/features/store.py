@@ -241,9 +241,9 @@ class Features(Mapping[str, Layer]):
 def load_features(directory: str | pathlib.Path) -> Features:
   """Opens a finished feature store; values are read when they are indexed.
 
-    features = load_features('features')
-    features['avgpool'][:]   # (rows, C, H, W)
-    features.rows[0]         # the first row's key
+      features = load_features('features')
+      features['avgpool'][:]   # (rows, C, H, W)
+      features.rows[0]         # the first row's key
 
   Raises:
     UserError: there is none, it is unfinished, or damaged.

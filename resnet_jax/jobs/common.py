@@ -89,8 +89,9 @@ def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
   console.say(f'weights: {loaded.source}')
   console.say(
     f'ResNet-{model.depth}, {head}, stride in {model.stride_in}, stem pool'
-    f' {model.stem_pool}, epsilon {model.epsilon:g}; digest {loaded.digest}'
+    f' {model.stem_pool}, epsilon {model.epsilon:g}'
   )
+  console.say(f'digest {loaded.digest}')
   for warning in loaded.warnings:
     console.say(f'WARNING: {warning}')
   for note in loaded.loaded.notes:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import errors, features
 from resnet_jax.data import labels
-from resnet_jax.evaluation import pairs, predictions, similarity
+from resnet_jax.evaluation import pairs, predictions, report, similarity
 from resnet_jax.features import layout
 from resnet_jax.jobs import console
 
@@ -81,10 +81,10 @@ def _compare_predictions(
   ):
     print(f'{what}: {count} ({100 * count / found.pictures:.3f} %)')
   print()
-  console.show(tests, False)
+  console.show(tests, False, heads=1)
   print()
   print(f'{len(flips)} pictures with another best guess')
-  console.show(flips, False)
+  console.show(flips, False, heads=1)
 
 
 def _names(path: pathlib.Path) -> Sequence[str]:
@@ -141,7 +141,7 @@ def _flip_row(
   ):
     row[side] = _answer(guess, known)
   for name, answers in flip.labels.items():
-    row[f'labels {name}'] = ' or '.join(map(str, answers)) or '-'
+    row[report.title(name)] = ' or '.join(map(str, answers)) or '-'
   return row
 
 

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The job `download`: published checkpoints into the cache, verified."""
 
+from collections.abc import Mapping
+
 from ml_collections import ConfigDict
 
 from resnet_jax import errors, terminal, weights
 from resnet_jax.data import mean
 from resnet_jax.jobs import console
 from resnet_jax.models import names
-from resnet_jax.weights import download, zoo
+from resnet_jax.weights import cache, download, records, zoo
 
 ALL = 'all'
 _MEAN_SIZE = 224
@@ -18,10 +20,10 @@ def run(config: ConfigDict) -> int:
 
   One that fails does not keep back the others; it is an error in the end.
   """
-  records = _chosen(config.weights, config.layer_num)
-  checkpoints = {record.name: record for record in records}
+  chosen = _chosen(config.weights, config.layer_num)
+  checkpoints = {record.name: record for record in chosen}
   files = {name: record.file for name, record in checkpoints.items()}
-  for family in dict.fromkeys(record.family for record in records):
+  for family in dict.fromkeys(record.family for record in chosen):
     if family in zoo.MEANS:
       files[f'{family}-mean'] = zoo.MEANS[family]
   sizes = [file.size for file in files.values() if file.size]
@@ -29,8 +31,9 @@ def run(config: ConfigDict) -> int:
   console.say(
     f'to get, unless they are in the cache: {", ".join(files)};'
     f' {sum(sizes) / 1e6:.0f} MB'
-    + (f' and {unknown} files of unpublished size' if unknown else '')
+    + (f' and {unknown} of unpublished size' if unknown else '')
   )
+  _check_connection(files)
   failed = []
   for name, file in files.items():
     try:
@@ -51,6 +54,22 @@ def run(config: ConfigDict) -> int:
       f' above: {", ".join(failed)}.'
     )
   return 0
+
+
+def _check_connection(files: Mapping[str, records.File]) -> None:
+  """One message instead of one a file."""
+  missing = [
+    f'{name}/{file.name}'
+    for name, file in files.items()
+    if not cache.place(file, name).exists()
+  ]
+  if len(missing) > 1 and cache.is_offline():
+    raise errors.UserError(
+      f'RESNET_JAX_OFFLINE forbids to download, and {len(missing)} of'
+      f' {len(files)} files are not in {cache.cache_directory()}:'
+      f' {", ".join(missing)}. Unset it; or give weights=PATH of a file that'
+      ' you have.'
+    )
 
 
 def _check(record: zoo.Record) -> None:

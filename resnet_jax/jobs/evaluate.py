@@ -178,7 +178,7 @@ def _label_sets(
   items = setup.source.items
   sets = [truth.load(text, items, _class_names(classes)) for text in texts]
   for found in sets:
-    console.say(f'labels {found.name}: {found.description}')
+    console.say(f'{report.title(found.name)}: {found.description}')
   twice = collections.Counter(found.name for found in sets).most_common(1)[0]
   if twice[1] > 1:
     raise errors.UserError(

@@ -4,14 +4,15 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from resnet_jax import errors, prediction, stages, terminal
 from resnet_jax.data import labels, sources
-from resnet_jax.jobs import common, console, lines
+from resnet_jax.jobs import common, console, lines, progress
 
 
 def run(config: ConfigDict) -> int:
@@ -52,9 +53,11 @@ def run(config: ConfigDict) -> int:
       if start := len(file.kept):
         console.say(f'going on after {start} of {len(items)} pictures')
       failed = sum(map(_show, file.kept))
-    for batch, values in common.computed(
+    computed = common.computed(
       config, setup, network, rows=rows, clock=clock, start=start
-    ):
+    )
+    advance = _progress(stack, len(items), start)
+    for batch, values in computed:
       with clock.measure('write', len(batch.items)):
         records = [
           _record(
@@ -69,6 +72,7 @@ def run(config: ConfigDict) -> int:
         failed += sum(map(_show, records))
         if file:
           file.write(records)
+      advance(len(records))
     if file:
       file.publish()
   common.say_stages(clock)
@@ -80,6 +84,15 @@ def run(config: ConfigDict) -> int:
     console.say(f'{failed} pictures could not be read')
     return common.SOME_FAILED
   return 0
+
+
+def _progress(
+  stack: contextlib.ExitStack, total: int, done: int
+) -> Callable[[int], None]:
+  """Counts pictures; on a terminal the results show how far it is."""
+  if sys.stdout.isatty():
+    return lambda count: None
+  return stack.enter_context(progress.Progress(total, done)).add
 
 
 def _facts(setup: common.Setup) -> dict[str, Any]:

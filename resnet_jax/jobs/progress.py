@@ -12,6 +12,11 @@ from resnet_jax.jobs import console
 
 _SECONDS_A_LINE = 15.0
 
+# Always pictures a second: by itself tqdm turns slow rates round.
+_BAR = (
+  '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]'
+)
+
 
 class Progress:
   """Counts pictures; a context manager.
@@ -25,7 +30,15 @@ class Progress:
     self._begin = time.monotonic()
     self._spoke = self._begin
     self._bar = (
-      tqdm(total=total, initial=done, unit=' pictures', file=sys.stderr)
+      tqdm(
+        total=total,
+        initial=done,
+        unit=' pictures',
+        bar_format=_BAR,
+        # The line that follows says it all.
+        leave=False,
+        file=sys.stderr,
+      )
       if sys.stderr.isatty()
       else None
     )
@@ -44,7 +57,8 @@ class Progress:
     seconds = time.monotonic() - self._begin
     count = self._done - self._first
     if kind is None:
-      console.say(f'{count} pictures in {seconds:.1f} s{self._rate()}')
+      noun = 'picture' if count == 1 else 'pictures'
+      console.say(f'{count} {noun} in {seconds:.1f} s{self._rate()}')
 
   def add(self, count: int) -> None:
     """Notes that `count` more pictures are done."""

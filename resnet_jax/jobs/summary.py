@@ -39,6 +39,7 @@ def run(config: ConfigDict) -> int:
   console.show(
     rows,
     config.as_json,
+    heads=1,
     depth=model.depth,
     classes=model.classes,
     stride_in=model.stride_in,

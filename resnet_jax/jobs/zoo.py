@@ -32,5 +32,5 @@ def run(config: ConfigDict) -> int:
     if config.as_json
     else zoo.table(chosen)
   )
-  console.show(rows, config.as_json)
+  console.show(rows, config.as_json, heads=2)
   return 0

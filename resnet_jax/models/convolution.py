@@ -8,6 +8,7 @@ docs/performance.md.
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,6 +124,21 @@ def convolve(
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     precision=precision,
   )
+
+
+def rectified_sum(x: jax.Array, y: jax.Array, platform: str) -> jax.Array:
+  """The ReLU of x + y, two arrays (N, H, W, C).
+
+  On a CPU written as another expression with the same bits.  XLA takes a value
+  that ends with a maximum with 0 for cheap, and computes it again wherever it
+  is used: the sums of all blocks so far for every further block, a quarter of
+  ResNet-152's time.  A sum of two arrays it keeps.
+  """
+  if platform != 'cpu':
+    return nn.relu(x + y)
+  # Flat, as the matrix products take it, for the same reason.
+  flat, other = (array.reshape(-1, array.shape[-1]) for array in (x, y))
+  return (jnp.maximum(flat, -other) + other).reshape(x.shape)
 
 
 def max_pool(

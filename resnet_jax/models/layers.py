@@ -138,11 +138,11 @@ class BatchNorm(nn.Module):
 class AddTo(nn.Module):
   """The end of a block: the branch and its shortcut summed, then ReLU."""
 
+  inference: Inference = DEFINITION
+
   def __call__(self, branch: jax.Array, shortcut: jax.Array) -> jax.Array:
     """Two (N, H, W, C) to one."""
-    channels = branch.shape[-1]
-    flat = branch.reshape(-1, channels) + shortcut.reshape(-1, channels)
-    return nn.relu(flat).reshape(branch.shape)
+    return convolution.rectified_sum(branch, shortcut, self.inference.platform)
 
 
 def padded_shortcut(x: jax.Array, channels: int, stride: int) -> jax.Array:

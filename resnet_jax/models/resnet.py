@@ -150,7 +150,10 @@ class ResNet(nn.Module):
           # Where the shape stays, this is the identity.
           shortcut = layers.padded_shortcut(x, out, stride)
         x = branch(x, prefix, width, stride)
-        x = layers.AddTo(name=f'{prefix}_addto')(x, shortcut)
+        add = layers.AddTo(
+          self.inference or layers.DEFINITION, name=f'{prefix}_addto'
+        )
+        x = add(x, shortcut)
     if end is not None:
       return x
     x = layers.GlobalAveragePool(name='avgpool')(x)

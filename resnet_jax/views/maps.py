@@ -137,3 +137,34 @@ def true_colours(kernel: np.ndarray, channels: str) -> np.ndarray:
   peak = np.abs(cells).max(axis=(1, 2, 3), keepdims=True)
   scaled = cells / np.where(peak > 0, peak, 1)
   return np.rint(128 + 127 * scaled).astype(np.uint8)
+
+
+def nearest(features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+  """For each row the others with the largest cosine, the nearest first.
+
+  Args:
+    features: (N, ...), a row a picture.
+    count: others a row at most.
+
+  Returns:
+    Their numbers, and their cosines, both (N, min(count, N - 1)); equals by
+    number.
+
+  Raises:
+    UserError: there is nothing to compare.
+  """
+  rows = np.asarray(features, np.float64).reshape(len(features), -1)
+  lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+  if len(rows) < 2 or count < 1:
+    raise errors.UserError(
+      f'{len(rows)} pictures, {count} neighbours: 2 and 1 are the least.'
+    )
+  if not np.isfinite(lengths).all() or not lengths.all():
+    raise errors.UserError(
+      'the features of a picture are all 0 or not finite, so it has no'
+      ' direction to compare. Leave it out, or take another layer.'
+    )
+  cosines = rows @ rows.T / (lengths * lengths.T)
+  np.fill_diagonal(cosines, -np.inf)
+  order = np.argsort(-cosines, axis=1, kind='stable')[:, :-1][:, :count]
+  return order, np.take_along_axis(cosines, order, axis=1)

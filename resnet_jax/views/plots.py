@@ -7,12 +7,16 @@ no window.  A pixel of a map is a whole number of pixels of the figure.
 
 from __future__ import annotations
 
+import functools
+import io
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
+from resnet_jax import errors
 from resnet_jax.views import colours, maps
 
 if TYPE_CHECKING:
@@ -44,6 +48,12 @@ _EXTENDS = {
 }
 
 
+def _png(figure: Figure) -> bytes:
+  file = io.BytesIO()
+  figure.savefig(file, format='png')
+  return file.getvalue()
+
+
 class _Sheet:
   """A figure whose places are pixels from the upper left corner."""
 
@@ -52,6 +62,8 @@ class _Sheet:
     library = colours.matplotlib()
     inches = width / _DPI, height / _DPI
     self.figure: Figure = library.figure.Figure(inches, dpi=_DPI)
+    # By themselves notebooks show only the figures of pyplot.
+    vars(self.figure)['_repr_png_'] = functools.partial(_png, self.figure)
     self.figure.set_facecolor('white')
 
   def axes(self, x: float, y: float, width: float, height: float) -> Axes:
@@ -291,6 +303,60 @@ def bars(
 
 def _percent(share: float) -> str:
   return f'{share:.2%}' if share >= 0.00005 else '< 0.01%'
+
+
+def neighbours(
+  pictures: np.ndarray,
+  features: np.ndarray,
+  names: Sequence[str],
+  *,
+  count: int = 4,
+  title: str = '',
+) -> Figure:
+  """Each picture, and beside it those with the most similar features.
+
+  Args:
+    pictures: (N, H, W, 3) uint8, RGB, as the network saw them.
+    features: (N, ...), a row a picture; compared by their cosine.
+    names: of the pictures.
+    count: neighbours a picture at most.
+    title: above the grid.
+
+  Raises:
+    UserError: there is nothing to compare, or no Matplotlib.
+  """
+  if not len(pictures) == len(features) == len(names):
+    raise errors.UserError(
+      f'{len(pictures)} pictures, {len(features)} rows of features and'
+      f' {len(names)} names: give as many of each.'
+    )
+  order, cosines = maps.nearest(features, count)
+  _, height, width, _ = pictures.shape
+  size = _CELL, max(1, round(_CELL * height / width))
+  small = np.stack(
+    [np.asarray(Image.fromarray(picture).resize(size)) for picture in pictures]
+  )
+  short = [name if len(name) <= 16 else f'{name[:15]}…' for name in names]
+  cells, labels = [], []
+  for row, others in enumerate(order):
+    cells += [row, *others]
+    labels.append(short[row])
+    labels += [
+      f'{short[other]}  {cosine:.3f}'
+      for other, cosine in zip(others, cosines[row], strict=True)
+    ]
+  columns = order.shape[1] + 1
+  top = _TITLE + _NOTE + 4
+  sheet = _Sheet(
+    max(2 * _MARGIN + columns * (size[0] + _GAP) - _GAP, 480),
+    top + len(order) * (size[1] + _LABEL + _GAP) - _GAP + _MARGIN,
+  )
+  sheet.heading(
+    title or 'nearest neighbours',
+    'left each picture, then those nearest to it, by the cosine of features',
+  )
+  _grid(sheet, small[cells], labels, columns, top)
+  return sheet.figure
 
 
 def filters(

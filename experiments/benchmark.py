@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our program beside the alternatives, on this machine, in one run.
+
+  python experiments/benchmark.py compute --depths 50 101 152 --batches 1 8 32
+  python experiments/benchmark.py compute --arithmetics bfloat16 --batches 256
+  python experiments/benchmark.py files --data=photos
+  python experiments/benchmark.py drift --data=photos
+  python experiments/benchmark.py decode --data=photos    and the other
+      measurements of pipeline_speed.py: end_to_end, start, growth, plot, ...
+
+`compute` has pictures on the device already; `files` goes from JPEG files to
+pooled features on the disk.  Every contender is a process of
+its own (peers.py), and they take turns, a second each, so that what disturbs
+the machine hits all alike.  What is not installed is said and left out.  Each
+result is a JSON line in experiments/results/benchmark.jsonl, of which
+tables.py makes those of the documents.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import peers
+import pipeline_speed
+
+# Before JAX starts: several processes share a GPU's memory here.
+os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+
+from resnet_jax import devices, runner
+from resnet_jax.data import pipeline, sources
+from resnet_jax.models import convolution, costs, resnet
+from resnet_jax.weights import random
+
+RESULTS = pathlib.Path('experiments/results/benchmark.jsonl')
+_HERE = pathlib.Path(__file__).parent
+
+Line = dict[str, Any]
+
+
+class Contender:
+  """A process of peers.py that computes when it is told to."""
+
+  def __init__(self, name: str, depth: int, arithmetic: str) -> None:
+    self.name = name
+    self.rates: dict[int, list[float]] = {}
+    self._process = subprocess.Popen(
+      [sys.executable, _HERE / 'peers.py', name, str(depth), arithmetic],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    self.about = self._answer()
+    self.missing = self.about.get('missing', '')
+
+  def _answer(self) -> Line:
+    assert self._process.stdout
+    for line in self._process.stdout:
+      # Libraries print there, too.
+      if line.startswith('{'):
+        return json.loads(line)
+    return {'missing': f'ended with status {self._process.wait()}'}
+
+  def measure(self, batch: int, seconds: float) -> float:
+    """Pictures/s of batches of a size; 0 if it gave up."""
+    assert self._process.stdin
+    try:
+      self._process.stdin.write(f'{batch} {seconds}\n')
+      self._process.stdin.flush()
+    except BrokenPipeError:
+      return 0.0
+    rate = self._answer().get('rate', 0.0)
+    self.rates.setdefault(batch, []).append(rate)
+    return rate
+
+  def close(self) -> None:
+    """Ends the process."""
+    self._process.kill()
+    self._process.wait()
+
+
+def compute(
+  depth: int,
+  arithmetic: str,
+  batches: Sequence[int],
+  *,
+  names: Sequence[str],
+  rounds: int,
+  seconds: float,
+) -> list[Line]:
+  """Computing alone; a line a contender."""
+  contenders = [Contender(name, depth, arithmetic) for name in names]
+  bounds = [Contender(name, depth, arithmetic) for name in peers.BOUNDS]
+  there = [c for c in contenders if not c.missing]
+  for contender in there:
+    for batch in batches:
+      contender.measure(batch, 0.0)
+    contender.rates.clear()
+  for _ in range(rounds):
+    for contender in (*there, *(b for b in bounds if not b.missing)):
+      for batch in batches if contender in there else batches[:1]:
+        contender.measure(batch, seconds)
+  for contender in (*contenders, *bounds):
+    contender.close()
+  machine = pipeline_speed.machine()
+  peak, bandwidth = (_best(bound)[1] for bound in bounds)
+  work = costs.costs(resnet.ResNet(depth), 224, 224)
+  amount = sum(cost.multiply_adds for cost in work)
+  # Each layer's value written once and read once, nothing kept in a cache.
+  moved = 2 * sum(cost.bytes for cost in work)
+  return [
+    {
+      'what': 'compute',
+      'contender': contender.name,
+      'depth': depth,
+      'arithmetic': arithmetic,
+      **_figures(contender, rounds),
+      'multiply_adds': amount,
+      'peak_multiply_adds_per_second': peak,
+      'bytes_per_second': bandwidth,
+      'bytes_a_picture': moved,
+      'fraction_of_peak': _share(_best(contender)[1] * amount, peak),
+      'fraction_of_memory': _share(_best(contender)[1] * moved, bandwidth),
+      'peer': contender.about,
+      # The same for all of a run.
+      **machine,
+    }
+    for contender in contenders
+  ]
+
+
+def _share(rate: float, bound: float) -> float | None:
+  return rate / bound if bound else None
+
+
+def _best(contender: Contender) -> tuple[int, float]:
+  """The batch size of the largest median, and that."""
+  medians = {
+    batch: statistics.median(rates) for batch, rates in contender.rates.items()
+  }
+  if not medians:
+    return 0, 0.0
+  batch = max(medians, key=medians.__getitem__)
+  return batch, medians[batch]
+
+
+def _figures(contender: Contender, rounds: int) -> Line:
+  batch, rate = _best(contender)
+  if not batch:
+    return {'pictures_per_second': None}
+  found = contender.rates
+  return {
+    'batch': batch,
+    'pictures_per_second': rate,
+    'least': min(found[batch]),
+    'most': max(found[batch]),
+    'rounds': rounds,
+    'all': {size: statistics.median(rates) for size, rates in found.items()},
+  }
+
+
+# -------------------------------------------------------------- JPEG to store
+
+
+def files(data: pathlib.Path, count: int, rounds: int) -> list[Line]:
+  """Files to pooled features on the disk: ours, and a PyTorch DataLoader."""
+  found: dict[str, list[float]] = {'resnet_jax': []}
+  notes: dict[str, str] = {}
+  with tempfile.TemporaryDirectory() as folder:
+    listed = pipeline_speed.write_list(pathlib.Path(folder), data, count)
+    settings = (f'data={listed}', 'weights=random', 'layer_num=50')
+    for _ in range(rounds):
+      found['resnet_jax'].append(pipeline_speed.run_program(*settings).rate)
+      for name in ('PyTorch eager', 'ONNX Runtime'):
+        done = subprocess.run(
+          [sys.executable, _HERE / 'loader.py', name, listed, folder],
+          capture_output=True,
+          text=True,
+          check=False,
+        )
+        if done.returncode:
+          notes[name] = done.stderr.strip().splitlines()[-1]
+        else:
+          last = json.loads(done.stdout.splitlines()[-1])
+          found.setdefault(name, []).append(last['pictures_per_second'])
+  names = (*found, *(name for name in notes if name not in found))
+  return [
+    {
+      'what': 'files',
+      'contender': name,
+      'depth': 50,
+      'pictures': count,
+      'pictures_per_second': (
+        statistics.median(found[name]) if name in found else None
+      ),
+      'all': found.get(name, []),
+      'missing': notes.get(name, ''),
+      **pipeline_speed.machine(),
+    }
+    for name in names
+  ]
+
+
+# ---------------------------------------------------------------------- drift
+
+
+def drift(data: pathlib.Path, depth: int, count: int) -> list[Line]:
+  """How far each arithmetic's values are from those of `direct`.
+
+  Per layer the root mean square of the difference over that of the values, and
+  the largest difference over the same; of predictions, how many differ.
+  Untrained weights.
+  """
+  items = sources.open_source(str(data)).items[:count]
+  [batch] = pipeline.batches(items, pipeline_speed.EXACT, rows=len(items))
+  model = resnet.ResNet(depth)
+  parameters = random.initialise(resnet.parameter_shapes(model), 0)
+  layers = [
+    name
+    for name in resnet.layer_names(model)
+    if name.endswith(('_addto', 'pool1', 'avgpool', 'logits', 'output'))
+  ]
+
+  def values(arithmetic: str) -> dict[str, np.ndarray]:
+    run = runner.Runner.prepared(
+      pipeline_speed.EXACT,
+      model,
+      parameters,
+      layers,
+      execution=runner.Execution(devices.select(False), arithmetic),
+    )
+    return run.fetch(run(batch.images))
+
+  exact = values('direct')
+  lines = []
+  for arithmetic in convolution.ARITHMETICS:
+    if arithmetic == 'direct':
+      continue
+    got = values(arithmetic)
+    scale = {n: float(np.sqrt(np.mean(v**2))) for n, v in exact.items()}
+    off = {n: got[n] - v for n, v in exact.items()}
+    lines.append(
+      {
+        'what': 'drift',
+        'arithmetic': arithmetic,
+        'depth': depth,
+        'pictures': len(items),
+        'weights': 'random, seed 0',
+        'rms': {
+          n: float(np.sqrt(np.mean(d**2))) / scale[n] for n, d in off.items()
+        },
+        'largest': {
+          n: float(np.abs(d).max()) / scale[n] for n, d in off.items()
+        },
+        'labels_that_differ': int(
+          (got['logits'].argmax(axis=1) != exact['logits'].argmax(axis=1)).sum()
+        ),
+        'device': devices.describe(devices.select(False)),
+        **pipeline_speed.machine(),
+      }
+    )
+  return lines
+
+
+def say(lines: Sequence[Line]) -> None:
+  """Shows results, and adds them to the file."""
+  RESULTS.parent.mkdir(parents=True, exist_ok=True)
+  with RESULTS.open('a', encoding='utf-8') as file:
+    for line in lines:
+      file.write(json.dumps(line) + '\n')
+  for line in lines:
+    what = line.get('contender') or line['arithmetic']
+    if line['what'] == 'drift':
+      worst = max(line['largest'], key=line['largest'].__getitem__)
+      print(
+        f'{what}: worst {line["largest"][worst]:.1e} of the rms in {worst};'
+        f' {line["labels_that_differ"]} of {line["pictures"]} labels differ'
+      )
+    elif line.get('pictures_per_second') is None:
+      reason = line.get('missing') or line['peer'].get('missing') or 'failed'
+      print(f'{what}: {reason}')
+    else:
+      batch = f', batch {line["batch"]}' if 'batch' in line else ''
+      share, memory = (
+        line.get(f'fraction_of_{bound}') for bound in ('peak', 'memory')
+      )
+      bound = ''
+      if share and memory:
+        bound = f', {share:.0%} of the matrix product, {memory:.0%} of memory'
+      print(
+        f'{what}: {line["pictures_per_second"]:.1f} pictures/s{batch}{bound}'
+      )
+
+
+def main() -> None:
+  """Measures what the command line asks for."""
+  if len(sys.argv) > 1 and sys.argv[1] in pipeline_speed.MEASUREMENTS:
+    pipeline_speed.main()
+    return
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('what', choices=['compute', 'files', 'drift'])
+  parser.add_argument('--depths', type=int, nargs='+', default=[50])
+  parser.add_argument('--batches', type=int, nargs='+', default=[1, 8, 64])
+  parser.add_argument(
+    '--arithmetics',
+    nargs='+',
+    choices=convolution.ARITHMETICS,
+    default=['float32'],
+  )
+  parser.add_argument(
+    '--contenders',
+    nargs='+',
+    choices=peers.CONTENDERS,
+    default=list(peers.CONTENDERS),
+  )
+  parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument('--seconds', type=float, default=1.0)
+  parser.add_argument('--data', type=pathlib.Path, default='example')
+  parser.add_argument('--count', type=int, default=200)
+  given = parser.parse_args()
+  begin = time.perf_counter()
+  if given.what == 'compute':
+    for depth in given.depths:
+      for arithmetic in given.arithmetics:
+        print(f'ResNet-{depth}, {arithmetic}')
+        say(
+          compute(
+            depth,
+            arithmetic,
+            given.batches,
+            names=given.contenders,
+            rounds=given.rounds,
+            seconds=given.seconds,
+          )
+        )
+  elif given.what == 'files':
+    say(files(given.data, given.count, given.rounds))
+  else:
+    devices.use_cores()
+    for depth in given.depths:
+      say(drift(given.data, depth, given.count))
+  print(f'measured in {time.perf_counter() - begin:.0f} s')
+
+
+if __name__ == '__main__':
+  main()

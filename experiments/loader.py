@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a researcher would write otherwise: a DataLoader, a network, a file.
+
+  python experiments/loader.py 'PyTorch eager' PICTURES.list FOLDER
+
+Started by benchmark.py.  Pillow decodes, resizes and crops as our program does,
+in as many worker processes as there are cores; pooled features of torchvision's
+ResNet-50 go to a .npy file.  Prints pictures/s, without the start.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import peers
+import pipeline_speed
+import torch
+import torchvision
+
+from resnet_jax.data import preprocess
+
+_BATCH = 32
+
+
+class _Pictures(torch.utils.data.Dataset):
+  def __init__(self, paths: list[str]) -> None:
+    self._paths = paths
+
+  def __len__(self) -> int:
+    return len(self._paths)
+
+  def __getitem__(self, index: int) -> np.ndarray:
+    data = pathlib.Path(self._paths[index]).read_bytes()
+    crop = preprocess.crops_of(data, pipeline_speed.EXACT)[0]
+    return np.ascontiguousarray(crop.transpose(2, 0, 1))
+
+
+def _network(name: str) -> Any:
+  if name == 'ONNX Runtime':
+    session = peers.exported(50, features=True)
+    return lambda x: session.run(None, {'x': x.numpy()})[0]
+  model = torchvision.models.resnet50(weights=None).eval()
+  model.fc = torch.nn.Identity()
+  model = model.to(memory_format=torch.channels_last)
+
+  def run(x: torch.Tensor) -> np.ndarray:
+    with torch.inference_mode():
+      return model(x.contiguous(memory_format=torch.channels_last)).numpy()
+
+  return run
+
+
+def main() -> None:
+  """Extracts, and prints how fast."""
+  name, listed, folder = sys.argv[1:]
+  paths = pathlib.Path(listed).read_text('utf-8').splitlines()
+  network = _network(name)
+  loader = torch.utils.data.DataLoader(
+    _Pictures(paths), batch_size=_BATCH, num_workers=os.cpu_count() or 1
+  )
+  file = np.lib.format.open_memmap(
+    f'{folder}/features.npy', 'w+', np.float32, (len(paths), 2048)
+  )
+  done, begin = 0, 0.0
+  for images in loader:
+    file[done : done + len(images)] = network(images.float())
+    done += len(images)
+    # The first batch has the start of the workers in it.
+    begin = begin or time.perf_counter()
+  file.flush()
+  seconds = time.perf_counter() - begin
+  print(json.dumps({'pictures_per_second': (done - _BATCH) / seconds}))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One contender of the benchmark, in a process of its own.
+
+  python experiments/peers.py NAME DEPTH ARITHMETIC
+
+Started by benchmark.py: prints a JSON line with its versions and device, then
+for each line on its input, `BATCH SECONDS`, computes batches of random numbers
+for so long and prints a JSON line; a batch's first use is not counted.  Other
+programs' networks are theirs as they stand, with random weights, in evaluation
+mode; ours gives `avgpool`, theirs the logits.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+SIZE = 224
+# What is computed for a batch, and waited for.
+Work = Callable[[], Any]
+# From a batch size to that.
+Contender = Callable[[int], Work]
+
+
+def _pictures(batch: int) -> np.ndarray:
+  random = np.random.default_rng(0)
+  return random.standard_normal((batch, 3, SIZE, SIZE), np.float32)
+
+
+# ----------------------------------------------------------------------- ours
+
+
+def _ours(depth: int, arithmetic: str) -> Contender:
+  from resnet_jax import devices, runner  # noqa: PLC0415
+  from resnet_jax.models import resnet  # noqa: PLC0415
+  from resnet_jax.weights import random  # noqa: PLC0415
+
+  devices.use_cores()
+  model = resnet.ResNet(depth)
+  run = runner.Runner(
+    model,
+    random.initialise(resnet.parameter_shapes(model), 0),
+    ['avgpool'],
+    np.zeros((3, 1, 1), np.float32),
+    execution=runner.Execution(devices.select(False), arithmetic),
+  )
+
+  def prepared(batch: int) -> Work:
+    pictures = np.random.default_rng(0).integers(
+      0, 256, (batch, 1, SIZE, SIZE, 3), np.uint8
+    )
+    return run.repeated(pictures)
+
+  return prepared
+
+
+def _plain_flax(depth: int, arithmetic: str) -> Contender:
+  """Our modules as they are defined: nothing folded, XLA's convolutions."""
+  import jax  # noqa: PLC0415
+
+  from resnet_jax.models import resnet  # noqa: PLC0415
+  from resnet_jax.weights import random  # noqa: PLC0415
+
+  if arithmetic != 'float32':
+    raise NotSupported
+  model = resnet.ResNet(depth)
+  parameters = jax.device_put(
+    random.initialise(resnet.parameter_shapes(model), 0)
+  )
+  forward = jax.jit(
+    lambda p, x: resnet.capture(model, p, x, ['avgpool'])['avgpool']
+  )
+
+  def prepared(batch: int) -> Work:
+    x = jax.device_put(_pictures(batch).transpose(0, 2, 3, 1))
+    return lambda: forward(parameters, x).block_until_ready()
+
+  return prepared
+
+
+# --------------------------------------------------------------------- theirs
+
+
+class NotSupported(Exception):
+  """This contender has no such arithmetic."""
+
+
+def _torch(
+  depth: int, arithmetic: str, *, library: str, compiled: bool
+) -> Contender:
+  import torch  # noqa: PLC0415
+
+  cuda = torch.cuda.is_available()
+  if arithmetic == 'tf32' and not cuda:
+    raise NotSupported
+  torch.backends.cuda.matmul.allow_tf32 = arithmetic == 'tf32'
+  torch.backends.cudnn.allow_tf32 = arithmetic == 'tf32'
+  torch.backends.cudnn.benchmark = True
+  device = 'cuda' if cuda else 'cpu'
+  dtype = torch.bfloat16 if arithmetic == 'bfloat16' else torch.float32
+  if library == 'torchvision':
+    make = getattr(
+      importlib.import_module('torchvision.models'), f'resnet{depth}'
+    )
+    model = make(weights=None)
+  else:
+    model = importlib.import_module('timm').create_model(f'resnet{depth}')
+  model = model.eval().to(device, dtype, memory_format=torch.channels_last)
+  if compiled:
+    model = torch.compile(model, mode='max-autotune' if cuda else 'default')
+
+  def prepared(batch: int) -> Work:
+    x = torch.from_numpy(_pictures(batch)).to(
+      device, dtype, memory_format=torch.channels_last
+    )
+
+    def work() -> None:
+      with torch.inference_mode():
+        model(x)
+      if cuda:
+        torch.cuda.synchronize()
+
+    return work
+
+  return prepared
+
+
+def exported(depth: int, *, features: bool = False) -> Any:
+  """Torchvision's network as a session of ONNX Runtime, its input `x`.
+
+  Args:
+    depth: of the network.
+    features: whether it ends before the classifier.
+  """
+  import onnxruntime  # noqa: PLC0415
+  import torch  # noqa: PLC0415
+  import torchvision  # noqa: PLC0415
+
+  model = getattr(torchvision.models, f'resnet{depth}')(weights=None).eval()
+  if features:
+    model.fc = torch.nn.Identity()
+  with tempfile.TemporaryDirectory() as folder:
+    path = f'{folder}/model.onnx'
+    torch.onnx.export(
+      model,
+      (torch.zeros(1, 3, SIZE, SIZE),),
+      path,
+      input_names=['x'],
+      dynamic_axes={'x': {0: 'batch'}},
+      dynamo=False,
+    )
+    return onnxruntime.InferenceSession(
+      path, providers=onnxruntime.get_available_providers()
+    )
+
+
+def _onnxruntime(depth: int, arithmetic: str) -> Contender:
+  """Torchvision's network, exported; ONNX Runtime folds and fuses it."""
+  if arithmetic != 'float32':
+    raise NotSupported
+  session = exported(depth)
+
+  def prepared(batch: int) -> Work:
+    x = _pictures(batch)
+    return lambda: session.run(None, {'x': x})
+
+  return prepared
+
+
+def _keras(depth: int, arithmetic: str) -> Contender:
+  """keras.applications on its JAX backend."""
+  os.environ['KERAS_BACKEND'] = 'jax'
+  import jax  # noqa: PLC0415
+  import keras  # noqa: PLC0415
+
+  if arithmetic != 'float32':
+    raise NotSupported
+  model = getattr(keras.applications, f'ResNet{depth}')(weights=None)
+  trained = [v.value for v in model.trainable_variables]
+  fixed = [v.value for v in model.non_trainable_variables]
+  forward = jax.jit(
+    lambda t, f, x: model.stateless_call(t, f, x, training=False)[0]
+  )
+
+  def prepared(batch: int) -> Work:
+    x = jax.device_put(_pictures(batch).transpose(0, 2, 3, 1))
+    return lambda: forward(trained, fixed, x).block_until_ready()
+
+  return prepared
+
+
+# ------------------------------------------------------------------ the bound
+
+
+def _matrix_product(depth: int, arithmetic: str) -> Contender:
+  """A large matrix product; its `pictures` are its multiply-adds."""
+  import jax  # noqa: PLC0415
+  import jax.numpy as jnp  # noqa: PLC0415
+
+  from resnet_jax.models import convolution  # noqa: PLC0415
+
+  del depth
+  rules = convolution.ARITHMETICS[arithmetic]
+  accelerated = jax.default_backend() != 'cpu'
+  side = 8192 if accelerated else 2048
+  x = jnp.ones((side, side), rules.dtype)
+  product = jax.jit(functools.partial(jnp.dot, precision=rules.precision))
+
+  def prepared(batch: int) -> Work:
+    del batch
+    return lambda: product(x, x).block_until_ready()
+
+  prepared.amount = side**3  # type: ignore[attr-defined]
+  return prepared
+
+
+def _copy(depth: int, arithmetic: str) -> Contender:
+  """A large addition; its `pictures` are the bytes that it reads and writes."""
+  import jax  # noqa: PLC0415
+  import jax.numpy as jnp  # noqa: PLC0415
+
+  del depth
+  if arithmetic != 'float32':
+    raise NotSupported
+  count = 1 << 28
+  x = jnp.ones((count,), jnp.float32)
+  add = jax.jit(lambda x: x + 1)
+
+  def prepared(batch: int) -> Work:
+    del batch
+    return lambda: add(x).block_until_ready()
+
+  prepared.amount = 8 * count  # type: ignore[attr-defined]
+  return prepared
+
+
+CONTENDERS: dict[str, Callable[[int, str], Contender]] = {
+  'resnet_jax': _ours,
+  'plain Flax': _plain_flax,
+  'PyTorch eager': functools.partial(
+    _torch, library='torchvision', compiled=False
+  ),
+  'torch.compile': functools.partial(
+    _torch, library='torchvision', compiled=True
+  ),
+  'timm': functools.partial(_torch, library='timm', compiled=False),
+  'ONNX Runtime': _onnxruntime,
+  'Keras (JAX)': _keras,
+}
+BOUNDS: dict[str, Callable[[int, str], Contender]] = {
+  'matrix product': _matrix_product,
+  'memory': _copy,
+}
+PACKAGES = {
+  'resnet_jax': ('jax', 'jaxlib', 'flax'),
+  'plain Flax': ('jax', 'jaxlib', 'flax'),
+  'PyTorch eager': ('torch', 'torchvision'),
+  'torch.compile': ('torch', 'torchvision'),
+  'timm': ('torch', 'timm'),
+  'ONNX Runtime': ('onnxruntime',),
+  'Keras (JAX)': ('keras', 'jax'),
+  'matrix product': ('jax',),
+  'memory': ('jax',),
+}
+
+
+def _device(name: str) -> str:
+  if name in ('PyTorch eager', 'torch.compile', 'timm'):
+    import torch  # noqa: PLC0415
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
+  if name == 'ONNX Runtime':
+    import onnxruntime  # noqa: PLC0415
+
+    return onnxruntime.get_device().lower()
+  import jax  # noqa: PLC0415
+
+  from resnet_jax import devices  # noqa: PLC0415
+
+  return devices.describe(jax.local_devices())
+
+
+def _serve(contender: Contender) -> None:
+  amount = getattr(contender, 'amount', None)
+  works: dict[int, Work] = {}
+  for line in sys.stdin:
+    batch, seconds = int(line.split()[0]), float(line.split()[1])
+    if batch not in works:
+      works[batch] = contender(batch)
+      for _ in range(2):
+        works[batch]()
+    count, begin = 0, time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+      works[batch]()
+      count += 1
+    rate = count * (amount or batch) / (time.perf_counter() - begin)
+    print(json.dumps({'rate': rate}), flush=True)
+
+
+def main() -> None:
+  """Serves one contender; says in one line if it cannot."""
+  name, depth, arithmetic = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+  try:
+    contender = (CONTENDERS | BOUNDS)[name](depth, arithmetic)
+    ready = {
+      'versions': {p: importlib.metadata.version(p) for p in PACKAGES[name]},
+      'device': _device(name),
+    }
+  except ImportError as error:
+    print(json.dumps({'missing': f'not installed: {error.name}'}), flush=True)
+    return
+  except NotSupported:
+    print(json.dumps({'missing': f'no {arithmetic}'}), flush=True)
+    return
+  print(json.dumps(ready), flush=True)
+  _serve(contender)
+
+
+if __name__ == '__main__':
+  main()

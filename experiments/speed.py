@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of what benchmark.py and pipeline_speed.py measured."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+RESULTS = pathlib.Path(__file__).parent / 'results'
+OURS = 'resnet_jax'
+
+Line = dict[str, Any]
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+
+
+def _lines(file: str, what: str) -> list[Line]:
+  text = (RESULTS / file).read_text('utf-8')
+  lines = [json.loads(line) for line in text.splitlines()]
+  return [line for line in lines if line['what'] == what]
+
+
+def _range(line: Line) -> str:
+  return f'{line["least"]:.1f} to {line["most"]:.1f}'
+
+
+def compute() -> Table:
+  """Computing alone, each contender with its best batch size."""
+  lines = _lines('benchmark.jsonl', 'compute')
+  # A contender is compared with ours of the same run.
+  ours = {line['date']: line for line in lines if line['contender'] == OURS}
+  rows = []
+  for line in lines:
+    rate, beside = line['pictures_per_second'], ours.get(line['date'])
+    if rate is None:
+      missing = line['peer'].get('missing') or 'failed'
+      measured = [f'not measured ({missing})', '', '', '', '', '']
+    else:
+      ratio = (
+        f'{beside["pictures_per_second"] / rate:.2f}'
+        if beside and line is not beside
+        else ''
+      )
+      measured = [
+        f'{rate:.1f}',
+        _range(line),
+        str(line['batch']),
+        ratio,
+        f'{line["fraction_of_peak"]:.2f}',
+        f'{line["fraction_of_memory"]:.2f}',
+      ]
+    versions = line['peer'].get('versions', {})
+    version = ', '.join(f'{k} {v}' for k, v in versions.items())
+    rows.append(
+      [
+        str(line['depth']),
+        line['arithmetic'],
+        line['contender'],
+        *measured,
+        line['peer'].get('device', ''),
+        version,
+      ]
+    )
+  rows += [
+    ['50', 'bfloat16', name, 'not measured', '', '256', '', '', '', 'a GPU', '']
+    for name in (OURS, 'torch.compile')
+    if not any(line['arithmetic'] == 'bfloat16' for line in lines)
+  ]
+  return (
+    *('depth', 'arithmetic', 'program', 'pictures/s', 'least to most'),
+    *('batch', 'resnet_jax is faster by', 'of the matrix product', 'of memory'),
+    *('device', 'versions'),
+  ), rows
+
+
+def files() -> Table:
+  """From JPEG files to pooled features on the disk."""
+  lines = _lines('benchmark.jsonl', 'files')
+  rows = [
+    [
+      line['contender'],
+      f'{line["pictures_per_second"]:.1f}'
+      if line['pictures_per_second']
+      else f'not measured ({line["missing"]})',
+      ', '.join(f'{rate:.1f}' for rate in line['all']),
+      str(line['pictures']),
+    ]
+    for line in lines
+  ]
+  return ('program', 'pictures/s, median', 'each run', 'pictures'), rows
+
+
+def drift() -> Table:
+  """How far the arithmetics are from `direct`."""
+  shown = ('pool1', 'res2_3_addto', 'res3_4_addto', 'res4_6_addto')
+  shown += ('res5_3_addto', 'avgpool', 'logits', 'output')
+  lines = _lines('benchmark.jsonl', 'drift')
+  rows = [
+    [
+      line['arithmetic'],
+      *(f'{line["rms"][name]:.1e}' for name in shown),
+      f'{line["labels_that_differ"]} of {line["pictures"]}',
+      line['device'],
+    ]
+    for line in lines
+  ]
+  return ('arithmetic', *shown, 'labels that differ', 'device'), rows
+
+
+def start() -> Table:
+  """Seconds from the start of the process to the end."""
+  rows = [
+    [
+      line['settings'][0].partition('=')[2],
+      *(f'{line[what]:.2f}' for what in ('help', 'cold', 'kept')),
+    ]
+    for line in _lines('pipeline.jsonl', 'start')
+  ]
+  columns = ('ResNet', '`--help`', 'one picture, first time', 'later, compiled')
+  return columns, rows
+
+
+def growth() -> Table:
+  """Speed and memory as the pictures become more."""
+  rows = [
+    [
+      ', '.join(line['settings']),
+      str(line['pictures']),
+      f'{line["pictures_per_second"]:.1f}',
+      f'{line["peak_bytes"] / 1e6:.0f}',
+    ]
+    for line in _lines('pipeline.jsonl', 'growth')
+  ]
+  return ('settings', 'pictures', 'pictures/s', 'peak memory, MB'), rows

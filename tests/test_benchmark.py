@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark runs, and says what it cannot measure; never how fast it is."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import speed
+from conftest import ROOT
+
+
+def _benchmark(folder, *arguments):
+  done = subprocess.run(
+    [sys.executable, ROOT / 'experiments/benchmark.py', *arguments],
+    cwd=folder,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  text = (folder / 'experiments/results/benchmark.jsonl').read_text()
+  return done.stdout, [json.loads(line) for line in text.splitlines()]
+
+
+def test_contenders_take_turns_and_what_is_missing_is_said(tmp_path):
+  said, lines = _benchmark(
+    tmp_path,
+    *('compute', '--depths', '18', '--batches', '1', '2', '--rounds', '2'),
+    *('--seconds', '0.01', '--contenders', 'resnet_jax', 'ONNX Runtime'),
+  )
+  ours, theirs = lines
+  assert ours['contender'] == 'resnet_jax'
+  assert set(ours['all']) == {'1', '2'}
+  assert ours['least'] <= ours['pictures_per_second'] <= ours['most']
+  # The network's own multiply-adds (docs/which_resnet.md), and both bounds.
+  assert round(ours['multiply_adds'] / 1e9, 2) == 1.81
+  assert ours['fraction_of_peak'] == pytest.approx(
+    ours['pictures_per_second']
+    * ours['multiply_adds']
+    / ours['peak_multiply_adds_per_second']
+  )
+  assert 0 < ours['fraction_of_memory']
+  assert {'jax', 'flax'} <= set(ours['peer']['versions'])
+  if not importlib.util.find_spec('onnxruntime'):
+    assert theirs['pictures_per_second'] is None
+    assert 'ONNX Runtime: not installed: onnxruntime' in said
+
+
+def test_drift_of_each_arithmetic_is_of_the_same_pictures(tmp_path):
+  (tmp_path / 'example').symlink_to(ROOT / 'example')
+  _, lines = _benchmark(tmp_path, 'drift', '--depths', '18', '--count', '2')
+  drift = {line['arithmetic']: line for line in lines}
+  assert set(drift) == {'float32', 'tf32', 'bfloat16'}
+  assert 0 < drift['float32']['largest']['res5_2_addto'] < 5e-4
+  # Eight bits of a mantissa: measured 0.02.
+  assert 1e-3 < drift['bfloat16']['rms']['res5_2_addto'] < 0.1
+  assert all(line['pictures'] == 2 for line in lines)
+
+
+@pytest.mark.parametrize(
+  'table', [speed.compute, speed.files, speed.drift, speed.start, speed.growth]
+)
+def test_tables_have_as_many_cells_as_columns(table):
+  columns, rows = table()
+  assert rows
+  assert all(len(row) == len(columns) for row in rows)
