@@ -122,9 +122,9 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 @pytest.mark.parametrize(
   ('platform', 'crops', 'size', 'rows'),
   [
-    ('cpu', 1, 224, 32),
-    ('cpu', 10, 224, 3),
-    ('cpu', 1, 448, 8),
+    ('cpu', 1, 224, 48),
+    ('cpu', 10, 224, 4),
+    ('cpu', 1, 448, 12),
     ('cpu', 1, 4096, 1),
     ('cpu', 1, 32, 256),
     ('gpu', 1, 224, 256),
