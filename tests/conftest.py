@@ -38,7 +38,11 @@ def pytest_terminal_summary(terminalreporter, config):
 @pytest.fixture(scope='session', autouse=True)
 def compiled_programs(tmp_path_factory):
   """Keeps compiled programs for this run of the tests only."""
-  folder = tmp_path_factory.getbasetemp() / 'compiled'
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    # One for all the workers.
+    folder = folder.parent
+  folder = folder / 'compiled'
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('RESNET_JAX_COMPILATION_CACHE', str(folder))
     yield folder

@@ -44,7 +44,7 @@ def test_contenders_take_turns_and_what_is_missing_is_said(tmp_path):
     * ours['multiply_adds']
     / ours['peak_multiply_adds_per_second']
   )
-  assert 0 < ours['fraction_of_memory']
+  assert ours['fraction_of_memory'] > 0
   assert {'jax', 'flax'} <= set(ours['peer']['versions'])
   if not importlib.util.find_spec('onnxruntime'):
     assert theirs['pictures_per_second'] is None

@@ -33,13 +33,15 @@ def fakes(platform, count):
   [
     # devices, rounds, rows, pieces
     ('cpu', 2, 64, 1, (2, 1, 64, 16)),
-    ('cpu', 2, 65, 1, (2, 2, 34, 8)),
-    ('cpu', 2, 67, 1, (2, 2, 34, 8)),
+    ('cpu', 2, 96, 1, (2, 1, 96, 16)),
+    ('cpu', 2, 97, 1, (2, 2, 50, 25)),
+    ('cpu', 2, 101, 1, (2, 2, 52, 13)),
     ('cpu', 2, 7, 1, (2, 1, 8, 2)),
     ('cpu', 8, 3, 1, (3, 1, 3, 1)),
-    ('cpu', 1, 100, 1, (1, 4, 25, 12)),
-    ('cpu', 2, 6, 10, (2, 1, 6, 15)),
-    ('cpu', 2, 8, 10, (2, 2, 4, 10)),
+    ('cpu', 1, 100, 1, (1, 3, 34, 17)),
+    ('cpu', 2, 6, 10, (2, 1, 6, 10)),
+    ('cpu', 2, 8, 10, (2, 1, 8, 20)),
+    ('cpu', 2, 9, 10, (2, 2, 6, 10)),
     ('cpu', 2, 1, 10, (1, 1, 1, 5)),
     ('gpu', 1, 256, 1, (1, 1, 256, 1)),
     ('gpu', 4, 255, 1, (4, 1, 256, 1)),
@@ -66,10 +68,12 @@ def test_nothing_is_lost_and_little_is_padded():
       if platform == 'gpu':
         assert (deal.rounds, deal.pieces) == (1, 1)
       else:
-        assert each * crops <= 32
-        assert 1 <= deal.pieces <= max(1, each * crops // 2)
+        assert each * crops <= 48
+        piece, left = divmod(each * crops, deal.pieces)
+        assert not left
+        assert 1 <= piece <= 3
         # As few rounds as such parts allow.
-        most = deal.devices * (32 // crops)
+        most = deal.devices * (48 // crops)
         assert deal.rounds == math.ceil(pictures / most)
 
 
