@@ -91,8 +91,10 @@ def files() -> Table:
 
 def drift() -> Table:
   """How far the arithmetics are from `direct`."""
-  shown = ('pool1', 'res2_3_addto', 'res3_4_addto', 'res4_6_addto')
-  shown += ('res5_3_addto', 'avgpool', 'logits', 'output')
+  shown = [
+    *('pool1', 'res2_3_addto', 'res3_4_addto', 'res4_6_addto', 'res5_3_addto'),
+    *('avgpool', 'logits', 'output'),
+  ]
   lines = _lines('benchmark.jsonl', 'drift')
   rows = [
     [

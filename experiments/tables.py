@@ -7,6 +7,7 @@ What stands between `<!-- NAME -->` and `<!-- end -->` is replaced; the tests
 fail where it is stale.
 """
 
+import functools
 import json
 import pathlib
 import re
@@ -112,6 +113,10 @@ def _measured(line: dict[str, Any] | None) -> list[str]:
   ]
 
 
+def _speed_table(make: Callable[[], speed.Table]) -> str:
+  return markdown(*make())
+
+
 # Tables, and where they stand.
 TABLES: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
   'zoo': (zoo_table, ('docs/checkpoints.md',)),
@@ -120,7 +125,7 @@ TABLES: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
   'variants': (variants_table, ('docs/which_resnet.md',)),
   **{
     f'speed {make.__name__}': (
-      lambda make=make: markdown(*make()),
+      functools.partial(_speed_table, make),
       ('docs/performance.md',),
     )
     for make in (
