@@ -124,7 +124,7 @@ def test_what_is_joined_and_what_is_not_are_kept_apart():
   # The batch norm alone, behind its convolution, and with the pool behind it.
   chosen = ('conv1_bn', 'conv1_conv', 'res2_1_branch2a_conv', 'pool1')
   alone = {layer: values(layer, {}) for layer in chosen}
-  shared: runner.Placed = {}
+  shared = {}
   for layer in (*chosen, *chosen[::-1]):
     np.testing.assert_array_equal(values(layer, shared), alone[layer], layer)
   both = runner.Runner(
