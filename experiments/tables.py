@@ -123,6 +123,10 @@ TABLES: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
   'results': (results_table, ('docs/accuracy.md',)),
   'cifar': (cifar_table, ('README.md', 'docs/accuracy.md')),
   'variants': (variants_table, ('docs/which_resnet.md',)),
+  'speed brief': (
+    functools.partial(_speed_table, speed.brief),
+    ('README.md',),
+  ),
   **{
     f'speed {make.__name__}': (
       functools.partial(_speed_table, make),

@@ -192,7 +192,7 @@ def test_the_run_can_be_told_from_the_page(folder):
     'shorter side to 72 (lanczos), centre crop 64x64, BGR, minus (103.939,',
     'random, seed 0',
     'matplotlib 3.',
-    'cpu:0',
+    '<th scope="row">Device</th><td>cpu',
     '<th scope="row">map_count</th><td>9</td>',
     'UNTRAINED',
   ):

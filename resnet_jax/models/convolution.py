@@ -156,14 +156,7 @@ def max_pool(
     (N, H', W', C).
   """
   if platform != 'cpu':
-    return lax.reduce_window(
-      x,
-      jnp.array(-jnp.inf, x.dtype),
-      lax.max,
-      (1, 3, 3, 1),
-      (1, 2, 2, 1),
-      ((0, 0), *padding, (0, 0)),
-    )
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
   for axis, (before, behind) in enumerate(padding, start=1):
     count = (x.shape[axis] + before + behind - 3) // 2 + 1
     parts = [

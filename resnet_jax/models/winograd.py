@@ -52,9 +52,9 @@ _RESULT = np.array(
 
 def transformed(kernel: np.ndarray) -> np.ndarray:
   """A kernel (3, 3, Ci, Co) as `convolve` takes it, (POINTS, Ci, Co)."""
-  flat = kernel.reshape(9, -1).astype(np.float64)
-  both = np.kron(_KERNEL, _KERNEL) @ flat
-  return both.astype(np.float32).reshape(-1, *kernel.shape[2:])
+  flat = kernel.reshape(9, -1)
+  both = np.kron(_KERNEL, _KERNEL).astype(np.float32) @ flat
+  return both.reshape(-1, *kernel.shape[2:])
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
