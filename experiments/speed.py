@@ -145,3 +145,19 @@ def growth() -> Table:
     for line in _lines('pipeline.jsonl', 'growth')
   ]
   return ('settings', 'pictures', 'pictures/s', 'peak memory, MB'), rows
+
+
+def layers() -> Table:
+  """All layers against one."""
+  rows = [
+    [
+      'all' if line['layers'] == '*' else line['layers'],
+      f'{line["pictures_per_second"]:.1f}',
+      f'{line["seconds"]:.1f}',
+      f'{line["bytes"] / 1e6:.1f}',
+      f'{line["write_seconds"]:.2f}',
+    ]
+    for line in _lines('pipeline.jsonl', 'layers')
+  ]
+  columns = ('layers', 'pictures/s', 'whole run, s', 'MB', 'writing alone, s')
+  return columns, rows

@@ -133,7 +133,14 @@ TABLES: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
       ('docs/performance.md',),
     )
     for make in (
-      *(speed.compute, speed.files, speed.drift, speed.start, speed.growth),
+      *(
+        speed.compute,
+        speed.files,
+        speed.drift,
+        speed.start,
+        speed.growth,
+        speed.layers,
+      ),
     )
   },
 }

@@ -81,6 +81,12 @@ def select(use_gpu: bool) -> tuple[jax.Device, ...]:
     ) from error
 
 
+def even_step(devices: Sequence[jax.Device]) -> int:
+  """Of what number of pictures a batch should be a multiple."""
+  each = _CPU_PIECE if devices[0].platform == 'cpu' else 1
+  return each * len(devices)
+
+
 def describe(devices: Sequence[jax.Device]) -> str:
   """For a record: `cpu x 2`, `gpu NVIDIA H100`."""
   first = devices[0]

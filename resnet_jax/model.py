@@ -228,10 +228,9 @@ class Model:
     crops = self.preprocess.crops
     if self._batch_size:
       return max(1, min(self._batch_size // crops, count))
-    rows = min(
-      sizing.first_rows(self._execution.devices, crops, max(shape[1:3])), count
-    )
-    return network.fitting((rows, *shape))
+    there = self._execution.devices
+    rows = sizing.first_rows(there, crops, max(shape[1:3]))
+    return network.fitting((sizing.even_rows(rows, count, there), *shape))
 
   def _batches(
     self,

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from resnet_jax import devices as device_room
 from resnet_jax import errors, runner, stages
 
 # Pixels a device at a time to start from, and the most crops: a core's round
@@ -34,6 +35,19 @@ def first_rows(devices: Sequence[jax.Device], crops: int, size: int) -> int:
   pixels = _PIXELS.get(devices[0].platform, _PIXELS_ELSEWHERE)
   each = max(1, min(pixels // size**2, _MOST_CROPS) // crops)
   return each * len(devices)
+
+
+def even_rows(rows: int, count: int, devices: Sequence[jax.Device]) -> int:
+  """At most `rows` at a time, so that the last of `count` is no small rest.
+
+  Every batch is computed whole: 100 pictures are not 96 and 4, but 54 and 46.
+  """
+  rows = min(rows, count)
+  if not rows:
+    return 0
+  even = -(-count // -(-count // rows))
+  step = device_room.even_step(devices)
+  return min(rows, -(-even // step) * step)
 
 
 def is_exhausted(error: BaseException) -> bool:

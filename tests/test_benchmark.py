@@ -63,7 +63,15 @@ def test_drift_of_each_arithmetic_is_of_the_same_pictures(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'table', [speed.compute, speed.files, speed.drift, speed.start, speed.growth]
+  'table',
+  [
+    speed.compute,
+    speed.files,
+    speed.drift,
+    speed.start,
+    speed.growth,
+    speed.layers,
+  ],
 )
 def test_tables_have_as_many_cells_as_columns(table):
   columns, rows = table()

@@ -33,7 +33,7 @@ ALLOWED = {
   'resnet_jax.runner': {
     *('models', 'data.preprocess', 'compilation', 'devices', 'gradcam'),
   },
-  'resnet_jax.sizing': {'runner'},
+  'resnet_jax.sizing': {'devices', 'runner'},
   'resnet_jax.evaluation': {'evaluation', 'data', 'models', 'weights'},
   'resnet_jax.views': {'views', 'models', 'weights.paddle'},
   'resnet_jax.gradcam': {'models'},

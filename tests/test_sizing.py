@@ -261,3 +261,22 @@ def test_a_run_is_gone_on_with_in_its_own_batches(run_main, tmp_path, pictures):
   assert 'going on after 7 of 7 pictures' in again.stderr
   other = run_main(*FLAGS, '--config.output_dir=other', check=0)
   assert 'float32, 7 pictures at a time' in other.stderr
+
+
+@pytest.mark.parametrize(
+  ('rows', 'count', 'devices', 'expected'),
+  [
+    (96, 100, 2, 54),
+    (96, 96, 2, 96),
+    (96, 97, 2, 54),
+    (96, 400, 2, 84),
+    (96, 20_000, 2, 96),
+    (96, 7, 2, 7),
+    (4, 9, 2, 4),
+    (48, 49, 1, 27),
+    (96, 0, 2, 0),
+  ],
+)
+def test_the_last_batch_is_no_small_rest(rows, count, devices, expected):
+  there = [jax.devices('cpu')[0]] * devices
+  assert sizing.even_rows(rows, count, there) == expected

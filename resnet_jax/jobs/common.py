@@ -234,6 +234,7 @@ def batch_rows(
   rows = max(1, min(rows, count, _MAX_BATCH_BYTES // row_bytes))
   if config.batch_size or not count:
     return rows
+  rows = sizing.even_rows(rows, count, setup.execution.devices)
   return network.fitting((rows, *setup.how.shape))
 
 
