@@ -204,7 +204,7 @@ def test_in_a_notebook(monkeypatch):
   model = resnet_jax.load(18, weights='random')
   found = model.features(images, 'pool1')
   assert len(jax.local_devices()) == 2
-  assert {shape[0] for shape in shapes} == {2 * 256}
+  assert {shape[0] for shape in shapes} == {300}
   shapes.clear()
   model = resnet_jax.load(18, weights='random', batch_size=7)
   np.testing.assert_allclose(
