@@ -17,7 +17,8 @@ import jax
 
 from resnet_jax import errors
 
-# More would each want a copy of the parameters; a device has several threads.
+# More would each want a copy of the parameters; where there are more cores, a
+# device has several threads.
 _MOST_CPU_DEVICES = 8
 
 # Crops that a core computes at once, and the most of a piece in front of the
@@ -25,7 +26,7 @@ _MOST_CPU_DEVICES = 8
 _CPU_CROPS = 48
 _CPU_PIECE = 3
 
-# The devices have a core each, so none has to share out its products.
+# Where the devices have a core each, none has to share out its products.
 _ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
 
 # glibc's names of what `mallopt` sets, and that it keeps freed memory.
@@ -45,20 +46,28 @@ def use_cores() -> None:
   otherwise given back and asked for again with every batch, and each of its
   pages comes as a page fault (7% of the time of a ResNet-50).
   """
-  cores = min(len(os.sched_getaffinity(0)), _MOST_CPU_DEVICES)
+  cores = _cores()
+  count = min(cores, _MOST_CPU_DEVICES)
   try:
-    jax.config.update('jax_num_cpu_devices', cores)
+    jax.config.update('jax_num_cpu_devices', count)
   except RuntimeError:
     # It has started.
     return
   given = os.environ.get('XLA_FLAGS', '')
-  if cores > 1 and _ONE_THREAD.partition('=')[0] not in given:
+  if 1 < cores == count and _ONE_THREAD.partition('=')[0] not in given:
     os.environ['XLA_FLAGS'] = f'{given} {_ONE_THREAD}'.strip()
   if sys.platform == 'linux':
     libc = ctypes.CDLL(None)
     if hasattr(libc, 'mallopt') and hasattr(libc, 'gnu_get_libc_version'):
       for name, number in _MALLOPT.items():
         libc.mallopt(number, _KEPT_BYTES[name])
+
+
+def _cores() -> int:
+  """Those that this process may use, where the system tells."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def select(use_gpu: bool) -> tuple[jax.Device, ...]:

@@ -174,3 +174,30 @@ def test_whose_value_is_too_large_is_known_on_every_device(network):
     run.fetch(result, ~others)
   with pytest.raises(errors.UserError, match=r'conv1_conv are beyond 65504'):
     run.fetch(result)
+
+
+@pytest.mark.parametrize(
+  ('cores', 'shown', 'one'), [(3, 3, True), (64, 8, False)]
+)
+def test_cores_are_shown_also_where_the_system_has_no_affinity(
+  cores, shown, one
+):
+  """As on macOS; and where cores are left over, devices keep their threads."""
+  code = f"""
+import os
+del os.sched_getaffinity
+os.cpu_count = lambda: {cores}
+os.environ.pop('XLA_FLAGS', None)
+from resnet_jax import devices
+devices.use_cores()
+import jax
+print(jax.local_device_count('cpu'), 'XLA_FLAGS' in os.environ)
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout.split() == [str(shown), str(one)]

@@ -126,6 +126,19 @@ def convolve(
   )
 
 
+def shifted(
+  x: jax.Array, offset: jax.Array, relu: bool, platform: str
+) -> jax.Array:
+  """X (N, H, W, C) plus an offset (C,), and the ReLU if one follows.
+
+  Flat on a CPU, as the matrix products give and take it; elsewhere in the shape
+  in which a GPU's library joins it to the convolution.
+  """
+  shape = (-1, x.shape[-1]) if platform == 'cpu' else x.shape
+  y = x.reshape(shape) + offset.reshape((1,) * (len(shape) - 1) + (-1,))
+  return (nn.relu(y) if relu else y).reshape(x.shape)
+
+
 def rectified_sum(x: jax.Array, y: jax.Array, platform: str) -> jax.Array:
   """The ReLU of x + y, two arrays (N, H, W, C).
 

@@ -108,8 +108,9 @@ class FoldedConv(Conv):
       x = stem_pool(x, self.pool, self.inference.platform)
     # By a name of its own: the batch norm has a bias, and its own values.
     offset = self.param('offset', _zeros, (self.features,))
-    flat = x.reshape(-1, self.features) + offset.astype(x.dtype)[None]
-    return (nn.relu(flat) if self.relu else flat).reshape(x.shape)
+    return convolution.shifted(
+      x, offset.astype(x.dtype), self.relu, self.inference.platform
+    )
 
 
 class BatchNorm(nn.Module):
