@@ -7,7 +7,6 @@ pairs of label and probability, or `failed`, why it could not be read.  A file
 in the making is called `NAME.part`.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -16,7 +15,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from resnet_jax import errors, files
 
@@ -155,7 +154,7 @@ def is_finished(path: pathlib.Path, header: Header) -> bool:
   return True
 
 
-class Writer:
+class Writer(files.Appended):
   """Adds pictures to a file in the making, in order; a context manager.
 
   Attributes:
@@ -175,47 +174,25 @@ class Writer:
       UserError: it holds something else, or predictions with other settings,
         or another process writes it.
     """
-    self._path, self._part = path, part(path)
-    with files.writing('predictions', self._part):
-      self._part.parent.mkdir(parents=True, exist_ok=True)
-      self._file: IO[bytes] = open(self._part, 'ab')  # noqa: SIM115
-    try:
-      files.lock(self._file, self._part)
-      self.done, end = _whole(self._part, header, rows)
-      with files.writing('predictions', self._part):
-        self._file.truncate(end)
-        if not end:
-          self._file.write(header.line())
-          self._file.flush()
-    except BaseException:
-      self._file.close()
-      raise
+    end = 0
 
-  def __enter__(self) -> Self:
-    return self
+    def whole(there: pathlib.Path) -> int:
+      nonlocal end
+      self.done, end = _whole(there, header, rows)
+      return end
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
-    # What could not be written has been said by then.
-    with contextlib.suppress(OSError):
-      self._file.close()
+    super().__init__('predictions', path, part(path), whole)
+    if not end:
+      try:
+        self.add(header.line())
+      except BaseException:
+        self.close()
+        raise
 
   def write(self, pictures: Sequence[Picture]) -> None:
     """Adds pictures; when it returns they outlive a killed process."""
-    with files.writing('predictions', self._part):
-      self._file.write(b''.join(picture.line() for picture in pictures))
-      self._file.flush()
+    self.add(b''.join(picture.line() for picture in pictures))
     self.done += len(pictures)
-
-  def publish(self) -> None:
-    """Gives the file its name, when all pictures are in it."""
-    with files.writing('predictions', self._path):
-      os.fsync(self._file.fileno())
-      os.replace(self._part, self._path)
 
 
 def pictures(path: pathlib.Path, keys: Sequence[str]) -> Iterator[Picture]:

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file of JSON lines of `predict`: one that was stopped is gone on with."""
 
-import contextlib
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any
 
 from resnet_jax import errors, files
 
 _MAX_LINE = 1 << 24
 
 
-class Lines:
+class Lines(files.Appended):
   """Adds objects to `NAME.part`, a line a picture; a context manager.
 
   Attributes:
@@ -41,33 +38,13 @@ class Lines:
       UserError: it holds something else, or predictions with other settings,
         or another process writes it.
     """
-    self._path = path
-    self._part = path.with_name(path.name + files.PART)
     self._facts = facts
-    with files.writing('predictions', path):
-      path.parent.mkdir(parents=True, exist_ok=True)
-      self._file: IO[bytes] = open(self._part, 'ab')  # noqa: SIM115
-    try:
-      files.lock(self._file, self._part)
-      self.kept, end = self._whole(keys, rows)
-      with files.writing('predictions', path):
-        self._file.truncate(end)
-    except BaseException:
-      self._file.close()
-      raise
 
-  def __enter__(self) -> Self:
-    return self
+    def whole(there: pathlib.Path) -> int:
+      self.kept, end = self._whole(there, keys, rows)
+      return end
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
-    # What could not be written has been said by then.
-    with contextlib.suppress(OSError):
-      self._file.close()
+    super().__init__('predictions', path, path, whole)
 
   def write(self, lines: Sequence[Mapping[str, Any]]) -> None:
     """Adds objects; when it returns they outlive a killed process."""
@@ -75,18 +52,10 @@ class Lines:
       json.dumps({**line, **self._facts}, ensure_ascii=False) + '\n'
       for line in lines
     )
-    with files.writing('predictions', self._path):
-      self._file.write(text.encode())
-      self._file.flush()
-
-  def publish(self) -> None:
-    """Gives the file its name, when all pictures are in it."""
-    with files.writing('predictions', self._path):
-      os.fsync(self._file.fileno())
-      os.replace(self._part, self._path)
+    self.add(text.encode())
 
   def _whole(
-    self, keys: Sequence[str], rows: int
+    self, there: pathlib.Path, keys: Sequence[str], rows: int
   ) -> tuple[list[dict[str, Any]], int]:
     """The objects that are kept, and where they end.
 
@@ -94,7 +63,7 @@ class Lines:
     """
     found: list[dict[str, Any]] = []
     ends = [0]
-    with open(self._part, 'rb') as file:
+    with open(there, 'rb') as file:
       while (line := file.readline(_MAX_LINE)).endswith(b'\n'):
         found.append(self._checked(line, keys, len(found)))
         ends.append(file.tell())
