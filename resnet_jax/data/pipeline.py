@@ -165,7 +165,9 @@ class _Decoders:
       try:
         self._fill(batch, row)
       except BaseException as error:
-        # Whatever it is, somebody waits for this picture.
+        # Whatever it is, somebody waits for this picture; and it is the end, so
+        # the other threads begin no further one until that is heard of.
+        self._stopped = True
         error.add_note(f'It was at the picture {batch.items[row].name}.')
         self._done.put((batch, error))
       else:
