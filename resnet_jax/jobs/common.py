@@ -283,8 +283,8 @@ def computed(
     on_error=config.on_error,
     clock=clock,
   )
-  # So that a broken picture is said before the compiler has worked for it, and
-  # others are decoded meanwhile.
+  # So that others are decoded while the network is compiled, and with a
+  # batch_size that is given a broken picture is said before that.
   with clock.waiting('pictures'):
     first = next(batches, None)
   if first is None:
