@@ -72,7 +72,7 @@ def maps(
   layers: Sequence[str],
   what: GradCam,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-  """The values of layers, (N, H, W, C), and the map, (N, 1, H, W)."""
+  """The values of layers, (N, H, W, C), and the map, (N, H, W, 1)."""
 
   def logits(delta: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     wanted = (*layers, what.layer, *names.HEAD)
@@ -94,5 +94,5 @@ def maps(
   zero = jnp.zeros((len(x), *size, channels))
   gradient, captured = jax.grad(logits, has_aux=True)(zero)
   factor = gradient.mean(axis=(1, 2), keepdims=True)
-  cam = jax.nn.relu((factor * captured[what.layer]).sum(axis=-1))
-  return {name: captured[name] for name in layers}, cam[:, None]
+  weighted = (factor * captured[what.layer]).sum(axis=-1, keepdims=True)
+  return {name: captured[name] for name in layers}, jax.nn.relu(weighted)

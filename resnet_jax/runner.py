@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from resnet_jax import compilation, errors, gradcam, stages, terminal
+from resnet_jax import (
+  compilation,
+  errors,
+  gradcam,
+  stages,
+  terminal,
+  transposes,
+)
 from resnet_jax import devices as device_room
 from resnet_jax.data import preprocess
 from resnet_jax.models import convolution, folding, names, piecewise, resnet
@@ -48,7 +55,8 @@ class Result:
   """What a batch gave, on the devices.
 
   Attributes:
-    values: of each layer, (rounds, pictures of a round, C, H, W).
+    values: of each layer, (rounds, pictures of a round, C, H, W), on a CPU
+      (..., H, W, C).
     overflows: of each layer, in which pictures a value became infinite because
       the dtype is too small; (rounds, pictures of a round).
     pictures: of the batch, without what `devices.deal` padded.
@@ -124,6 +132,7 @@ class Runner:
     self._given = (*self.layers, *((gradcam.GRAD_CAM,) if grad_cam else ()))
     self._execution = execution
     self._devices = execution.devices or tuple(jax.local_devices()[:1])
+    self._on_cpu = self._devices[0].platform == 'cpu'
     self._crops = 10 if multi_crop else 1
     aside = (*layers, *((grad_cam.layer, *names.HEAD) if grad_cam else ()))
     model = model.clone(
@@ -146,6 +155,8 @@ class Runner:
       std=tuple(std),
       reduction=reduction or Reduction(),
       grad_cam=grad_cam,
+      # On a CPU they are transposed where they are fetched.
+      channels_first=not self._on_cpu,
     )
 
   @classmethod
@@ -230,13 +241,14 @@ class Runner:
     Raises:
       UserError: a value of a real picture does not fit into float16.
     """
+    bring = transposes.fetched if self._on_cpu else jax.device_get
     values, overflows = (
       {
         # Without the rounds, and without what was padded.
         name: array.reshape(-1, *array.shape[2:])[: result.pictures]
-        for name, array in jax.device_get(arrays).items()
+        for name, array in arrays.items()
       }
-      for arrays in (result.values, result.overflows)
+      for arrays in (bring(result.values), jax.device_get(result.overflows))
     )
     real = np.arange(result.pictures) if real is None else real
     too_large = [name for name, over in overflows.items() if over[real].any()]
@@ -352,6 +364,7 @@ def _apply(
   std: Sequence[float],
   reduction: Reduction,
   grad_cam: gradcam.GradCam | None,
+  channels_first: bool,
   pieces: int,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
   x = preprocess.normalise(
@@ -360,8 +373,9 @@ def _apply(
   values: dict[str, jax.Array] = {}
   overflows: dict[str, jax.Array] = {}
   if grad_cam:
-    captured, cam = gradcam.maps(parameters, x, model, layers, grad_cam)
-    values[gradcam.GRAD_CAM] = cam
+    captured, values[gradcam.GRAD_CAM] = gradcam.maps(
+      parameters, x, model, layers, grad_cam
+    )
   else:
     captured = piecewise.capture(model, parameters, x, layers, pieces)
   for name, captured_value in captured.items():
@@ -371,14 +385,15 @@ def _apply(
     if reduction.dtype == 'float16':
       fits = jnp.isfinite(values[name]) | ~jnp.isfinite(exact)
       overflows[name] = ~fits.all(axis=(1, 2, 3))
+  if channels_first:
+    values = {k: v.transpose(0, 3, 1, 2) for k, v in values.items()}
   return values, overflows
 
 
 def _reduce(value: jax.Array, pictures: int, pool: str) -> jax.Array:
-  """(N * crops, H, W, C) to (N, C, H, W), averaged over a picture's crops."""
+  """(N * crops, H, W, C) to (N, H, W, C), averaged over a picture's crops."""
   if pool == 'avg':
     value = value.mean(axis=(1, 2), keepdims=True)
   elif pool == 'max':
     value = value.max(axis=(1, 2), keepdims=True)
-  value = value.reshape(pictures, -1, *value.shape[1:]).mean(axis=1)
-  return value.transpose(0, 3, 1, 2)
+  return value.reshape(pictures, -1, *value.shape[1:]).mean(axis=1)

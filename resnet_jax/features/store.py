@@ -110,7 +110,10 @@ class StoreWriter:
     chunk = start // self._plan.batch_rows
     with files.writing('features', self._path), _system_errors():
       pending = [
-        self._arrays[name][rows].write(array) for name, array in values.items()
+        self._arrays[name][rows].write(
+          array, can_reference_source_data_indefinitely=True
+        )
+        for name, array in values.items()
       ]
       for write in pending:
         write.result()
