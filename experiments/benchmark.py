@@ -17,6 +17,7 @@ tables.py makes those of the documents.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -171,26 +172,25 @@ def _figures(contender: Contender, rounds: int) -> Line:
 
 
 def files(data: pathlib.Path, count: int, rounds: int) -> list[Line]:
-  """Files to pooled features on the disk: ours, and a PyTorch DataLoader."""
-  found: dict[str, list[float]] = {'resnet_jax': []}
+  """Files to pooled features on the disk: ours, and a PyTorch DataLoader.
+
+  Each as `pipeline_speed.added_rate` has it.
+  """
+  found: dict[str, list[float]] = {}
   notes: dict[str, str] = {}
-  with tempfile.TemporaryDirectory() as folder:
-    listed = pipeline_speed.write_list(pathlib.Path(folder), data, count)
-    settings = (f'data={listed}', 'weights=random', 'layer_num=50')
-    for _ in range(rounds):
-      found['resnet_jax'].append(pipeline_speed.run_program(*settings).rate)
-      for name in ('PyTorch eager', 'ONNX Runtime'):
-        done = subprocess.run(
-          [sys.executable, _HERE / 'loader.py', name, listed, folder],
-          capture_output=True,
-          text=True,
-          check=False,
+  for _ in range(rounds):
+    rate = pipeline_speed.program_rate(
+      data, count, 'weights=random', 'layer_num=50'
+    )
+    found.setdefault('resnet_jax', []).append(rate)
+    for name in ('PyTorch eager', 'ONNX Runtime'):
+      try:
+        rate = pipeline_speed.added_rate(
+          functools.partial(_loader_seconds, name, data), count
         )
-        if done.returncode:
-          notes[name] = done.stderr.strip().splitlines()[-1]
-        else:
-          last = json.loads(done.stdout.splitlines()[-1])
-          found.setdefault(name, []).append(last['pictures_per_second'])
+        found.setdefault(name, []).append(rate)
+      except subprocess.CalledProcessError as error:
+        notes[name] = error.stderr.strip().splitlines()[-1]
   names = (*found, *(name for name in notes if name not in found))
   return [
     {
@@ -207,6 +207,18 @@ def files(data: pathlib.Path, count: int, rounds: int) -> list[Line]:
     }
     for name in names
   ]
+
+
+def _loader_seconds(name: str, data: pathlib.Path, count: int) -> float:
+  with tempfile.TemporaryDirectory() as folder:
+    listed = pipeline_speed.write_list(pathlib.Path(folder), data, count)
+    done = subprocess.run(
+      [sys.executable, _HERE / 'loader.py', name, listed, folder],
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+  return json.loads(done.stdout.splitlines()[-1])['seconds']
 
 
 # ---------------------------------------------------------------------- drift
@@ -324,7 +336,7 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--seconds', type=float, default=1.0)
   parser.add_argument('--data', type=pathlib.Path, default='example')
-  parser.add_argument('--count', type=int, default=200)
+  parser.add_argument('--count', type=int, help='pictures; files 400, drift 32')
   given = parser.parse_args()
   begin = time.perf_counter()
   if given.what == 'compute':
@@ -342,11 +354,11 @@ def main() -> None:
           )
         )
   elif given.what == 'files':
-    say(files(given.data, given.count, given.rounds))
+    say(files(given.data, given.count or 400, given.rounds))
   else:
     devices.use_cores()
     for depth in given.depths:
-      say(drift(given.data, depth, given.count))
+      say(drift(given.data, depth, given.count or 32))
   print(f'measured in {time.perf_counter() - begin:.0f} s')
 
 

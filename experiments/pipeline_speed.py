@@ -103,7 +103,7 @@ def decode_of_a_core(
     'decode=scaled': (lambda d: preprocess.crops_of(d, SCALED), pictures),
   }
   if binding := _simplejpeg():
-    ways['simplejpeg to Pillow'] = (
+    ways['decode by simplejpeg'] = (
       lambda d: Image.fromarray(binding.decode_jpeg(d)),
       [d for d in pictures if d.startswith(b'\xff\xd8')],
     )
@@ -137,7 +137,7 @@ def decode_differences(pictures: Sequence[bytes]) -> Iterator[Line]:
     ],
   }
   if binding := _simplejpeg():
-    found['simplejpeg'] = [
+    found['decode by simplejpeg'] = [
       preprocess.cut(Image.fromarray(binding.decode_jpeg(d)), EXACT)
       if d.startswith(b'\xff\xd8')
       else e
@@ -195,22 +195,8 @@ class Run:
   """What a run of the program, in a process of its own, took."""
 
   seconds: float
-  cpu_seconds: float
   peak_bytes: int
   said: str
-
-  @property
-  def rate(self) -> float:
-    """Pictures/s, as its progress says: without the start."""
-    words = self.said.split(' pictures/s\nstages')[0].split()
-    return float(words[-1])
-
-  @property
-  def stages(self) -> dict[str, float]:
-    """Pictures/s of each stage alone."""
-    [line] = [s for s in self.said.splitlines() if s.startswith('stages')]
-    parts = line.partition(': ')[2].partition(';')[0].split(', ')
-    return {name: float(rate) for name, rate in map(str.split, parts)}
 
 
 def run_program(
@@ -235,7 +221,7 @@ def run_program(
       text = said.read().decode()
   if process.returncode:
     raise RuntimeError(f'{command} failed: {text}')
-  return Run(seconds, used.ru_utime + used.ru_stime, _bytes(used), text)
+  return Run(seconds, _bytes(used), text)
 
 
 def _bytes(used: resource.struct_rusage) -> int:
@@ -256,6 +242,31 @@ def write_list(
   return path
 
 
+def added_rate(seconds: Callable[[int], float], count: int) -> float:
+  """Pictures/s of the later three quarters of `count`.
+
+  That is of what more pictures take: the start, and the pictures that are
+  decoded while it lasts, are in both runs.
+
+  Args:
+    seconds: that a run of so many pictures takes.
+    count: of the longer run.
+  """
+  few = count // 4
+  return (count - few) / (seconds(count) - seconds(few))
+
+
+def program_rate(data: pathlib.Path, count: int, *settings: str) -> float:
+  """The added rate of our program, for pictures of a folder."""
+
+  def seconds(pictures: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+      listed = write_list(pathlib.Path(folder), data, pictures)
+      return run_program(f'data={listed}', *settings).seconds
+
+  return added_rate(seconds, count)
+
+
 def end_to_end(
   data: pathlib.Path, count: int, *settings: str, repeats: int = 3
 ) -> Line:
@@ -265,12 +276,15 @@ def end_to_end(
   cores to itself.  On the CPU both want the same cores, so what can be reached
   there is `share_of_cores`: a picture takes the sum of both times.
   """
-  with tempfile.TemporaryDirectory() as folder:
-    listed = write_list(pathlib.Path(folder), data, count)
-    decoded = _decode_alone(listed)
-    runs = [run_program(f'data={listed}', *settings) for _ in range(repeats)]
-    compute = _compute_alone(settings, count, pathlib.Path(folder))
-  rate = statistics.median(run.rate for run in runs)
+  decoding, rates, computing = [], [], []
+  # By turns, so that what disturbs hits all alike.
+  for _ in range(repeats):
+    with tempfile.TemporaryDirectory() as folder:
+      listed = write_list(pathlib.Path(folder), data, count)
+      decoding.append(_decode_alone(listed))
+    rates.append(program_rate(data, count, *settings))
+    computing.append(_compute_alone(settings, count))
+  rate, decoded, compute = map(statistics.median, (rates, decoding, computing))
   slower, together = (
     min(decoded, compute),
     1 / (1 / decoded + 1 / compute),
@@ -280,12 +294,12 @@ def end_to_end(
     'settings': list(settings),
     'pictures': count,
     'pictures_per_second': rate,
-    'all': [run.rate for run in runs],
+    'all': rates,
     'decode_alone': decoded,
     'compute_alone': compute,
+    'all_compute_alone': computing,
     'share_of_slower': rate / slower,
     'share_of_cores': rate / together,
-    'stages': runs[-1].stages,
   }
 
 
@@ -299,19 +313,15 @@ def _decode_alone(listed: pathlib.Path) -> float:
   return len(items) / (time.perf_counter() - begin)
 
 
-def _compute_alone(
-  settings: Sequence[str], count: int, folder: pathlib.Path
-) -> float:
+def _compute_alone(settings: Sequence[str], count: int) -> float:
   """Pictures/s of a run whose pictures cost next to nothing to decode."""
-  flat = folder / 'flat'
-  flat.mkdir()
-  # As the network takes it, so nothing is resized; one colour, so nothing is
-  # unpacked.
-  file = io.BytesIO()
-  Image.new('RGB', (224, 224), (120, 110, 100)).save(file, 'PPM')
-  (flat / '0.ppm').write_bytes(file.getvalue())
-  listed = write_list(folder, flat, count)
-  return run_program(f'data={listed}', *settings, 'resize=none').rate
+  with tempfile.TemporaryDirectory() as folder:
+    # As the network takes it, so nothing is resized; one colour, so nothing is
+    # unpacked.
+    file = io.BytesIO()
+    Image.new('RGB', (224, 224), (120, 110, 100)).save(file, 'PPM')
+    (pathlib.Path(folder) / '0.ppm').write_bytes(file.getvalue())
+    return program_rate(pathlib.Path(folder), count, *settings, 'resize=none')
 
 
 def batch_sizes(
@@ -319,9 +329,7 @@ def batch_sizes(
 ) -> Iterator[Line]:
   """Computing alone, so many crops at a time; 0: the program's choice."""
   for size in sizes:
-    with tempfile.TemporaryDirectory() as folder:
-      chosen = (*settings, f'batch_size={size}')
-      rate = _compute_alone(chosen, count, pathlib.Path(folder))
+    rate = _compute_alone((*settings, f'batch_size={size}'), count)
     yield {
       'what': 'batch sizes',
       'settings': list(settings),
@@ -368,41 +376,64 @@ def start(data: pathlib.Path, *settings: str, repeats: int = 3) -> Line:
 def growth(
   data: pathlib.Path, counts: Sequence[int], *settings: str
 ) -> Iterator[Line]:
-  """Pictures/s and peak memory as the pictures become more."""
+  """Seconds and peak memory as the pictures become more.
+
+  `added_per_second` is of the pictures that a run has more than the one before.
+  """
+  before: tuple[int, float] | None = None
   for count in counts:
+    runs: list[Run] = []
     with tempfile.TemporaryDirectory() as folder:
       listed = write_list(pathlib.Path(folder), data, count)
-      run = run_program(f'data={listed}', *settings)
+      # Short runs are disturbed more.
+      while len(runs) < 3 and sum(run.seconds for run in runs) < 60:
+        runs.append(run_program(f'data={listed}', *settings))
+    seconds = statistics.median(run.seconds for run in runs)
     yield {
       'what': 'growth',
       'settings': list(settings),
       'pictures': count,
-      'pictures_per_second': run.rate,
-      'seconds': run.seconds,
-      'peak_bytes': run.peak_bytes,
+      'added_per_second': before
+      and (count - before[0]) / (seconds - before[1]),
+      'seconds': seconds,
+      'all': [run.seconds for run in runs],
+      'peak_bytes': max(run.peak_bytes for run in runs),
     }
+    before = count, seconds
 
 
-def layers(data: pathlib.Path, count: int, *settings: str) -> Iterator[Line]:
+def layers(
+  data: pathlib.Path, count: int, *settings: str, repeats: int = 3
+) -> Iterator[Line]:
   """All layers at once against one, and what the bytes that are written take.
 
   `write_seconds` is for as many bytes, written and flushed by nobody else.
   """
-  for asked in ('avgpool', '*'):
-    with tempfile.TemporaryDirectory() as folder:
-      listed = write_list(pathlib.Path(folder), data, count)
-      run = run_program(f'data={listed}', f'output_layer={asked}', *settings)
-    [plan] = [x for x in run.said.splitlines() if x.startswith('to write')]
-    written = _parsed_size(plan)
+  found: dict[str, list[Run]] = {'avgpool': [], '*': []}
+  writing: dict[str, list[float]] = {'avgpool': [], '*': []}
+  written: dict[str, float] = {}
+  # By turns: a disk's speed is the least steady of all.
+  for _ in range(repeats):
+    for asked, runs in found.items():
+      with tempfile.TemporaryDirectory() as folder:
+        listed = write_list(pathlib.Path(folder), data, count)
+        run = run_program(f'data={listed}', f'output_layer={asked}', *settings)
+      runs.append(run)
+      [plan] = [x for x in run.said.splitlines() if x.startswith('to write')]
+      written[asked] = _parsed_size(plan)
+      writing[asked].append(_write_alone(written[asked]))
+  for asked, runs in found.items():
     yield {
       'what': 'layers',
       'settings': list(settings),
       'layers': asked,
       'pictures': count,
-      'pictures_per_second': run.rate,
-      'seconds': run.seconds,
-      'bytes': written,
-      'write_seconds': _write_alone(written),
+      'seconds': statistics.median(run.seconds for run in runs),
+      'all': [run.seconds for run in runs],
+      'peak_bytes': max(run.peak_bytes for run in runs),
+      'bytes': written[asked],
+      'write_seconds': statistics.median(writing[asked]),
+      'all_write_seconds': writing[asked],
     }
 
 
@@ -446,16 +477,21 @@ def plot(results: pathlib.Path = RESULTS, target: pathlib.Path = PLOT) -> None:
   figure, (speed, memory) = pyplot.subplots(1, 2, figsize=(9, 3.2))
   for name, points in series.items():
     counts = sorted(points)
+    # The first has none before it.
+    later = [n for n in counts if points[n]['added_per_second']]
     speed.plot(
-      counts,
-      [points[n]['pictures_per_second'] for n in counts],
+      later,
+      [points[n]['added_per_second'] for n in later],
       marker='o',
       label=name,
     )
     memory.plot(
       counts, [points[n]['peak_bytes'] / 1e6 for n in counts], marker='o'
     )
-  for axes, label in ((speed, 'pictures/s'), (memory, 'peak memory, MB')):
+  for axes, label in (
+    (speed, 'further pictures/s'),
+    (memory, 'peak memory, MB'),
+  ):
     axes.set(xscale='log', xlabel='pictures', ylabel=label, ylim=(0, None))
     axes.grid(alpha=0.3)
   figure.legend(loc='upper center', fontsize=7)

@@ -101,6 +101,46 @@ def files() -> Table:
   return ('program', 'pictures/s, median', 'each run', 'pictures'), rows
 
 
+def decode() -> Table:
+  """Ways to decode, and what they change."""
+  changes = {
+    line['way']: line for line in _lines('pipeline.jsonl', 'decode differences')
+  }
+  rows = []
+  for line in _lines('pipeline.jsonl', 'decode'):
+    cells = [line['way'], f'{line["pictures_per_second"]:.0f}', _range(line)]
+    change = changes.get(line['way'])
+    cells += (
+      [
+        f'{change["pictures_that_differ"]} of {change["pictures"]}',
+        f'{change["mean"]:.3f}',
+        str(change['most']),
+      ]
+      if change
+      else ['', '', '']
+    )
+    rows.append(cells)
+  return (
+    *('way', 'pictures/s of a core', 'least to most', 'pictures that differ'),
+    *('mean difference, of 255', 'largest'),
+  ), rows
+
+
+def workers() -> Table:
+  """Threads against processes."""
+  lines = _lines('pipeline.jsonl', 'workers')
+  counts = sorted({line['workers'] for line in lines})
+  rates = {
+    (line['way'], line['workers']): line['pictures_per_second']
+    for line in lines
+  }
+  rows = [
+    [way, *(f'{rates[way, count]:.0f}' for count in counts)]
+    for way in dict.fromkeys(line['way'] for line in lines)
+  ]
+  return ('workers', *map(str, counts)), rows
+
+
 def drift() -> Table:
   """How far the arithmetics are from `direct`."""
   shown = [
@@ -139,12 +179,16 @@ def growth() -> Table:
     [
       ', '.join(line['settings']),
       str(line['pictures']),
-      f'{line["pictures_per_second"]:.1f}',
+      f'{line["seconds"]:.1f}',
+      f'{line["added_per_second"]:.1f}' if line['added_per_second'] else '',
       f'{line["peak_bytes"] / 1e6:.0f}',
     ]
     for line in _lines('pipeline.jsonl', 'growth')
   ]
-  return ('settings', 'pictures', 'pictures/s', 'peak memory, MB'), rows
+  return (
+    *('settings', 'pictures', 'whole run, s', 'further pictures/s'),
+    'peak memory, MB',
+  ), rows
 
 
 def layers() -> Table:
@@ -152,12 +196,16 @@ def layers() -> Table:
   rows = [
     [
       'all' if line['layers'] == '*' else line['layers'],
-      f'{line["pictures_per_second"]:.1f}',
-      f'{line["seconds"]:.1f}',
+      str(line['pictures']),
       f'{line["bytes"] / 1e6:.1f}',
-      f'{line["write_seconds"]:.2f}',
+      f'{line["seconds"]:.1f}',
+      ', '.join(f'{seconds:.1f}' for seconds in line['all']),
+      f'{line["write_seconds"]:.1f}',
+      ', '.join(f'{seconds:.1f}' for seconds in line['all_write_seconds']),
     ]
     for line in _lines('pipeline.jsonl', 'layers')
   ]
-  columns = ('layers', 'pictures/s', 'whole run, s', 'MB', 'writing alone, s')
-  return columns, rows
+  return (
+    *('layers', 'pictures', 'MB', 'whole run, s', 'each run'),
+    *('writing alone, s', 'each time'),
+  ), rows

@@ -136,6 +136,8 @@ TABLES: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
       *(
         speed.compute,
         speed.files,
+        speed.decode,
+        speed.workers,
         speed.drift,
         speed.start,
         speed.growth,

@@ -67,6 +67,8 @@ def test_drift_of_each_arithmetic_is_of_the_same_pictures(tmp_path):
   [
     speed.compute,
     speed.files,
+    speed.decode,
+    speed.workers,
     speed.drift,
     speed.start,
     speed.growth,

@@ -30,8 +30,10 @@ ALLOWED = {
   'resnet_jax.prediction': {'data.labels'},
   'resnet_jax.compilation': {'weights.cache'},
   'resnet_jax.devices': set(),
+  'resnet_jax.transposes': set(),
   'resnet_jax.runner': {
     *('models', 'data.preprocess', 'compilation', 'devices', 'gradcam'),
+    'transposes',
   },
   'resnet_jax.sizing': {'devices', 'runner'},
   'resnet_jax.evaluation': {'evaluation', 'data', 'models', 'weights'},

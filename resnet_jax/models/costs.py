@@ -4,7 +4,7 @@
 import dataclasses
 import math
 
-from resnet_jax.models import names, resnet
+from resnet_jax.models import names, resnet, structure
 
 # FLOPs ("multiply-adds") of the paper's table 1, 224x224 pictures; it prints
 # none for the CIFAR networks.
@@ -78,29 +78,25 @@ def costs(model: resnet.ResNet, height: int, width: int) -> tuple[Cost, ...]:
 def _views(
   model: resnet.ResNet, shapes: dict[str, tuple[int, int, int]]
 ) -> dict[str, _View]:
-  architecture = names.ARCHITECTURES[model.depth]
-  view = _View().through(architecture.kernel, architecture.stride)
-  views = {'conv1_conv': view, 'conv1_bn': view}
-  if architecture.pool:
-    view = views['pool1'] = view.through(3, 2)
-  kernels = (1, 3, 1) if architecture.bottleneck else (3, 3)
-  strided = 1 if architecture.bottleneck and model.stride_in == '3x3' else 0
-  for stage, blocks in enumerate(architecture.blocks, start=2):
-    for block in range(1, blocks + 1):
-      prefix = names.block_name(stage, block)
-      stride = 2 if stage > 2 and block == 1 else 1
-      if architecture.has_projection(stage, block):
-        shortcut = view.through(1, stride)
-        views[f'{prefix}_branch1_conv'] = shortcut
-        views[f'{prefix}_branch1_bn'] = shortcut
-      for index, branch in enumerate(architecture.branches):
-        here = stride if index == strided else 1
-        view = view.through(kernels[index], here)
-        views[f'{prefix}_{branch}_conv'] = views[f'{prefix}_{branch}_bn'] = view
-      # The branch sees all that its shortcut sees.
-      views[f'{prefix}_addto'] = view
-  last = names.block_name(architecture.last_stage, architecture.blocks[-1])
-  _, rows, columns = shapes[f'{last}_addto']
+  views: dict[str, _View] = {}
+
+  def through(unit: structure.Unit, view: _View) -> _View:
+    view = view.through(unit.kernel, unit.stride)
+    views[f'{unit.name}_conv'] = views[f'{unit.name}_bn'] = view
+    return view
+
+  first = structure.stem(model.depth)
+  view = through(first, _View())
+  if first.pool:
+    view = views[first.pool] = view.through(3, 2)
+  for block in structure.blocks(model.depth, model.stride_in):
+    if block.shortcut:
+      through(block.shortcut, view)
+    for unit in block.branch:
+      view = through(unit, view)
+    # The branch sees all that its shortcut sees.
+    views[f'{block.name}_addto'] = view
+  _, rows, columns = shapes[f'{block.name}_addto']
   whole = view.through(max(rows, columns), 1)
   for layer in ('avgpool', *names.HEAD):
     views[layer] = whole

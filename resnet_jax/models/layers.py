@@ -37,9 +37,18 @@ class Inference:
     """What the arithmetic stands for."""
     return convolution.ARITHMETICS[self.arithmetic]
 
+  def algorithm(self, shape: convolution.Shape) -> str:
+    """A convolution's, see `convolution.algorithm`."""
+    return convolution.algorithm(shape, self.rules, self.platform)
+
 
 # A network as it is defined.
 DEFINITION = Inference()
+
+
+def kernel_shape(shape: convolution.Shape, how: Inference) -> tuple[int, ...]:
+  """Of the kernel of a convolution, see `convolution.kernel_shape`."""
+  return convolution.kernel_shape(shape, how.algorithm(shape))
 
 
 def _ones(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -69,14 +78,17 @@ class Conv(nn.Module):
 
   def convolved(self, x: jax.Array) -> jax.Array:
     """(N, H, W, Ci) to (N, ceil(H / stride), ceil(W / stride), Co)."""
-    rules = self.inference.rules
+    how = self.inference
     shape = convolution.Shape(
       self.kernel, self.stride, x.shape[-1], self.features
     )
-    name = convolution.algorithm(shape, rules, self.inference.platform)
-    kernel = self.param('kernel', _zeros, convolution.kernel_shape(shape, name))
+    kernel = self.param('kernel', _zeros, kernel_shape(shape, how))
     return convolution.convolve(
-      x, kernel.astype(x.dtype), shape, rules.precision, name
+      x,
+      kernel.astype(x.dtype),
+      shape,
+      how.rules.precision,
+      how.algorithm(shape),
     )
 
   @nn.compact
@@ -131,8 +143,8 @@ class BatchNorm(nn.Module):
     mean = self.variable('batch_stats', 'mean', jnp.zeros, shape).value
     var = self.variable('batch_stats', 'var', jnp.ones, shape).value
     factor = scale * lax.rsqrt(var + self.epsilon)
-    y = (x - mean[None, None, None]) * factor[None, None, None]
-    y = (y + bias[None, None, None]).astype(x.dtype)
+    mean, factor, bias = (v.reshape(1, 1, 1, -1) for v in (mean, factor, bias))
+    y = ((x - mean) * factor + bias).astype(x.dtype)
     return nn.relu(y) if self.relu else y
 
 
@@ -176,11 +188,13 @@ def stem_pool(x: jax.Array, rule: str, platform: str = '') -> jax.Array:
       every side.  At 112 both give 56, on grids one pixel apart.
     platform: of the device.
   """
-  paddings = {
-    'ceil': [(0, (size - 3) % 2) for size in x.shape[1:3]],
-    'pad1': [(1, 1), (1, 1)],
-  }
-  return convolution.max_pool(x, paddings[rule], platform)
+  padding = [stem_pool_padding(rule, size) for size in x.shape[1:3]]
+  return convolution.max_pool(x, padding, platform)
+
+
+def stem_pool_padding(rule: str, size: int) -> tuple[int, int]:
+  """What `stem_pool` pads before and behind a height or width."""
+  return {'ceil': (0, (size - 3) % 2), 'pad1': (1, 1)}[rule]
 
 
 class StemPool(nn.Module):

@@ -110,6 +110,8 @@ def block_name(stage: int, block: int) -> str:
 
 
 HEAD = ('logits', 'output')
+# Parameters of a batch norm.
+NORM_LEAVES = ('scale', 'mean', 'var', 'bias')
 
 
 def layer_names(depth: int, head: bool = True) -> tuple[str, ...]:
@@ -147,7 +149,7 @@ def parameter_names(depth: int, head: bool = True) -> tuple[str, ...]:
   """
   leaves = {
     'conv': ('kernel',),
-    'bn': ('scale', 'mean', 'var', 'bias'),
+    'bn': NORM_LEAVES,
     'logits': ('kernel', 'bias'),
   }
   return tuple(

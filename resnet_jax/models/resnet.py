@@ -5,7 +5,6 @@ Where the zeros of a CIFAR network's shortcuts go: akamaster's
 pytorch_resnet_cifar10, `resnet.py`, whose trained weights agree.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.models import layers, names
+from resnet_jax.models import convolution, layers, names, structure
 
 MIN_SIZE = 32
 STRIDES = ('1x1', '3x3')
@@ -51,44 +50,19 @@ class ResNet(nn.Module):
   epsilon: float = 1e-5
   inference: layers.Inference | None = None
 
-  def _conv_bn(
-    self,
-    x: jax.Array,
-    name: str,
-    features: int,
-    kernel: int,
-    *,
-    stride: int = 1,
-    relu: bool = True,
-    pool: str = '',
-  ) -> jax.Array:
-    how = self.inference
-    if how is None or f'{name}_conv' in how.apart:
+  def _conv_bn(self, x: jax.Array, unit: structure.Unit) -> jax.Array:
+    how, pool = self.inference, unit.pool
+    shape = unit.outputs, unit.kernel, unit.stride
+    if how is None or f'{unit.name}_conv' in how.apart:
       how = how or layers.DEFINITION
-      x = layers.Conv(features, kernel, stride, how, name=f'{name}_conv')(x)
-      x = layers.BatchNorm(self.epsilon, relu, name=f'{name}_bn')(x)
+      x = layers.Conv(*shape, how, name=f'{unit.name}_conv')(x)
+      x = layers.BatchNorm(self.epsilon, unit.relu, name=f'{unit.name}_bn')(x)
     else:
-      last, rule = f'{name}_bn', ''
-      if pool and last not in how.apart:
-        last, rule, pool = pool, self.stem_pool, ''
-      x = layers.FoldedConv(
-        features, kernel, stride, how, relu, rule, name=last
-      )(x)
+      last, rule = _joined(unit, how), ''
+      if last == pool:
+        rule, pool = self.stem_pool, ''
+      x = layers.FoldedConv(*shape, how, unit.relu, rule, name=last)(x)
     return layers.StemPool(self.stem_pool, how, name=pool)(x) if pool else x
-
-  def _bottleneck(
-    self, x: jax.Array, prefix: str, width: int, stride: int
-  ) -> jax.Array:
-    first, second = (stride, 1) if self.stride_in == '1x1' else (1, stride)
-    x = self._conv_bn(x, f'{prefix}_branch2a', width, 1, stride=first)
-    x = self._conv_bn(x, f'{prefix}_branch2b', width, 3, stride=second)
-    return self._conv_bn(x, f'{prefix}_branch2c', 4 * width, 1, relu=False)
-
-  def _basic(
-    self, x: jax.Array, prefix: str, width: int, stride: int
-  ) -> jax.Array:
-    x = self._conv_bn(x, f'{prefix}_branch2a', width, 3, stride=stride)
-    return self._conv_bn(x, f'{prefix}_branch2b', width, 3, relu=False)
 
   @nn.compact
   def __call__(
@@ -107,11 +81,8 @@ class ResNet(nn.Module):
     Raises:
       ValueError: the pictures are too small, or a field is out of its set.
     """
-    if begin == 1 and min(x.shape[1:3]) < MIN_SIZE:
-      raise ValueError(
-        f'pictures of {x.shape[1]}x{x.shape[2]}: a ResNet takes {MIN_SIZE}x'
-        f'{MIN_SIZE} or more'
-      )
+    if begin == 1:
+      _check_size(*x.shape[1:3])
     for value, allowed in (
       (self.depth, tuple(names.ARCHITECTURES)),
       (self.stride_in, STRIDES),
@@ -121,39 +92,23 @@ class ResNet(nn.Module):
         raise ValueError(f'{value!r} is not one of {allowed}')
     if self.inference:
       x = x.astype(self.inference.rules.dtype)
-    architecture = names.ARCHITECTURES[self.depth]
-    branch = self._bottleneck if architecture.bottleneck else self._basic
-
     if begin == 1:
-      x = self._conv_bn(
-        x,
-        'conv1',
-        architecture.width,
-        architecture.kernel,
-        stride=architecture.stride,
-        pool='pool1' if architecture.pool else '',
-      )  # 112 at 224, and behind the pool 56
-    end_stage = architecture.last_stage if end is None else end
-    for stage, blocks in enumerate(architecture.blocks, start=2):
-      if not begin <= stage <= end_stage:
+      # 112 at 224, and behind the pool 56.
+      x = self._conv_bn(x, structure.stem(self.depth))
+    for block in structure.blocks(self.depth, self.stride_in):  # 56, 28, 14, 7
+      if block.stage < begin or (end is not None and block.stage > end):
         continue
-      width = architecture.width * 2 ** (stage - 2)
-      for block in range(1, blocks + 1):
-        prefix = names.block_name(stage, block)
-        stride = 2 if stage > 2 and block == 1 else 1  # 56, 28, 14, 7
-        out = width * architecture.expansion
-        if architecture.has_projection(stage, block):
-          shortcut = self._conv_bn(
-            x, f'{prefix}_branch1', out, 1, stride=stride, relu=False
-          )
-        else:
-          # Where the shape stays, this is the identity.
-          shortcut = layers.padded_shortcut(x, out, stride)
-        x = branch(x, prefix, width, stride)
-        add = layers.AddTo(
-          self.inference or layers.DEFINITION, name=f'{prefix}_addto'
-        )
-        x = add(x, shortcut)
+      if block.shortcut:
+        shortcut = self._conv_bn(x, block.shortcut)
+      else:
+        # Where the shape stays, this is the identity.
+        shortcut = layers.padded_shortcut(x, block.outputs, block.stride)
+      for unit in block.branch:
+        x = self._conv_bn(x, unit)
+      add = layers.AddTo(
+        self.inference or layers.DEFINITION, name=f'{block.name}_addto'
+      )
+      x = add(x, shortcut)
     if end is not None:
       return x
     x = layers.GlobalAveragePool(name='avgpool')(x)
@@ -161,6 +116,14 @@ class ResNet(nn.Module):
       return x
     x = layers.Classifier(self.classes, name='logits')(x)
     return layers.Softmax(name='output')(x)
+
+
+def _check_size(height: int, width: int) -> None:
+  if min(height, width) < MIN_SIZE:
+    raise ValueError(
+      f'pictures of {height}x{width}: a ResNet takes {MIN_SIZE}x{MIN_SIZE} or'
+      ' more'
+    )
 
 
 def published(depth: int) -> ResNet:
@@ -182,10 +145,6 @@ def describe(model: ResNet) -> str:
   return ', '.join([*parts, f'epsilon {model.epsilon:g}'])
 
 
-def _abstract_input(height: int, width: int) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-
-
 def layer_names(model: ResNet) -> tuple[str, ...]:
   """Every layer of a network, in the order of computing."""
   return names.layer_names(model.depth, head=model.classes > 0)
@@ -196,28 +155,35 @@ def parameter_shapes(model: ResNet) -> dict[str, tuple[int, ...]]:
 
   Kernels are (ky, kx, Ci, Co), the classifier's (in, out).
   """
-  return dict(_parameter_shapes(model))
+  shapes: dict[str, tuple[int, ...]] = {}
+  for unit in structure.units(model.depth, model.stride_in):
+    shapes |= _unit_shapes(model, unit)
+  if model.classes:
+    shapes['logits/kernel'] = unit.outputs, model.classes
+    shapes['logits/bias'] = (model.classes,)
+  return shapes
 
 
-# Traced once: it takes a tenth of a second, and a run asks several times.
-@functools.lru_cache(maxsize=8)
-def _parameter_shapes(model: ResNet) -> tuple[tuple[str, tuple[int, ...]], ...]:
-  x = _abstract_input(MIN_SIZE, MIN_SIZE)
-  tree = jax.eval_shape(model.init, jax.random.key(0), x)
-  shapes = {
-    f'{layer}/{leaf}': array.shape
-    for collection in tree.values()
-    for layer, leaves in collection.items()
-    for leaf, array in leaves.items()
-  }
-  if model.inference is None:
-    order = names.parameter_names(model.depth, head=model.classes > 0)
-  else:
-    layer_order = layer_names(model)
-    order = tuple(
-      sorted(shapes, key=lambda name: layer_order.index(name.split('/')[0]))
+def _unit_shapes(
+  model: ResNet, unit: structure.Unit
+) -> dict[str, tuple[int, ...]]:
+  how = model.inference or layers.DEFINITION
+  kernel = layers.kernel_shape(
+    convolution.Shape(unit.kernel, unit.stride, unit.inputs, unit.outputs), how
+  )
+  if model.inference is None or f'{unit.name}_conv' in how.apart:
+    leaves = (f'{unit.name}_bn/{leaf}' for leaf in names.NORM_LEAVES)
+    return {f'{unit.name}_conv/kernel': kernel} | dict.fromkeys(
+      leaves, (unit.outputs,)
     )
-  return tuple((name, shapes[name]) for name in order)
+  last = _joined(unit, how)
+  return {f'{last}/kernel': kernel, f'{last}/offset': (unit.outputs,)}
+
+
+def _joined(unit: structure.Unit, how: layers.Inference) -> str:
+  """The last layer that is joined to a convolution, its batch norm or pool."""
+  norm = f'{unit.name}_bn'
+  return unit.pool if unit.pool and norm not in how.apart else norm
 
 
 def learned_count(shapes: dict[str, tuple[int, ...]]) -> int:
@@ -233,20 +199,34 @@ def layer_shapes(
   model: ResNet, height: int, width: int
 ) -> dict[str, tuple[int, int, int]]:
   """The (C, H, W) of every layer for pictures of a size, nothing computed."""
-  # As defined: where layers are joined, not all of them are there.
-  model = model.clone(inference=None)
+  _check_size(height, width)
+  shapes: dict[str, tuple[int, int, int]] = {}
 
-  def run(x: jax.Array) -> dict:
-    _, state = model.init_with_output(
-      jax.random.key(0), x, capture_intermediates=True
+  def through(unit: structure.Unit, rows: int, columns: int) -> tuple[int, int]:
+    # Padded by kernel // 2 on both sides, and kernels are odd.
+    size = -(-rows // unit.stride), -(-columns // unit.stride)
+    for kind in ('conv', 'bn'):
+      shapes[f'{unit.name}_{kind}'] = unit.outputs, *size
+    return size
+
+  first = structure.stem(model.depth)
+  size = through(first, height, width)
+  if first.pool:
+    rows, columns = (
+      (side + sum(layers.stem_pool_padding(model.stem_pool, side)) - 1) // 2
+      for side in size
     )
-    return state['intermediates']
-
-  captured = jax.eval_shape(run, _abstract_input(height, width))
-  shapes = {}
-  for name in layer_names(model):
-    _, rows, columns, channels = captured[name]['__call__'][0].shape
-    shapes[name] = (channels, rows, columns)
+    size = rows, columns
+    shapes[first.pool] = first.outputs, *size
+  for block in structure.blocks(model.depth, model.stride_in):
+    if block.shortcut:
+      through(block.shortcut, *size)
+    for unit in block.branch:
+      size = through(unit, *size)
+    shapes[f'{block.name}_addto'] = block.outputs, *size
+  shapes['avgpool'] = block.outputs, 1, 1
+  if model.classes:
+    shapes |= dict.fromkeys(names.HEAD, (model.classes, 1, 1))
   return shapes
 
 

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which convolutions a network consists of.
+
+The network is built from this table; what only needs shapes reads it, too,
+since tracing the network for them takes a fifth of a second each time.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+from resnet_jax.models import names
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+  """A convolution and its batch norm.
+
+  Attributes:
+    name: of both, without `_conv` and `_bn`.
+    kernel: height and width.
+    stride: in both directions.
+    inputs: channels that it takes.
+    outputs: channels that it gives.
+    relu: whether a ReLU follows before any sum.
+    pool: the name of the max pool that follows, 3x3 of stride 2; '': none does.
+  """
+
+  name: str
+  kernel: int
+  stride: int
+  inputs: int
+  outputs: int
+  relu: bool
+  pool: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """A residual block.
+
+  Attributes:
+    name: the prefix of its layers, `res2_1`.
+    stage: its number, 2 for res2.
+    stride: from what it takes to what it gives.
+    outputs: channels that it gives.
+    shortcut: the convolution over which the shortcut goes; None: it has none.
+    branch: the residual branch's, first to last.
+  """
+
+  name: str
+  stage: int
+  stride: int
+  outputs: int
+  shortcut: Unit | None
+  branch: tuple[Unit, ...]
+
+  @property
+  def units(self) -> tuple[Unit, ...]:
+    """All of them, in the order of computing."""
+    return (*((self.shortcut,) if self.shortcut else ()), *self.branch)
+
+
+def stem(depth: int) -> Unit:
+  """The first convolution."""
+  architecture = names.ARCHITECTURES[depth]
+  return Unit(
+    'conv1',
+    architecture.kernel,
+    architecture.stride,
+    3,
+    architecture.width,
+    relu=True,
+    pool='pool1' if architecture.pool else '',
+  )
+
+
+@functools.lru_cache(maxsize=32)
+def blocks(depth: int, stride_in: str) -> tuple[Block, ...]:
+  """The blocks of a network, first to last.
+
+  Args:
+    depth: one of `names.ARCHITECTURES`.
+    stride_in: see `resnet.ResNet`.
+  """
+  architecture = names.ARCHITECTURES[depth]
+  kernels = (1, 3, 1) if architecture.bottleneck else (3, 3)
+  strided = 1 if architecture.bottleneck and stride_in == '3x3' else 0
+  found = []
+  inputs = architecture.width
+  for stage, count in enumerate(architecture.blocks, start=2):
+    width = architecture.width * 2 ** (stage - 2)
+    outputs = width * architecture.expansion
+    for number in range(1, count + 1):
+      name = names.block_name(stage, number)
+      stride = 2 if stage > 2 and number == 1 else 1
+      channels = (inputs, *(width for _ in kernels[1:]), outputs)
+      last = len(kernels) - 1
+      branch = tuple(
+        Unit(
+          f'{name}_{branch}',
+          kernels[place],
+          stride if place == strided else 1,
+          channels[place],
+          channels[place + 1],
+          relu=place < last,
+        )
+        for place, branch in enumerate(architecture.branches)
+      )
+      shortcut = (
+        Unit(f'{name}_branch1', 1, stride, inputs, outputs, relu=False)
+        if architecture.has_projection(stage, number)
+        else None
+      )
+      found.append(Block(name, stage, stride, outputs, shortcut, branch))
+      inputs = outputs
+  return tuple(found)
+
+
+def units(depth: int, stride_in: str) -> Iterator[Unit]:
+  """All convolutions, in the order of computing."""
+  yield stem(depth)
+  for block in blocks(depth, stride_in):
+    yield from block.units

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of convolutions, against the network that Flax builds of it."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from resnet_jax.models import layers, names, resnet
+
+ALL = frozenset(
+  name for depth in names.ARCHITECTURES for name in names.layer_names(depth)
+)
+HOWS = [
+  layers.Inference(platform='gpu'),
+  layers.Inference(platform='cpu', apart=frozenset({'conv1_bn', 'avgpool'})),
+  layers.Inference('direct', 'cpu', frozenset({'res2_1_branch2b_conv'})),
+  layers.Inference(platform='cpu', apart=ALL),
+]
+VARIANTS = [
+  *itertools.product(names.ARCHITECTURES, [('1x1', 'ceil'), ('3x3', 'pad1')]),
+]
+
+
+def _traced(model, height, width):
+  """Flax's own parameters, and its layers' (C, H, W), as far as it has them."""
+  variables, state = jax.eval_shape(
+    lambda x: (
+      model.init(jax.random.key(0), x),
+      model.init_with_output(jax.random.key(0), x, capture_intermediates=True)[
+        1
+      ]['intermediates'],
+    ),
+    jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32),
+  )
+  parameters = {
+    f'{layer}/{leaf}': array.shape
+    for collection in variables.values()
+    for layer, leaves in collection.items()
+    for leaf, array in leaves.items()
+  }
+  shapes = {}
+  for name, value in state.items():
+    if name != '__call__':
+      _, rows, columns, channels = value['__call__'][0].shape
+      shapes[name] = channels, rows, columns
+  return parameters, shapes
+
+
+@pytest.mark.parametrize(('depth', 'variant'), VARIANTS)
+def test_shapes_are_those_that_flax_traces(depth, variant):
+  stride_in, stem_pool = variant
+  model = resnet.ResNet(depth, 7, stride_in, stem_pool)
+  # Odd and even at each of the halvings, and not square.
+  height, width = 45, 62
+  parameters, shapes = _traced(model, height, width)
+  assert resnet.parameter_shapes(model) == parameters
+  assert resnet.layer_shapes(model, height, width) == shapes
+  assert list(resnet.layer_shapes(model, height, width)) == list(
+    resnet.layer_names(model)
+  )
+  headless = model.clone(classes=0)
+  assert 'logits' not in resnet.layer_shapes(headless, height, width)
+  assert 'logits/bias' not in resnet.parameter_shapes(headless)
+
+
+@pytest.mark.parametrize('how', HOWS)
+@pytest.mark.parametrize('depth', [18, 20, 50])
+def test_parameters_of_joined_layers_are_those_that_flax_traces(depth, how):
+  model = resnet.ResNet(depth, inference=how)
+  parameters, _ = _traced(model, 64, 64)
+  assert resnet.parameter_shapes(model) == parameters
+  # In the order of computing.
+  order = resnet.layer_names(model)
+  places = [
+    order.index(name.split('/')[0]) for name in resnet.parameter_shapes(model)
+  ]
+  assert places == sorted(places)
+
+
+@pytest.mark.parametrize('size', [(31, 224), (224, 31)])
+def test_pictures_that_are_too_small_are_refused(size):
+  with pytest.raises(ValueError, match='a ResNet takes 32x32 or more'):
+    resnet.layer_shapes(resnet.ResNet(18), *size)
