@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import jax
 
-from resnet_jax import errors
+from resnet_jax import cores, errors
 
 # More would each want a copy of the parameters; where there are more cores, a
 # device has several threads.
@@ -46,28 +46,21 @@ def use_cores() -> None:
   otherwise given back and asked for again with every batch, and each of its
   pages comes as a page fault (7% of the time of a ResNet-50).
   """
-  cores = _cores()
-  count = min(cores, _MOST_CPU_DEVICES)
+  there = cores.count()
+  count = min(there, _MOST_CPU_DEVICES)
   try:
     jax.config.update('jax_num_cpu_devices', count)
   except RuntimeError:
     # It has started.
     return
   given = os.environ.get('XLA_FLAGS', '')
-  if 1 < cores == count and _ONE_THREAD.partition('=')[0] not in given:
+  if 1 < there == count and _ONE_THREAD.partition('=')[0] not in given:
     os.environ['XLA_FLAGS'] = f'{given} {_ONE_THREAD}'.strip()
   if sys.platform == 'linux':
     libc = ctypes.CDLL(None)
     if hasattr(libc, 'mallopt') and hasattr(libc, 'gnu_get_libc_version'):
       for name, number in _MALLOPT.items():
         libc.mallopt(number, _KEPT_BYTES[name])
-
-
-def _cores() -> int:
-  """Those that this process may use, where the system tells."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def select(use_gpu: bool) -> tuple[jax.Device, ...]:

@@ -201,3 +201,24 @@ print(jax.local_device_count('cpu'), 'XLA_FLAGS' in os.environ)
     check=True,
   )
   assert done.stdout.split() == [str(shown), str(one)]
+
+
+def test_cores_are_those_that_the_process_may_use():
+  """A cluster's job has some of a machine's, and decodes in as many threads."""
+  code = """
+import os
+os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
+os.cpu_count = lambda: 64
+from resnet_jax import cores
+from resnet_jax.jobs import common
+from ml_collections import ConfigDict
+print(cores.count(), common.threads(ConfigDict({'threads': 0})))
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout.split() == ['1', '1']

@@ -64,6 +64,7 @@ FOR_ALL = {
     'binaryproto',
     'terminal',
     'stages',
+    'cores',
   ),
 }
 # Modules for all may use one another.

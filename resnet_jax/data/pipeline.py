@@ -17,14 +17,13 @@ crop has to be copied once more.
 
 import collections
 import dataclasses
-import os
 import queue
 import threading
 from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from resnet_jax import errors, stages
+from resnet_jax import cores, errors, stages
 from resnet_jax.data import preprocess, sources
 
 ON_ERROR = ('fail', 'record')
@@ -122,7 +121,7 @@ class _Decoders:
     clock: stages.Clock,
   ) -> None:
     self._threads = threads
-    self._cores = min(threads, os.cpu_count() or threads)
+    self._cores = min(threads, cores.count())
     self._how = how
     self._on_error = on_error
     self._clock = clock

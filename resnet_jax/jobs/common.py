@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 import resnet_jax
 from resnet_jax import (
   compilation,
+  cores,
   devices,
   errors,
   gradcam,
@@ -240,7 +241,7 @@ def batch_rows(
 
 def threads(config: ConfigDict) -> int:
   """Threads that decode."""
-  return config.threads or os.cpu_count() or 1
+  return config.threads or cores.count()
 
 
 def computed(

@@ -17,10 +17,11 @@ Without them the last features would be one huge constant for all pictures.
 import concurrent.futures
 import dataclasses
 import math
-import os
 import zlib
 
 import numpy as np
+
+from resnet_jax import cores
 
 # Draws are rounded to multiples of this: a difference in the last bit of
 # another machine's logarithm disappears, and sums in float64 are exact, hence
@@ -73,7 +74,7 @@ def initialise(
   }.values()
   kernels = [name for name in shapes if name.endswith('/kernel')]
   # NumPy draws without holding other threads up.
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+  with concurrent.futures.ThreadPoolExecutor(cores.count()) as pool:
     drawn = dict(
       zip(
         kernels,
