@@ -37,7 +37,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
+from resnet_jax import devices, runner
 from resnet_jax.data import mean, pipeline, preprocess, sources
+from resnet_jax.features import layout, store
+from resnet_jax.models import resnet
+from resnet_jax.weights import random
 
 RESULTS = pathlib.Path('experiments/results/pipeline.jsonl')
 PLOT = pathlib.Path('docs/images/growth.svg')
@@ -195,6 +199,7 @@ class Run:
   """What a run of the program, in a process of its own, took."""
 
   seconds: float
+  cpu_seconds: float
   peak_bytes: int
   said: str
 
@@ -221,7 +226,7 @@ def run_program(
       text = said.read().decode()
   if process.returncode:
     raise RuntimeError(f'{command} failed: {text}')
-  return Run(seconds, _bytes(used), text)
+  return Run(seconds, used.ru_utime + used.ru_stime, _bytes(used), text)
 
 
 def _bytes(used: resource.struct_rusage) -> int:
@@ -405,24 +410,25 @@ def growth(
 def layers(
   data: pathlib.Path, count: int, *settings: str, repeats: int = 3
 ) -> Iterator[Line]:
-  """All layers at once against one, and what the bytes that are written take.
+  """All layers at once against one: how long, and what the cores do.
 
-  `write_seconds` is for as many bytes, written and flushed by nobody else.
+  The network, bringing its values to the host as (C, H, W), and storing them
+  are measured alone, too, as seconds of the cores, which are the same whatever
+  works beside them.  What is left of a run's is its start and the decoding.
   """
+  depth = int(dict(setting.split('=') for setting in settings)['layer_num'])
   found: dict[str, list[Run]] = {'avgpool': [], '*': []}
-  writing: dict[str, list[float]] = {'avgpool': [], '*': []}
-  written: dict[str, float] = {}
-  # By turns: a disk's speed is the least steady of all.
+  # By turns: a disk's speed is not steady.
   for _ in range(repeats):
     for asked, runs in found.items():
       with tempfile.TemporaryDirectory() as folder:
         listed = write_list(pathlib.Path(folder), data, count)
-        run = run_program(f'data={listed}', f'output_layer={asked}', *settings)
-      runs.append(run)
-      [plan] = [x for x in run.said.splitlines() if x.startswith('to write')]
-      written[asked] = _parsed_size(plan)
-      writing[asked].append(_write_alone(written[asked]))
+        runs.append(
+          run_program(f'data={listed}', f'output_layer={asked}', *settings)
+        )
   for asked, runs in found.items():
+    names = resnet.layer_names(resnet.ResNet(depth))
+    wanted = names if asked == '*' else (asked,)
     yield {
       'what': 'layers',
       'settings': list(settings),
@@ -430,29 +436,64 @@ def layers(
       'pictures': count,
       'seconds': statistics.median(run.seconds for run in runs),
       'all': [run.seconds for run in runs],
-      'peak_bytes': max(run.peak_bytes for run in runs),
-      'bytes': written[asked],
-      'write_seconds': statistics.median(writing[asked]),
-      'all_write_seconds': writing[asked],
+      'cpu_seconds': statistics.median(run.cpu_seconds for run in runs),
+      'all_cpu_seconds': [run.cpu_seconds for run in runs],
+      **_alone(depth, wanted, count, _batch_rows(runs[0].said)),
     }
 
 
-def _parsed_size(plan: str) -> float:
-  number, unit = plan.partition('at most ')[2].split(',')[0].split()
-  factor = {'bytes': 1, 'kB': 1e3, 'MB': 1e6, 'GB': 1e9, 'TB': 1e12}[unit]
-  return float(number) * factor
+def _batch_rows(said: str) -> int:
+  [line] = [x for x in said.splitlines() if x.endswith('pictures at a time')]
+  return int(line.split()[-5])
 
 
-def _write_alone(count: float) -> float:
-  block = np.random.default_rng(0).bytes(16 << 20)
-  begin = time.perf_counter()
-  with tempfile.TemporaryFile() as file:
-    left = int(count)
-    while left > 0:
-      left -= file.write(block[:left])
-    file.flush()
-    os.fsync(file.fileno())
-  return time.perf_counter() - begin
+def _alone(depth: int, asked: Sequence[str], count: int, rows: int) -> Line:
+  """Seconds of the cores for `count` pictures, so many at a time."""
+  devices.use_cores()
+  model = resnet.ResNet(depth)
+  run = runner.Runner.prepared(
+    EXACT,
+    model,
+    random.initialise(resnet.parameter_shapes(model), 0),
+    asked,
+    execution=runner.Execution(devices.select(False)),
+  )
+  images = np.zeros((rows, *EXACT.shape), np.uint8)
+  work = run.repeated(images)
+  shapes = resnet.layer_shapes(model, EXACT.crop_size, EXACT.crop_size)
+  plan = layout.Layout(
+    [str(row) for row in range(count)],
+    [-1] * count,
+    {name: shapes[name] for name in asked},
+    'float32',
+    rows,
+  )
+  batches = -(-count // rows)
+
+  def cores_seconds(do: Callable[[], object], times: int) -> float:
+    do()
+    begin = time.process_time()
+    for _ in range(times):
+      do()
+    return (time.process_time() - begin) / times * batches
+
+  result = run(images)
+  values = run.fetch(result)
+  with tempfile.TemporaryDirectory() as folder:
+    store.create(pathlib.Path(folder), plan, layout.Facts({}, {}))
+    writer = store.StoreWriter(pathlib.Path(folder), plan)
+    begin = time.process_time()
+    for start in range(0, count, rows):
+      batch = min(rows, count - start)
+      cut = {name: value[:batch] for name, value in values.items()}
+      writer.write(start, cut, [''] * batch)
+    storing = time.process_time() - begin
+  return {
+    'bytes': count * plan.row_bytes(),
+    'network_cpu_seconds': cores_seconds(work, 5),
+    'fetch_cpu_seconds': cores_seconds(lambda: run.fetch(result), 5),
+    'store_cpu_seconds': storing,
+  }
 
 
 def plot(results: pathlib.Path = RESULTS, target: pathlib.Path = PLOT) -> None:

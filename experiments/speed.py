@@ -101,6 +101,26 @@ def files() -> Table:
   return ('program', 'pictures/s, median', 'each run', 'pictures'), rows
 
 
+def end_to_end() -> Table:
+  """A run against its two stages alone."""
+  rows = [
+    [
+      str(line['pictures']),
+      *(
+        f'{line[what]:.1f}'
+        for what in ('decode_alone', 'compute_alone', 'pictures_per_second')
+      ),
+      ', '.join(f'{rate:.1f}' for rate in line['all']),
+      *(f'{line[f"share_of_{what}"]:.2f}' for what in ('slower', 'cores')),
+    ]
+    for line in _lines('pipeline.jsonl', 'end to end')
+  ]
+  return (
+    *('pictures', 'decoding alone, pictures/s', 'computing alone', 'the run'),
+    *('each', 'of the slower', 'of the cores'),
+  ), rows
+
+
 def decode() -> Table:
   """Ways to decode, and what they change."""
   changes = {
@@ -200,12 +220,15 @@ def layers() -> Table:
       f'{line["bytes"] / 1e6:.1f}',
       f'{line["seconds"]:.1f}',
       ', '.join(f'{seconds:.1f}' for seconds in line['all']),
-      f'{line["write_seconds"]:.1f}',
-      ', '.join(f'{seconds:.1f}' for seconds in line['all_write_seconds']),
+      f'{line["cpu_seconds"]:.1f}',
+      *(
+        f'{line[f"{part}_cpu_seconds"]:.1f}'
+        for part in ('network', 'fetch', 'store')
+      ),
     ]
     for line in _lines('pipeline.jsonl', 'layers')
   ]
   return (
     *('layers', 'pictures', 'MB', 'whole run, s', 'each run'),
-    *('writing alone, s', 'each time'),
+    *("the cores' seconds", 'network', 'to (C, H, W)', 'storing'),
   ), rows

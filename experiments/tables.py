@@ -136,6 +136,7 @@ TABLES: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
       *(
         speed.compute,
         speed.files,
+        speed.end_to_end,
         speed.decode,
         speed.workers,
         speed.drift,

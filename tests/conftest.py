@@ -48,36 +48,46 @@ def compiled_programs(tmp_path_factory):
     yield folder
 
 
+def run_program(folder, *arguments, check=None, env=None):
+  """Runs the program in a folder, as a user does; returns what it did."""
+  done = subprocess.run(
+    [sys.executable, '-m', 'resnet_jax.main', *map(str, arguments)],
+    cwd=folder,
+    env=os.environ | {'PYTHONPATH': str(ROOT)} | (env or {}),
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  if check is not None:
+    assert done.returncode == check, done.stderr
+    assert 'Traceback' not in done.stderr
+  return done
+
+
 @pytest.fixture
 def run_main(tmp_path):
-  """Runs the program in `tmp_path`, as a user does; returns what it did."""
+  """`run_program` in `tmp_path`, or in `cwd`."""
 
-  def run(*arguments, check=None, cwd=tmp_path, env=None):
-    done = subprocess.run(
-      [sys.executable, '-m', 'resnet_jax.main', *map(str, arguments)],
-      cwd=cwd,
-      env=os.environ | {'PYTHONPATH': str(ROOT)} | (env or {}),
-      capture_output=True,
-      text=True,
-      timeout=300,
-      check=False,
-    )
-    if check is not None:
-      assert done.returncode == check, done.stderr
-      assert 'Traceback' not in done.stderr
-    return done
+  def run(*arguments, cwd=tmp_path, **keywords):
+    return run_program(cwd, *arguments, **keywords)
 
   return run
 
 
-@pytest.fixture
-def pictures(tmp_path):
-  """A folder of seven small pictures, two of them in a subfolder."""
+def make_pictures(folder):
+  """A folder `pictures` of seven small ones, two of them in a subfolder."""
   random = np.random.default_rng(0)
   names = ['a.png', 'b.jpg', 'c d.png', 'e.png', 'f.png', 'x/a.png', 'x/g.png']
   for name in names:
-    path = tmp_path / 'pictures' / name
+    path = folder / 'pictures' / name
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = random.integers(0, 256, (6, 8, 3), np.uint8)
     Image.fromarray(coarse).resize((80, 60)).save(path)
-  return tmp_path / 'pictures'
+  return folder / 'pictures'
+
+
+@pytest.fixture
+def pictures(tmp_path):
+  """See `make_pictures`."""
+  return make_pictures(tmp_path)

@@ -67,6 +67,7 @@ def test_drift_of_each_arithmetic_is_of_the_same_pictures(tmp_path):
   [
     speed.compute,
     speed.files,
+    speed.end_to_end,
     speed.decode,
     speed.workers,
     speed.drift,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The job `extract`, run as a user runs it, on real files."""
 
+import functools
 import json
 import os
 import pickle
@@ -15,7 +16,7 @@ import time
 import numpy as np
 import pytest
 import zarr
-from conftest import ROOT
+from conftest import ROOT, make_pictures, run_program
 from PIL import Image
 
 import resnet_jax
@@ -55,6 +56,23 @@ def parameters():
   return random.initialise(resnet.parameter_shapes(resnet.ResNet(18)), 0)
 
 
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A run that nothing disturbed, by its format: its folder, and what it said.
+
+  The tests that compare with it share it, and only read it.
+  """
+
+  @functools.cache
+  def run(form):
+    folder = tmp_path_factory.mktemp(form)
+    make_pictures(folder)
+    done = run_program(folder, *flags(f'feature_format={form}'), check=0)
+    return folder / 'out', done.stderr
+
+  return run
+
+
 def expected_values(parameters, paths, multi_crop=False):
   """By hand, without pipeline, job and store: one picture after another."""
   mean = mean_room.parse_mean('103.939,116.779,123.68', 64)
@@ -79,13 +97,13 @@ def contents(directory):
   }
 
 
-def test_the_store_holds_the_values_in_order(run_main, pictures, parameters):
-  done = run_main(*flags(), check=0)
-  assert 'UNTRAINED' in done.stderr
-  assert '7 pictures in the folder pictures' in done.stderr
-  assert 'to write: 7 rows, at most 131.4 kB, to out' in done.stderr
-  assert STAGES.search(done.stderr)
-  out = pictures.parent / 'out'
+def test_the_store_holds_the_values_in_order(run_main, whole, parameters):
+  out, said = whole('zarr')
+  pictures = out.parent / 'pictures'
+  assert 'UNTRAINED' in said
+  assert '7 pictures in the folder pictures' in said
+  assert 'to write: 7 rows, at most 131.4 kB, to out' in said
+  assert STAGES.search(said)
   features = resnet_jax.load_features(out)
   assert features.rows == KEYS
   assert set(features) == set(LAYERS)
@@ -102,7 +120,7 @@ def test_the_store_holds_the_values_in_order(run_main, pictures, parameters):
   assert 'centre crop 64x64' in features.settings['preprocessing']
   assert len(features.settings['weights_sha256']) == 64
 
-  again = run_main(*flags(), check=0)
+  again = run_main(*flags('feature_format=zarr'), check=0, cwd=out.parent)
   assert 'is finished already; nothing to do' in again.stderr
   assert 'stages' not in again.stderr
 
@@ -118,15 +136,15 @@ def test_multi_crop_is_the_average_over_ten(run_main, pictures, parameters):
     )
 
 
-def test_the_three_formats_hold_the_same_numbers(run_main, pictures):
-  out = pictures.parent
+def test_the_three_formats_hold_the_same_numbers(whole):
+  out = {}
   for form in ('zarr', 'pickle', 'text'):
-    done = run_main(*flags(f'feature_format={form}', output=form), check=0)
-    collision = 'keys in batch_N are relative paths' in done.stderr
+    out[form], said = whole(form)
+    collision = 'keys in batch_N are relative paths' in said
     assert collision == (form == 'pickle')
-  store = resnet_jax.load_features(out / 'zarr')
-  pickled = resnet_jax.load_feature_py(out / 'pickle')
-  lines = resnet_jax.load_feature_c(out / 'text' / 'rank-00000')
+  store = resnet_jax.load_features(out['zarr'])
+  pickled = resnet_jax.load_feature_py(out['pickle'])
+  lines = resnet_jax.load_feature_c(out['text'] / 'rank-00000')
   assert list(pickled) == KEYS
   for row, key in enumerate(KEYS):
     for place, layer in enumerate(LAYERS):
@@ -134,14 +152,13 @@ def test_the_three_formats_hold_the_same_numbers(run_main, pictures):
       np.testing.assert_array_equal(pickled[key][layer], flat)
       text = np.array(lines[row][place], np.float32)
       np.testing.assert_array_equal(text, flat[0])
-  with open(out / 'pickle' / 'batch_0', 'rb') as file:
+  with open(out['pickle'] / 'batch_0', 'rb') as file:
     assert list(pickle.load(file)) == KEYS
 
 
-def test_pooled_and_half_precision(run_main, pictures):
-  run_main(*flags(output='full'), check=0)
+def test_pooled_and_half_precision(run_main, pictures, whole):
   run_main(*flags('pool=max', 'dtype=float16', output='small'), check=0)
-  full = resnet_jax.load_features(pictures.parent / 'full')
+  full = resnet_jax.load_features(whole('zarr')[0])
   small = resnet_jax.load_features(pictures.parent / 'small')
   for layer in LAYERS:
     assert small[layer].shape == (7, 512, 1, 1)
@@ -176,7 +193,7 @@ def test_bytes_do_not_depend_on_threads(run_main, pictures):
   ],
 )
 def test_a_killed_run_goes_on_to_the_same_bytes(
-  run_main, pictures, form, marker
+  run_main, pictures, whole, form, marker
 ):
   out = pictures.parent
   arguments = flags(f'feature_format={form}')
@@ -197,10 +214,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     # Looking whole would be lying.
     assert (out / 'out.part').exists()
   resumed = run_main(*arguments, check=0)
-  interrupted = contents(out / 'out')
-  shutil.rmtree(out / 'out')
-  run_main(*arguments, check=0)
-  assert interrupted == contents(out / 'out')
+  assert contents(out / 'out') == contents(whole(form)[0])
   assert not (out / 'out.part').exists()
   assert 'going on after' in resumed.stderr or 'finished' in resumed.stderr
 
