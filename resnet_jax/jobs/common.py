@@ -37,8 +37,9 @@ SOME_FAILED = 3
 # Of one batch's features, on the device and again on the host.
 _MAX_BATCH_BYTES = 512 << 20
 
-# A run of fewer batches is over before a warm-up has paid.
-_WARM_FROM = 4
+# A warm-up takes as long as a batch, on a CPU some seconds; of so many it is a
+# twentieth.
+_WARM_FROM = 20
 
 # A batch, and (pictures, C, H, W) of each layer without the padding.
 Computed = tuple[pipeline.Batch, dict[str, np.ndarray]]
