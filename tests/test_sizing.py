@@ -234,10 +234,14 @@ FLAGS = (
 
 def test_a_run_compiles_once(tmp_path, pictures):
   """Its last batch is a part of one, and a warm-up comes before the first."""
-  del pictures
+  # 21 batches: fewer have no warm-up.
+  (pictures / 'many.list').write_text('a.png\n' * 41)
   (tmp_path / 'script.py').write_text(COUNT)
   done = subprocess.run(
-    [sys.executable, 'script.py', *FLAGS, '--config.batch_size=2'],
+    [
+      *(sys.executable, 'script.py', *FLAGS, '--config.batch_size=2'),
+      '--config.data=pictures/many.list',
+    ],
     cwd=tmp_path,
     env=os.environ | {'PYTHONPATH': str(ROOT)},
     capture_output=True,

@@ -186,7 +186,11 @@ def compute():
   return run
 
 
-def test_a_batch_is_on_its_way_before_the_last_one_is_fetched(compute):
+def test_a_batch_is_on_its_way_before_the_last_one_is_fetched(
+  compute, monkeypatch
+):
+  # As in a run of many batches.
+  monkeypatch.setattr(common, '_WARM_FROM', 7)
   log = Log()
   found, clock = compute(14, log)
   # Before the first is asked for: whoever times the rest times no compiler, and
