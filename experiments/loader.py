@@ -10,7 +10,6 @@ was there.
 """
 
 import json
-import os
 import pathlib
 import sys
 import time
@@ -22,6 +21,7 @@ import pipeline_speed
 import torch
 import torchvision
 
+from resnet_jax import cores
 from resnet_jax.data import preprocess
 
 _BATCH = 32
@@ -62,7 +62,7 @@ def main() -> None:
   network = _network(name)
   begin = time.perf_counter()
   loader = torch.utils.data.DataLoader(
-    _Pictures(paths), batch_size=_BATCH, num_workers=os.cpu_count() or 1
+    _Pictures(paths), batch_size=_BATCH, num_workers=cores.count()
   )
   file = np.lib.format.open_memmap(
     f'{folder}/features.npy', 'w+', np.float32, (len(paths), 2048)

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
-from resnet_jax import devices, runner
+from resnet_jax import cores, devices, runner, weights
 from resnet_jax.data import mean, pipeline, preprocess, sources
 from resnet_jax.features import layout, store
 from resnet_jax.models import resnet
@@ -63,7 +63,7 @@ def machine() -> Line:
   return {
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'processor': _processor(),
-    'cores': os.cpu_count(),
+    'cores': cores.count(),
     'python': platform.python_version(),
     'libjpeg_turbo': features.version_feature('libjpeg_turbo'),
     'versions': {name: importlib.metadata.version(name) for name in packages},
@@ -247,6 +247,13 @@ def write_list(
   return path
 
 
+def run_on(data: pathlib.Path, count: int, *settings: str) -> Run:
+  """`run_program` for `count` pictures of a folder."""
+  with tempfile.TemporaryDirectory() as folder:
+    listed = write_list(pathlib.Path(folder), data, count)
+    return run_program(f'data={listed}', *settings)
+
+
 def added_rate(seconds: Callable[[int], float], count: int) -> float:
   """Pictures/s of the later three quarters of `count`.
 
@@ -263,13 +270,7 @@ def added_rate(seconds: Callable[[int], float], count: int) -> float:
 
 def program_rate(data: pathlib.Path, count: int, *settings: str) -> float:
   """The added rate of our program, for pictures of a folder."""
-
-  def seconds(pictures: int) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-      listed = write_list(pathlib.Path(folder), data, pictures)
-      return run_program(f'data={listed}', *settings).seconds
-
-  return added_rate(seconds, count)
+  return added_rate(lambda n: run_on(data, n, *settings).seconds, count)
 
 
 def end_to_end(
@@ -312,7 +313,7 @@ def _decode_alone(listed: pathlib.Path) -> float:
   """Pictures/s of the pipeline with nobody behind it."""
   items = sources.open_source(str(listed)).items
   begin = time.perf_counter()
-  threads = os.cpu_count() or 1
+  threads = cores.count()
   for _ in pipeline.batches(items, EXACT, rows=8, threads=threads):
     pass
   return len(items) / (time.perf_counter() - begin)
@@ -388,11 +389,9 @@ def growth(
   before: tuple[int, float] | None = None
   for count in counts:
     runs: list[Run] = []
-    with tempfile.TemporaryDirectory() as folder:
-      listed = write_list(pathlib.Path(folder), data, count)
-      # Short runs are disturbed more.
-      while len(runs) < 3 and sum(run.seconds for run in runs) < 60:
-        runs.append(run_program(f'data={listed}', *settings))
+    # Short runs are disturbed more.
+    while len(runs) < 3 and sum(run.seconds for run in runs) < 60:
+      runs.append(run_on(data, count, *settings))
     seconds = statistics.median(run.seconds for run in runs)
     yield {
       'what': 'growth',
@@ -416,19 +415,16 @@ def layers(
   are measured alone, too, as seconds of the cores, which are the same whatever
   works beside them.  What is left of a run's is its start and the decoding.
   """
-  depth = int(dict(setting.split('=') for setting in settings)['layer_num'])
+  given = dict(setting.split('=', 1) for setting in settings)
+  depth = int(given.get('layer_num', weights.DEFAULT_DEPTH))
   found: dict[str, list[Run]] = {'avgpool': [], '*': []}
   # By turns: a disk's speed is not steady.
   for _ in range(repeats):
     for asked, runs in found.items():
-      with tempfile.TemporaryDirectory() as folder:
-        listed = write_list(pathlib.Path(folder), data, count)
-        runs.append(
-          run_program(f'data={listed}', f'output_layer={asked}', *settings)
-        )
+      runs.append(run_on(data, count, f'output_layer={asked}', *settings))
+  every = resnet.layer_names(resnet.ResNet(depth))
   for asked, runs in found.items():
-    names = resnet.layer_names(resnet.ResNet(depth))
-    wanted = names if asked == '*' else (asked,)
+    wanted = every if asked == '*' else (asked,)
     yield {
       'what': 'layers',
       'settings': list(settings),

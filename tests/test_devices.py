@@ -84,6 +84,18 @@ def test_what_a_record_calls_them():
   assert devices.describe([card]) == 'gpu NVIDIA H100'
 
 
+def _printed(code):
+  """The words that a program prints in a process of its own."""
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  return done.stdout.split()
+
+
 CORES = """
 import os, jax
 from resnet_jax import devices
@@ -95,14 +107,7 @@ print(len(devices.select(False)), len(os.sched_getaffinity(0)))
 
 @pytest.mark.parametrize('before', ['', 'jax.devices()'])
 def test_a_cpu_is_a_device_a_core_unless_jax_has_started(before):
-  done = subprocess.run(
-    [sys.executable, '-c', CORES.format(before=before)],
-    env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  found, cores = map(int, done.stdout.split())
+  found, cores = map(int, _printed(CORES.format(before=before)))
   assert found == (1 if before else min(cores, 8))
 
 
@@ -193,14 +198,7 @@ devices.use_cores()
 import jax
 print(jax.local_device_count('cpu'), 'XLA_FLAGS' in os.environ)
 """
-  done = subprocess.run(
-    [sys.executable, '-c', code],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  assert done.stdout.split() == [str(shown), str(one)]
+  assert _printed(code) == [str(shown), str(one)]
 
 
 def test_cores_are_those_that_the_process_may_use():
@@ -214,11 +212,4 @@ from resnet_jax.jobs import common
 from ml_collections import ConfigDict
 print(cores.count(), common.threads(ConfigDict({'threads': 0})))
 """
-  done = subprocess.run(
-    [sys.executable, '-c', code],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  assert done.stdout.split() == ['1', '1']
+  assert _printed(code) == ['1', '1']

@@ -18,33 +18,30 @@ HOWS = [
   layers.Inference('direct', 'cpu', frozenset({'res2_1_branch2b_conv'})),
   layers.Inference(platform='cpu', apart=ALL),
 ]
-VARIANTS = [
-  *itertools.product(names.ARCHITECTURES, [('1x1', 'ceil'), ('3x3', 'pad1')]),
-]
+VARIANTS = list(
+  itertools.product(names.ARCHITECTURES, [('1x1', 'ceil'), ('3x3', 'pad1')])
+)
 
 
 def _traced(model, height, width):
   """Flax's own parameters, and its layers' (C, H, W), as far as it has them."""
-  variables, state = jax.eval_shape(
-    lambda x: (
-      model.init(jax.random.key(0), x),
-      model.init_with_output(jax.random.key(0), x, capture_intermediates=True)[
-        1
-      ]['intermediates'],
+  _, traced = jax.eval_shape(
+    lambda x: model.init_with_output(
+      jax.random.key(0), x, capture_intermediates=True
     ),
     jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32),
   )
-  parameters = {
-    f'{layer}/{leaf}': array.shape
-    for collection in variables.values()
-    for layer, leaves in collection.items()
-    for leaf, array in leaves.items()
-  }
   shapes = {}
-  for name, value in state.items():
+  for name, value in traced.pop('intermediates').items():
     if name != '__call__':
       _, rows, columns, channels = value['__call__'][0].shape
       shapes[name] = channels, rows, columns
+  parameters = {
+    f'{layer}/{leaf}': array.shape
+    for collection in traced.values()
+    for layer, leaves in collection.items()
+    for leaf, array in leaves.items()
+  }
   return parameters, shapes
 
 
@@ -83,3 +80,14 @@ def test_parameters_of_joined_layers_are_those_that_flax_traces(depth, how):
 def test_pictures_that_are_too_small_are_refused(size):
   with pytest.raises(ValueError, match='a ResNet takes 32x32 or more'):
     resnet.layer_shapes(resnet.ResNet(18), *size)
+
+
+@pytest.mark.parametrize(
+  'fields', [{'depth': 17}, {'stride_in': '2x2'}, {'stem_pool': 'same'}]
+)
+def test_networks_that_there_are_none_of_have_no_shapes(fields):
+  model = resnet.ResNet(**{'depth': 18} | fields)
+  with pytest.raises(ValueError, match='is not one of'):
+    resnet.parameter_shapes(model)
+  with pytest.raises(ValueError, match='is not one of'):
+    resnet.layer_shapes(model, 224, 224)

@@ -78,25 +78,15 @@ def costs(model: resnet.ResNet, height: int, width: int) -> tuple[Cost, ...]:
 def _views(
   model: resnet.ResNet, shapes: dict[str, tuple[int, int, int]]
 ) -> dict[str, _View]:
-  views: dict[str, _View] = {}
-
-  def through(unit: structure.Unit, view: _View) -> _View:
-    view = view.through(unit.kernel, unit.stride)
-    views[f'{unit.name}_conv'] = views[f'{unit.name}_bn'] = view
-    return view
-
-  first = structure.stem(model.depth)
-  view = through(first, _View())
-  if first.pool:
-    view = views[first.pool] = view.through(3, 2)
-  for block in structure.blocks(model.depth, model.stride_in):
-    if block.shortcut:
-      through(block.shortcut, view)
-    for unit in block.branch:
-      view = through(unit, view)
-    # The branch sees all that its shortcut sees.
-    views[f'{block.name}_addto'] = view
-  _, rows, columns = shapes[f'{block.name}_addto']
+  views = structure.through(
+    model.depth,
+    model.stride_in,
+    _View(),
+    lambda view, unit: view.through(unit.kernel, unit.stride),
+    lambda view: view.through(3, 2),
+  )
+  last, view = [*views.items()][-1]
+  _, rows, columns = shapes[last]
   whole = view.through(max(rows, columns), 1)
   for layer in ('avgpool', *names.HEAD):
     views[layer] = whole

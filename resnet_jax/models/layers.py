@@ -41,14 +41,13 @@ class Inference:
     """A convolution's, see `convolution.algorithm`."""
     return convolution.algorithm(shape, self.rules, self.platform)
 
+  def kernel_shape(self, shape: convolution.Shape) -> tuple[int, ...]:
+    """Of a convolution's kernel, see `convolution.kernel_shape`."""
+    return convolution.kernel_shape(shape, self.algorithm(shape))
+
 
 # A network as it is defined.
 DEFINITION = Inference()
-
-
-def kernel_shape(shape: convolution.Shape, how: Inference) -> tuple[int, ...]:
-  """Of the kernel of a convolution, see `convolution.kernel_shape`."""
-  return convolution.kernel_shape(shape, how.algorithm(shape))
 
 
 def _ones(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -82,7 +81,7 @@ class Conv(nn.Module):
     shape = convolution.Shape(
       self.kernel, self.stride, x.shape[-1], self.features
     )
-    kernel = self.param('kernel', _zeros, kernel_shape(shape, how))
+    kernel = self.param('kernel', _zeros, how.kernel_shape(shape))
     return convolution.convolve(
       x,
       kernel.astype(x.dtype),

@@ -19,6 +19,9 @@ MIN_SIZE = 32
 STRIDES = ('1x1', '3x3')
 STATISTICS = ('mean', 'var')
 
+# (C, H, W).
+Shape = tuple[int, int, int]
+
 
 class ResNet(nn.Module):
   """A plain ResNet whose every layer carries the original's name.
@@ -83,13 +86,7 @@ class ResNet(nn.Module):
     """
     if begin == 1:
       _check_size(*x.shape[1:3])
-    for value, allowed in (
-      (self.depth, tuple(names.ARCHITECTURES)),
-      (self.stride_in, STRIDES),
-      (self.stem_pool, layers.STEM_POOLS),
-    ):
-      if value not in allowed:
-        raise ValueError(f'{value!r} is not one of {allowed}')
+    _check_fields(self)
     if self.inference:
       x = x.astype(self.inference.rules.dtype)
     if begin == 1:
@@ -116,6 +113,16 @@ class ResNet(nn.Module):
       return x
     x = layers.Classifier(self.classes, name='logits')(x)
     return layers.Softmax(name='output')(x)
+
+
+def _check_fields(model: ResNet) -> None:
+  for value, allowed in (
+    (model.depth, tuple(names.ARCHITECTURES)),
+    (model.stride_in, STRIDES),
+    (model.stem_pool, layers.STEM_POOLS),
+  ):
+    if value not in allowed:
+      raise ValueError(f'{value!r} is not one of {allowed}')
 
 
 def _check_size(height: int, width: int) -> None:
@@ -155,6 +162,7 @@ def parameter_shapes(model: ResNet) -> dict[str, tuple[int, ...]]:
 
   Kernels are (ky, kx, Ci, Co), the classifier's (in, out).
   """
+  _check_fields(model)
   shapes: dict[str, tuple[int, ...]] = {}
   for unit in structure.units(model.depth, model.stride_in):
     shapes |= _unit_shapes(model, unit)
@@ -168,8 +176,8 @@ def _unit_shapes(
   model: ResNet, unit: structure.Unit
 ) -> dict[str, tuple[int, ...]]:
   how = model.inference or layers.DEFINITION
-  kernel = layers.kernel_shape(
-    convolution.Shape(unit.kernel, unit.stride, unit.inputs, unit.outputs), how
+  kernel = how.kernel_shape(
+    convolution.Shape(unit.kernel, unit.stride, unit.inputs, unit.outputs)
   )
   if model.inference is None or f'{unit.name}_conv' in how.apart:
     leaves = (f'{unit.name}_bn/{leaf}' for leaf in names.NORM_LEAVES)
@@ -195,36 +203,28 @@ def learned_count(shapes: dict[str, tuple[int, ...]]) -> int:
   )
 
 
-def layer_shapes(
-  model: ResNet, height: int, width: int
-) -> dict[str, tuple[int, int, int]]:
+def layer_shapes(model: ResNet, height: int, width: int) -> dict[str, Shape]:
   """The (C, H, W) of every layer for pictures of a size, nothing computed."""
+  _check_fields(model)
   _check_size(height, width)
-  shapes: dict[str, tuple[int, int, int]] = {}
 
-  def through(unit: structure.Unit, rows: int, columns: int) -> tuple[int, int]:
+  def convolved(shape: Shape, unit: structure.Unit) -> Shape:
     # Padded by kernel // 2 on both sides, and kernels are odd.
-    size = -(-rows // unit.stride), -(-columns // unit.stride)
-    for kind in ('conv', 'bn'):
-      shapes[f'{unit.name}_{kind}'] = unit.outputs, *size
-    return size
+    rows, columns = (-(-side // unit.stride) for side in shape[1:])
+    return unit.outputs, rows, columns
 
-  first = structure.stem(model.depth)
-  size = through(first, height, width)
-  if first.pool:
+  def pooled(shape: Shape) -> Shape:
     rows, columns = (
       (side + sum(layers.stem_pool_padding(model.stem_pool, side)) - 1) // 2
-      for side in size
+      for side in shape[1:]
     )
-    size = rows, columns
-    shapes[first.pool] = first.outputs, *size
-  for block in structure.blocks(model.depth, model.stride_in):
-    if block.shortcut:
-      through(block.shortcut, *size)
-    for unit in block.branch:
-      size = through(unit, *size)
-    shapes[f'{block.name}_addto'] = block.outputs, *size
-  shapes['avgpool'] = block.outputs, 1, 1
+    return shape[0], rows, columns
+
+  shapes = structure.through(
+    model.depth, model.stride_in, (3, height, width), convolved, pooled
+  )
+  channels, *_ = [*shapes.values()][-1]
+  shapes['avgpool'] = channels, 1, 1
   if model.classes:
     shapes |= dict.fromkeys(names.HEAD, (model.classes, 1, 1))
   return shapes

@@ -7,9 +7,12 @@ since tracing the network for them takes a fifth of a second each time.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from resnet_jax.models import names
+
+Value = TypeVar('Value')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,7 @@ def blocks(depth: int, stride_in: str) -> tuple[Block, ...]:
   architecture = names.ARCHITECTURES[depth]
   kernels = (1, 3, 1) if architecture.bottleneck else (3, 3)
   strided = 1 if architecture.bottleneck and stride_in == '3x3' else 0
+  last = len(kernels) - 1
   found = []
   inputs = architecture.width
   for stage, count in enumerate(architecture.blocks, start=2):
@@ -94,8 +98,7 @@ def blocks(depth: int, stride_in: str) -> tuple[Block, ...]:
     for number in range(1, count + 1):
       name = names.block_name(stage, number)
       stride = 2 if stage > 2 and number == 1 else 1
-      channels = (inputs, *(width for _ in kernels[1:]), outputs)
-      last = len(kernels) - 1
+      channels = (inputs, *[width] * last, outputs)
       branch = tuple(
         Unit(
           f'{name}_{branch}',
@@ -122,3 +125,43 @@ def units(depth: int, stride_in: str) -> Iterator[Unit]:
   yield stem(depth)
   for block in blocks(depth, stride_in):
     yield from block.units
+
+
+def through(
+  depth: int,
+  stride_in: str,
+  start: Value,
+  convolved: Callable[[Value, Unit], Value],
+  pooled: Callable[[Value], Value],
+) -> dict[str, Value]:
+  """What becomes of a value, such as a shape, on its way through the network.
+
+  Args:
+    depth: of the network.
+    stride_in: see `resnet.ResNet`.
+    start: of a picture.
+    convolved: of what a unit gives, from that of what it takes.
+    pooled: of what the stem's pool gives, from that of what it takes.
+
+  Returns:
+    That of every layer in front of the head, in the order of computing; of a
+    sum that of the branch, which has all that the shortcut has.
+  """
+  found: dict[str, Value] = {}
+
+  def after(unit: Unit, value: Value) -> Value:
+    value = convolved(value, unit)
+    found[f'{unit.name}_conv'] = found[f'{unit.name}_bn'] = value
+    return value
+
+  first = stem(depth)
+  value = after(first, start)
+  if first.pool:
+    value = found[first.pool] = pooled(value)
+  for block in blocks(depth, stride_in):
+    if block.shortcut:
+      after(block.shortcut, value)
+    for unit in block.branch:
+      value = after(unit, value)
+    found[f'{block.name}_addto'] = value
+  return found
