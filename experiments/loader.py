@@ -3,10 +3,10 @@
 
   python experiments/loader.py 'PyTorch eager' PICTURES.list FOLDER
 
-Started by benchmark.py.  Pillow decodes, resizes and crops as our program does,
-in as many worker processes as there are cores; pooled features of torchvision's
-ResNet-50 go to a .npy file.  Prints the seconds that it took after the network
-was there.
+Started by benchmark.py.  Pillow decodes, resizes and crops to the pixels that
+our program takes, in as many worker processes as there are cores; pooled
+features of torchvision's ResNet-50 go to a .npy file.  Prints the seconds that
+it took after the network was there.
 """
 
 import json
@@ -20,9 +20,9 @@ import peers
 import pipeline_speed
 import torch
 import torchvision
+from PIL import Image
 
 from resnet_jax import cores
-from resnet_jax.data import preprocess
 
 _BATCH = 32
 
@@ -35,8 +35,8 @@ class _Pictures(torch.utils.data.Dataset):
     return len(self._paths)
 
   def __getitem__(self, index: int) -> np.ndarray:
-    data = pathlib.Path(self._paths[index]).read_bytes()
-    crop = preprocess.crops_of(data, pipeline_speed.EXACT)[0]
+    picture = Image.open(self._paths[index]).convert('RGB')
+    crop = pipeline_speed.resized_then_cropped(picture)
     return np.ascontiguousarray(crop.transpose(2, 0, 1))
 
 

@@ -91,6 +91,17 @@ def spread(seconds: Sequence[float], pictures: int) -> Line:
 # ------------------------------------------------------------------- decoding
 
 
+def resized_then_cropped(picture: Image.Image) -> np.ndarray:
+  """What EXACT says as one would write it with Pillow: (224, 224, 3)."""
+  short = min(picture.size)
+  width, height = (
+    int(side * EXACT.resize_size / short + 0.5) for side in picture.size
+  )
+  resized = picture.resize((width, height), Image.Resampling.LANCZOS)
+  left, top = (width - 224) // 2, (height - 224) // 2
+  return np.asarray(resized.crop((left, top, left + 224, top + 224)))
+
+
 def decode_of_a_core(
   pictures: Sequence[bytes], repeats: int = 5
 ) -> Iterator[Line]:
@@ -98,7 +109,11 @@ def decode_of_a_core(
   decoded = [preprocess.decode(data) for data in pictures]
   ways: dict[str, tuple[Callable[[Any], Any], Sequence[Any]]] = {
     'decode': (preprocess.decode, pictures),
-    'resize, then crop': (lambda p: preprocess.cut(p, EXACT), decoded),
+    'resize, then crop': (resized_then_cropped, decoded),
+    'the crop, the same pixels': (
+      lambda p: preprocess.cut(p, EXACT)[0],
+      decoded,
+    ),
     'crop folded into the resize': (
       lambda p: preprocess.crops_of(p, SCALED),
       decoded,
@@ -135,6 +150,9 @@ def decode_differences(pictures: Sequence[bytes]) -> Iterator[Line]:
   """How far other ways' pixels are from those of decode=exact."""
   exact = [preprocess.crops_of(data, EXACT) for data in pictures]
   found = {
+    'resize, then crop': [
+      resized_then_cropped(preprocess.decode(data))[None] for data in pictures
+    ],
     'decode=scaled': [preprocess.crops_of(d, SCALED) for d in pictures],
     'crop folded into the resize': [
       preprocess.crops_of(preprocess.decode(d), SCALED) for d in pictures
@@ -274,44 +292,51 @@ def program_rate(data: pathlib.Path, count: int, *settings: str) -> float:
 
 
 def end_to_end(
-  data: pathlib.Path, count: int, *settings: str, repeats: int = 3
+  data: pathlib.Path, count: int, *settings: str, repeats: int = 8
 ) -> Line:
   """A run, and the two bounds that its stages alone set it.
 
   `share_of_slower` is of the slower of decoding and computing, each with all
   cores to itself.  On the CPU both want the same cores, so what can be reached
-  there is `share_of_cores`: a picture takes the sum of both times.
+  there is `share_of_cores`: a picture takes the sum of both times.  Shares are
+  of what was measured one after another, every other time in the other order,
+  so that a machine that becomes slower or faster does not change them.
   """
-  decoding, rates, computing = [], [], []
-  # By turns, so that what disturbs hits all alike.
-  for _ in range(repeats):
-    with tempfile.TemporaryDirectory() as folder:
-      listed = write_list(pathlib.Path(folder), data, count)
-      decoding.append(_decode_alone(listed))
-    rates.append(program_rate(data, count, *settings))
-    computing.append(_compute_alone(settings, count))
-  rate, decoded, compute = map(statistics.median, (rates, decoding, computing))
-  slower, together = (
-    min(decoded, compute),
-    1 / (1 / decoded + 1 / compute),
-  )
+  measurements = {
+    'pictures_per_second': lambda: program_rate(data, count, *settings),
+    'decode_alone': lambda: _decode_alone(data, count),
+    'compute_alone': lambda: _compute_alone(settings, count),
+  }
+  rounds = []
+  for number in range(repeats):
+    order = list(measurements)[:: -1 if number % 2 else 1]
+    rounds.append({name: measurements[name]() for name in order})
+  shares = {
+    'share_of_slower': [
+      r['pictures_per_second'] / min(r['decode_alone'], r['compute_alone'])
+      for r in rounds
+    ],
+    'share_of_cores': [
+      r['pictures_per_second']
+      * (1 / r['decode_alone'] + 1 / r['compute_alone'])
+      for r in rounds
+    ],
+  }
+  every = {name: [r[name] for r in rounds] for name in measurements} | shares
   return {
     'what': 'end to end',
     'settings': list(settings),
     'pictures': count,
-    'pictures_per_second': rate,
-    'all': rates,
-    'decode_alone': decoded,
-    'compute_alone': compute,
-    'all_compute_alone': computing,
-    'share_of_slower': rate / slower,
-    'share_of_cores': rate / together,
+    **{name: statistics.median(values) for name, values in every.items()},
+    'all': every,
   }
 
 
-def _decode_alone(listed: pathlib.Path) -> float:
+def _decode_alone(data: pathlib.Path, count: int) -> float:
   """Pictures/s of the pipeline with nobody behind it."""
-  items = sources.open_source(str(listed)).items
+  with tempfile.TemporaryDirectory() as folder:
+    listed = write_list(pathlib.Path(folder), data, count)
+    items = sources.open_source(str(listed)).items
   begin = time.perf_counter()
   threads = cores.count()
   for _ in pipeline.batches(items, EXACT, rows=8, threads=threads):

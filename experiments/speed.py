@@ -110,14 +110,15 @@ def end_to_end() -> Table:
         f'{line[what]:.1f}'
         for what in ('decode_alone', 'compute_alone', 'pictures_per_second')
       ),
-      ', '.join(f'{rate:.1f}' for rate in line['all']),
-      *(f'{line[f"share_of_{what}"]:.2f}' for what in ('slower', 'cores')),
+      f'{line["share_of_slower"]:.2f}',
+      ', '.join(f'{share:.2f}' for share in line['all']['share_of_slower']),
+      f'{line["share_of_cores"]:.2f}',
     ]
     for line in _lines('pipeline.jsonl', 'end to end')
   ]
   return (
     *('pictures', 'decoding alone, pictures/s', 'computing alone', 'the run'),
-    *('each', 'of the slower', 'of the cores'),
+    *('of the slower', 'each', 'of the cores'),
   ), rows
 
 

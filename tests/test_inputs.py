@@ -132,18 +132,16 @@ def test_torchvision_rounds_a_crops_offset_half_to_even(
     ((451, 300), 385, 384),
   ],
 )
-def test_torchvision_cuts_the_longer_side_off(
-  size, nearest, torchvision, monkeypatch
-):
-  sizes = []
-  resize = Image.Image.resize
-
-  def spy(self, size, *rest):
-    sizes.append(size)
-    return resize(self, size, *rest)
-
-  monkeypatch.setattr(Image.Image, 'resize', spy)
-  for rounding in ('nearest', 'torchvision'):
+def test_torchvision_cuts_the_longer_side_off(size, nearest, torchvision):
+  picture = Image.fromarray(
+    np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+  )
+  for rounding, width, middle in (
+    ('nearest', nearest, (nearest - 224) // 2),
+    ('torchvision', torchvision, round((torchvision - 224) / 2)),
+  ):
+    resized = picture.resize((width, 256), Image.Resampling.LANCZOS)
+    expected = np.asarray(resized)[16:240, middle : middle + 224]
     how = inputs.preprocess_for(inputs.Wishes(rounding=rounding), recipe.CAFFE)
-    preprocess.cut(Image.new('RGB', size), how)
-  assert sizes == [(nearest, 256), (torchvision, 256)]
+    [found] = preprocess.cut(picture, how)
+    np.testing.assert_array_equal(found, expected)

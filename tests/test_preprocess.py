@@ -138,10 +138,106 @@ def test_other_sizes_and_odd_margins(size, resize_size, crop_size):
 @pytest.mark.parametrize('size', [(500, 100), (100, 500), (224, 224), (7, 3)])
 def test_squash_takes_the_whole_picture(size):
   how = preprocess.Preprocess(THREE, resize='squash')
-  expected = photo(*size).resize((224, 224), Image.Resampling.LANCZOS)
+  across = photo(*size).resize((224, size[1]), Image.Resampling.LANCZOS)
+  expected = across.resize((224, 224), Image.Resampling.LANCZOS)
   found = preprocess.cut(photo(*size), how)
   np.testing.assert_array_equal(found, np.asarray(expected)[None])
   assert (how.cuts, how.crops) == (1, 1)
+
+
+@pytest.mark.parametrize('interpolation', preprocess.INTERPOLATIONS)
+@pytest.mark.parametrize('rounding', preprocess.ROUNDINGS)
+@pytest.mark.parametrize(
+  'size',
+  # Larger and smaller; landscape, portrait, square; as it is; one that is
+  # twice as long as it is high; a long and thin one.
+  [(150, 113), (71, 97), (40, 40), (64, 64), (81, 64), (192, 96), (700, 3)],
+)
+@pytest.mark.parametrize('resize_size', [64, 72, 128])
+def test_resizing_the_crop_alone_gives_the_same_pixels(
+  interpolation, rounding, size, resize_size
+):
+  how = preprocess.Preprocess(
+    THREE,
+    resize_size=resize_size,
+    crop_size=51,
+    interpolation=interpolation,
+    rounding=rounding,
+  )
+  picture = Image.fromarray(noise(*size[::-1], 3))
+  half = 0.5 if rounding == 'nearest' else 0
+  width, height = (
+    math.floor(side * resize_size / min(size) + half) for side in size
+  )
+  filter_ = preprocess.INTERPOLATIONS[interpolation]
+  across = picture.resize((width, size[1]), filter_)
+  resized = across.resize((width, height), filter_)
+  whole = math.floor if rounding == 'nearest' else round
+  top, left = (whole((side - 51) / 2) for side in (height, width))
+  [found] = preprocess.cut(picture, how)
+  np.testing.assert_array_equal(
+    found, np.asarray(resized)[top : top + 51, left : left + 51]
+  )
+
+
+@pytest.mark.parametrize(
+  ('size', 'resize_size', 'across', 'down'),
+  [
+    # A side that becomes 256 keeps its scale without rounding.
+    ((500, 375), 256, 341, 224),
+    ((375, 500), 256, 224, 341),
+    ((300, 300), 256, 224, 224),
+    ((600, 300), 256, 224, 224),
+    ((500, 375), 232, 309, 232),
+    # 240 times 70,001 does not fit into 24 bits.
+    ((70001, 70003), 256, 256, 256),
+  ],
+)
+def test_no_more_is_resized_than_gives_the_same_pixels(
+  size, resize_size, across, down, monkeypatch
+):
+  sizes = []
+
+  def noting(picture, size, *_):
+    sizes.append(size)
+    return Image.new('RGB', (size[0], 256))
+
+  monkeypatch.setattr(Image.Image, 'resize', noting)
+  picture = Image.Image()
+  picture._size = size
+  how = preprocess.Preprocess(THREE, resize_size=resize_size)
+  preprocess.cut(picture, how)
+  assert sizes == [(across, size[1]), (224, down)]
+
+
+@pytest.mark.parametrize(
+  ('change', 'resized', 'crops'),
+  [
+    ({}, (32, 113), [(40, 0)]),
+    ({'resize': 'squash'}, (32, 32), [(0, 0)]),
+    (
+      {'multi_crop': True},
+      (32, 113),
+      [(0, 0), (0, 0), (81, 0), (81, 0), (40, 0)],
+    ),
+  ],
+)
+def test_a_picture_is_resized_across_and_then_down(change, resized, crops):
+  # Pillow 13 itself takes the height of such a picture first, earlier ones the
+  # width.
+  how = preprocess.Preprocess(
+    THREE, **{'resize_size': 32, 'crop_size': 32, **change}
+  )
+  picture = Image.fromarray(noise(145, 41, 3))
+  orders = (32, 145), (41, resized[1])
+  across, down = (
+    np.asarray(picture.resize(first, 1).resize(resized, 1)) for first in orders
+  )
+  assert (across != down).any()
+  np.testing.assert_array_equal(
+    preprocess.cut(picture, how),
+    [across[top : top + 32, left : left + 32] for top, left in crops],
+  )
 
 
 @pytest.mark.parametrize('resize', ['short_side', 'squash'])
@@ -176,6 +272,19 @@ def test_extreme_shapes_are_an_error_unless_squashed(size):
   squash = preprocess.Preprocess(THREE, resize='squash')
   [found] = preprocess.cut(picture, squash)
   assert (found == (255, 0, 0)).all()
+
+
+def test_what_a_squashed_picture_becomes_in_between_is_limited():
+  squash = preprocess.Preprocess(THREE, resize='squash')
+  with pytest.raises(preprocess.PictureError) as caught:
+    preprocess.cut(Image.new('L', (1, 120000)), squash)
+  assert str(caught.value) == (
+    'of 1x120000 pixels it would be resized to 224x120000 first, which is more'
+    ' than 26214400 pixels; crop it'
+  )
+  # Of one that has as many itself it is no matter.
+  wide = Image.new('RGB', (224, 120000), 'red')
+  assert (preprocess.cut(wide, squash) == (255, 0, 0)).all()
 
 
 # -------------------------------------------------- the network's own input

@@ -9,6 +9,7 @@ Source: the original program's loader, PaddlePaddle 0.8 to 0.10,
 
 import contextlib
 import dataclasses
+import fractions
 import io
 import threading
 import warnings
@@ -272,6 +273,14 @@ def _resized_size(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
     PictureError: that would be unreasonably large.
   """
   if how.resize == 'squash':
+    # What is between the two passes of `cut`.
+    width, height = how.crop_size, size[1]
+    if size[0] < width and width * height > _MAX_PIXELS:
+      raise PictureError(
+        f'of {size[0]}x{size[1]} pixels it would be resized to'
+        f' {width}x{height} first, which is more than {_MAX_PIXELS} pixels;'
+        ' crop it'
+      )
     return how.crop_size, how.crop_size
   short = min(size)
   # In integers, so that no machine rounds otherwise.
@@ -290,6 +299,9 @@ def _resized_size(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
 def cut(picture: Image.Image, how: Preprocess) -> np.ndarray:
   """Resizes and crops an RGB picture to (how.cuts, S, S, 3) uint8.
 
+  First across, then down: between them values are rounded, so the order
+  matters, and Pillow's own depends on its version and the picture's shape.
+
   Raises:
     PictureError: resized, it would be unreasonably large; or it may not be
       resized, and has not the size of a crop.
@@ -303,8 +315,56 @@ def cut(picture: Image.Image, how: Preprocess) -> np.ndarray:
         f' {size}x{size} only; set crop_size, or resize=short_side'
       )
     return np.asarray(picture)[None]
-  resized = picture.resize(_resized_size(picture.size, how), filter_)
-  return _crops(np.asarray(resized), how)
+  width, height = _resized_size(picture.size, how)
+  if how.multi_crop or how.resize == 'squash':
+    across = picture.resize((width, picture.height), filter_)
+    return _crops(np.asarray(across.resize((width, height), filter_)), how)
+  [(top, left)] = _offsets(height, width, how)
+  x = _needed(picture.width, width, left, size)
+  y = _needed(picture.height, height, top, size)
+  across = picture.resize(
+    (x.pixels, picture.height), filter_, (x.begin, 0, x.end, picture.height)
+  ).crop((x.crop, 0, x.crop + size, picture.height))
+  resized = across.resize((size, y.pixels), filter_, (0, y.begin, size, y.end))
+  return np.asarray(resized)[None, y.crop : y.crop + size]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Needed:
+  """What is resized along one side, for a crop.
+
+  Attributes:
+    begin, end: of the picture, in its pixels.
+    pixels: what that becomes.
+    crop: where the crop begins in it.
+  """
+
+  begin: float
+  end: float
+  pixels: int
+  crop: int
+
+
+def _needed(side: int, resized: int, offset: int, crop: int) -> _Needed:
+  """The crop alone where that gives the same pixels, otherwise all.
+
+  Pillow takes the part to resize as floats of 32 bits and finds the middles of
+  the filters as floats of 64.  So the pixels are the same where nothing is
+  rounded: where the scale is a whole number over a power of two, as that of a
+  side that becomes 256 is.
+
+  Args:
+    side: of the picture, pixels.
+    resized: what it becomes as a whole, pixels.
+    offset: where the crop begins in that.
+    crop: its pixels.
+  """
+  scale = fractions.Fraction(side, resized)
+  whole, parts = scale.as_integer_ratio()
+  if parts & (parts - 1) or (offset + crop) * whole >= 1 << 24:
+    return _Needed(0, side, resized, offset)
+  begin, end = (float(scale * at) for at in (offset, offset + crop))
+  return _Needed(begin, end, crop, 0)
 
 
 def _cut_scaled(opened: Image.Image, how: Preprocess) -> np.ndarray:
