@@ -3,10 +3,9 @@
 
   python experiments/loader.py 'PyTorch eager' PICTURES.list FOLDER
 
-Started by benchmark.py.  Pillow decodes, resizes and crops to the pixels that
-our program takes, in as many worker processes as there are cores; pooled
-features of torchvision's ResNet-50 go to a .npy file.  Prints the seconds that
-it took after the network was there.
+Started by benchmark.py.  Pillow decodes, resizes and crops, in as many worker
+processes as there are cores; pooled features of torchvision's ResNet-50 go to a
+.npy file.  Prints the seconds that it took after the network was there.
 """
 
 import json

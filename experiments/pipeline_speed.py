@@ -38,7 +38,7 @@ import numpy as np
 from PIL import Image, features
 
 from resnet_jax import cores, devices, runner, weights
-from resnet_jax.data import mean, pipeline, preprocess, sources
+from resnet_jax.data import decoding, mean, pipeline, preprocess, sources
 from resnet_jax.features import layout, store
 from resnet_jax.models import resnet
 from resnet_jax.weights import random
@@ -92,7 +92,10 @@ def spread(seconds: Sequence[float], pictures: int) -> Line:
 
 
 def resized_then_cropped(picture: Image.Image) -> np.ndarray:
-  """What EXACT says as one would write it with Pillow: (224, 224, 3)."""
+  """EXACT as one would write it with Pillow: (224, 224, 3).
+
+  The same pixels, unless Pillow 13 takes the height of a tall picture first.
+  """
   short = min(picture.size)
   width, height = (
     int(side * EXACT.resize_size / short + 0.5) for side in picture.size
@@ -106,9 +109,9 @@ def decode_of_a_core(
   pictures: Sequence[bytes], repeats: int = 5
 ) -> Iterator[Line]:
   """Ways of decoding, in one thread, by the time that it had a core."""
-  decoded = [preprocess.decode(data) for data in pictures]
+  decoded = [decoding.decode(data) for data in pictures]
   ways: dict[str, tuple[Callable[[Any], Any], Sequence[Any]]] = {
-    'decode': (preprocess.decode, pictures),
+    'decode': (decoding.decode, pictures),
     'resize, then crop': (resized_then_cropped, decoded),
     'the crop, the same pixels': (
       lambda p: preprocess.cut(p, EXACT)[0],
@@ -151,11 +154,11 @@ def decode_differences(pictures: Sequence[bytes]) -> Iterator[Line]:
   exact = [preprocess.crops_of(data, EXACT) for data in pictures]
   found = {
     'resize, then crop': [
-      resized_then_cropped(preprocess.decode(data))[None] for data in pictures
+      resized_then_cropped(decoding.decode(data))[None] for data in pictures
     ],
     'decode=scaled': [preprocess.crops_of(d, SCALED) for d in pictures],
     'crop folded into the resize': [
-      preprocess.crops_of(preprocess.decode(d), SCALED) for d in pictures
+      preprocess.crops_of(decoding.decode(d), SCALED) for d in pictures
     ],
   }
   if binding := _simplejpeg():

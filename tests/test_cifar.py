@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from resnet_jax import errors, inputs, runner, weights
-from resnet_jax.data import labels, preprocess
+from resnet_jax.data import decoding, labels, preprocess
 from resnet_jax.data import mean as means
 from resnet_jax.models import aliases, costs, layers, names, resnet
 from resnet_jax.weights import paddle, recipe
@@ -374,7 +374,7 @@ def test_pictures_are_taken_as_they_are():
 @pytest.mark.parametrize('size', [(33, 32), (32, 31), (64, 64)])
 def test_a_picture_of_another_size_is_an_error(size):
   how = inputs.preprocess_for(inputs.Wishes(), recipe.CIFAR)
-  with pytest.raises(preprocess.PictureError) as caught:
+  with pytest.raises(decoding.PictureError) as caught:
     preprocess.cut(Image.new('RGB', size), how)
   assert str(caught.value) == (
     f'it has {size[0]}x{size[1]} pixels, and resize=none takes 32x32 only; set'

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import resnet_jax
+from resnet_jax.data import decoding, preprocess
 from resnet_jax.data import mean as mean_room
-from resnet_jax.data import preprocess
 
 THREE = mean_room.parse_mean('103.939,116.779,123.68', 64)
 EXACT = preprocess.Preprocess(THREE, resize_size=72, crop_size=64)
@@ -114,7 +114,7 @@ def test_a_pillow_image_and_a_picture_as_it_is_are_taken_too():
   ],
 )
 def test_what_cannot_be_read_says_why(how, data, reason):
-  with pytest.raises(preprocess.PictureError, match=reason):
+  with pytest.raises(decoding.PictureError, match=reason):
     preprocess.crops_of(data, how)
 
 

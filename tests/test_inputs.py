@@ -140,7 +140,8 @@ def test_torchvision_cuts_the_longer_side_off(size, nearest, torchvision):
     ('nearest', nearest, (nearest - 224) // 2),
     ('torchvision', torchvision, round((torchvision - 224) / 2)),
   ):
-    resized = picture.resize((width, 256), Image.Resampling.LANCZOS)
+    across = picture.resize((width, size[1]), Image.Resampling.LANCZOS)
+    resized = across.resize((width, 256), Image.Resampling.LANCZOS)
     expected = np.asarray(resized)[16:240, middle : middle + 224]
     how = inputs.preprocess_for(inputs.Wishes(rounding=rounding), recipe.CAFFE)
     [found] = preprocess.cut(picture, how)

@@ -18,8 +18,9 @@ PACKAGE = ROOT / 'resnet_jax'
 ALLOWED = {
   'resnet_jax.models': {'models'},
   'resnet_jax.data.mean': set(),
-  'resnet_jax.data.preprocess': {'data.mean'},
-  'resnet_jax.data.sources': {'data.preprocess', 'data.labels', 'data.sources'},
+  'resnet_jax.data.decoding': set(),
+  'resnet_jax.data.preprocess': {'data.mean', 'data.decoding'},
+  'resnet_jax.data.sources': {'data.decoding', 'data.labels', 'data.sources'},
   'resnet_jax.data.truth': {'data.sources', 'data.truth'},
   'resnet_jax.data.labels': set(),
   'resnet_jax.features': {'features'},

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from resnet_jax import errors
-from resnet_jax.data import preprocess, sources
+from resnet_jax.data import decoding, sources
 
 
 def picture(path, format_='PNG'):
@@ -273,7 +273,7 @@ def test_a_pipe_is_no_picture_and_does_not_hang(tmp_path):
   with pytest.raises(errors.UserError, match='but a pipe or a device'):
     sources.open_source(str(tmp_path / 'pipe.png'))
   (item,) = sources.open_source(str(tmp_path)).items
-  with pytest.raises(preprocess.PictureError, match='not a regular file'):
+  with pytest.raises(decoding.PictureError, match='not a regular file'):
     item.read()
 
 

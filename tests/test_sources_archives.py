@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import errors
-from resnet_jax.data import preprocess, sources
+from resnet_jax.data import decoding, sources
 
 PICTURES = forms.pictures()
 
@@ -76,7 +76,7 @@ def test_every_form_gives_the_same_keys_and_pictures(tmp_path, name):
   assert facts(source) == [
     (one.name, one.label if labelled else -1, one.data) for one in PICTURES
   ]
-  pixels = [preprocess.decode(item.read()) for item in source.items]
+  pixels = [decoding.decode(item.read()) for item in source.items]
   assert all(image.mode == 'RGB' and image.size == (44, 38) for image in pixels)
 
 
@@ -85,9 +85,9 @@ def test_the_pictures_have_what_is_odd_in_imagenet(tmp_path):
   kinds = {3: b'\xff\xd8', 5: b'\x89PNG', 7: b'\xff\xd8'}
   for row, magic in kinds.items():
     assert source.items[row].read().startswith(magic)
-    preprocess.decode(source.items[row].read())
-  with pytest.raises(preprocess.PictureError, match='truncated'):
-    preprocess.decode(source.items[9].read())
+    decoding.decode(source.items[row].read())
+  with pytest.raises(decoding.PictureError, match='truncated'):
+    decoding.decode(source.items[9].read())
 
 
 @pytest.mark.parametrize('container', ['folder', 'tar'])
@@ -218,7 +218,7 @@ def test_an_archive_that_was_changed_meanwhile_is_not_read(tmp_path):
   path = forms.tar(tmp_path / 'a.tar', PICTURES)
   item = open_(path).items[0]
   forms.tar(path, PICTURES[1:])
-  with pytest.raises(preprocess.PictureError, match='was changed while'):
+  with pytest.raises(decoding.PictureError, match='was changed while'):
     item.read()
 
 
@@ -328,7 +328,7 @@ def test_a_picture_that_is_too_large_is_said_when_it_is_read(tmp_path):
     file.seek(info.size, os.SEEK_CUR)
     file.write(bytes(1024))
   (item,) = open_(path).items
-  with pytest.raises(preprocess.PictureError, match='are more than 1073741824'):
+  with pytest.raises(decoding.PictureError, match='are more than 1073741824'):
     item.read()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import errors
-from resnet_jax.data import preprocess, sources
+from resnet_jax.data import decoding, sources
 from resnet_jax.data.sources import parquet
 
 pa = pytest.importorskip('pyarrow')
@@ -165,7 +165,7 @@ def test_columns_that_are_no_pictures_are_listed(tmp_path, columns, count):
 @pytest.mark.parametrize('rows', [[row(None)], [None]])
 def test_a_row_without_bytes_is_said_when_it_is_read(tmp_path, rows):
   (item,) = open_(write(tmp_path / 'p', rows)).items
-  with pytest.raises(preprocess.PictureError, match='its row has no bytes'):
+  with pytest.raises(decoding.PictureError, match='its row has no bytes'):
     item.read()
 
 
@@ -176,7 +176,7 @@ def test_a_bomb_of_one_picture_many_times_is_not_unpacked(
   path = write(tmp_path / 'p', [row(bytes(100_000), f'{n}') for n in range(99)])
   assert path.stat().st_size < 50_000
   monkeypatch.setattr(parquet, '_MAX_GROUP_BYTES', 5_000_000)
-  with pytest.raises(preprocess.PictureError, match='more than 5000000 bytes'):
+  with pytest.raises(decoding.PictureError, match='more than 5000000 bytes'):
     open_(path).items[0].read()
 
 
@@ -221,7 +221,7 @@ def test_random_damage_gives_bytes_or_an_error(tmp_path):
     try:
       for item in open_(path).items:
         item.read()
-    except (errors.UserError, preprocess.PictureError):
+    except (errors.UserError, decoding.PictureError):
       continue
 
 
@@ -229,7 +229,7 @@ def test_a_file_that_was_changed_meanwhile_is_not_read(tmp_path):
   path = write(tmp_path / 'p', [row()])
   (item,) = open_(path).items
   write(path, [row(b'another')])
-  with pytest.raises(preprocess.PictureError, match='was changed while'):
+  with pytest.raises(decoding.PictureError, match='was changed while'):
     item.read()
 
 

@@ -24,7 +24,7 @@ from collections.abc import Generator, Sequence
 import numpy as np
 
 from resnet_jax import cores, errors, stages
-from resnet_jax.data import preprocess, sources
+from resnet_jax.data import decoding, preprocess, sources
 
 ON_ERROR = ('fail', 'record')
 
@@ -180,7 +180,7 @@ class _Decoders:
       with self._clock.measure('decode', 1, self._cores, of_a_core=True):
         batch.images[row] = preprocess.crops_of(data, self._how)
       batch.mask[row] = True
-    except preprocess.PictureError as error:
+    except decoding.PictureError as error:
       reason = str(error)
     except OSError as error:
       reason = error.strerror or str(error)

@@ -7,19 +7,16 @@ Source: the original program's loader, PaddlePaddle 0.8 to 0.10,
 `demo/model_zoo/resnet/classify.py` and `paddle.utils.image_util`.
 """
 
-import contextlib
 import dataclasses
 import fractions
-import io
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from resnet_jax import errors
+from resnet_jax.data import decoding
 from resnet_jax.data import mean as means
 
 INTERPOLATIONS = {
@@ -32,26 +29,8 @@ CHANNELS = ('BGR', 'RGB')
 ROUNDINGS = ('nearest', 'torchvision')
 DECODES = ('exact', 'scaled')
 
-# What is decoded, and by which suffixes a folder's pictures are known.  Other
-# formats of Pillow start programs (EPS), or no photographs come in them.
-_SUFFIXES_OF = {
-  'JPEG': ('.jpg', '.jpeg'),
-  'PNG': ('.png',),
-  'GIF': ('.gif',),
-  'BMP': ('.bmp',),
-  'TIFF': ('.tif', '.tiff'),
-  'WEBP': ('.webp',),
-  'PPM': ('.ppm', '.pgm'),
-}
-FORMATS = tuple(_SUFFIXES_OF)
-SUFFIXES = tuple(s for suffixes in _SUFFIXES_OF.values() for s in suffixes)
-
 # Of a resized picture: four hundred times 256x256.
 _MAX_PIXELS = 400 * 256 * 256
-
-
-class PictureError(Exception):
-  """A picture that cannot be read; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,39 +139,6 @@ def _tuple(values: Sequence[float]) -> str:
   return f'({", ".join(f"{value:g}" for value in values)})'
 
 
-# -------------------------------------------------------------- a picture
-
-
-class _Silence:
-  """No warnings while any thread is inside.
-
-  `warnings.catch_warnings` is one for the process: entered by several threads
-  by turns, it may leave every warning silenced for good.
-  """
-
-  def __init__(self) -> None:
-    self._lock = threading.Lock()
-    self._inside = 0
-    self._caught = warnings.catch_warnings()
-
-  def __enter__(self) -> None:
-    with self._lock:
-      if not self._inside:
-        self._caught = warnings.catch_warnings()
-        self._caught.__enter__()
-        warnings.simplefilter('ignore')
-      self._inside += 1
-
-  def __exit__(self, *error: object) -> None:
-    with self._lock:
-      self._inside -= 1
-      if not self._inside:
-        self._caught.__exit__(None, None, None)
-
-
-_SILENCE = _Silence()
-
-
 def crops_of(picture: bytes | Image.Image, how: Preprocess) -> np.ndarray:
   """The (how.cuts, S, S, 3) uint8 of a file's bytes or of a Pillow image.
 
@@ -200,70 +146,8 @@ def crops_of(picture: bytes | Image.Image, how: Preprocess) -> np.ndarray:
     PictureError: it cannot be read or resized; says why.
   """
   if how.decode == 'exact' or how.resize == 'none':
-    return cut(decode(picture), how)
-  return _cut_scaled(_open(picture), how)
-
-
-def decode(picture: bytes | Image.Image) -> Image.Image:
-  """An RGB picture, of a file's bytes or of a Pillow image.
-
-  Grey and palette pictures become RGB; alpha is dropped, the colours below it
-  kept; CMYK is converted by Pillow's formula, without colour profiles; of 16
-  bits the upper 8 are taken; EXIF's orientation is ignored (that of a TIFF
-  Pillow applies itself); an animated picture gives its first frame.
-
-  Raises:
-    PictureError: it cannot be read; says why.
-  """
-  opened = _open(picture)
-  with _reading():
-    return _to_rgb(opened)
-
-
-def _open(picture: bytes | Image.Image) -> Image.Image:
-  if isinstance(picture, Image.Image):
-    return picture
-  with _reading():
-    if not picture:
-      raise PictureError('the file is empty')
-    return Image.open(io.BytesIO(picture), formats=FORMATS)
-
-
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
-  """Makes a PictureError of whatever Pillow raises."""
-  try:
-    # Warnings of damaged EXIF say nothing about pixels.  A picture over
-    # Pillow's limit is an error, below it none.
-    with _SILENCE:
-      yield
-  except PictureError:
-    raise
-  except Image.UnidentifiedImageError as error:
-    raise PictureError(
-      f'it is in none of the formats {", ".join(FORMATS)}'
-    ) from error
-  except Exception as error:
-    # Decoders raise nearly anything on damaged files.
-    raise PictureError(str(error) or type(error).__name__) from error
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-  picture.load()
-  if 0 in picture.size:
-    raise PictureError('it has no pixels')
-  if picture.mode.startswith('I'):
-    # Pillow itself would cut such values off at 255.
-    values = np.asarray(picture).astype(np.int64)
-    if values.size and not 0 <= values.min() <= values.max() < 1 << 16:
-      raise PictureError('its values are outside 16 bits; store it as 8 or 16')
-    return Image.fromarray((values >> 8).astype(np.uint8)).convert('RGB')
-  if picture.mode == 'F':
-    raise PictureError(
-      'floating-point values have no agreed white; store it as 8 or 16 bits'
-    )
-  # Pillow would copy it.
-  return picture if picture.mode == 'RGB' else picture.convert('RGB')
+    return cut(decoding.decode(picture), how)
+  return _cut_scaled(decoding.opened(picture), how)
 
 
 def _resized_size(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
@@ -273,10 +157,10 @@ def _resized_size(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
     PictureError: that would be unreasonably large.
   """
   if how.resize == 'squash':
-    # What is between the two passes of `cut`.
+    # What is between the two passes: large of a narrow, tall picture.
     width, height = how.crop_size, size[1]
-    if size[0] < width and width * height > _MAX_PIXELS:
-      raise PictureError(
+    if width * height > max(_MAX_PIXELS, 2 * size[0] * height):
+      raise decoding.PictureError(
         f'of {size[0]}x{size[1]} pixels it would be resized to'
         f' {width}x{height} first, which is more than {_MAX_PIXELS} pixels;'
         ' crop it'
@@ -289,7 +173,7 @@ def _resized_size(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
     (2 * side * how.resize_size + half) // (2 * short) for side in size
   )
   if width * height > _MAX_PIXELS:
-    raise PictureError(
+    raise decoding.PictureError(
       f'of {size[0]}x{size[1]} pixels it would be resized to {width}x{height},'
       f' which is more than {_MAX_PIXELS} pixels; crop it, or use resize=squash'
     )
@@ -310,7 +194,7 @@ def cut(picture: Image.Image, how: Preprocess) -> np.ndarray:
   size = how.crop_size
   if how.resize == 'none':
     if picture.size != (size, size):
-      raise PictureError(
+      raise decoding.PictureError(
         f'it has {picture.width}x{picture.height} pixels, and resize=none takes'
         f' {size}x{size} only; set crop_size, or resize=short_side'
       )
@@ -351,7 +235,7 @@ def _needed(side: int, resized: int, offset: int, crop: int) -> _Needed:
   Pillow takes the part to resize as floats of 32 bits and finds the middles of
   the filters as floats of 64.  So the pixels are the same where nothing is
   rounded: where the scale is a whole number over a power of two, as that of a
-  side that becomes 256 is.
+  side that becomes 256 always is, and of one that becomes 232 seldom.
 
   Args:
     side: of the picture, pixels.
@@ -370,14 +254,14 @@ def _needed(side: int, resized: int, offset: int, crop: int) -> _Needed:
 def _cut_scaled(opened: Image.Image, how: Preprocess) -> np.ndarray:
   """Decodes and cuts what a picture has of pixels that are needed, nearly."""
   if 0 in opened.size:
-    raise PictureError('it has no pixels')
+    raise decoding.PictureError('it has no pixels')
   width, height = size = _resized_size(opened.size, how)
   extent: tuple[float, float] = opened.size
-  with _reading():
+  with decoding.reading():
     # A JPEG gets no smaller than `size`; its last pixels may lie half outside.
     if drafted := opened.draft('RGB', size):
       extent = drafted[1][2:]
-    picture = _to_rgb(opened)
+    picture = decoding.to_rgb(opened)
   filter_ = INTERPOLATIONS[how.interpolation]
   if how.multi_crop or how.resize == 'squash':
     resized = picture.resize(size, filter_, (0, 0, *extent))

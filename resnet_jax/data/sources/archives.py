@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 from resnet_jax import errors
-from resnet_jax.data import preprocess
+from resnet_jax.data import decoding
 from resnet_jax.data.sources import item as items_room
 from resnet_jax.data.sources import tar
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source
@@ -57,7 +57,7 @@ class Slice:
       file.seek(self.offset)
       data = file.read(self.size)
     if len(data) != self.size:
-      raise preprocess.PictureError('the archive ends in the middle of it')
+      raise decoding.PictureError('the archive ends in the middle of it')
     return data
 
 
@@ -74,7 +74,7 @@ def check_unchanged(file: BinaryIO, stamp: tuple[int, int]) -> None:
     PictureError: it is another.
   """
   if stamp_of(file) != stamp:
-    raise preprocess.PictureError(
+    raise decoding.PictureError(
       'its archive was changed while the program was running'
     )
 

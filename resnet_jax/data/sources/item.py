@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from PIL import Image
 
 from resnet_jax import errors
-from resnet_jax.data import labels, preprocess
+from resnet_jax.data import decoding, labels
 
 NO_LABEL = -1
 MAX_LABEL = 10**9 - 1
@@ -83,7 +83,7 @@ def _read(path: pathlib.Path) -> bytes:
   """The bytes of a file; not of a pipe or a device, which may never end."""
   status = path.stat()
   if not stat.S_ISREG(status.st_mode):
-    raise preprocess.PictureError('it is not a regular file')
+    raise decoding.PictureError('it is not a regular file')
   check_size(status.st_size)
   return path.read_bytes()
 
@@ -95,7 +95,7 @@ def check_size(size: int) -> None:
     PictureError: it is too large.
   """
   if size > MAX_BYTES:
-    raise preprocess.PictureError(f'its {size} bytes are more than {MAX_BYTES}')
+    raise decoding.PictureError(f'its {size} bytes are more than {MAX_BYTES}')
 
 
 def check_text(key: str) -> None:
@@ -121,7 +121,7 @@ def is_relative(key: str) -> bool:
 
 def is_picture_name(name: str) -> bool:
   """Whether the suffix is that of a picture."""
-  return os.path.splitext(name)[1].lower() in preprocess.SUFFIXES
+  return os.path.splitext(name)[1].lower() in decoding.SUFFIXES
 
 
 def label_of(value: object) -> int | None:

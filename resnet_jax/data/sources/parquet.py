@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from resnet_jax import errors
-from resnet_jax.data import preprocess
+from resnet_jax.data import decoding
 from resnet_jax.data.sources import archives
 from resnet_jax.data.sources import item as items_room
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source
@@ -147,7 +147,7 @@ class _Groups:
         self._kept.popitem(last=False)
     picture = pictures[row]
     if picture is None:
-      raise preprocess.PictureError('its row has no bytes')
+      raise decoding.PictureError('its row has no bytes')
     items_room.check_size(len(picture))
     return picture
 
@@ -163,15 +163,15 @@ class _Groups:
           (column,) = batch.column(0).flatten()
           total += column.nbytes
           if total > _MAX_GROUP_BYTES:
-            raise preprocess.PictureError(
+            raise decoding.PictureError(
               f'its row group has more than {_MAX_GROUP_BYTES} bytes; write the'
               ' file with fewer rows a group'
             )
           pictures += column.to_pylist()
-    except preprocess.PictureError:
+    except decoding.PictureError:
       raise
     except Exception as error:
-      raise preprocess.PictureError(
+      raise decoding.PictureError(
         f'its row group cannot be read: {_first_line(error)}'
       ) from error
     return pictures, total

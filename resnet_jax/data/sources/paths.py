@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from PIL import Image
 
 from resnet_jax import errors
-from resnet_jax.data import preprocess
+from resnet_jax.data import decoding
 from resnet_jax.data.sources import item as items_room
 from resnet_jax.data.sources.item import NO_LABEL, Source, file_item
 
@@ -29,7 +29,7 @@ def is_picture(path: pathlib.Path) -> bool:
   if items_room.is_picture_name(path.name):
     return True
   try:
-    with Image.open(path, formats=preprocess.FORMATS):
+    with Image.open(path, formats=decoding.FORMATS):
       return True
   except Exception:
     # Whatever a decoder says of it: it is read as a list, and judged there.

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A picture file's bytes to an RGB picture, by Pillow.
+
+What cannot be read is a PictureError that says why.
+"""
+
+import contextlib
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+# What is decoded, and by which suffixes a folder's pictures are known.  Other
+# formats of Pillow start programs (EPS), or no photographs come in them.
+_SUFFIXES_OF = {
+  'JPEG': ('.jpg', '.jpeg'),
+  'PNG': ('.png',),
+  'GIF': ('.gif',),
+  'BMP': ('.bmp',),
+  'TIFF': ('.tif', '.tiff'),
+  'WEBP': ('.webp',),
+  'PPM': ('.ppm', '.pgm'),
+}
+FORMATS = tuple(_SUFFIXES_OF)
+SUFFIXES = tuple(s for suffixes in _SUFFIXES_OF.values() for s in suffixes)
+
+
+class PictureError(Exception):
+  """A picture that cannot be read; the message is the reason."""
+
+
+class _Silence:
+  """No warnings while any thread is inside.
+
+  `warnings.catch_warnings` is one for the process: entered by several threads
+  by turns, it may leave every warning silenced for good.
+  """
+
+  def __init__(self) -> None:
+    self._lock = threading.Lock()
+    self._inside = 0
+    self._caught = warnings.catch_warnings()
+
+  def __enter__(self) -> None:
+    with self._lock:
+      if not self._inside:
+        self._caught = warnings.catch_warnings()
+        self._caught.__enter__()
+        warnings.simplefilter('ignore')
+      self._inside += 1
+
+  def __exit__(self, *error: object) -> None:
+    with self._lock:
+      self._inside -= 1
+      if not self._inside:
+        self._caught.__exit__(None, None, None)
+
+
+_SILENCE = _Silence()
+
+
+def decode(picture: bytes | Image.Image) -> Image.Image:
+  """An RGB picture, of a file's bytes or of a Pillow image.
+
+  Grey and palette pictures become RGB; alpha is dropped, the colours below it
+  kept; CMYK is converted by Pillow's formula, without colour profiles; of 16
+  bits the upper 8 are taken; EXIF's orientation is ignored (that of a TIFF
+  Pillow applies itself); an animated picture gives its first frame.
+
+  Raises:
+    PictureError: it cannot be read; says why.
+  """
+  unread = opened(picture)
+  with reading():
+    return to_rgb(unread)
+
+
+def opened(picture: bytes | Image.Image) -> Image.Image:
+  """The picture of a file's bytes, its pixels not yet read.
+
+  Raises:
+    PictureError: it is of none of the FORMATS, or damaged; says why.
+  """
+  if isinstance(picture, Image.Image):
+    return picture
+  with reading():
+    if not picture:
+      raise PictureError('the file is empty')
+    return Image.open(io.BytesIO(picture), formats=FORMATS)
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+  """Makes a PictureError of whatever Pillow raises."""
+  try:
+    # Warnings of damaged EXIF say nothing about pixels.  A picture over
+    # Pillow's limit is an error, below it none.
+    with _SILENCE:
+      yield
+  except PictureError:
+    raise
+  except Image.UnidentifiedImageError as error:
+    raise PictureError(
+      f'it is in none of the formats {", ".join(FORMATS)}'
+    ) from error
+  except Exception as error:
+    # Decoders raise nearly anything on damaged files.
+    raise PictureError(str(error) or type(error).__name__) from error
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+  """As `decode` says, of an opened picture; Pillow may raise anything."""
+  picture.load()
+  if 0 in picture.size:
+    raise PictureError('it has no pixels')
+  if picture.mode.startswith('I'):
+    # Pillow itself would cut such values off at 255.
+    values = np.asarray(picture).astype(np.int64)
+    if values.size and not 0 <= values.min() <= values.max() < 1 << 16:
+      raise PictureError('its values are outside 16 bits; store it as 8 or 16')
+    return Image.fromarray((values >> 8).astype(np.uint8)).convert('RGB')
+  if picture.mode == 'F':
+    raise PictureError(
+      'floating-point values have no agreed white; store it as 8 or 16 bits'
+    )
+  # Pillow would copy it.
+  return picture if picture.mode == 'RGB' else picture.convert('RGB')
