@@ -114,7 +114,7 @@ def decode_of_a_core(
     'decode': (decoding.decode, pictures),
     'resize, then crop': (resized_then_cropped, decoded),
     'the crop, the same pixels': (
-      lambda p: preprocess.cut(p, EXACT)[0],
+      lambda p: preprocess.cut(p, EXACT),
       decoded,
     ),
     'crop folded into the resize': (
@@ -151,14 +151,13 @@ def _simplejpeg() -> Any:
 
 def decode_differences(pictures: Sequence[bytes]) -> Iterator[Line]:
   """How far other ways' pixels are from those of decode=exact."""
-  exact = [preprocess.crops_of(data, EXACT) for data in pictures]
+  decoded = [decoding.decode(data) for data in pictures]
+  exact = [preprocess.cut(picture, EXACT) for picture in decoded]
   found = {
-    'resize, then crop': [
-      resized_then_cropped(decoding.decode(data))[None] for data in pictures
-    ],
+    'resize, then crop': [resized_then_cropped(p)[None] for p in decoded],
     'decode=scaled': [preprocess.crops_of(d, SCALED) for d in pictures],
     'crop folded into the resize': [
-      preprocess.crops_of(decoding.decode(d), SCALED) for d in pictures
+      preprocess.crops_of(p, SCALED) for p in decoded
     ],
   }
   if binding := _simplejpeg():
