@@ -36,8 +36,8 @@ import pipeline_speed
 # Before JAX starts: several processes share a GPU's memory here.
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
-from resnet_jax import devices, runner
 from resnet_jax.data import pipeline, sources
+from resnet_jax.engine import devices, runner
 from resnet_jax.models import convolution, costs, resnet
 from resnet_jax.weights import random
 

@@ -21,7 +21,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from resnet_jax import cores
+from resnet_jax.system import cores
 
 _BATCH = 32
 

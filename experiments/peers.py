@@ -39,7 +39,7 @@ def _pictures(batch: int) -> np.ndarray:
 
 
 def _ours(depth: int, arithmetic: str) -> Contender:
-  from resnet_jax import devices, runner  # noqa: PLC0415
+  from resnet_jax.engine import devices, runner  # noqa: PLC0415
   from resnet_jax.models import resnet  # noqa: PLC0415
   from resnet_jax.weights import random  # noqa: PLC0415
 
@@ -283,7 +283,7 @@ def _device(name: str) -> str:
     return onnxruntime.get_device().lower()
   import jax  # noqa: PLC0415
 
-  from resnet_jax import devices  # noqa: PLC0415
+  from resnet_jax.engine import devices  # noqa: PLC0415
 
   return devices.describe(jax.local_devices())
 

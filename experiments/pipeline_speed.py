@@ -37,10 +37,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
-from resnet_jax import cores, devices, runner, weights
+from resnet_jax import weights
 from resnet_jax.data import decoding, mean, pipeline, preprocess, sources
+from resnet_jax.engine import devices, runner
 from resnet_jax.features import layout, store
 from resnet_jax.models import resnet
+from resnet_jax.system import cores
 from resnet_jax.weights import random
 
 RESULTS = pathlib.Path('experiments/results/pipeline.jsonl')

@@ -22,7 +22,7 @@ from typing import Any
 
 from resnet_jax.evaluation import evidence as lines
 from resnet_jax.evaluation import published
-from resnet_jax.weights import cache, zoo
+from resnet_jax.zoo import cache, lookup
 
 ROOT = pathlib.Path(__file__).parent.parent
 EVIDENCE = ROOT / 'experiments' / 'results' / 'accuracy.jsonl'
@@ -38,8 +38,8 @@ class Target:
     accuracy: the figure, and by which protocol.
   """
 
-  record: zoo.Record
-  accuracy: zoo.Accuracy
+  record: lookup.Record
+  accuracy: lookup.Accuracy
 
   @property
   def published(self) -> float:
@@ -62,7 +62,7 @@ TARGETS = tuple(
   Target(record, accuracy)
   for family in FAMILIES
   for place in (0, 1)
-  for record in zoo.RECORDS
+  for record in lookup.RECORDS
   if record.family == family
   for accuracy in record.accuracies[place : place + 1]
 )
@@ -92,7 +92,7 @@ def evidence(path: pathlib.Path = EVIDENCE) -> dict[Target, dict[str, Any]]:
   return found
 
 
-def find(directory: pathlib.Path, record: zoo.Record) -> pathlib.Path | None:
+def find(directory: pathlib.Path, record: lookup.Record) -> pathlib.Path | None:
   """The weights of a checkpoint in a folder; None: they are not there."""
   unpacked = directory / f'resnet_{record.depth}'
   for path in (

@@ -18,7 +18,7 @@ import reproduce
 import speed
 
 from resnet_jax.evaluation import evidence
-from resnet_jax.weights import zoo
+from resnet_jax.zoo import lookup
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'experiments' / 'results'
@@ -32,7 +32,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def zoo_table() -> str:
   """The published checkpoints."""
-  rows = zoo.table()
+  rows = lookup.table()
   return markdown(list(rows[0]), [list(row.values()) for row in rows])
 
 

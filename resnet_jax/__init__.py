@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from resnet_jax.api import diagram, load
-  from resnet_jax.errors import UserError
+  from resnet_jax.evaluation.prediction import Prediction
   from resnet_jax.features import (
     load_feature_c,
     load_feature_py,
     load_features,
   )
   from resnet_jax.model import Model
-  from resnet_jax.prediction import Prediction
+  from resnet_jax.system.errors import UserError
 
 __version__ = '0.1.0'
 
@@ -40,8 +40,8 @@ __all__ = [
 
 _HOMES = {
   'Model': 'resnet_jax.model',
-  'Prediction': 'resnet_jax.prediction',
-  'UserError': 'resnet_jax.errors',
+  'Prediction': 'resnet_jax.evaluation.prediction',
+  'UserError': 'resnet_jax.system.errors',
   'diagram': 'resnet_jax.api',
   'load': 'resnet_jax.api',
   'load_feature_c': 'resnet_jax.features',

@@ -6,18 +6,13 @@ import warnings
 from collections.abc import Sequence
 from os import PathLike, fspath
 
-from resnet_jax import (
-  compilation,
-  devices,
-  errors,
-  inputs,
-  runner,
-  terminal,
-)
+from resnet_jax import inputs
 from resnet_jax import weights as weights_room
 from resnet_jax.data import labels
+from resnet_jax.engine import compilation, devices, runner
 from resnet_jax.model import Model, draw
 from resnet_jax.models import names, resnet
+from resnet_jax.system import console, errors
 from resnet_jax.views import graphviz
 
 
@@ -104,20 +99,20 @@ def load(
   execution = runner.Execution(
     devices.select(use_gpu),
     arithmetic,
-    compilation.folder(compilation_cache, terminal.say),
+    compilation.folder(compilation_cache, console.say),
   )
-  with terminal.Bytes() as bar:
+  with console.Bytes() as bar:
     loaded = weights_room.load(
       fspath(weights),
       weights_room.Wishes(
         depth, stride_in, stem_pool, epsilon, conv_order, seed
       ),
-      say=terminal.say,
+      say=console.say,
       report=bar.set,
     )
-  terminal.say(f'weights: {loaded.source}')
+  console.say(f'weights: {loaded.source}')
   for note in loaded.loaded.notes:
-    terminal.say(f'NOTE: {note}')
+    console.say(f'NOTE: {note}')
   for warning in loaded.warnings:
     warnings.warn(warning, stacklevel=2)
   how = inputs.preprocess_for(wishes, loaded.recipe)

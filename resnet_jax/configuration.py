@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnet_jax import errors
+from resnet_jax.system import errors
 
 _PACKAGE = pathlib.Path(__file__).parent
 # In a checkout configs/ lies beside the package, in an installation inside.

@@ -3,8 +3,8 @@
 
 import dataclasses
 
-from resnet_jax import errors
 from resnet_jax.data import mean, preprocess
+from resnet_jax.system import errors
 from resnet_jax.weights import recipe as recipes
 
 AUTO = 'auto'

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from resnet_jax import configuration, errors, jobs, terminal
+from resnet_jax import configuration, jobs
+from resnet_jax.system import console, errors
 
 # absl's own would list its flags, not the settings, and exit with 1.
 _HELP = {'--help', '-help', '-h', '-?', '--helpshort', '--helpfull'}
@@ -92,7 +93,7 @@ def run() -> None:
     sys.argv = configuration.resolve_flags(sys.argv)
     app.run(main, flags_parser=_parse)
   except errors.UserError as error:
-    terminal.say(f'error: {error}')
+    console.say(f'error: {error}')
     sys.exit(1)
   except BrokenPipeError:
     # Who reads the output has enough of it (`| head`).

@@ -13,18 +13,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from resnet_jax import (
-  errors,
-  gradcam,
-  prediction,
-  runner,
-  sizing,
-  terminal,
-)
 from resnet_jax import weights as weights_room
 from resnet_jax.data import labels, pipeline, preprocess, sources
 from resnet_jax.data import mean as means
+from resnet_jax.engine import gradcam, runner, sizing
+from resnet_jax.evaluation import prediction
 from resnet_jax.models import aliases, resnet
+from resnet_jax.system import console, errors
 from resnet_jax.views import graphviz
 
 Picture: TypeAlias = str | PathLike[str] | Image.Image
@@ -217,7 +212,7 @@ class Model:
           shared=self._placed,
         ),
         self._execution.devices,
-        terminal.say,
+        console.say,
       )
     return self._networks[key]
 

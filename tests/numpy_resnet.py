@@ -115,3 +115,40 @@ class NumpyResNet:
       x = self._conv_bn(x, f'{name}_branch2c', out, 1, 1, relu=False)
     x = self.layers[f'{name}_addto'] = np.maximum(x + shortcut, 0)
     return x
+
+
+class NumpyCifar(NumpyResNet):
+  """The paper's section 4.2, with the parts of the other in float64."""
+
+  def __call__(self, x):
+    """(N, 3, H, W) to {layer: (N, C, H, W)}."""
+    x = self._conv_bn(x, 'conv1', 16, 3, 1, relu=True)
+    for stage, width in enumerate((16, 32, 64)):
+      for block in range((self.depth - 2) // 6):
+        name = f'res{stage + 2}_{block + 1}'
+        half = stage > 0 and block == 0
+        shortcut = x
+        if half:
+          few, rows, columns = x.shape[1:]
+          shape = (len(x), width, (rows + 1) // 2, (columns + 1) // 2)
+          shortcut = np.zeros(shape)
+          # The first quarter of the channels are zeros, and the last.
+          first = (width - few) // 2
+          shortcut[:, first : first + few] = x[:, :, ::2, ::2]
+        x = self._conv_bn(x, f'{name}_branch2a', width, 3, 1 + half, relu=True)
+        x = self._conv_bn(x, f'{name}_branch2b', width, 3, 1, relu=False)
+        x = self.layers[f'{name}_addto'] = np.maximum(x + shortcut, 0)
+    x = self.layers['avgpool'] = x.mean(axis=(2, 3), keepdims=True)
+    kernel = self._draw(
+      'logits/kernel', lambda: self._random.normal(0, 0.3, (64, self.classes))
+    )
+    bias = self._draw(
+      'logits/bias', lambda: self._random.normal(0, 0.1, self.classes)
+    )
+    logits = x[:, :, 0, 0] @ kernel + bias
+    self.layers['logits'] = logits[:, :, None, None]
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    self.layers['output'] = (powers / powers.sum(axis=1, keepdims=True))[
+      :, :, None, None
+    ]
+    return self.layers

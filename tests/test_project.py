@@ -28,18 +28,18 @@ ALLOWED = {
   'resnet_jax.weights': {'models', 'weights'},
   'resnet_jax.inputs': {'data', 'weights'},
   'resnet_jax.data.pipeline': {'data'},
-  'resnet_jax.prediction': {'data.labels'},
-  'resnet_jax.compilation': {'weights.cache'},
-  'resnet_jax.devices': set(),
-  'resnet_jax.transposes': set(),
-  'resnet_jax.runner': {
+  'resnet_jax.evaluation.prediction': {'data.labels'},
+  'resnet_jax.engine.compilation': {'weights.cache'},
+  'resnet_jax.engine.devices': set(),
+  'resnet_jax.engine.transposes': set(),
+  'resnet_jax.engine.runner': {
     *('models', 'data.preprocess', 'compilation', 'devices', 'gradcam'),
     'transposes',
   },
-  'resnet_jax.sizing': {'devices', 'runner'},
+  'resnet_jax.engine.sizing': {'devices', 'runner'},
   'resnet_jax.evaluation': {'evaluation', 'data', 'models', 'weights'},
   'resnet_jax.views': {'views', 'models', 'weights.paddle'},
-  'resnet_jax.gradcam': {'models'},
+  'resnet_jax.engine.gradcam': {'models'},
   'resnet_jax.model': {
     *('models', 'weights', 'data', 'inputs', 'runner', 'prediction', 'views'),
     *('gradcam', 'sizing'),
@@ -109,13 +109,13 @@ def test_imports_flow_one_way(module, path):
   ('pattern', 'rooms'),
   [
     (r'flags\.DEFINE|DEFINE_config', {'resnet_jax.main'}),
-    (r'jax\.jit\(|device_put\(', {'resnet_jax.runner'}),
+    (r'jax\.jit\(|device_put\(', {'resnet_jax.engine.runner'}),
     (
       r'\bsocket\b|urllib\.request|http\.client|requests',
-      {'resnet_jax.weights.download'},
+      {'resnet_jax.zoo.download'},
     ),
     (r'ConfigDict', {'resnet_jax.configuration', 'resnet_jax.jobs'}),
-    (r'pickle\.Unpickler|pickle\.load', {'resnet_jax.pickles'}),
+    (r'pickle\.Unpickler|pickle\.load', {'resnet_jax.codecs.pickles'}),
   ],
 )
 def test_some_things_are_done_in_one_room_only(pattern, rooms):

@@ -13,7 +13,7 @@ import importlib.resources
 import pathlib
 from collections.abc import Sequence
 
-from resnet_jax import errors
+from resnet_jax.system import errors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax import binaryproto, errors, pickles
+from resnet_jax.codecs import blob, pickles
+from resnet_jax.system import errors
 
 MEAN_BGR = (103.939, 116.779, 123.68)
 
@@ -146,8 +147,8 @@ def _mean_file(path: pathlib.Path, crop_size: int) -> Mean:
   if path.stat().st_size > _MAX_MEAN_BYTES:
     raise errors.UserError(f'{path} is too large for a mean file.')
   array: Any
-  if binaryproto.recognise(path):
-    array = _centre(binaryproto.read_mean(path), crop_size)
+  if blob.recognise(path):
+    array = _centre(blob.read_mean(path), crop_size)
   elif zipfile.is_zipfile(path):
     array = _npz_mean(path)
   elif (packed := _unpacked(path)) is not None:

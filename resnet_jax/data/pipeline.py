@@ -23,8 +23,8 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from resnet_jax import cores, errors, stages
 from resnet_jax.data import decoding, preprocess, sources
+from resnet_jax.system import cores, errors, timing
 
 ON_ERROR = ('fail', 'record')
 
@@ -56,7 +56,7 @@ def batches(
   start: int = 0,
   threads: int = 2,
   on_error: str = 'fail',
-  clock: stages.Clock | None = None,
+  clock: timing.Clock | None = None,
 ) -> Generator[Batch, None, None]:
   """Yields the items from `start` on, in their order, `rows` at a time.
 
@@ -82,7 +82,7 @@ def batches(
   errors.check_choice('on_error', on_error, ON_ERROR)
   firsts = iter(range(start, len(items), rows))
   decoders = _Decoders(
-    min(threads, len(items) - start), how, on_error, clock or stages.Clock()
+    min(threads, len(items) - start), how, on_error, clock or timing.Clock()
   )
   shape = (rows, *how.shape)
   waiting: collections.deque[Batch] = collections.deque()
@@ -118,7 +118,7 @@ class _Decoders:
     threads: int,
     how: preprocess.Preprocess,
     on_error: str,
-    clock: stages.Clock,
+    clock: timing.Clock,
   ) -> None:
     self._threads = threads
     self._cores = min(threads, cores.count())

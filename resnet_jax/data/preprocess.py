@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resnet_jax import errors
 from resnet_jax.data import decoding
 from resnet_jax.data import mean as means
+from resnet_jax.system import errors
 
 INTERPOLATIONS = {
   'lanczos': Image.Resampling.LANCZOS,

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resnet_jax import errors, files
+from resnet_jax.system import errors, files
 
 # What differs when the same result is found again.
 _OF_THE_DAY = ('date', 'command', 'config', 'speed')

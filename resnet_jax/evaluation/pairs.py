@@ -5,8 +5,8 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from resnet_jax import errors
 from resnet_jax.evaluation import predictions, statistics
+from resnet_jax.system import errors
 
 
 @dataclasses.dataclass(frozen=True)

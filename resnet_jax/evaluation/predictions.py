@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from resnet_jax import errors, files
+from resnet_jax.system import errors, files
 
 _FORMAT = 'resnet_jax predictions 1'
 # Of a line: a key, a few labels, five guesses; the header may name classes.

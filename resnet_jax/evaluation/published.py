@@ -7,7 +7,7 @@ import re
 from resnet_jax.data import preprocess
 from resnet_jax.evaluation import statistics
 from resnet_jax.models import resnet
-from resnet_jax.weights import zoo
+from resnet_jax.zoo import lookup
 
 # Pictures of ILSVRC 2012's validation set, which the figures are of.
 PICTURES = 50_000
@@ -34,7 +34,9 @@ class Comparison:
   inside: bool
 
 
-def find(record: zoo.Record, how: preprocess.Preprocess) -> zoo.Accuracy | None:
+def find(
+  record: lookup.Record, how: preprocess.Preprocess
+) -> lookup.Accuracy | None:
   """The published accuracy for a run's resize and crops; None: there is none.
 
   What a protocol does not state is taken to agree.
@@ -54,7 +56,7 @@ def find(record: zoo.Record, how: preprocess.Preprocess) -> zoo.Accuracy | None:
 
 
 def changes(
-  record: zoo.Record, how: preprocess.Preprocess, model: resnet.ResNet
+  record: lookup.Record, how: preprocess.Preprocess, model: resnet.ResNet
 ) -> list[str]:
   """In what else a run departs from the checkpoint's own settings."""
   mean = how.mean.description

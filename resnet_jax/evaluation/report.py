@@ -8,7 +8,7 @@ from typing import Any
 from resnet_jax.data import preprocess
 from resnet_jax.evaluation import metrics, published, statistics
 from resnet_jax.models import resnet
-from resnet_jax.weights import zoo
+from resnet_jax.zoo import lookup
 
 # Of a published set of 1000 classes more would fill the screen; all of them
 # are in the JSON.
@@ -31,12 +31,12 @@ class Standard:
   """
 
   checkpoint: str = ''
-  accuracy: zoo.Accuracy | None = None
+  accuracy: lookup.Accuracy | None = None
   changes: tuple[str, ...] = ()
 
 
 def standard(
-  record: zoo.Record | None, how: preprocess.Preprocess, model: resnet.ResNet
+  record: lookup.Record | None, how: preprocess.Preprocess, model: resnet.ResNet
 ) -> Standard:
   """What a run of a checkpoint can be compared with."""
   if record is None:

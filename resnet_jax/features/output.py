@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from resnet_jax import errors, files
+from resnet_jax.system import errors, files
 
 ReadSettings = Callable[[pathlib.Path], Mapping[str, Any] | None]
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from resnet_jax import errors, files
 from resnet_jax.features import layout, output, strings
+from resnet_jax.system import errors, files
 
 _MAX_CHUNK_BYTES = 32 << 20
 

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax import errors, files, pickles
+from resnet_jax.codecs import pickles
 from resnet_jax.features import layout, output
+from resnet_jax.system import errors, files
 
 RUN, PROGRESS = 'run.json', 'progress.json'
 

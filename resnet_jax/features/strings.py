@@ -11,7 +11,7 @@ import pathlib
 import struct
 from collections.abc import Iterator, Sequence
 
-from resnet_jax import files
+from resnet_jax.system import files
 
 
 def create(path: pathlib.Path, rows: int, chunk: int) -> None:

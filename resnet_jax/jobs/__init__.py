@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from resnet_jax import errors
+from resnet_jax.system import errors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,23 +13,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import resnet_jax
-from resnet_jax import (
+from resnet_jax import inputs, weights
+from resnet_jax.data import pipeline, preprocess, sources
+from resnet_jax.engine import (
   compilation,
-  cores,
+  decoding_difference,
   devices,
-  errors,
   gradcam,
-  inputs,
   runner,
   sizing,
-  stages,
-  terminal,
-  weights,
 )
-from resnet_jax.data import pipeline, preprocess, sources
-from resnet_jax.jobs import console, drift
 from resnet_jax.models import resnet
-from resnet_jax.weights import recipe, zoo
+from resnet_jax.system import console, cores, errors, timing
+from resnet_jax.weights import recipe
+from resnet_jax.zoo import lookup
 
 # Exit status of a run that went to its end without some of the pictures.
 SOME_FAILED = 3
@@ -79,7 +76,7 @@ def wishes(config: ConfigDict, *, finite: bool = True) -> weights.Wishes:
 
 def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
   """Loads the weights, and says what they are."""
-  with terminal.Bytes() as bar:
+  with console.Bytes() as bar:
     loaded = weights.load(
       config.weights,
       wishes(config, finite=finite),
@@ -111,8 +108,8 @@ def network(
   """
   name, depth = config.weights, config.layer_num or weights.DEFAULT_DEPTH
   is_path = os.path.exists(pathlib.Path(name).expanduser())
-  if name in zoo.FAMILIES:
-    record = zoo.find(name, depth)
+  if name in lookup.FAMILIES:
+    record = lookup.find(name, depth)
     model = resnet.published(depth).clone(
       stride_in=record.stride_in,
       stem_pool=record.stem_pool,
@@ -251,7 +248,7 @@ def computed(
   network: sizing.Network,
   *,
   rows: int,
-  clock: stages.Clock,
+  clock: timing.Clock,
   start: int = 0,
 ) -> Iterator[Computed]:
   """Layers of the pictures from `start` on, in order, a batch at a time.
@@ -296,7 +293,7 @@ def computed(
   if count >= _WARM_FROM:
     network.warm_up(first.images.shape)
   if setup.how.decode != 'exact':
-    console.say(drift.line(first, setup.how, network))
+    console.say(decoding_difference.line(first, setup.how, network))
   return _computed(first, batches, network, clock, count - 1)
 
 
@@ -304,7 +301,7 @@ def _computed(
   first: pipeline.Batch,
   others: Generator[pipeline.Batch, None, None],
   network: sizing.Network,
-  clock: stages.Clock,
+  clock: timing.Clock,
   last: int,
 ) -> Iterator[Computed]:
   """The loop of `computed`; `last` is the number of the last batch."""
@@ -358,7 +355,7 @@ def _naming(batch: pipeline.Batch) -> Iterator[None]:
     raise
 
 
-def say_stages(clock: stages.Clock) -> None:
+def say_stages(clock: timing.Clock) -> None:
   """Says which stage was the bound, if anything was done."""
   if line := clock.line():
     console.say(line)

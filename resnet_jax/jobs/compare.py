@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, features
+from resnet_jax import features
 from resnet_jax.data import labels
 from resnet_jax.evaluation import pairs, predictions, report, similarity
 from resnet_jax.features import layout
-from resnet_jax.jobs import console
+from resnet_jax.system import console, errors
 
 
 def run(config: ConfigDict) -> int:

@@ -7,9 +7,10 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, inputs, weights
+from resnet_jax import inputs, weights
 from resnet_jax.data import labels
-from resnet_jax.jobs import common, console
+from resnet_jax.jobs import common
+from resnet_jax.system import console, errors
 from resnet_jax.weights import (
   assemble,
   metadata,

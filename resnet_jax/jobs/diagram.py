@@ -5,8 +5,8 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, files
-from resnet_jax.jobs import common, console
+from resnet_jax.jobs import common
+from resnet_jax.system import console, errors, files
 from resnet_jax.views import boxes, graphviz
 
 _DOT = '.dot'

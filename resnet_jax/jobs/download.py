@@ -5,11 +5,11 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, terminal, weights
+from resnet_jax import weights
 from resnet_jax.data import mean
-from resnet_jax.jobs import console
 from resnet_jax.models import names
-from resnet_jax.weights import cache, download, records, zoo
+from resnet_jax.system import console, errors
+from resnet_jax.zoo import cache, download, lookup, records
 
 ALL = 'all'
 _MEAN_SIZE = 224
@@ -24,8 +24,8 @@ def run(config: ConfigDict) -> int:
   checkpoints = {record.name: record for record in chosen}
   files = {name: record.file for name, record in checkpoints.items()}
   for family in dict.fromkeys(record.family for record in chosen):
-    if family in zoo.MEANS:
-      files[f'{family}-mean'] = zoo.MEANS[family]
+    if family in lookup.MEANS:
+      files[f'{family}-mean'] = lookup.MEANS[family]
   sizes = [file.size for file in files.values() if file.size]
   unknown = len(files) - len(sizes)
   console.say(
@@ -37,7 +37,7 @@ def run(config: ConfigDict) -> int:
   failed = []
   for name, file in files.items():
     try:
-      with terminal.Bytes() as bar:
+      with console.Bytes() as bar:
         path = download.fetch(file, name, report=bar.set, say=console.say)
       print(path, flush=True)
       if name in checkpoints:
@@ -72,7 +72,7 @@ def _check_connection(files: Mapping[str, records.File]) -> None:
     )
 
 
-def _check(record: zoo.Record) -> None:
+def _check(record: lookup.Record) -> None:
   """Reads what was downloaded, as some publishers recorded no hash."""
   loaded = weights.load(record.family, weights.Wishes(record.depth))
   console.say(
@@ -80,26 +80,28 @@ def _check(record: zoo.Record) -> None:
   )
 
 
-def _chosen(text: str, depth: int) -> list[zoo.Record]:
+def _chosen(text: str, depth: int) -> list[lookup.Record]:
   """The checkpoints for `msra`, `msra,keras`, `all` or `auto`."""
   if depth:
     names.check_depth(depth)
   if text == ALL:
-    return [r for r in zoo.RECORDS if depth in (0, r.depth)]
+    return [r for r in lookup.RECORDS if depth in (0, r.depth)]
   if text == 'auto':
-    depths = [depth] if depth else list(zoo.USUAL)
-    return [zoo.find(zoo.USUAL[d], d) for d in depths]
+    depths = [depth] if depth else list(lookup.USUAL)
+    return [lookup.find(lookup.USUAL[d], d) for d in depths]
   chosen = []
   for family in names.split_list(text):
-    if family not in zoo.FAMILIES:
-      raise errors.unknown('checkpoint', family, (*zoo.FAMILIES, ALL, 'auto'))
+    if family not in lookup.FAMILIES:
+      raise errors.unknown(
+        'checkpoint', family, (*lookup.FAMILIES, ALL, 'auto')
+      )
     if depth:
-      chosen.append(zoo.find(family, depth))
+      chosen.append(lookup.find(family, depth))
     else:
-      chosen += [r for r in zoo.RECORDS if r.family == family]
+      chosen += [r for r in lookup.RECORDS if r.family == family]
   if not chosen:
     raise errors.UserError(
       f"weights='{text}' names no checkpoint. Give one or several of"
-      f' {", ".join(zoo.FAMILIES)}, or {ALL}.'
+      f' {", ".join(lookup.FAMILIES)}, or {ALL}.'
     )
   return chosen

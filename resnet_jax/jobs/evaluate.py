@@ -17,11 +17,18 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import devices, errors, files, prediction, sizing, stages
 from resnet_jax.data import labels, truth
-from resnet_jax.evaluation import evidence, metrics, predictions, report
-from resnet_jax.jobs import behind, common, console, progress
-from resnet_jax.weights import zoo
+from resnet_jax.engine import behind, devices, sizing
+from resnet_jax.evaluation import (
+  evidence,
+  metrics,
+  prediction,
+  predictions,
+  report,
+)
+from resnet_jax.jobs import common
+from resnet_jax.system import console, errors, files, timing
+from resnet_jax.zoo import lookup
 
 # Percent right, below which the labels' order is doubted.
 _DOUBTFUL = 1.0
@@ -153,21 +160,23 @@ def _label_texts(text: str) -> list[str]:
   return texts
 
 
-def _stated(name: str) -> zoo.Record | None:
+def _stated(name: str) -> lookup.Record | None:
   """The checkpoint that the user says it is."""
   if not name:
     return None
-  known = {record.name: record for record in zoo.RECORDS}
+  known = {record.name: record for record in lookup.RECORDS}
   return known[errors.check_choice('checkpoint', name, known)]
 
 
-def _recognised(config: ConfigDict, setup: common.Setup) -> zoo.Record | None:
+def _recognised(
+  config: ConfigDict, setup: common.Setup
+) -> lookup.Record | None:
   """The checkpoint that the weights are."""
-  if config.weights in zoo.FAMILIES:
-    return zoo.find(config.weights, setup.model.depth)
+  if config.weights in lookup.FAMILIES:
+    return lookup.find(config.weights, setup.model.depth)
   if setup.weights.path is None:
     return None
-  return zoo.identify(setup.weights.path, setup.model.depth)
+  return lookup.identify(setup.weights.path, setup.model.depth)
 
 
 def _label_sets(
@@ -241,7 +250,7 @@ def _predict(
 ) -> dict[str, Any]:
   """Writes the predictions that are not there yet; returns how fast."""
   items = job.setup.source.items
-  clock = stages.Clock()
+  clock = timing.Clock()
   with predictions.Writer(path, header, job.rows) as writer:
     if writer.done:
       console.say(f'going on after {writer.done} of {len(items)} pictures')
@@ -270,7 +279,7 @@ def _predict(
         )
 
     with (
-      progress.Progress(len(items), writer.done) as bar,
+      console.Progress(len(items), writer.done) as bar,
       behind.Behind(write) as later,
     ):
       for done in computed:

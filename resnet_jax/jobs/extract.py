@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import devices, errors, features, runner, sizing, stages
+from resnet_jax import features
 from resnet_jax.data import pipeline
+from resnet_jax.engine import behind, devices, runner, sizing
 from resnet_jax.features import layout, output
-from resnet_jax.jobs import behind, common, console, progress
+from resnet_jax.jobs import common
 from resnet_jax.models import aliases
+from resnet_jax.system import console, errors, timing
 
 
 def run(config: ConfigDict) -> int:
@@ -77,7 +79,7 @@ def _extract(
   plan: layout.Layout,
   writer: layout.Writer,
 ) -> None:
-  clock = stages.Clock()
+  clock = timing.Clock()
   computed = common.computed(
     config,
     setup,
@@ -92,7 +94,7 @@ def _extract(
     with clock.measure('write', len(batch.items)):
       writer.write(batch.start, _without_failed(batch, values), batch.reasons)
 
-  with progress.Progress(plan.rows, writer.done) as bar:
+  with console.Progress(plan.rows, writer.done) as bar:
     with behind.Behind(write) as later:
       for done in computed:
         later.give(done)

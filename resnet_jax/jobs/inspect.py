@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, weights
-from resnet_jax.jobs import common, console
+from resnet_jax import weights
+from resnet_jax.jobs import common
+from resnet_jax.system import console, errors
 from resnet_jax.weights import paddle, parameters
 
 _A_LINE = 4

@@ -10,9 +10,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, prediction, stages, terminal
 from resnet_jax.data import labels, sources
-from resnet_jax.jobs import common, console, lines, progress
+from resnet_jax.evaluation import lines, prediction
+from resnet_jax.jobs import common
+from resnet_jax.system import console, errors, timing
 
 
 def run(config: ConfigDict) -> int:
@@ -44,7 +45,7 @@ def run(config: ConfigDict) -> int:
   rows = common.batch_rows(config, setup, network, 4 * len(classes))
   items = setup.source.items
   failed, start = 0, 0
-  clock = stages.Clock()
+  clock = timing.Clock()
   with contextlib.ExitStack() as stack:
     file = None
     if target:
@@ -92,7 +93,7 @@ def _progress(
   """Counts pictures; on a terminal the results show how far it is."""
   if sys.stdout.isatty():
     return lambda count: None
-  return stack.enter_context(progress.Progress(total, done)).add
+  return stack.enter_context(console.Progress(total, done)).add
 
 
 def _facts(setup: common.Setup) -> dict[str, Any]:
@@ -126,5 +127,5 @@ def _show(record: Mapping[str, Any]) -> bool:
     return True
   guesses = '\n'.join(str(prediction.Guess(**one)) for one in record['best'])
   text = f'Label of {record["path"]} is: {record["predicted"]}\n{guesses}'
-  print(terminal.plain(text), flush=True)
+  print(console.plain(text), flush=True)
   return False

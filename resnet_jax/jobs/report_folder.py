@@ -10,7 +10,7 @@ import pathlib
 import re
 import shutil
 
-from resnet_jax import errors, files
+from resnet_jax.system import errors, files
 
 PAGE = 'report.html'
 

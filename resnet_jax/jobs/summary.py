@@ -5,8 +5,9 @@ import math
 
 from ml_collections import ConfigDict
 
-from resnet_jax.jobs import common, console
+from resnet_jax.jobs import common
 from resnet_jax.models import aliases, costs, resnet
+from resnet_jax.system import console
 
 
 def run(config: ConfigDict) -> int:

@@ -12,18 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import (
-  devices,
-  errors,
-  files,
-  gradcam,
-  prediction,
-  stages,
-  views,
-)
+from resnet_jax import views
 from resnet_jax.data import labels, sources
-from resnet_jax.jobs import common, console, progress, report_folder
+from resnet_jax.engine import devices, gradcam
+from resnet_jax.evaluation import prediction
+from resnet_jax.jobs import common, report_folder
 from resnet_jax.models import aliases, names, resnet
+from resnet_jax.system import console, errors, files, timing
 from resnet_jax.views import colours, graph, maps, page
 
 if TYPE_CHECKING:
@@ -71,7 +66,7 @@ def run(config: ConfigDict) -> int:
   setup = common.set_up(config, most=MAX_PICTURES)
   made = _prepared(config, setup, report_folder.part(target))
   _say_plan(made, target)
-  clock = stages.Clock()
+  clock = timing.Clock()
   with files.writing('the report', target):
     report_folder.create(target)
     entries = _draw(config, made, clock)
@@ -197,7 +192,7 @@ def _say_plan(made: _Run, target: pathlib.Path) -> None:
 
 
 def _draw(
-  config: ConfigDict, made: _Run, clock: stages.Clock
+  config: ConfigDict, made: _Run, clock: timing.Clock
 ) -> list[dict[str, Any]]:
   """Writes the PNG files; returns the pictures' parts of the page."""
   setup = made.setup
@@ -214,7 +209,7 @@ def _draw(
   network = common.make_network(setup, layers, grad_cam=made.grad_cam)
   rows = common.batch_rows(config, setup, network, row_bytes)
   computed = common.computed(config, setup, network, rows=rows, clock=clock)
-  with progress.Progress(len(setup.source.items)) as bar:
+  with console.Progress(len(setup.source.items)) as bar:
     for batch, values in computed:
       for row, (item, reason) in enumerate(
         zip(batch.items, batch.reasons, strict=True)

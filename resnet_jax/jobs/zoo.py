@@ -5,32 +5,32 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from resnet_jax import errors, weights
-from resnet_jax.jobs import console
+from resnet_jax import weights
 from resnet_jax.models import names
-from resnet_jax.weights import zoo
+from resnet_jax.system import console, errors
+from resnet_jax.zoo import lookup
 
 
 def run(config: ConfigDict) -> int:
   """Prints the table, or records whole as JSON; of a depth, of a family."""
   if config.layer_num:
     names.check_depth(config.layer_num)
-  families = list(zoo.FAMILIES)
+  families = list(lookup.FAMILIES)
   if config.weights != weights.AUTO:
     families = names.split_list(config.weights)
   for family in families:
-    errors.check_choice('checkpoint', family, zoo.FAMILIES)
+    errors.check_choice('checkpoint', family, lookup.FAMILIES)
     if config.layer_num and config.weights != weights.AUTO:
-      zoo.find(family, config.layer_num)
+      lookup.find(family, config.layer_num)
   chosen = tuple(
     record
-    for record in zoo.RECORDS
+    for record in lookup.RECORDS
     if config.layer_num in (0, record.depth) and record.family in families
   )
   rows = (
     [dataclasses.asdict(record) for record in chosen]
     if config.as_json
-    else zoo.table(chosen)
+    else lookup.table(chosen)
   )
   console.show(rows, config.as_json, heads=2)
   return 0

@@ -15,8 +15,8 @@ import fnmatch
 import string
 from collections.abc import Iterator, Mapping, Sequence
 
-from resnet_jax import errors
 from resnet_jax.models import names
+from resnet_jax.system import errors
 
 CANONICAL = 'paddle'
 SCHEMES = (CANONICAL, 'caffe', 'keras', 'torchvision')

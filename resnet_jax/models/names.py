@@ -9,7 +9,7 @@ Recognition", 2015, table 1 (ImageNet) and section 4.2 (CIFAR).
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from resnet_jax import errors
+from resnet_jax.system import errors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax import errors
+from resnet_jax.system import errors
 
 DIVERGING = 'RdBu_r'
 HEAT = 'inferno'

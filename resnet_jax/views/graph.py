@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
-from resnet_jax import errors
 from resnet_jax.models import layers, resnet
+from resnet_jax.system import errors
 from resnet_jax.weights import paddle
 
 # The node of the pictures, and the stages before and behind the blocks.

@@ -5,8 +5,8 @@ import dataclasses
 import shutil
 import subprocess
 
-from resnet_jax import errors
 from resnet_jax.models import aliases, resnet
+from resnet_jax.system import errors
 from resnet_jax.views import boxes, diagram, graph
 
 PROGRAM = 'dot'

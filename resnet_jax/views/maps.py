@@ -7,7 +7,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from resnet_jax import errors
+from resnet_jax.system import errors
 
 MOST = 64
 

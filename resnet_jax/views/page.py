@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resnet_jax import errors
+from resnet_jax.system import errors
 from resnet_jax.views import colours, graph, maps, page_network
 
 # A page is never larger.

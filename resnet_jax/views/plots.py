@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from resnet_jax import errors
+from resnet_jax.system import errors
 from resnet_jax.views import colours, maps
 
 if TYPE_CHECKING:

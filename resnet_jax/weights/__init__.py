@@ -10,17 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax import errors
 from resnet_jax.models import names, resnet
-from resnet_jax.weights import (
-  assemble,
-  download,
-  formats,
-  paddle,
-  random,
-  recipe,
-  zoo,
-)
+from resnet_jax.system import errors
+from resnet_jax.weights import assemble, formats, paddle, random, recipe
+from resnet_jax.zoo import download, lookup
 
 UNTRAINED = (
   'UNTRAINED: random weights; features and labels mean nothing, only shapes,'
@@ -154,8 +147,8 @@ def load(
   if name == RANDOM:
     return _random(wishes)
   record = None
-  if name in zoo.FAMILIES:
-    record = zoo.find(name, wishes.depth or DEFAULT_DEPTH)
+  if name in lookup.FAMILIES:
+    record = lookup.find(name, wishes.depth or DEFAULT_DEPTH)
     path = download.fetch(record.file, record.name, report=report, say=say)
   elif name == AUTO:
     path, record = _automatic(wishes.depth or DEFAULT_DEPTH, report, say)
@@ -170,7 +163,7 @@ def load(
       f" 'resnet{loaded.model.depth}'), or 0 for that of any file."
     )
   if record is None:
-    record = zoo.identify(path, loaded.model.depth)
+    record = lookup.identify(path, loaded.model.depth)
   source = f'{loaded.format} {path}'
   if loaded.converted_from:
     source += f', converted from {loaded.converted_from.source}'
@@ -241,17 +234,17 @@ def _automatic(
   depth: int,
   report: Callable[[int, int | None], None] | None,
   say: Callable[[str], None],
-) -> tuple[pathlib.Path, zoo.Record | None]:
+) -> tuple[pathlib.Path, lookup.Record | None]:
   """The model directory, else the cache, else a download."""
   usual = pathlib.Path('model') / f'resnet_{depth}'
   if usual.is_dir():
     return usual, None
-  if depth not in zoo.USUAL:
+  if depth not in lookup.USUAL:
     raise errors.UserError(
       f'no weights found: {usual} is not there, and the zoo has no checkpoint'
       f' of ResNet-{depth}. {_WAYS}'
     )
-  record = zoo.find(zoo.USUAL[depth], depth)
+  record = lookup.find(lookup.USUAL[depth], depth)
   try:
     return (
       download.fetch(record.file, record.name, report=report, say=say),
@@ -260,15 +253,15 @@ def _automatic(
   except errors.UserError as error:
     raise errors.UserError(
       f'no weights found: {usual} is not there. {error} Or name another'
-      f' checkpoint ({", ".join(zoo.FAMILIES)}); or take weights=random,'
+      f' checkpoint ({", ".join(lookup.FAMILIES)}); or take weights=random,'
       ' untrained, to try the program.'
     ) from error
 
 
 _WAYS = (
   'Give weights=PATH, a file or directory; or weights=NAME, one of'
-  f' {", ".join(zoo.FAMILIES)}; or take weights=random, untrained, to try the'
-  ' program.'
+  f' {", ".join(lookup.FAMILIES)}; or take weights=random,'
+  ' untrained, to try the program.'
 )
 
 
@@ -276,14 +269,14 @@ def _existing(name: str) -> pathlib.Path:
   path = pathlib.Path(name).expanduser()
   if name and os.path.exists(path):
     return path
-  hint = errors.hint(name, (*zoo.FAMILIES, AUTO, RANDOM))
+  hint = errors.hint(name, (*lookup.FAMILIES, AUTO, RANDOM))
   raise errors.UserError(
     f"weights='{name}': {path} is not there.{hint} {_WAYS}"
   )
 
 
 def _as_recorded(
-  path: pathlib.Path, loaded: assemble.Loaded, record: zoo.Record
+  path: pathlib.Path, loaded: assemble.Loaded, record: lookup.Record
 ) -> assemble.Loaded:
   """The network and the preprocessing that the zoo states."""
   count = resnet.learned_count(resnet.parameter_shapes(loaded.model))

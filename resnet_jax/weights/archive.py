@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, cast
 
-from resnet_jax import errors
+from resnet_jax.system import errors
 from resnet_jax.weights import assemble, paddle
 
 _GZIP = b'\x1f\x8b'

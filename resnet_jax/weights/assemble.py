@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax import errors
 from resnet_jax.models import layers, names, resnet
+from resnet_jax.system import errors
 from resnet_jax.weights import recipe
 
 # Of float32, or what becomes float32.  Anything else is no weights.

@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from resnet_jax import binaryproto, errors, protobuf
+from resnet_jax.codecs import blob, protobuf
 from resnet_jax.models import aliases, names, resnet
+from resnet_jax.system import errors
 from resnet_jax.weights import assemble, caffe_net, recipe
 
 # Of ConvolutionParameter, PoolingParameter and BatchNormParameter: one number
@@ -118,15 +119,15 @@ def _tensors(
     factor = 1.0
     if layer.blobs and statistics:
       factor = _factor(path, layer, options)
-    for number, blob in enumerate(layer.blobs):
+    for number, stored in enumerate(layer.blobs):
       name = f'{layer.name}.{number}'
       if statistics and number == 2:
         continue
       rank = _rank(roles.get(name, ''))
       tensors[name] = assemble.Tensor(
-        binaryproto.squeezed(blob.shape, rank),
-        blob.dtype,
-        _reader(blob, factor if statistics else None),
+        blob.squeezed(stored.shape, rank),
+        stored.dtype,
+        _reader(stored, factor if statistics else None),
       )
   return tensors
 
@@ -139,13 +140,13 @@ def _rank(ours: str) -> int:
 
 
 def _reader(
-  blob: binaryproto.Blob, factor: float | None
+  stored: blob.Blob, factor: float | None
 ) -> Callable[[], np.ndarray]:
   if factor is None:
-    return blob.values
+    return stored.values
 
   def divided() -> np.ndarray:
-    return blob.values().astype(np.float64) / factor
+    return stored.values().astype(np.float64) / factor
 
   return divided
 

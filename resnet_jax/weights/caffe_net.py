@@ -9,7 +9,8 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 
-from resnet_jax import binaryproto, errors, protobuf
+from resnet_jax.codecs import blob, protobuf
+from resnet_jax.system import errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Layer:
 
   name: str
   kind: str
-  blobs: tuple[binaryproto.Blob, ...]
+  blobs: tuple[blob.Blob, ...]
   settings: Mapping[str, memoryview]
 
 
@@ -174,7 +175,7 @@ def _layers(view: memoryview) -> tuple[str, dict[str, Layer]]:
 
 def _layer(message: memoryview, numbers: _Numbers) -> Layer:
   name = kind = ''
-  blobs: list[binaryproto.Blob] = []
+  blobs: list[blob.Blob] = []
   settings = {}
   for field in protobuf.fields(message):
     if field.number == numbers.name:
@@ -187,7 +188,7 @@ def _layer(message: memoryview, numbers: _Numbers) -> Layer:
           f'its layer {name[:99]} has more than {_MAX_BLOBS} blobs'
         )
       try:
-        blobs.append(binaryproto.parse_blob(field.message()))
+        blobs.append(blob.parse_blob(field.message()))
       except ValueError as error:
         raise ValueError(f'{name[:99]}.{len(blobs)}: {error}') from error
     elif field.number in numbers.settings:

@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 from collections.abc import Callable
 
-from resnet_jax import errors
+from resnet_jax.system import errors
 from resnet_jax.weights import (
   archive,
   assemble,

@@ -14,7 +14,7 @@ import math
 import pathlib
 from typing import Any
 
-from resnet_jax import errors
+from resnet_jax.system import errors
 from resnet_jax.weights import assemble, recipe, safetensors, torch
 
 _CONFIG, _PREPROCESSOR = 'config.json', 'preprocessor_config.json'

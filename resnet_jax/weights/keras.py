@@ -25,14 +25,9 @@ from typing import BinaryIO
 
 import h5py
 
-from resnet_jax import errors
-from resnet_jax.weights import (
-  assemble,
-  hdf5,
-  keras_config,
-  keras_names,
-  recipe,
-)
+from resnet_jax.codecs import hdf5
+from resnet_jax.system import errors
+from resnet_jax.weights import assemble, keras_config, keras_names, recipe
 
 WEIGHTS = 'Keras HDF5, weights'
 MODEL = 'Keras HDF5, whole model'

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resnet_jax import errors
+from resnet_jax.system import errors
 
 _STRIDED = re.compile(r'conv1_conv|res[345]_1_(branch1|branch2a)_conv')
 # Fields of layers that have a name of their own.

@@ -13,9 +13,10 @@ from typing import BinaryIO
 
 import h5py
 
-from resnet_jax import errors
+from resnet_jax.codecs import hdf5
 from resnet_jax.models import aliases
-from resnet_jax.weights import hdf5, keras_config
+from resnet_jax.system import errors
+from resnet_jax.weights import keras_config
 
 Named = list[tuple[str, h5py.Dataset]]
 

@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from resnet_jax import errors
+from resnet_jax.system import errors
 from resnet_jax.weights import assemble, recipe
 
 # In a Paddle directory.

@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from resnet_jax import errors, files
 from resnet_jax.models import names, resnet
+from resnet_jax.system import errors, files
 from resnet_jax.weights import assemble, metadata, recipe
 
 CONV_ORDERS = ('OHWI', 'OIHW')

@@ -3,8 +3,8 @@
 
 from collections.abc import Mapping
 
-from resnet_jax import errors
 from resnet_jax.models import aliases, names
+from resnet_jax.system import errors
 from resnet_jax.weights import assemble, caffe, keras, paddle, torch_names
 
 _NAMINGS = {

@@ -21,7 +21,7 @@ import zlib
 
 import numpy as np
 
-from resnet_jax import cores
+from resnet_jax.system import cores
 
 # Draws are rounded to multiples of this: a difference in the last bit of
 # another machine's logarithm disappears, and sums in float64 are exact, hence

@@ -18,7 +18,8 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
-from resnet_jax import errors, pickles
+from resnet_jax.codecs import pickles
+from resnet_jax.system import errors
 from resnet_jax.weights import assemble, torch_names, torch_tensors, torch_zip
 
 _MAGIC = 0x1950A86A20F9469CFC6C

@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax import pickles
+from resnet_jax.codecs import pickles
 
 # ResNet-152 with AdamW's state has a pickle of 0.22 MiB.
 MAX_PICKLE = 4 << 20

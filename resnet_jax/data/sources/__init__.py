@@ -11,9 +11,10 @@ import pathlib
 import re
 from collections.abc import Callable, Sequence
 
-from resnet_jax import errors
-from resnet_jax.data.sources import archives, parquet, paths, patterns, tar
+from resnet_jax.codecs import tar
+from resnet_jax.data.sources import archives, parquet, paths, patterns
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source, file_item
+from resnet_jax.system import errors
 
 __all__ = ['NO_LABEL', 'Item', 'Source', 'file_item', 'open_source']
 

@@ -15,11 +15,11 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
-from resnet_jax import errors
+from resnet_jax.codecs import tar
 from resnet_jax.data import decoding
 from resnet_jax.data.sources import item as items_room
-from resnet_jax.data.sources import tar
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source
+from resnet_jax.system import errors
 
 _MAX_LABEL_BYTES = 1 << 20
 _JSON_KEYS = ('label', 'cls', 'wnid')

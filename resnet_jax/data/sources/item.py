@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from PIL import Image
 
-from resnet_jax import errors
 from resnet_jax.data import decoding, labels
+from resnet_jax.system import errors
 
 NO_LABEL = -1
 MAX_LABEL = 10**9 - 1

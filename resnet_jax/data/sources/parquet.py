@@ -17,11 +17,11 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from resnet_jax import errors
 from resnet_jax.data import decoding
 from resnet_jax.data.sources import archives
 from resnet_jax.data.sources import item as items_room
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source
+from resnet_jax.system import errors
 
 _MAGIC = b'PAR1'
 # The first byte behind it is that of a Thrift structure; a list's is not.

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from resnet_jax import errors
 from resnet_jax.data import decoding
 from resnet_jax.data.sources import item as items_room
 from resnet_jax.data.sources.item import NO_LABEL, Source, file_item
+from resnet_jax.system import errors
 
 # A path in double quotes, or anything; then, perhaps, a label.
 _LINE = re.compile(

@@ -9,7 +9,7 @@ import glob
 import pathlib
 import re
 
-from resnet_jax import errors
+from resnet_jax.system import errors
 
 _MAX_FILES = 100_000
 _BRACES = re.compile(r'\{([^{}]*)\}')

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from scipy import io
 
-from resnet_jax import errors
+from resnet_jax.system import errors
 
 NAME = 'meta.mat'
 _MAX_BYTES = 1 << 24

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax import errors
 from resnet_jax.data.truth import devkit, labelset
+from resnet_jax.system import errors
 
 # Under this share of hits something is wrong with the labels.
 _SUSPECT = 0.01

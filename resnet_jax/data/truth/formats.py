@@ -14,8 +14,8 @@ import pathlib
 import re
 from collections.abc import Callable, Sequence
 
-from resnet_jax import errors
 from resnet_jax.data.truth import devkit
+from resnet_jax.system import errors
 
 _MAX_BYTES = 1 << 26
 _MAX_JSON_BYTES = 1 << 24

@@ -10,9 +10,9 @@ import pathlib
 import re
 from collections.abc import Callable, Sequence
 
-from resnet_jax import errors
 from resnet_jax.data.sources import NO_LABEL, Item
 from resnet_jax.data.truth import formats
+from resnet_jax.system import errors
 
 FOLDERS = 'folders'
 _EXAMPLES = 3

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Caffe's BlobProto: an array in a file of weights, or a mean picture.
+
+Source: BVLC Caffe, src/caffe/proto/caffe.proto, and `Blob::FromProto`.  A
+`.binaryproto` file is one BlobProto.
+"""
+
+import dataclasses
+import math
+import pathlib
+
+import numpy as np
+
+from resnet_jax.codecs import protobuf
+from resnet_jax.system import errors
+
+# Field numbers.  The first four are the shape of older files.
+_LEGACY = (1, 2, 3, 4)  # num, channels, height, width
+_DATA = {5: (protobuf.FIXED32, '<f4'), 8: (protobuf.FIXED64, '<f8')}
+_SHAPE, _DIM = 7, 1
+
+# Keys of `num` or `channels` as an integer, of `data` or `shape` as bytes.
+_FIRST_BYTES = (b'\x08', b'\x10', b'\x2a', b'\x3a')
+# Caffe's own limit.
+_MAX_AXES = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Blob:
+  """An array, not read yet; its shape fits the number of its values.
+
+  Attributes:
+    shape: of older files four sizes, the first ones 1 if there are fewer.
+    dtype: NumPy's name, 'float32' or 'float64'.
+    data: little-endian.
+  """
+
+  shape: tuple[int, ...]
+  dtype: str
+  data: memoryview
+
+  def values(self) -> np.ndarray:
+    """The array, in memory of its own: the file is not held by it."""
+    little = np.dtype(self.dtype).newbyteorder('<')
+    return (
+      np.frombuffer(self.data, little).astype(self.dtype).reshape(self.shape)
+    )
+
+
+def parse_blob(message: memoryview) -> Blob:
+  """A BlobProto.
+
+  Raises:
+    ValueError: it is damaged, or holds other values than it states.
+  """
+  legacy: dict[int, int] = {}
+  dims: list[int] | None = None
+  held: dict[int, memoryview | bytearray] = {}
+  for field in protobuf.fields(message):
+    if field.number in _LEGACY:
+      legacy[field.number] = field.integer()
+    elif field.number == _SHAPE:
+      if dims is not None:
+        raise ValueError('an array that states its shape twice')
+      dims = _dims(field.message())
+    elif field.number in _DATA:
+      more = field.fixed(_DATA[field.number][0])
+      held[field.number] = _joined(held.get(field.number), more)
+  if dims is not None and legacy:
+    raise ValueError('an array that states its shape twice')
+  if len(held) > 1:
+    raise ValueError('an array of both float32 and float64 values')
+  shape = tuple(dims or ())
+  if legacy:
+    shape = tuple(legacy.get(number, 0) for number in _LEGACY)
+  number, data = next(iter(held.items()), (5, b''))
+  dtype = np.dtype(_DATA[number][1])
+  if math.prod(shape) != (count := len(data) // dtype.itemsize):
+    sizes = ', '.join(str(size) for size in shape)
+    raise ValueError(f'an array of the shape ({sizes}) holds {count} values')
+  return Blob(shape, dtype.name, memoryview(data))
+
+
+def _dims(message: memoryview) -> list[int]:
+  found: list[int] = []
+  for field in protobuf.fields(message):
+    if field.number == _DIM:
+      found += field.integers(_MAX_AXES)
+    if len(found) > _MAX_AXES:
+      raise ValueError(f'an array of more than {_MAX_AXES} dimensions')
+  return found
+
+
+def _joined(
+  held: memoryview | bytearray | None, more: memoryview
+) -> memoryview | bytearray:
+  # Values that are not packed come one a field: millions of views would take
+  # far more memory than the file.
+  if held is None:
+    return more
+  joined = held if isinstance(held, bytearray) else bytearray(held)
+  joined += more
+  return joined
+
+
+def squeezed(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+  """A shape without the leading 1s that fill it up to four sizes."""
+  while len(shape) > rank and shape[0] == 1:
+    shape = shape[1:]
+  return shape
+
+
+def recognise(path: pathlib.Path) -> bool:
+  """Whether a file begins as a BlobProto does, and as no pickle or npz."""
+  try:
+    with open(path, 'rb') as file:
+      return file.read(1) in _FIRST_BYTES
+  except OSError:
+    return False
+
+
+def read_mean(path: pathlib.Path) -> np.ndarray:
+  """A mean picture: float32 (3, H, W), 0 to 255, BGR as Caffe's pictures are.
+
+  Raises:
+    UserError: the file is damaged, or holds no picture of three channels.
+  """
+  try:
+    blob = parse_blob(protobuf.map_file(path))
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot read the mean {path}: {error.strerror or error}.'
+    ) from error
+  except ValueError as error:
+    raise errors.UserError(
+      f'{path} is no mean picture of Caffe (.binaryproto), or a damaged one:'
+      f' {error}. Get it again.'
+    ) from error
+  shape = squeezed(blob.shape, 3)
+  if len(shape) != 3 or shape[0] != 3 or not blob.data:
+    raise errors.UserError(
+      f'{path} holds an array of the shape {blob.shape}; a mean picture is'
+      ' (1, 3, H, W), its channels BGR. Get another, or give three values:'
+      ' mean=103.939,116.779,123.68'
+    )
+  # Values beyond its range become infinite, and are refused as such.
+  with np.errstate(over='ignore'):
+    mean = blob.values().reshape(shape).astype(np.float32)
+  if not np.isfinite(mean).all():
+    raise errors.UserError(
+      f'{path} is damaged: it holds values that are not finite. Get it again.'
+    )
+  return mean

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pickles that may hold NumPy arrays, strings, numbers and containers only.
+
+Feature files and mean files of the original program are pickles, and a pickle
+can run any code.  This reader admits the few functions that NumPy needs to
+rebuild an array and refuses anything else by name.  It reads what Python 2
+wrote, too.  `load` admits other functions: PyTorch's files are pickles, too.
+"""
+
+import codecs
+import io
+import mmap
+import pathlib
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+from typing import IO, Any, ClassVar
+
+import numpy as np
+
+from resnet_jax.system import errors
+
+# Stands for numpy.ndarray: called, that would make arrays of any size or kind.
+_NDARRAY = object()
+
+
+class RefusedError(Exception):
+  """What a pickle holds and may not hold."""
+
+
+# What a name leads to, by its module and name.
+Admitted = Mapping[tuple[str, str], Any]
+
+
+class _Dtype:
+  """A dtype, its byte order set by the state that follows it in a pickle.
+
+  NumPy's own is no place for it: that is one object for the whole process, and
+  would take more than a byte order on trust.
+  """
+
+  def __init__(self, code: str, *flags: Any) -> None:
+    del flags  # whether to align and copy; both without meaning here
+    if not isinstance(code, str):
+      raise RefusedError('arrays of a structured dtype')
+    self.value = np.dtype(code)
+    # Without a size of its own, an array may claim any number of values.
+    sized = 0 < self.value.itemsize <= 1024
+    if self.value.kind not in 'biufcSU' or not sized:
+      raise RefusedError(f'arrays of dtype {self.value}')
+
+  def build(self, state: tuple) -> None:
+    # The version, the byte order, and what structured dtypes hold.
+    if state[2:5] != (None, None, None):
+      raise RefusedError('arrays of a structured dtype')
+    self.value = self.value.newbyteorder(state[1])
+
+
+def _reconstruct(kind: object, shape: tuple, code: bytes | str) -> np.ndarray:
+  # NumPy writes an empty array here and fills it later; any other shape would
+  # let a few bytes claim any amount of memory.
+  if kind is not _NDARRAY or shape != (0,):
+    raise RefusedError('an array that does not start out empty')
+  del code
+  return np.ndarray.__new__(np.ndarray, (0,), np.int8)
+
+
+def _frombuffer(
+  data: bytes | bytearray,
+  dtype: _Dtype,
+  shape: tuple,
+  order: Any,
+  axes: Any = None,
+) -> np.ndarray:
+  # How protocol 5 spells an array.  Of another array's memory NumPy would make
+  # one that outlives it.
+  if not isinstance(data, bytes | bytearray):
+    raise RefusedError(f'an array made of a {type(data).__name__}')
+  array = np.frombuffer(data, dtype.value)
+  if axes is not None:
+    return array.reshape(shape).transpose(axes)
+  return array.reshape(shape, order=order)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+  # How old protocols spell bytes.
+  if encoding != 'latin1':
+    raise RefusedError(f'bytes encoded as {encoding!r}')
+  return codecs.encode(text, 'latin1')
+
+
+def _no_bytes() -> bytes:
+  # How old protocols spell the bytes of an array of size 0.
+  return b''
+
+
+def _scalar(dtype: _Dtype, data: bytes | str) -> np.generic:
+  raw = data.encode('latin1') if isinstance(data, str) else data
+  return np.frombuffer(raw, dtype.value, count=1)[0]
+
+
+_ADMITTED: dict[tuple[str, str], Any] = {
+  ('numpy', 'ndarray'): _NDARRAY,
+  ('numpy', 'dtype'): _Dtype,
+  ('_codecs', 'encode'): _encode,
+  ('builtins', 'bytes'): _no_bytes,
+}
+for _core in ('numpy.core', 'numpy._core'):
+  _ADMITTED[f'{_core}.multiarray', '_reconstruct'] = _reconstruct
+  _ADMITTED[f'{_core}.multiarray', 'scalar'] = _scalar
+  _ADMITTED[f'{_core}.numeric', '_frombuffer'] = _frombuffer
+
+
+def ordered_dict(entries: Iterable = ()) -> dict:
+  """For `Admitted`: stands for a collections.OrderedDict.
+
+  Python 2 calls it with its entries, Python 3 sets them afterwards.
+  """
+  result: dict = {}
+  for key, value in entries:
+    _fill(result, [key, value])
+  return result
+
+
+# These name or build objects other than through the functions above.
+_REFUSED_OPCODES = (
+  *('EXT1', 'EXT2', 'EXT4', 'INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX', 'PERSID'),
+  # Sets hash what they hold, see load_setitems.
+  *('EMPTY_SET', 'ADDITEMS', 'FROZENSET'),
+)
+_COPIED = (str, bytes, bytearray, list, tuple, dict)
+
+
+class _Unpickler(pickle._Unpickler):
+  # The one in Python: its opcodes can be restricted, and it reads what is there
+  # before it takes memory for it.
+  dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+  read: Callable[[int], bytes]
+  pop_mark: Callable[[], list[Any]]
+  stack: list[Any]
+
+  def __init__(
+    self,
+    stream: Any,
+    size: int,
+    admitted: Admitted,
+    persistent_load: Callable[[Any], Any] | None,
+  ) -> None:
+    super().__init__(stream, encoding='latin1')
+    self._admitted = admitted
+    self._persistent_load = persistent_load
+    # A value is handed on three times at most: as text, bytes and an array.
+    self._left = 4 * size
+
+  def find_class(self, module: str, name: str) -> Any:
+    # Python 2's name; Python 3 maps it only after it has asked.
+    module = 'builtins' if module == '__builtin__' else module
+    if (module, name) not in self._admitted:
+      raise RefusedError(_brief(f'{module}.{name}'))
+    return self._admitted[module, name]
+
+  def persistent_load(self, pid: Any) -> Any:
+    if self._persistent_load is None:
+      raise RefusedError('the opcode BINPERSID')
+    return self._persistent_load(pid)
+
+  def _charge(self, values: Any) -> None:
+    # Two bytes name a value again: copied each time, it would take any memory.
+    self._left -= len(values)
+    if self._left >= 0:
+      self._left -= sum(len(v) for v in values if isinstance(v, _COPIED))
+    if self._left < 0:
+      raise RefusedError('values that are copied again and again')
+
+  def load_reduce(self) -> None:
+    arguments = self.stack.pop()
+    self._charge(arguments)
+    self.stack[-1] = self.stack[-1](*arguments)
+
+  def load_build(self) -> None:
+    state = self.stack.pop()
+    built = self.stack[-1]
+    if isinstance(built, _Dtype):
+      built.build(state)
+    elif isinstance(built, np.ndarray):
+      self._charge(state)
+      version, shape, dtype, fortran, data = state
+      built.__setstate__((version, shape, dtype.value, fortran, data))
+    elif not (isinstance(built, dict) and isinstance(state, dict)):
+      # Of an OrderedDict, it is what lies beside the entries.
+      raise RefusedError(f'the state of a {type(built).__name__}')
+
+  def load_bytearray8(self) -> None:
+    # The one that would take memory first.
+    size = int.from_bytes(self.read(8), 'little')
+    self.stack.append(bytearray(self.read(size)))
+
+  def load_setitems(self) -> None:
+    entries = self.pop_mark()
+    _fill(self.stack[-1], entries)
+
+  def load_setitem(self) -> None:
+    value, key = self.stack.pop(), self.stack.pop()
+    _fill(self.stack[-1], [key, value])
+
+  def load_dict(self) -> None:
+    entries = self.pop_mark()
+    self.stack.append({})
+    _fill(self.stack[-1], entries)
+
+  dispatch[pickle.REDUCE[0]] = load_reduce
+  dispatch[pickle.BUILD[0]] = load_build
+  dispatch[pickle.SETITEMS[0]] = load_setitems
+  dispatch[pickle.SETITEM[0]] = load_setitem
+  dispatch[pickle.DICT[0]] = load_dict
+  dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+
+def _fill(target: object, entries: list[Any]) -> None:
+  # To hash a deep or a much shared tuple breaks the interpreter, or never ends.
+  if type(target) is not dict or len(entries) % 2:
+    raise RefusedError(f'entries of a {type(target).__name__}')
+  for key, value in zip(entries[::2], entries[1::2], strict=True):
+    if not isinstance(key, str | bytes | int):
+      raise RefusedError(f'a {type(key).__name__} as the key of a dict')
+    target[key] = value
+
+
+def _brief(text: str) -> str:
+  # Names come from the file: of any length, and with any characters.
+  return ''.join(c if c.isprintable() else '?' for c in text[:99])
+
+
+def _refuse(name: str) -> None:
+  code = getattr(pickle, name)[0]
+
+  def refuse(unpickler: _Unpickler) -> None:
+    raise RefusedError(f'the opcode {name}')
+
+  _Unpickler.dispatch[code] = refuse
+
+
+for _name in _REFUSED_OPCODES:
+  _refuse(_name)
+
+
+def load(
+  stream: IO[bytes] | mmap.mmap,
+  size: int,
+  admitted: Admitted,
+  persistent_load: Callable[[Any], Any] | None = None,
+) -> Any:
+  """The next pickle of a stream, which is left behind it.
+
+  Args:
+    stream: a mapped file, or bytes: takes no memory for what it does not have.
+    size: of the stream, bytes.
+    admitted: functions that bear any arguments, and other objects.
+    persistent_load: makes an object of a persistent id; None: refused.
+
+  Raises:
+    RefusedError: it holds what is not admitted; says what.
+    ValueError: it is no pickle, or is damaged; says how.
+  """
+  try:
+    return _Unpickler(stream, size, admitted, persistent_load).load()
+  except RefusedError:
+    raise
+  except Exception as error:
+    # A damaged pickle can raise nearly anything.
+    if isinstance(error, EOFError):
+      raise ValueError('it breaks off') from error
+    raise ValueError(_brief(f'{type(error).__name__}: {error}')) from error
+
+
+def load_arrays(path: pathlib.Path) -> Any:
+  """The contents of a pickle of arrays; nothing in it is executed.
+
+  Raises:
+    UserError: it is no pickle, is damaged, or holds anything else than arrays,
+      strings, numbers and containers; says what.
+  """
+  try:
+    with (
+      open(path, 'rb') as file,
+      mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
+    ):
+      # Mapped, because reading takes memory for as much as a pickle claims.
+      return _arrays(path, view, len(view))
+  except ValueError as error:
+    # An empty file cannot be mapped.
+    raise _damaged(path, error) from error
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot read {path}: {error.strerror or error}.'
+    ) from error
+
+
+def load_bytes(path: pathlib.Path, data: bytes) -> Any:
+  """The same, of a pickle that was in a file; `path` is for messages."""
+  return _arrays(path, io.BytesIO(data), len(data))
+
+
+def _arrays(
+  path: pathlib.Path, stream: IO[bytes] | mmap.mmap, size: int
+) -> Any:
+  try:
+    return load(stream, size, _ADMITTED)
+  except RefusedError as error:
+    raise errors.UserError(
+      f'{path} is refused: it holds {error}, and only NumPy arrays, strings,'
+      ' numbers and containers are read from a pickle.'
+    ) from error
+  except ValueError as error:
+    raise _damaged(path, error) from error
+
+
+def _damaged(path: pathlib.Path, error: ValueError) -> errors.UserError:
+  return errors.UserError(
+    f'{path} is no pickle, or a damaged one ({error}). Make it again.'
+  )

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The members of a tar archive, by its headers alone.
+
+Source: POSIX.1-2017, pax interchange format; GNU tar manual, "Basic Tar
+Format" (long names, numbers in base 256).  The standard library's reader takes
+a header that is cut off or damaged for the end of the archive, and an accuracy
+over the pictures before it would look whole; here it is an error.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from resnet_jax.data.sources import item
+from resnet_jax.system import errors
+
+_BLOCK = 512
+_ZEROS = bytes(_BLOCK)
+_MAX_NAME = 4096
+_MAX_EXTENSION = 1 << 20
+_CHECKSUM = slice(148, 156)
+_REGULAR = b'0\0\x37'
+_WITHOUT_DATA = b'123456'
+# Of a record of an extended header: its length, its name, its value.
+_RECORD = re.compile(rb'([0-9]{1,7}) ([^=]+)=')
+_AGAIN = 'Get or make the archive again.'
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Member:
+  """What a header says.
+
+  Attributes:
+    name: its path, relative, without a leading './'.
+    offset: of its first byte in the archive.
+    size: in bytes.
+    kind: 'file', 'folder', or 'special': a link, a device, a sparse file.
+  """
+
+  name: str
+  offset: int
+  size: int
+  kind: str
+
+
+def is_tar(head: bytes) -> bool:
+  """Whether these are the first 512 bytes of a tar archive."""
+  if len(head) < _BLOCK:
+    return False
+  return head == _ZEROS or _checksum_fits(head)
+
+
+def members(file: BinaryIO, path: pathlib.Path) -> Iterator[Member]:
+  """Yields the members in the order of the archive; reads headers only.
+
+  Between two of them the caller may read the file wherever it likes.
+
+  Args:
+    file: the archive, open.
+    path: what it is called in messages.
+
+  Raises:
+    UserError: it is damaged or cut off, or a member's name is absolute, leads
+      out of the archive, is not UTF-8 or too long.
+  """
+  return _Reader(file, path).members()
+
+
+class _Reader:
+  """Where in an archive the reading stands."""
+
+  def __init__(self, file: BinaryIO, path: pathlib.Path) -> None:
+    self._file = file
+    self._path = path
+    self._end = os.fstat(file.fileno()).st_size
+    self._offset = 0
+
+  def members(self) -> Iterator[Member]:
+    said: dict[str, str] = {}
+    while (block := self._block()) != _ZEROS:
+      if not _checksum_fits(block):
+        raise self._error('no header of a member is there')
+      kind, size = block[156:157], self._number(block[124:136])
+      if kind in b'xgLK':
+        if kind in b'xL':
+          said |= self._extension(kind, self._data(size))
+        elif kind == b'g':
+          self._check_global(self._data(size))
+        self._skip(size)
+        continue
+      size = int(said.get('size', size))
+      member = self._member(block, kind, said, size)
+      said = {}
+      # Some writers give a link the size of what it leads to.
+      if kind not in _WITHOUT_DATA:
+        self._skip(size, member.name)
+      yield member
+    self._check_rest()
+
+  def _block(self) -> bytes:
+    """The next 512 bytes."""
+    self._file.seek(self._offset)
+    block = self._file.read(_BLOCK)
+    if len(block) < _BLOCK:
+      raise self._error(
+        'it ends there without the mark of an end, so it is cut off'
+      )
+    self._offset += _BLOCK
+    return block
+
+  def _data(self, size: int) -> bytes:
+    """What an extended header holds, without moving on."""
+    if size > _MAX_EXTENSION:
+      raise self._error(f'an extended header claims {size} bytes')
+    return self._file.read(size)
+
+  def _skip(self, size: int, name: str = 'an extended header') -> None:
+    start = self._offset
+    if size > self._end - start:
+      raise self._error(
+        f'{name} has {size} bytes by its header, but the archive ends after'
+        f' {self._end - start} of them; it is cut off or damaged'
+      )
+    self._offset = start + -(-size // _BLOCK) * _BLOCK
+
+  def _member(
+    self, block: bytes, kind: bytes, said: dict[str, str], size: int
+  ) -> Member:
+    name = said.get('path')
+    if name is None:
+      raw = block[:100].partition(b'\0')[0]
+      # GNU's own magic number has blanks, and other things in this place.
+      prefix = block[345:500].partition(b'\0')[0]
+      if block[257:263] == b'ustar\0' and prefix:
+        raw = prefix + b'/' + raw
+      name = self._text(raw)
+    is_folder = kind == b'5' or (kind in _REGULAR and name.endswith('/'))
+    while name.startswith('./'):
+      name = name[2:].lstrip('/')
+    name = name.rstrip('/')
+    if name not in ('', '.') and not item.is_relative(name):
+      raise self._error(
+        f'the name {name!r} is not a path relative to the archive'
+      )
+    form = 'file' if kind in _REGULAR else 'special'
+    if 'sparse' in said:
+      form = 'special'
+    return Member(name, self._offset, size, 'folder' if is_folder else form)
+
+  def _extension(self, kind: bytes, data: bytes) -> dict[str, str]:
+    """What an extended header says of the next member."""
+    if kind == b'L':
+      return {'path': self._text(data.partition(b'\0')[0])}
+    said = {}
+    for name, value in self._records(data):
+      if name == b'path':
+        said['path'] = self._text(value)
+      elif name == b'size':
+        if not re.fullmatch(rb'[0-9]{1,18}', value):
+          raise self._error(f'{value[:20]!r} is no size')
+        said['size'] = value.decode()
+      elif name.startswith(b'GNU.sparse.'):
+        said['sparse'] = 'yes'
+    return said
+
+  def _check_global(self, data: bytes) -> None:
+    for name, _ in self._records(data):
+      if name in (b'path', b'size') or name.startswith(b'GNU.sparse.'):
+        raise self._error(f'a header for all members gives one {name!r}')
+
+  def _records(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    start = 0
+    while start < len(data):
+      match = _RECORD.match(data, start)
+      end = start + int(match[1]) if match else 0
+      value = data[match.end() : end] if match else b''
+      if not match or end > len(data) or value[-1:] != b'\n':
+        raise self._error('an extended header is damaged')
+      yield match[2], value[:-1]
+      start = end
+
+  def _text(self, raw: bytes) -> str:
+    if len(raw) > _MAX_NAME:
+      raise self._error(f'a name has {len(raw)} bytes, more than {_MAX_NAME}')
+    try:
+      return raw.decode('utf-8')
+    except UnicodeDecodeError as error:
+      raise self._error(f'the name {raw!r} is not UTF-8') from error
+
+  def _number(self, field: bytes) -> int:
+    """A number in octal digits, or in base 256 behind a byte 0x80."""
+    if field[0] == 0x80:
+      return int.from_bytes(field[1:], 'big')
+    digits = field.strip(b' \0')
+    if not re.fullmatch(rb'[0-7]*', digits):
+      raise self._error(f'{field!r} is no size')
+    return int(digits or b'0', 8)
+
+  def _check_rest(self) -> None:
+    """Behind the end there are zeros only; no second archive, unread."""
+    start = self._offset
+    self._file.seek(start)
+    while chunk := self._file.read(1 << 20):
+      if chunk.count(0) != len(chunk):
+        self._offset = start + _BLOCK
+        raise self._error(
+          'its end is marked there, and more follows, as when archives were'
+          ' written one behind another'
+        )
+
+  def _error(self, what: str) -> errors.UserError:
+    at = max(self._offset - _BLOCK, 0)
+    return errors.UserError(
+      f'the tar archive {self._path} cannot be used: at byte {at}: {what}.'
+      f' {_AGAIN}'
+    )
+
+
+def _checksum_fits(block: bytes) -> bool:
+  digits = block[_CHECKSUM].strip(b' \0')
+  if not re.fullmatch(rb'[0-7]{1,7}', digits):
+    return False
+  # As though the field of the sum held blanks.
+  total = sum(block) - sum(block[_CHECKSUM]) + 8 * ord(' ')
+  return total == int(digits, 8)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which devices compute, and how a batch is dealt out to them.
+
+A CPU is several devices, one a core, each with a few crops at a time: on two
+cores that is 1.4 times as fast as one device with all of them, because the
+parts of a small program need not wait for one another, and what passes between
+two layers stays in the cache (docs/performance.md).
+"""
+
+import ctypes
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+
+import jax
+
+from resnet_jax.system import cores, errors
+
+# More would each want a copy of the parameters; where there are more cores, a
+# device has several threads.
+_MOST_CPU_DEVICES = 8
+
+# Crops that a core computes at once, and the most of a piece in front of the
+# last stage.
+_CPU_CROPS = 48
+_CPU_PIECE = 3
+
+# Where the devices have a core each, none has to share out its products.
+_ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
+
+# glibc's names of what `mallopt` sets, and that it keeps freed memory.
+_MALLOPT = {'M_MMAP_THRESHOLD': -3, 'M_TRIM_THRESHOLD': -1, 'M_TOP_PAD': -2}
+_KEPT_BYTES = {
+  'M_MMAP_THRESHOLD': 1 << 30,
+  'M_TRIM_THRESHOLD': 2 << 30,
+  'M_TOP_PAD': 256 << 20,
+}
+
+
+def use_cores() -> None:
+  """Lets JAX show a CPU as a device a core; call it before JAX has started.
+
+  Where it has started, its devices stay as they are.  Also lets glibc keep
+  what is freed: the memory for the values between layers, some tens of MB, is
+  otherwise given back and asked for again with every batch, and each of its
+  pages comes as a page fault (7% of the time of a ResNet-50).
+  """
+  there = cores.count()
+  count = min(there, _MOST_CPU_DEVICES)
+  try:
+    jax.config.update('jax_num_cpu_devices', count)
+  except RuntimeError:
+    # It has started.
+    return
+  given = os.environ.get('XLA_FLAGS', '')
+  if 1 < there == count and _ONE_THREAD.partition('=')[0] not in given:
+    os.environ['XLA_FLAGS'] = f'{given} {_ONE_THREAD}'.strip()
+  if sys.platform == 'linux':
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, 'mallopt') and hasattr(libc, 'gnu_get_libc_version'):
+      for name, number in _MALLOPT.items():
+        libc.mallopt(number, _KEPT_BYTES[name])
+
+
+def select(use_gpu: bool) -> tuple[jax.Device, ...]:
+  """The devices to run on: GPUs if asked for, else JAX's default kind.
+
+  Raises:
+    UserError: a GPU was asked for and there is none.
+  """
+  try:
+    return tuple(jax.local_devices(backend='gpu' if use_gpu else None))
+  except RuntimeError as error:
+    if not use_gpu:
+      raise errors.UserError(f'JAX finds no device: {error}.') from error
+    there = ', '.join(str(device) for device in jax.devices())
+    raise errors.UserError(
+      f'use_gpu is set, and JAX {jax.__version__} finds no GPU, only {there}.'
+      " Install the extra for the machine's CUDA (pip install"
+      " 'resnet-jax-zoo[cuda12]' or [cuda13]; in a checkout '.[cuda12]'), or"
+      ' leave use_gpu out to run on the CPU.'
+    ) from error
+
+
+def even_step(devices: Sequence[jax.Device]) -> int:
+  """Of what number of pictures a batch should be a multiple."""
+  each = _CPU_PIECE if devices[0].platform == 'cpu' else 1
+  return each * len(devices)
+
+
+def describe(devices: Sequence[jax.Device]) -> str:
+  """For a record: `cpu x 2`, `gpu NVIDIA H100`."""
+  first = devices[0]
+  kind = first.device_kind
+  name = kind if kind == first.platform else f'{first.platform} {kind}'
+  return name if len(devices) == 1 else f'{name} x {len(devices)}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Deal:
+  """How the pictures of a batch are dealt out.
+
+  Attributes:
+    devices: how many of them work.
+    rounds: computed one after the other.
+    rows: pictures of a round, all devices together.
+    pieces: into how many a device cuts its share of a round, before the last
+      stage.
+  """
+
+  devices: int
+  rounds: int
+  rows: int
+  pieces: int
+
+
+def deal(devices: Sequence[jax.Device], pictures: int, crops: int) -> Deal:
+  """How a batch is dealt out, so that little is padded.
+
+  Args:
+    devices: that there are.
+    pictures: of the batch.
+    crops: of a picture.
+  """
+  used = min(len(devices), pictures)
+  each = -(-pictures // used)
+  if devices[0].platform == 'cpu':
+    each = min(each, max(1, _CPU_CROPS // crops))
+  rounds = -(-pictures // (used * each))
+  # As many rounds, of the fewest pictures.
+  each = -(-pictures // (used * rounds))
+  share = each * crops
+  most = _CPU_PIECE if devices[0].platform == 'cpu' else share
+  piece = next(n for n in range(most, 0, -1) if not share % n)
+  return Deal(used, rounds, used * each, share // piece)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grad-CAM: where in a picture a layer's values speak for a class."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.models import aliases, names, resnet
+from resnet_jax.system import errors
+
+# Under which name a runner gives it, beside the layers.
+GRAD_CAM = 'grad_cam'
+
+
+@dataclasses.dataclass(frozen=True)
+class GradCam:
+  """Where in a picture a layer's values speak for a class.
+
+  The layer's channels are summed, each times the mean over all positions of
+  the gradient of the class's logit with respect to it; what is negative
+  becomes 0.  Source: Selvaraju et al., "Grad-CAM", 2017, equations 1 and 2.
+
+  Attributes:
+    layer: whose values.
+    label: the class; None: the most probable one of each picture.
+  """
+
+  layer: str
+  label: int | None = None
+
+
+def checked_grad_cam(
+  model: resnet.ResNet, layer: str = '', label: int | None = None
+) -> GradCam:
+  """What is asked for, if the network can answer it.
+
+  Args:
+    model: the network.
+    layer: a name, also another program's; '': the last block's output.
+    label: the class; None: each picture's most probable one.
+
+  Raises:
+    UserError: says what the network lacks.
+  """
+  if not model.classes:
+    raise errors.UserError(
+      'these weights have no head (no classifier), so no class that Grad-CAM'
+      ' could ask for. Features work.'
+    )
+  if label is not None and not 0 <= label < model.classes:
+    raise errors.UserError(
+      f'there is no class {label}: 0 to {model.classes - 1} are.'
+    )
+  maps = names.map_layers(model.depth)
+  chosen = aliases.select_layers(layer or maps[-1], model.depth).layers
+  if len(chosen) != 1 or chosen[0] not in maps:
+    stands = chosen[0] if len(chosen) == 1 else f'{len(chosen)} layers'
+    raise errors.UserError(
+      f"Grad-CAM needs one layer with positions, and '{layer}' stands for"
+      f' {stands}. Such as {maps[-1]}, the last block, or an earlier'
+      f' one, from {maps[0]} on.'
+    )
+  return GradCam(chosen[0], label)
+
+
+def maps(
+  parameters: dict[str, jax.Array],
+  x: jax.Array,
+  model: resnet.ResNet,
+  layers: Sequence[str],
+  what: GradCam,
+) -> tuple[dict[str, jax.Array], jax.Array]:
+  """The values of layers, (N, H, W, C), and the map, (N, H, W, 1)."""
+
+  def logits(delta: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    wanted = (*layers, what.layer, *names.HEAD)
+    captured = resnet.capture(
+      model, parameters, x, tuple(dict.fromkeys(wanted)), {what.layer: delta}
+    )
+    # The best one by the probabilities, as it is said to be.
+    label = (
+      captured['output'].argmax(axis=-1, keepdims=True)
+      if what.label is None
+      else jnp.full((len(x), 1, 1, 1), what.label)
+    )
+    # Pictures do not know of one another, so the gradient of the sum holds
+    # each one's own.
+    own = jnp.take_along_axis(captured['logits'], label, axis=-1)
+    return own.sum(), captured
+
+  channels, *size = resnet.layer_shapes(model, *x.shape[1:3])[what.layer]
+  zero = jnp.zeros((len(x), *size, channels))
+  gradient, captured = jax.grad(logits, has_aux=True)(zero)
+  factor = gradient.mean(axis=(1, 2), keepdims=True)
+  weighted = (factor * captured[what.layer]).sum(axis=-1, keepdims=True)
+  return {name: captured[name] for name in layers}, jax.nn.relu(weighted)

@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network on a device: compiled for the layers asked for, and no deeper."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from resnet_jax.data import preprocess
+from resnet_jax.engine import compilation, gradcam, piecewise, transposes
+from resnet_jax.engine import devices as device_room
+from resnet_jax.models import convolution, folding, names, resnet
+from resnet_jax.models import layers as layers_room
+from resnet_jax.system import console, errors, timing
+
+POOLS = ('none', 'avg', 'max')
+DTYPES = ('float32', 'float16')
+
+Shapes = dict[str, tuple[int, int, int]]
+Placed = dict[tuple[str, jax.sharding.Sharding], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+  """Where and how networks are computed.
+
+  Attributes:
+    devices: that share a batch; none: JAX's first one.
+    arithmetic: a key of `models.convolution.ARITHMETICS`.
+    kept: the folder for compiled programs; None: they are not kept.
+  """
+
+  devices: tuple[jax.Device, ...] = ()
+  arithmetic: str = 'float32'
+  kept: pathlib.Path | None = None
+
+  def __post_init__(self) -> None:
+    errors.check_choice('arithmetic', self.arithmetic, convolution.ARITHMETICS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a batch gave, on the devices.
+
+  Attributes:
+    values: of each layer, (rounds, pictures of a round, C, H, W), on a CPU
+      (..., H, W, C).
+    overflows: of each layer, in which pictures a value became infinite because
+      the dtype is too small; (rounds, pictures of a round).
+    pictures: of the batch, without what `devices.deal` padded.
+  """
+
+  values: dict[str, jax.Array]
+  overflows: dict[str, jax.Array]
+  pictures: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+  """What is kept of a layer's values.
+
+  Attributes:
+    pool: 'none', or 'avg' or 'max' over all positions.
+    dtype: 'float32' or 'float16'.
+  """
+
+  pool: str = 'none'
+  dtype: str = 'float32'
+
+  def __post_init__(self) -> None:
+    errors.check_choice('pool', self.pool, POOLS)
+    errors.check_choice('dtype', self.dtype, DTYPES)
+
+  def shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The (C, H, W) that is kept of a layer's."""
+    return shape if self.pool == 'none' else (shape[0], 1, 1)
+
+
+def output_shapes(
+  model: resnet.ResNet,
+  layers: Sequence[str],
+  reduction: Reduction,
+  height: int,
+  width: int,
+) -> Shapes:
+  """The (C, H, W) that is kept of each layer, for pictures of a size."""
+  shapes = resnet.layer_shapes(model, height, width)
+  return {name: reduction.shape(shapes[name]) for name in layers}
+
+
+class Runner:
+  """Computes layers of pictures, a fixed number of them at a time.
+
+  Only the parameters in front of the deepest layer are put on the device, and
+  only what leads to the layers is computed.
+  """
+
+  def __init__(
+    self,
+    model: resnet.ResNet,
+    parameters: Mapping[str, np.ndarray],
+    layers: Sequence[str],
+    mean: np.ndarray,
+    *,
+    multi_crop: bool = False,
+    channels: str = 'BGR',
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+    reduction: Reduction | None = None,
+    grad_cam: gradcam.GradCam | None = None,
+    execution: Execution | None = None,
+    shared: Placed | None = None,
+  ) -> None:
+    if grad_cam and multi_crop:
+      raise errors.UserError(
+        'Grad-CAM looks at one crop; it has no meaning for the average over'
+        ' ten. Leave multi_crop out.'
+      )
+    execution = execution or Execution()
+    self.layers = tuple(layers)
+    self._given = (*self.layers, *((gradcam.GRAD_CAM,) if grad_cam else ()))
+    self._execution = execution
+    self._devices = execution.devices or tuple(jax.local_devices()[:1])
+    self._on_cpu = self._devices[0].platform == 'cpu'
+    self._crops = 10 if multi_crop else 1
+    aside = (*layers, *((grad_cam.layer, *names.HEAD) if grad_cam else ()))
+    model = model.clone(
+      inference=layers_room.Inference(
+        execution.arithmetic, self._devices[0].platform, frozenset(aside)
+      )
+    )
+    self._needed = resnet.needed_parameters(model, aside)
+    self._folded = functools.partial(folding.folded, model, parameters)
+    # One copy for all the runners.
+    self._placed = {} if shared is None else shared
+    self._mean = mean
+    self._programs: dict[tuple[int, ...], _Program] = {}
+    self._apply = functools.partial(
+      _apply,
+      model=model,
+      layers=self.layers,
+      multi_crop=multi_crop,
+      channels=channels,
+      std=tuple(std),
+      reduction=reduction or Reduction(),
+      grad_cam=grad_cam,
+      # On a CPU they are transposed where they are fetched.
+      channels_first=not self._on_cpu,
+    )
+
+  @classmethod
+  def prepared(
+    cls,
+    how: preprocess.Preprocess,
+    model: resnet.ResNet,
+    parameters: Mapping[str, np.ndarray],
+    layers: Sequence[str],
+    *,
+    reduction: Reduction | None = None,
+    grad_cam: gradcam.GradCam | None = None,
+    execution: Execution | None = None,
+    shared: Placed | None = None,
+  ) -> 'Runner':
+    """A runner for pictures that were cut out by a preprocessing."""
+    return cls(
+      model,
+      parameters,
+      layers,
+      how.mean.values,
+      multi_crop=how.multi_crop,
+      channels=how.channels,
+      std=how.std,
+      reduction=reduction,
+      grad_cam=grad_cam,
+      execution=execution,
+      shared=shared,
+    )
+
+  def __call__(self, images: np.ndarray) -> Result:
+    """Starts the computation; `fetch` waits for it.
+
+    Args:
+      images: (N, cuts, H, W, 3) uint8, RGB.
+    """
+    program = self._program(images.shape)
+    return program(program.put(images))
+
+  def measured(self, images: np.ndarray, clock: timing.Clock) -> Result:
+    """As a call, but waits for the transfer and the result, to time them.
+
+    The times are those of the stages alone if the device has nothing else to
+    do, so earlier results should have been fetched.
+    """
+    program = self._program(images.shape)
+    with clock.measure('transfer', len(images)):
+      on_device = program.put(images).block_until_ready()
+    with clock.measure('compute', len(images)):
+      result = program(on_device)
+      jax.block_until_ready(result.values)
+      return result
+
+  def repeated(self, images: np.ndarray) -> Callable[[], None]:
+    """Computes the same images again and waits, without any transfer.
+
+    For measuring.
+
+    Args:
+      images: (N, cuts, H, W, 3) uint8, RGB.
+    """
+    program = self._program(images.shape)
+    on_device = program.put(images)
+
+    def work() -> None:
+      jax.block_until_ready(program(on_device).values)
+
+    return work
+
+  def fetch(
+    self, result: Result, real: np.ndarray | None = None
+  ) -> dict[str, np.ndarray]:
+    """(N, C, H, W) of each layer, in the order asked for.
+
+    A picture's values are averaged over its crops.  Behind the layers comes
+    `gradcam.GRAD_CAM`, (N, 1, H, W) float32, if it was asked for.
+
+    Args:
+      result: what the call returned.
+      real: places, or a mask, of the pictures that are not padding.
+
+    Raises:
+      UserError: a value of a real picture does not fit into float16.
+    """
+    bring = transposes.fetched if self._on_cpu else jax.device_get
+    values, overflows = (
+      {
+        # Without the rounds, and without what was padded.
+        name: array.reshape(-1, *array.shape[2:])[: result.pictures]
+        for name, array in arrays.items()
+      }
+      for arrays in (bring(result.values), jax.device_get(result.overflows))
+    )
+    real = np.arange(result.pictures) if real is None else real
+    too_large = [name for name, over in overflows.items() if over[real].any()]
+    if too_large:
+      raise errors.UserError(
+        f'values of {", ".join(too_large)} are beyond 65504, the largest'
+        ' float16. Use dtype=float32.'
+      )
+    # JAX gives a dict back with its keys sorted.
+    return {name: values[name] for name in self._given}
+
+  def compile(self, shape: tuple[int, ...]) -> jax.stages.Compiled:
+    """The program for images of a shape, compiled the first time only."""
+    return self._program(shape).compiled
+
+  def _program(self, shape: tuple[int, ...]) -> '_Program':
+    if shape not in self._programs:
+      deal = device_room.deal(self._devices, shape[0], self._crops)
+      mesh = jax.sharding.Mesh(self._devices[: deal.devices], ('pictures',))
+      dealt = NamedSharding(mesh, PartitionSpec(None, 'pictures'))
+      copied = NamedSharding(mesh, PartitionSpec())
+      parameters = self._on_devices(copied)
+      mean = jax.device_put(self._mean, copied)
+      images = jax.ShapeDtypeStruct(
+        (deal.rounds, deal.rows, *shape[1:]), jnp.uint8, sharding=dealt
+      )
+      # Each device sees its own pictures only, and needs nothing of others.
+      local = jax.shard_map(
+        _in_rounds(functools.partial(self._apply, pieces=deal.pieces)),
+        mesh=mesh,
+        in_specs=(copied.spec, copied.spec, dealt.spec),
+        out_specs=dealt.spec,
+        check_vma=False,
+      )
+      lowered = jax.jit(local).lower(parameters, mean, images)
+      compiled = compilation.compiled(
+        lowered, self._execution.kept, console.say
+      )
+      self._programs[shape] = _Program(
+        compiled, parameters, mean, images, shape[0]
+      )
+    return self._programs[shape]
+
+  def _on_devices(
+    self, sharding: jax.sharding.Sharding
+  ) -> dict[str, jax.Array]:
+    """The parameters, a copy on each device."""
+    missing = [n for n in self._needed if (n, sharding) not in self._placed]
+    for name, array in self._folded(missing).items():
+      self._placed[name, sharding] = jax.device_put(array, sharding)
+    return {name: self._placed[name, sharding] for name in self._needed}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+  """A compiled network for images of one shape.
+
+  Attributes:
+    compiled: the program.
+    parameters: on the devices.
+    mean: on the devices.
+    images: what the program takes.
+    pictures: how many of them are asked for at once.
+  """
+
+  compiled: jax.stages.Compiled
+  parameters: dict[str, jax.Array]
+  mean: jax.Array
+  images: jax.ShapeDtypeStruct
+  pictures: int
+
+  def put(self, images: np.ndarray) -> jax.Array:
+    """Images (pictures, cuts, H, W, 3) on the devices, in rounds."""
+    rounds, rows, *rest = self.images.shape
+    if padding := rounds * rows - len(images):
+      black = np.zeros((padding, *rest), images.dtype)
+      images = np.concatenate([images, black])
+    images = images.reshape(self.images.shape)
+    return jax.device_put(images, self.images.sharding)
+
+  def __call__(self, images: jax.Array) -> Result:
+    """Starts the computation for what `put` gave."""
+    values, overflows = self.compiled(self.parameters, self.mean, images)
+    return Result(values, overflows, self.pictures)
+
+
+def _in_rounds(apply: Callable) -> Callable:
+  """A function of images (rounds, N, ...) from one of images (N, ...).
+
+  What a round needs between the layers is there once, and not for all rounds.
+  """
+
+  def run(
+    parameters: dict[str, jax.Array], mean: jax.Array, images: jax.Array
+  ) -> Any:
+    one = functools.partial(apply, parameters, mean)
+    if len(images) > 1:
+      return jax.lax.map(one, images)
+    return jax.tree.map(lambda value: value[None], one(images[0]))
+
+  return run
+
+
+def _apply(
+  parameters: dict[str, jax.Array],
+  mean: jax.Array,
+  images: jax.Array,
+  *,
+  model: resnet.ResNet,
+  layers: Sequence[str],
+  multi_crop: bool,
+  channels: str,
+  std: Sequence[float],
+  reduction: Reduction,
+  grad_cam: gradcam.GradCam | None,
+  channels_first: bool,
+  pieces: int,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+  x = preprocess.normalise(
+    images, mean, multi_crop, jnp, channels=channels, std=std
+  )
+  values: dict[str, jax.Array] = {}
+  overflows: dict[str, jax.Array] = {}
+  if grad_cam:
+    captured, values[gradcam.GRAD_CAM] = gradcam.maps(
+      parameters, x, model, layers, grad_cam
+    )
+  else:
+    captured = piecewise.capture(model, parameters, x, layers, pieces)
+  for name, captured_value in captured.items():
+    full = captured_value.astype(jnp.float32)
+    exact = _reduce(full, len(images), reduction.pool)
+    values[name] = exact.astype(reduction.dtype)
+    if reduction.dtype == 'float16':
+      fits = jnp.isfinite(values[name]) | ~jnp.isfinite(exact)
+      overflows[name] = ~fits.all(axis=(1, 2, 3))
+  if channels_first:
+    values = {k: v.transpose(0, 3, 1, 2) for k, v in values.items()}
+  return values, overflows
+
+
+def _reduce(value: jax.Array, pictures: int, pool: str) -> jax.Array:
+  """(N * crops, H, W, C) to (N, H, W, C), averaged over a picture's crops."""
+  if pool == 'avg':
+    value = value.mean(axis=(1, 2), keepdims=True)
+  elif pool == 'max':
+    value = value.max(axis=(1, 2), keepdims=True)
+  return value.reshape(pictures, -1, *value.shape[1:]).mean(axis=1)

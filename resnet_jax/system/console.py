@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that the program says: results to standard output, the rest beside it."""
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from tqdm import tqdm
+
+_SECONDS_A_LINE = 15.0
+
+# What a line begins with, and how that is shown on a terminal.
+_MARKS = {
+  'error:': '\x1b[1;31m',
+  'FAILED:': '\x1b[1;31m',
+  'WARNING:': '\x1b[1;33m',
+  'NOTE:': '\x1b[1m',
+}
+_PLAIN = '\x1b[0m'
+
+# Between the columns of a table.
+_GAP = '  '
+
+# Always pictures a second: by itself tqdm turns slow rates round.
+_BAR = (
+  '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]'
+)
+
+
+def plain(text: str) -> str:
+  """A text without the control characters that names in a file may have."""
+  return ''.join(
+    c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text
+  )
+
+
+def say(text: str) -> None:
+  """A line; results go to standard output."""
+  line = plain(text)
+  if _has_colours(sys.stderr):
+    words = '|'.join(_MARKS)
+    line = re.sub(
+      f'^({words})', lambda m: f'{_MARKS[m[1]]}{m[1]}{_PLAIN}', line
+    )
+  # Not into the line of a bar.
+  tqdm.write(line, file=sys.stderr)
+  sys.stderr.flush()
+
+
+def _has_colours(stream: TextIO) -> bool:
+  """By https://no-color.org, too."""
+  return (
+    stream.isatty()
+    and not os.environ.get('NO_COLOR')
+    and os.environ.get('TERM', 'dumb') != 'dumb'
+  )
+
+
+def width(stream: TextIO) -> int | None:
+  """Columns of the terminal that a stream is; None: it is none."""
+  return shutil.get_terminal_size().columns if stream.isatty() else None
+
+
+class Bytes:
+  """Shows a download; a context manager.  Nothing appears without one."""
+
+  def __init__(self) -> None:
+    self._bar: tqdm | None = None
+    self._spoke = time.monotonic()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    if self._bar is not None:
+      self._bar.close()
+
+  def set(self, done: int, total: int | None) -> None:
+    """Notes that `done` bytes of `total` are there."""
+    if sys.stderr.isatty():
+      if self._bar is None:
+        self._bar = tqdm(
+          unit='B',
+          unit_scale=True,
+          file=sys.stderr,
+          # A terminal that does not tell its size would get no bar at all.
+          ncols=shutil.get_terminal_size().columns,
+          nrows=shutil.get_terminal_size().lines,
+        )
+      self._bar.total = total
+      self._bar.update(done - self._bar.n)
+    elif time.monotonic() - self._spoke > _SECONDS_A_LINE:
+      self._spoke = time.monotonic()
+      of = f' of {total / 1e6:.1f}' if total else ''
+      say(f'{done / 1e6:.1f}{of} MB')
+
+
+def show(
+  rows: Sequence[Mapping[str, Any]],
+  as_json: bool,
+  heads: int = 0,
+  **facts: Any,
+) -> None:
+  """Prints rows of the same keys: a table, or JSON with `facts` beside them.
+
+  Numbers stand to the right in the table, floats with six digits.
+
+  Args:
+    rows: of the table.
+    as_json: whether it is printed as JSON.
+    heads: columns that say which row it is.  A table with some that is wider
+      than the terminal comes in pieces, each of which begins with them;
+      elsewhere a row is a line.
+    **facts: beside the rows, in JSON.
+  """
+  if as_json:
+    print(json.dumps(facts | {'rows': list(rows)}, indent=2))
+    return
+  if not rows:
+    return
+  columns = list(rows[0])
+  cells = [columns, *([_cell(row[c]) for c in columns] for row in rows)]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  right = [isinstance(rows[0][c], int | float) for c in columns]
+  most = width(sys.stdout) if heads else None
+  for number, piece in enumerate(_pieces(widths, heads, most)):
+    if number:
+      print()
+    for row in cells:
+      line = _GAP.join(
+        row[c].rjust(widths[c]) if right[c] else row[c].ljust(widths[c])
+        for c in piece
+      )
+      print(plain(line.rstrip()))
+
+
+def _pieces(
+  widths: Sequence[int], heads: int, most: int | None
+) -> list[list[int]]:
+  """The columns of each piece of a table that may be `most` wide."""
+  pieces = [list(range(heads))]
+  for column in range(heads, len(widths)):
+    piece = [*pieces[-1], column]
+    total = sum(widths[c] for c in piece) + len(_GAP) * (len(piece) - 1)
+    # A column that is too wide by itself stands alone.
+    if most is not None and total > most and len(pieces[-1]) > heads:
+      piece = [*range(heads), column]
+      pieces.append(piece)
+    pieces[-1] = piece
+  return pieces
+
+
+def _cell(value: Any) -> str:
+  return f'{value:.6g}' if isinstance(value, float) else str(value)
+
+
+class Progress:
+  """Counts pictures; a context manager.
+
+  The clock starts here: who makes one has compiled before.
+  """
+
+  def __init__(self, total: int, done: int = 0) -> None:
+    self._total = total
+    self._first, self._done = done, done
+    self._begin = time.monotonic()
+    self._spoke = self._begin
+    self._bar = (
+      tqdm(
+        total=total,
+        initial=done,
+        unit=' pictures',
+        bar_format=_BAR,
+        # The line that follows says it all.
+        leave=False,
+        file=sys.stderr,
+      )
+      if sys.stderr.isatty()
+      else None
+    )
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    if self._bar is not None:
+      self._bar.close()
+    seconds = time.monotonic() - self._begin
+    count = self._done - self._first
+    if kind is None:
+      noun = 'picture' if count == 1 else 'pictures'
+      say(f'{count} {noun} in {seconds:.1f} s{self._rate()}')
+
+  def add(self, count: int) -> None:
+    """Notes that `count` more pictures are done."""
+    self._done += count
+    now = time.monotonic()
+    if self._bar is not None:
+      self._bar.update(count)
+    elif now - self._spoke > _SECONDS_A_LINE and self._done < self._total:
+      self._spoke = now
+      say(f'{self._done} of {self._total} pictures{self._rate()}')
+
+  def _rate(self) -> str:
+    """The rate and the time left, once there is something to go by."""
+    count = self._done - self._first
+    if not count:
+      return ''
+    rate = count / max(time.monotonic() - self._begin, 1e-9)
+    left = (self._total - self._done) / rate
+    text = f', {rate:.1f} pictures/s'
+    return text + (f', {left:.0f} s left' if left else '')

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The published checkpoints, as a table.
+
+Where the figures are from: torchvision 0.29.2 `models/resnet.py`, timm 1.0.31
+`models/resnet.py` and `results/results-imagenet.csv`, Keras 3.15
+`applications/resnet.py` and keras-applications' README, the READMEs of
+KaimingHe/deep-residual-networks and of PaddlePaddle's model zoo, Apache MXNet
+`tools/caffe_converter/convert_caffe_modelzoo.py` and Intel's Open Model Zoo
+`models/public/resnet-*/model.yml` (hashes and mirrors of the Caffe files).
+A SHA-256 that a publisher gives by its first eight digits, in the file's name,
+stands here in full where two independent programs record it.
+"""
+
+import dataclasses
+
+from resnet_jax.weights import recipe
+from resnet_jax.zoo import records
+
+# Learned numbers of the networks with 1000 classes.
+_PARAMETERS = {
+  18: 11_689_512,
+  34: 21_797_672,
+  50: 25_557_032,
+  101: 44_549_160,
+  152: 60_192_808,
+}
+_ONE_CROP = 'shorter side 256, one centre crop of 224'
+_MSRA_PAGE = 'github.com/KaimingHe/deep-residual-networks, README'
+_MSRA_LICENCE = 'MIT, (c) 2016 Shaoqing Ren (github.com/KaimingHe)'
+_MXNET = (
+  'https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/caffe/models/'
+  'resnet/'
+)
+_DEEPDETECT = 'https://www.deepdetect.com/models/resnet/'
+_OPENCV = 'https://dl.opencv.org/models/'
+_PADDLE = 'http://paddlepaddle.bj.bcebos.com/model_zoo/imagenet/'
+_SZP = 'https://file.szp.io/f/'
+
+
+def _msra() -> list[records.Record]:
+  # Depth, SHA-256, bytes, error of one crop, of ten; then further mirrors.
+  rows = (
+    (
+      50,
+      '44ee2b08816cede2b7aaa047888df07dcab52f73399aa1c8bef05a17bfdd4888',
+      102462397,
+      ((24.7, 7.8), (22.9, 6.7)),
+      (f'{_OPENCV}ResNet-50-model.caffemodel', f'{_SZP}80094d907e/?dl=1'),
+    ),
+    (
+      101,
+      '2847d93346d7928ec1f257f49f60ea53e9075c15265c494469610e67ffb7f2e2',
+      178662602,
+      ((23.6, 7.1), (21.8, 6.1)),
+      (f'{_SZP}3dda65e477/?dl=1',),
+    ),
+    (
+      152,
+      '6253c4c4132c0b25c112b166629aa57dcaeec044a4c68ac9f003b6c801329d55',
+      241444171,
+      ((23.0, 6.7), (21.4, 5.7)),
+      (f'{_SZP}97ae78f7ba/?dl=1',),
+    ),
+  )
+  protocols = (_ONE_CROP, 'shorter side 256, ten crops of 224, mean of softmax')
+  return [
+    records.Record(
+      'msra',
+      depth,
+      'caffe',
+      records.File(
+        (
+          f'{_MXNET}ResNet-{depth}-model.caffemodel',
+          f'{_DEEPDETECT}ResNet-{depth}-model.caffemodel',
+          *mirrors,
+        ),
+        records.Hash('sha256', digits),
+        size,
+      ),
+      _MSRA_LICENCE,
+      '1x1',
+      'ceil',
+      1e-5,
+      recipe.CAFFE,
+      _PARAMETERS[depth],
+      tuple(
+        records.Accuracy(
+          round(100 - top1, 3), round(100 - top5, 3), protocol, _MSRA_PAGE
+        )
+        for (top1, top5), protocol in zip(found, protocols, strict=True)
+      ),
+      "the authors' own; their page's address is dead, these are mirrors. They"
+      ' subtracted a mean picture (mean=ResNet_mean.binaryproto); the'
+      ' interpolation is not stated',
+    )
+    for depth, digits, size, found, mirrors in rows
+  ]
+
+
+def _paddle() -> list[records.Record]:
+  return [
+    records.Record(
+      'paddle',
+      depth,
+      'archive',
+      records.File((f'{_PADDLE}resnet_{depth}.tar.gz',), None, None),
+      f'not stated; converted from weights under: {_MSRA_LICENCE}',
+      '1x1',
+      'ceil',
+      1e-5,
+      recipe.CAFFE,
+      _PARAMETERS[depth],
+      (
+        records.Accuracy(
+          round(100 - error, 3),
+          None,
+          _ONE_CROP,
+          "PaddlePaddle's page 'Model Zoo - ImageNet'",
+        ),
+      ),
+      'nobody recorded a hash, so a download is checked by its contents only',
+    )
+    for depth, error in ((50, 24.9), (101, 23.7), (152, 23.2))
+  ]
+
+
+def _keras() -> list[records.Record]:
+  rows = (
+    # Depth, MD5, bytes, whether exactly, accuracies; top-5 error of ten crops.
+    (
+      *(50, '2cb95161c43110f7111970584f804107', 102967424, True),
+      *((74.928, 92.060), 6.828),
+    ),
+    (
+      *(101, 'f1aeb4b969a6efcfb50fad2f0c20cfc5', 179648224, True),
+      *((76.420, 92.786), 6.092),
+    ),
+    # Its size: that of the file without a head and of the other heads.
+    (
+      *(152, '100835be76be38e30d865e96f2aaae62', 242900552, False),
+      *((76.604, 93.118), 5.908),
+    ),
+  )
+  addresses = (
+    'https://storage.googleapis.com/tensorflow/keras-applications/resnet/',
+    'https://github.com/keras-team/keras-applications/releases/download/resnet/',
+  )
+  return [
+    records.Record(
+      'keras',
+      depth,
+      'keras',
+      records.File(
+        tuple(
+          f'{address}resnet{depth}_weights_tf_dim_ordering_tf_kernels.h5'
+          for address in addresses
+        ),
+        records.Hash('md5', digits),
+        size,
+        exact,
+      ),
+      f'ported from weights under: {_MSRA_LICENCE}',
+      '1x1',
+      'pad1',
+      1.001e-5,
+      recipe.CAFFE,
+      _PARAMETERS[depth],
+      (
+        records.Accuracy(
+          *one,
+          'one centre crop of 224; the resize is not stated',
+          'github.com/keras-team/keras-applications, README',
+        ),
+        records.Accuracy(
+          None,
+          round(100 - ten, 3),
+          'ten crops of 224; the resize is not stated',
+          'github.com/keras-team/keras-applications, README before 976050c',
+        ),
+      ),
+      "the authors' weights in a network whose max pool is padded",
+    )
+    for depth, digits, size, exact, one, ten in rows
+  ]
+
+
+def _torchvision() -> list[records.Record]:
+  # Version, depth, digits of the SHA-256, bytes, whether exactly, accuracies.
+  rows = (
+    (
+      *('v1', 18),
+      'f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec',
+      *(46830571, True, 69.758, 89.078),
+    ),
+    (
+      *('v1', 34),
+      'b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f',
+      *(87319819, True, 73.314, 91.420),
+    ),
+    (
+      *('v1', 50),
+      '0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a',
+      *(102530333, True, 76.130, 92.862),
+    ),
+    (
+      *('v2', 50),
+      '11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca',
+      *(102540417, True, 80.858, 95.434),
+    ),
+    (
+      *('v1', 101),
+      '63fe2227b86e8f1f2063f43a75c84d195911b6a0eace650907dd3dc62dd49a0a',
+      *(178793742, False, 77.374, 93.546),
+    ),
+    (
+      *('v2', 101),
+      'cd907fc2a0de2292b2ba2b27d2216bc672d84632d1cf20058d01c0c03b5e020e',
+      *(178813665, False, 81.886, 95.780),
+    ),
+    (
+      *('v1', 152),
+      '394f9c45966e3651a89bbb78a48410a6755854ce4a5ab64927cf1c7247f85e58',
+      *(241627562, False, 78.312, 94.046),
+    ),
+    ('v2', 152, 'f82ba261', 241669505, False, 82.284, 96.002),
+  )
+  sizes = {'v1': 256, 'v2': 232}
+  return [
+    records.Record(
+      f'torchvision.{version}',
+      depth,
+      'torch',
+      records.File(
+        (
+          f'https://download.pytorch.org/models/resnet{depth}-{digits[:8]}.pth',
+        ),
+        records.Hash('sha256', digits),
+        size,
+        exact,
+      ),
+      'BSD-3-Clause (the package); of the weights nothing is stated',
+      '3x3',
+      'pad1',
+      1e-5,
+      dataclasses.replace(recipe.TORCHVISION, resize_size=sizes[version]),
+      _PARAMETERS[depth],
+      (
+        records.Accuracy(
+          top1,
+          top5,
+          f'shorter side {sizes[version]}, one centre crop of 224',
+          'torchvision 0.29.2, models/resnet.py',
+        ),
+      ),
+    )
+    for version, depth, digits, size, exact, top1, top5 in rows
+  ]
+
+
+def _timm() -> list[records.Record]:
+  # Depth, digits of the SHA-256, top-1 and top-5 at 224, at 288.  No size is
+  # published; that of torchvision's file of the depth is near.
+  rows = (
+    (
+      18,
+      'd63eafa07a6e32a39d328e364f8c9f89d671444ecc7f02aa0f7eb8882af3dd29',
+      ((71.504, 90.086), (73.164, 91.054)),
+    ),
+    (34, '46f8f793', ((76.420, 92.896), (77.930, 93.758))),
+    (
+      50,
+      '14fe96d1f9fb311a60490082d2077e6e60427dcfe21839ddf934cce948f72b0f',
+      ((80.382, 94.598), (81.240, 95.112)),
+    ),
+    (101, 'cdcb52a9', ((81.494, 95.164), (82.326, 95.630))),
+    (152, '2eee8a7a', ((81.998, 95.294), (82.742, 95.734))),
+  )
+  protocols = (
+    'shorter side 235 (bicubic), one centre crop of 224',
+    'shorter side 288 (bicubic), one centre crop of 288',
+  )
+  address = (
+    'https://github.com/huggingface/pytorch-image-models/releases/download/'
+    'v0.1-rsb-weights/'
+  )
+  return [
+    records.Record(
+      'timm.a1_in1k',
+      depth,
+      'torch',
+      records.File(
+        (f'{address}resnet{depth}_a1_0-{digits[:8]}.pth',),
+        records.Hash('sha256', digits),
+        None,
+      ),
+      'Apache-2.0 (timm 1.0.31, models/resnet.py)',
+      '3x3',
+      'pad1',
+      1e-5,
+      dataclasses.replace(
+        recipe.TORCHVISION, resize_size=235, interpolation='bicubic'
+      ),
+      _PARAMETERS[depth],
+      tuple(
+        records.Accuracy(
+          top1, top5, protocol, 'timm, results/results-imagenet.csv'
+        )
+        for (top1, top5), protocol in zip(found, protocols, strict=True)
+      ),
+      'for 288 set resize_size=288 and crop_size=288',
+    )
+    for depth, digits, found in rows
+  ]
+
+
+RECORDS: tuple[records.Record, ...] = (
+  *_msra(),
+  *_paddle(),
+  *_keras(),
+  *_torchvision(),
+  *_timm(),
+)
+FAMILIES = tuple(dict.fromkeys(record.family for record in RECORDS))
+# What weights=auto means, of each depth.
+USUAL = {
+  18: 'torchvision.v1',
+  34: 'torchvision.v1',
+  50: 'msra',
+  101: 'msra',
+  152: 'msra',
+}
+# The mean pictures that the authors' networks were trained with, by family.
+MEANS = {
+  'msra': records.File(
+    (
+      f'{_MXNET}ResNet_mean.binaryproto',
+      f'{_DEEPDETECT}ResNet_mean.binaryproto',
+      'https://raw.githubusercontent.com/ry/tensorflow-resnet/'
+      '45c6c42f97c6f90b9709e6a02c33ec3ae5c73a3c/ResNet_mean.binaryproto',
+    ),
+    records.Hash('sha1', '0b056fd4444f0ae1537af646ba736edf0d4cefaf'),
+    None,
+  ),
+  'paddle': records.File((f'{_PADDLE}mean_meta_224.tar.gz',), None, None),
+}

@@ -1,0 +1,561 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tar archives and shards: the same pictures in every form, hostile ones."""
+
+import bz2
+import concurrent.futures
+import gzip
+import io
+import json
+import lzma
+import os
+import pickle
+import tarfile
+import zipfile
+
+import imagenet_forms as forms
+import numpy as np
+import pytest
+
+from resnet_jax.data import decoding, sources
+from resnet_jax.system import errors
+
+PICTURES = forms.pictures()
+
+
+def open_(data):
+  return sources.open_source(str(data))
+
+
+def error_of(data):
+  with pytest.raises(errors.UserError) as caught:
+    open_(data)
+  return str(caught.value)
+
+
+def facts(source):
+  return [(item.key, item.label, item.read()) for item in source.items]
+
+
+def raw_tar(path, *members, end=1024):
+  """An archive of (TarInfo attributes, bytes), as the members say."""
+  with open(path, 'wb') as file:
+    for attributes, data in members:
+      info = tarfile.TarInfo()
+      for name, value in ({'size': len(data)} | attributes).items():
+        setattr(info, name, value)
+      file.write(info.tobuf(tarfile.GNU_FORMAT))
+      file.write(data + bytes(-len(data) % 512))
+    file.write(bytes(end))
+  return path
+
+
+# ------------------------------------------------ the same pictures, all forms
+
+FORMS = {
+  'folder': lambda root: forms.folder(root / 'f', PICTURES),
+  'list': lambda root: forms.list_file(root / 'f' / 'val.txt', PICTURES),
+  'tar': lambda root: forms.tar(root / 'v.tar', PICTURES),
+  'tar out of order': lambda root: forms.tar(root / 'v.tar', PICTURES[::-1]),
+  'shards .cls': lambda root: forms.shards(root / 's', PICTURES),
+  'shards .json': lambda root: forms.shards(root / 's', PICTURES, 5, '.json'),
+  'shards .txt': lambda root: forms.shards(root / 's', PICTURES, 9, '.txt'),
+  'shards without labels': lambda root: forms.shards(root, PICTURES, suffix=''),
+  'braces': lambda root: forms.shards(root, PICTURES) / 'val-{000..003}.tar',
+  'wildcards': lambda root: forms.shards(root, PICTURES) / 'val-*.tar',
+  'parquet': lambda root: forms.parquet(root / 'p', PICTURES),
+}
+LABELLED = {'list', 'parquet', 'braces', 'wildcards'}
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_every_form_gives_the_same_keys_and_pictures(tmp_path, name):
+  if name == 'parquet':
+    pytest.importorskip('pyarrow')
+  source = open_(FORMS[name](tmp_path))
+  labelled = name in LABELLED or name.startswith('shards .')
+  assert facts(source) == [
+    (one.name, one.label if labelled else -1, one.data) for one in PICTURES
+  ]
+  pixels = [decoding.decode(item.read()) for item in source.items]
+  assert all(image.mode == 'RGB' and image.size == (44, 38) for image in pixels)
+
+
+def test_the_pictures_have_what_is_odd_in_imagenet(tmp_path):
+  source = open_(forms.tar(tmp_path / 'v.tar', forms.pictures(truncated=True)))
+  kinds = {3: b'\xff\xd8', 5: b'\x89PNG', 7: b'\xff\xd8'}
+  for row, magic in kinds.items():
+    assert source.items[row].read().startswith(magic)
+    decoding.decode(source.items[row].read())
+  with pytest.raises(decoding.PictureError, match='truncated'):
+    decoding.decode(source.items[9].read())
+
+
+@pytest.mark.parametrize('container', ['folder', 'tar'])
+@pytest.mark.parametrize('above', ['', 'val/'])
+def test_class_folders_named_by_wordnet_ids_state_labels(
+  tmp_path, container, above
+):
+  def name_of(one):
+    return f'{above}{one.wnid}'
+
+  if container == 'folder':
+    data = forms.class_folders(tmp_path / 'c', PICTURES, name_of)
+  else:
+    data = forms.tar(
+      tmp_path / 'c.tar', PICTURES, lambda one: f'{name_of(one)}/{one.name}'
+    )
+  source = open_(data)
+  expected = {
+    f'{name_of(one)}/{one.name}': (one.label, one.data) for one in PICTURES
+  }
+  assert {k: (label, data) for k, label, data in facts(source)} == expected
+  assert [i.key for i in source.items] == sorted(expected)
+  assert source.description.endswith(
+    '; labels by the WordNet ids in their paths'
+  )
+
+
+def test_one_unknown_folder_and_no_label_is_guessed(tmp_path):
+  forms.class_folders(tmp_path, PICTURES)
+  forms.class_folders(tmp_path, PICTURES[:1], lambda one: 'n99999999')
+  assert {item.label for item in open_(tmp_path).items} == {-1}
+
+
+@pytest.mark.parametrize(
+  'name_of',
+  [
+    lambda one: f'{one.stem}_{one.wnid}.JPEG',
+    # As the training pictures are called, and Hugging Face's copies of them.
+    lambda one: f'{one.wnid}_{one.name}',
+    lambda one: f'{one.wnid}_{one.stem}_{one.wnid}.JPEG',
+  ],
+)
+def test_names_with_a_wordnet_id_state_labels(tmp_path, name_of):
+  data = forms.tar(tmp_path / 'a.tar', PICTURES, name_of)
+  found = {item.key: item.label for item in open_(data).items}
+  assert found == {name_of(one): one.label for one in PICTURES}
+
+
+def test_shards_named_by_wordnet_ids_state_labels(tmp_path):
+  for one in PICTURES:
+    forms.tar(tmp_path / f'{one.wnid}.tar', [one])
+  source = open_(tmp_path)
+  found = {item.key: item.label for item in source.items}
+  assert found == {one.name: one.label for one in PICTURES}
+
+
+# --------------------------------------------------------------------- tar
+
+
+def test_an_archive_is_known_by_its_content_and_says_what_it_left_out(tmp_path):
+  extra = [('ReadMe.txt', b'a caption of no class'), ('x/data.bin', b'\0' * 9)]
+  path = forms.tar(tmp_path / 'no-suffix', PICTURES, extra=extra)
+  source = open_(path)
+  assert source.description == (
+    f'24 pictures in the tar archive {path}; 2 other members left out'
+  )
+  assert source.items[2].name == f'{path}:{PICTURES[2].name}'
+  assert source.items[2].size == len(PICTURES[2].data)
+
+
+@pytest.mark.parametrize(
+  'format_', [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+)
+@pytest.mark.parametrize(
+  'name',
+  ['a.jpg', 'x/' * 60 + 'long.jpg', 'y' * 150 + '/grün 猫.jpg', './dot/a.jpg'],
+)
+def test_names_in_every_format_of_tar(tmp_path, format_, name):
+  data = [('b.JPEG', b'second'), (name, b'first'), ('c.png', b'3' * 512)]
+  path = tmp_path / 'a.tar'
+  with tarfile.open(path, 'w', format=format_) as archive:
+    folder = tarfile.TarInfo('x')
+    folder.type = tarfile.DIRTYPE
+    archive.addfile(folder)
+    for key, content in data:
+      info = tarfile.TarInfo(key)
+      info.size = len(content)
+      info.mtime = 1.5 if format_ == tarfile.PAX_FORMAT else 1
+      try:
+        archive.addfile(info, io.BytesIO(content))
+      except ValueError:
+        pytest.skip('this format cannot hold the name')
+  expected = sorted((key.removeprefix('./'), -1, c) for key, c in data)
+  assert facts(open_(path)) == expected
+
+
+def test_members_beyond_eight_gigabytes_are_reached(tmp_path):
+  # A file with a hole; its size is in base 256, as octal digits do not do.
+  size = 9 << 30
+  path = tmp_path / 'a.tar'
+  head = tarfile.TarInfo('big.bin')
+  head.size = size
+  tail = tarfile.TarInfo('a.png')
+  tail.size = 4
+  with open(path, 'wb') as file:
+    file.write(head.tobuf(tarfile.GNU_FORMAT))
+    file.seek(512 + size)
+    file.write(tail.tobuf(tarfile.GNU_FORMAT) + b'data' + bytes(508 + 1024))
+  assert facts(open_(path)) == [('a.png', -1, b'data')]
+
+
+def test_eight_threads_and_another_process_read_the_same(tmp_path):
+  items = open_(forms.tar(tmp_path / 'a.tar', PICTURES)).items * 20
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(lambda item: item.read(), items))
+  assert found == [one.data for one in PICTURES] * 20
+  assert pickle.loads(pickle.dumps(items[3])).read() == PICTURES[3].data
+
+
+def test_no_file_stays_open(tmp_path):
+  before = len(os.listdir('/proc/self/fd'))
+  source = open_(forms.shards(tmp_path, PICTURES, per=1))
+  facts(source)
+  assert len(os.listdir('/proc/self/fd')) == before
+
+
+def test_an_archive_that_was_changed_meanwhile_is_not_read(tmp_path):
+  path = forms.tar(tmp_path / 'a.tar', PICTURES)
+  item = open_(path).items[0]
+  forms.tar(path, PICTURES[1:])
+  with pytest.raises(decoding.PictureError, match='was changed while'):
+    item.read()
+
+
+@pytest.mark.parametrize(
+  ('name', 'pack', 'command'),
+  [
+    ('a.tar.gz', gzip.compress, '(gzip)'),
+    ('a.tar', bz2.compress, 'bunzip2 --keep'),
+    ('a', lzma.compress, '(xz)'),
+    ('a.zst', lambda data: b'\x28\xb5\x2f\xfd' + data, 'unzstd'),
+  ],
+)
+def test_a_compressed_archive_is_refused_with_the_way_out(
+  tmp_path, name, pack, command
+):
+  plain = forms.tar(tmp_path / 'plain', PICTURES)
+  path = tmp_path / name
+  path.write_bytes(pack(plain.read_bytes()))
+  message = error_of(path)
+  assert message.startswith(f'{path} is compressed (')
+  assert command in message
+  assert 'Unpack it once' in message
+
+
+def test_a_zip_is_refused_with_the_way_out(tmp_path):
+  with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as file:
+    file.writestr('a.jpg', b'-')
+  assert 'is compressed (zip)' in error_of(tmp_path / 'a.zip')
+
+
+@pytest.mark.parametrize(
+  'name', ['BZh91.jpg 3', 'PAR1.jpg 3', 'PAR1', 'PK.jpg 0']
+)
+def test_a_list_may_begin_as_it_likes(tmp_path, name):
+  path = tmp_path / 'list.txt'
+  path.write_text(name + '\n')
+  source = sources.open_source(str(path), must_exist=False)
+  assert [item.key for item in source.items] == [name.split()[0]]
+
+
+# ------------------------------------------------------------- hostile archives
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['/etc/a.jpg', '../a.jpg', 'x/../../a.jpg', 'x\\..\\a.jpg', 'C:\\a.jpg'],
+)
+def test_names_that_lead_out_are_refused(tmp_path, name):
+  path = raw_tar(tmp_path / 'a.tar', ({'name': name}, b'-'))
+  message = error_of(path)
+  assert f'the name {name!r} is not a path relative to the archive' in message
+  assert message.startswith(f'the tar archive {path} cannot be used: at byte 0')
+
+
+@pytest.mark.parametrize(
+  'kind', [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
+)
+def test_links_and_devices_are_not_pictures(tmp_path, kind):
+  attributes = {'type': kind, 'linkname': '/etc/passwd'}
+  path = raw_tar(
+    tmp_path / 'a.tar',
+    ({'name': 'a.jpg'}, b'-'),
+    ({'name': 'link', **attributes}, b''),
+  )
+  assert open_(path).description.endswith('; 1 other member left out')
+  path = raw_tar(tmp_path / 'b.tar', ({'name': 'b.jpg', **attributes}, b''))
+  message = error_of(path)
+  assert message.startswith(f'{path}: b.jpg is no regular file but a link')
+  assert '--hard-dereference' in message
+
+
+def test_a_link_with_the_size_of_its_target_does_not_shift_the_rest(tmp_path):
+  link = {'name': 'link', 'type': tarfile.LNKTYPE, 'linkname': 'a.jpg'}
+  path = raw_tar(
+    tmp_path / 'a.tar',
+    ({**link, 'size': 700}, b''),
+    ({'name': 'a.jpg'}, b'data'),
+  )
+  assert facts(open_(path)) == [('a.jpg', -1, b'data')]
+
+
+def test_a_name_that_occurs_twice_is_an_error(tmp_path):
+  path = forms.tar(tmp_path / 'a.tar', [PICTURES[0], *PICTURES])
+  assert error_of(path).startswith(
+    f'{path} holds {PICTURES[0].name} more than once'
+  )
+
+
+@pytest.mark.parametrize('size', [5, 1 << 40, (1 << 63) - 1])
+def test_a_member_larger_than_the_archive_is_an_error(tmp_path, size):
+  path = raw_tar(
+    tmp_path / 'a.tar', ({'name': 'a.jpg', 'size': size}, b''), end=0
+  )
+  message = error_of(path)
+  assert (
+    f'a.jpg has {size} bytes by its header, but the archive ends' in message
+  )
+  assert 'cut off or damaged' in message
+
+
+def test_a_picture_that_is_too_large_is_said_when_it_is_read(tmp_path):
+  path = tmp_path / 'a.tar'
+  info = tarfile.TarInfo('a.jpg')
+  info.size = (1 << 30) + 512
+  with open(path, 'wb') as file:
+    file.write(info.tobuf())
+    file.seek(info.size, os.SEEK_CUR)
+    file.write(bytes(1024))
+  (item,) = open_(path).items
+  with pytest.raises(decoding.PictureError, match='are more than 1073741824'):
+    item.read()
+
+
+def test_an_archive_cut_off_anywhere_is_an_error(tmp_path):
+  whole = forms.tar(tmp_path / 'whole', PICTURES[:4]).read_bytes()
+  end = len(whole.rstrip(b'\0'))
+  end += -end % 512
+  path = tmp_path / 'a.tar'
+  for length in [512, 513, 1000, end // 2, end - 512, end - 1, end, end + 511]:
+    path.write_bytes(whole[:length])
+    assert 'cut off' in error_of(path), length
+  # With the mark of the end, and without what pads a tape's record.
+  path.write_bytes(whole[: end + 512])
+  assert len(open_(path).items) == 4
+
+
+def test_damage_anywhere_in_a_header_is_an_error(tmp_path):
+  whole = bytearray(forms.tar(tmp_path / 'whole', PICTURES[:2]).read_bytes())
+  second = 512 + -(-len(PICTURES[0].data) // 512) * 512
+  path = tmp_path / 'a.tar'
+  for place in (0, 100, 130, 150, 257, 400):
+    damaged = whole.copy()
+    damaged[second + place] ^= 0x55
+    path.write_bytes(damaged)
+    message = error_of(path)
+    assert f'at byte {second}: no header of a member is there' in message
+
+
+def test_archives_behind_one_another_are_not_half_read(tmp_path):
+  path = tmp_path / 'a.tar'
+  parts = [forms.tar(tmp_path / n, PICTURES[:2]) for n in ('1', '2')]
+  path.write_bytes(b''.join(part.read_bytes() for part in parts))
+  assert 'its end is marked there, and more follows' in error_of(path)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'data', 'message'),
+  [
+    (b'x', b'9 path=ab', 'an extended header is damaged'),
+    (b'x', b'99 path=a\n', 'an extended header is damaged'),
+    (b'x', b'3 path=a\n', 'an extended header is damaged'),
+    (b'x', b'0 path=a\n', 'an extended header is damaged'),
+    (b'x', b'12 size=-45\n', "b'-45' is no size"),
+    (b'x', b'16 path=../../a\n', 'is not a path relative'),
+    (b'x', b'11 path=\xff\xfe\n', 'is not UTF-8'),
+    (b'x', b'12 path=a\0b\n', 'is not a path relative'),
+    (b'g', b'10 path=a\n', 'a header for all members gives one'),
+    (b'L', b'y' * 5000, 'a name has 5000 bytes, more than 4096'),
+    (b'L', b'z' * (2 << 20), 'an extended header claims 2097152 bytes'),
+  ],
+)
+def test_hostile_extended_headers(tmp_path, kind, data, message):
+  path = raw_tar(
+    tmp_path / 'a.tar',
+    ({'name': 'head', 'type': kind}, data),
+    ({'name': 'a.jpg'}, b'-'),
+  )
+  assert message in error_of(path)
+
+
+def test_random_damage_gives_pictures_or_one_error(tmp_path):
+  whole = forms.tar(tmp_path / 'whole', PICTURES[:3]).read_bytes()
+  random = np.random.default_rng(0)
+  path = tmp_path / 'a.tar'
+  for _ in range(200):
+    damaged = np.frombuffer(whole, np.uint8).copy()
+    places = random.integers(0, len(damaged), 30)
+    damaged[places] = random.integers(0, 256, 30)
+    path.write_bytes(damaged.tobytes())
+    try:
+      source = open_(path)
+    except errors.UserError:
+      continue
+    assert len(source.items) == 3
+
+
+def test_an_archive_without_pictures_is_an_error(tmp_path):
+  path = forms.tar(tmp_path / 'a.tar', [], extra=[('n01440764.tar', b'-')])
+  assert error_of(path) == (
+    f'no picture to work on: 0 pictures in the tar archive {path}; 1 other'
+    ' member left out.'
+  )
+  path.write_bytes(bytes(10240))
+  assert error_of(path).startswith('no picture to work on: 0 pictures in the')
+
+
+# ------------------------------------------------------------------- shards
+
+
+def test_shards_are_read_shard_by_shard_and_described(tmp_path):
+  forms.shards(tmp_path, PICTURES)
+  (tmp_path / 'readme.md').write_text('-')
+  assert open_(tmp_path).description == (
+    f'24 pictures in 4 tar archives in the folder {tmp_path} (1 other files'
+    ' left out); labels by the members beside them'
+  )
+
+
+def test_keys_that_recur_in_shards_begin_with_the_shard(tmp_path):
+  for number, one in enumerate(PICTURES[:3]):
+    forms.tar(tmp_path / f's{number}.tar', [one], lambda one: '000000.jpg')
+  source = open_(tmp_path)
+  assert facts(source) == [
+    (f's{number}/000000.jpg', -1, one.data)
+    for number, one in enumerate(PICTURES[:3])
+  ]
+  assert 'keys begin with the names of the archives' in source.description
+
+
+def sample(*beside, pictures=('a.jpg',)):
+  return [*((name, b'-') for name in pictures), *beside]
+
+
+@pytest.mark.parametrize(
+  ('beside', 'label'),
+  [
+    ([('a.cls', b'7\n')], 7),
+    ([('a.cls', b' 007 ')], 7),
+    ([('a.cls', b'-1')], -1),
+    ([('a.cls', b'n01440764')], 0),
+    ([('a.json', b'{"label": 12, "key": "x"}')], 12),
+    ([('a.json', b'{"cls": "13"}')], 13),
+    ([('a.json', b'{"caption": "a dog"}')], -1),
+    ([('a.json', b'[1, 2]')], -1),
+    ([('a.txt', b'n01443537')], 1),
+    ([('a.txt', 'ein grüner Hund'.encode())], -1),
+    ([('a.cls', b'4'), ('a.json', b'{"label": 4}'), ('a.txt', b'words')], 4),
+  ],
+)
+def test_what_a_sample_says_of_its_class(tmp_path, beside, label):
+  path = forms.tar(tmp_path / 'a.tar', [], extra=sample(*beside))
+  assert [item.label for item in open_(path).items] == [label]
+
+
+@pytest.mark.parametrize(
+  ('members', 'message'),
+  [
+    (
+      sample(('a.cls', b'dog')),
+      "a.cls states no label that can be read: 'dog'",
+    ),
+    (sample(('a.cls', b'')), 'a.cls states no label'),
+    (sample(('a.cls', b'-2')), 'a.cls states no label'),
+    (sample(('a.cls', b'9' * 5000)), 'a.cls states no label'),
+    (sample(('a.cls', b'\xff\xfe')), 'a.cls states no label'),
+    (sample(('a.cls', b'1' * (2 << 20))), 'it has 2097152 bytes'),
+    (sample(('a.json', b'{')), 'a.json states no label'),
+    (sample(('a.json', b'[' * 200_000)), 'a.json states no label'),
+    (sample(('a.json', b'{"label": 1.5}')), 'its label is no label'),
+    (sample(('a.json', b'{"label": true}')), 'its label is no label'),
+    (
+      sample(('a.cls', b'1'), ('a.json', b'{"label": 2}')),
+      'a.cls states the label 1, and a.json the label 2, for the same picture',
+    ),
+    (
+      sample(('a.cls', b'1'), pictures=('a.jpg', 'a.seg.png')),
+      'the sample a has 2 pictures',
+    ),
+    (
+      sample(('a.cls', b'1'), ('b.cls', b'2')),
+      'has labels for 1 sample without a picture: b',
+    ),
+  ],
+)
+def test_a_shard_that_contradicts_itself_is_an_error(
+  tmp_path, members, message
+):
+  path = forms.tar(tmp_path / 'a.tar', [], extra=members)
+  found = error_of(path)
+  assert found.startswith(str(path))
+  assert message in found
+
+
+# ----------------------------------------------------------------- patterns
+
+
+@pytest.mark.parametrize(
+  ('pattern', 'names'),
+  [
+    ('{0..2}.tar', ['0.tar', '1.tar', '2.tar']),
+    ('{08..10}.tar', ['08.tar', '09.tar', '10.tar']),
+    ('{b,a}.tar', ['b.tar', 'a.tar']),
+    ('{a,b}{1..2}.tar', ['a1.tar', 'a2.tar', 'b1.tar', 'b2.tar']),
+    ('*.tar', ['0.tar', '1.tar']),
+    ('[0-1].tar', ['0.tar', '1.tar']),
+    ('{1,0}*.tar', ['1.tar', '0.tar']),
+  ],
+)
+def test_braces_and_wildcards(tmp_path, pattern, names):
+  for name in names:
+    forms.tar(tmp_path / name, [], extra=[(f'{name}.png', b'-')])
+  source = open_(tmp_path / pattern)
+  assert [item.key for item in source.items] == [
+    f'{name}.png' for name in names
+  ]
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path):
+  forms.shards(tmp_path, PICTURES)
+  pattern = f'{tmp_path}/val-{{000..005}}.tar'
+  assert error_of(pattern) == (
+    f"data='{pattern}': 2 of the files that it names are not there:"
+    f' {tmp_path}/val-004.tar, {tmp_path}/val-005.tar. Get them, or mend the'
+    ' pattern.'
+  )
+  assert '1 of the files that it names' in error_of(tmp_path / '*.nothing')
+
+
+def test_a_pattern_of_too_many_files_is_refused_at_once():
+  data = 'x{0..99999}{0..99999}{0..999999999}.tar'
+  assert error_of(data) == f"data='{data}' names more than 100000 files."
+
+
+def test_several_files_are_of_one_form(tmp_path):
+  forms.folder(tmp_path, PICTURES)
+  message = error_of(tmp_path / '*.JPEG')
+  assert f'{tmp_path / PICTURES[0].name} is neither a tar archive' in message
+  assert 'give a folder or a list' in message
+  forms.tar(tmp_path / 'a.tar', PICTURES)
+  (tmp_path / 'b.tar').write_text(json.dumps('text'))
+  message = error_of(tmp_path / '?.tar')
+  assert (
+    f'{tmp_path}/b.tar is neither a tar archive nor Parquet, and' in message
+  )
+
+
+def test_a_folder_of_tar_and_parquet_files_needs_a_choice(tmp_path):
+  forms.shards(tmp_path, PICTURES)
+  (tmp_path / 'a.parquet').write_bytes(b'PAR1\x15')
+  assert f"data='{tmp_path}/*.tar'" in error_of(tmp_path)

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches that are chosen, and halved when memory is short."""
+
+import functools
+import os
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import resnet_jax
+from resnet_jax.data import mean as mean_room
+from resnet_jax.engine import runner, sizing
+from resnet_jax.models import resnet
+from resnet_jax.system import errors
+from resnet_jax.weights import random
+
+MEAN = mean_room.parse_mean('1,2,3', 32)
+CPU = tuple(jax.devices('cpu')[:1])
+EXHAUSTED = 'RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.'
+
+
+@pytest.fixture(scope='module')
+def network18():
+  model = resnet.ResNet(18)
+  return model, random.initialise(resnet.parameter_shapes(model), 0)
+
+
+def small(network18):
+  return runner.Runner(*network18, ['pool1'], MEAN.values)
+
+
+def pixels(count):
+  random_ = np.random.default_rng(0)
+  return random_.integers(0, 256, (count, 1, 32, 32, 3), np.uint8)
+
+
+class Limited:
+  """A runner on a device that holds `most` pictures at a time."""
+
+  def __init__(self, run, most, late=False):
+    self._run, self.most, self._late = run, most, late
+    self.shapes = []
+
+  def _check(self, count):
+    if count > self.most:
+      raise jax.errors.JaxRuntimeError(EXHAUSTED)
+
+  def compile(self, shape):
+    """Compiles; needs no memory for it."""
+    return self._run.compile(shape)
+
+  def __call__(self, images):
+    """Fails here, or where the values are fetched."""
+    self.shapes.append(images.shape[0])
+    if not self._late:
+      self._check(len(images))
+    return self._run(images)
+
+  def measured(self, images, clock):
+    """Fails here."""
+    self._check(len(images))
+    return self._run.measured(images, clock)
+
+  def fetch(self, result, real):
+    """Fails here if it is to be late."""
+    if self._late:
+      self._check(len(real))
+    return self._run.fetch(result, real)
+
+
+@pytest.mark.parametrize('late', [False, True])
+@pytest.mark.parametrize('most', [1, 3, 4, 7])
+def test_out_of_memory_halves_and_gives_the_same_values(network18, most, late):
+  images, run, said = pixels(7), small(network18), []
+  real = np.arange(7) < 6
+  expected = run.fetch(run(images), real)['pool1']
+  limited = Limited(run, most, late)
+  network = sizing.Network(lambda: limited, CPU, said.append)
+  network.compile(images.shape)
+  # Two on their way, as in a run.
+  first, second = network(images), network(images[::-1].copy())
+  for pending, wanted in ((first, expected), (second, expected[::-1])):
+    found = network.fetch(pending, real)['pool1']
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+  halvings = [rows for rows in (7, 4, 2) if rows > most]
+  assert [line for line in said if 'memory' in line] == [
+    f'NOTE: out of memory with {rows} pictures at a time; going on with'
+    f' {-(-rows // 2)}'
+    for rows in halvings
+  ]
+  # And stays there.
+  limited.shapes.clear()
+  network.fetch(network(images), real)
+  assert set(limited.shapes) == {network.rows or 7}
+
+
+def test_not_even_one_picture_is_an_error_with_ways_out(network18):
+  limited = Limited(small(network18), 0)
+  network = sizing.Network(lambda: limited, CPU, lambda text: None)
+  with pytest.raises(errors.UserError, match=r'single picture.*pool=avg'):
+    network(pixels(2))
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+  class Broken:
+    """Fails for another reason."""
+
+    def __call__(self, images):
+      """Fails."""
+      raise jax.errors.JaxRuntimeError('INTERNAL: a fault')
+
+  network = sizing.Network(Broken, CPU, pytest.fail)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='a fault'):
+    network(pixels(2))
+
+
+@pytest.mark.parametrize(
+  ('platform', 'crops', 'size', 'rows'),
+  [
+    ('cpu', 1, 224, 48),
+    ('cpu', 10, 224, 4),
+    ('cpu', 1, 448, 12),
+    ('cpu', 1, 4096, 1),
+    ('cpu', 1, 32, 256),
+    ('gpu', 1, 224, 256),
+    ('gpu', 10, 224, 25),
+    ('gpu', 1, 448, 64),
+  ],
+)
+def test_where_the_choice_starts(platform, crops, size, rows):
+  device = types.SimpleNamespace(platform=platform)
+  for count in (1, 2, 8):
+    found = sizing.first_rows((device,) * count, crops, size)
+    assert found == rows * count
+
+
+def test_the_memory_that_the_program_states_decides(network18, monkeypatch):
+  run, said = small(network18), []
+  shape = (16, 1, 32, 32, 3)
+  needs = {
+    rows: sizing.needed_bytes(
+      run.compile((rows, *shape[1:])), rows * 32 * 32 * 3
+    )
+    for rows in (16, 8, 4)
+  }
+  # The values and the pictures, each twice, are the least.
+  assert needs[16] >= 2 * 16 * (64 * 8 * 8 * 4 + 32 * 32 * 3)
+  assert needs[4] < needs[8] < needs[16]
+  room = int(needs[8] / sizing._SHARE) + 1
+  monkeypatch.setattr(sizing, 'available_bytes', lambda devices: room)
+  network = sizing.Network(lambda: run, CPU, said.append)
+  assert network.fitting(shape) == 8
+  [line] = [line for line in said if 'fit' in line]
+  assert line.startswith('batches of 16 pictures do not fit into the memory: ')
+  assert line.endswith(f' MB of {room >> 20} free; taking 8 at a time')
+  monkeypatch.setattr(sizing, 'available_bytes', lambda devices: 0)
+  assert network.fitting(shape) == 1
+  monkeypatch.setattr(sizing, 'available_bytes', lambda devices: None)
+  assert network.fitting(shape) == 16
+
+
+def test_free_memory_is_the_devices_or_the_hosts(monkeypatch):
+  found = sizing.available_bytes(CPU)
+  assert found is None or 1 << 20 < found < 1 << 50
+  monkeypatch.setattr(sizing, '_host_bytes', lambda: 100)
+  assert sizing.available_bytes(CPU) == 100
+  # Devices that share one memory, and devices that each have their own.
+  assert sizing.available_bytes(CPU * 4) == 25
+  device, fuller = (
+    types.SimpleNamespace(
+      memory_stats=functools.partial(
+        dict, bytes_limit=100, bytes_in_use=in_use
+      ),
+      platform='gpu',
+    )
+    for in_use in (30, 60)
+  )
+  assert sizing.available_bytes([device]) == 70
+  assert sizing.available_bytes([device, fuller]) == 40
+  unknown = types.SimpleNamespace(memory_stats=lambda: None, platform='tpu')
+  assert sizing.available_bytes([unknown]) is None
+  assert sizing.available_bytes([device, unknown]) is None
+
+
+@pytest.mark.filterwarnings('ignore:UNTRAINED')
+def test_in_a_notebook(monkeypatch):
+  with pytest.raises(errors.UserError, match="batch_size='many' is neither a"):
+    resnet_jax.load(18, weights='random', batch_size='many')
+  with pytest.raises(errors.UserError, match='batch_size=-1 is neither'):
+    resnet_jax.load(18, weights='random', batch_size=-1)
+  shapes, started = [], runner.Runner.__call__
+
+  def noting(self, images):
+    shapes.append(images.shape)
+    return started(self, images)
+
+  monkeypatch.setattr(runner.Runner, '__call__', noting)
+  images = pixels(600)[:, 0]
+  model = resnet_jax.load(18, weights='random')
+  found = model.features(images, 'pool1')
+  assert len(jax.local_devices()) == 2
+  assert {shape[0] for shape in shapes} == {300}
+  shapes.clear()
+  model = resnet_jax.load(18, weights='random', batch_size=7)
+  np.testing.assert_allclose(
+    model.features(images[:20], 'pool1'), found[:20], rtol=1e-5, atol=1e-4
+  )
+  assert {shape[0] for shape in shapes} == {7}
+
+
+COUNT = """
+import jax
+def count(event, seconds, **details):
+  if event.endswith('backend_compile_duration'):
+    print(event, details.get('fun_name'))
+jax.monitoring.register_event_duration_secs_listener(count)
+from resnet_jax import main
+main.run()
+"""
+
+
+FLAGS = (
+  '--job=extract',
+  '--config=configs/resnet.py:18,weights=random,resize_size=32,crop_size=32',
+  '--config.data=pictures',
+  '--config.output_layer=pool1',
+)
+
+
+def test_a_run_compiles_once(tmp_path, pictures):
+  """Its last batch is a part of one, and a warm-up comes before the first."""
+  # 21 batches: fewer have no warm-up.
+  (pictures / 'many.list').write_text('a.png\n' * 41)
+  (tmp_path / 'script.py').write_text(COUNT)
+  done = subprocess.run(
+    [
+      *(sys.executable, 'script.py', *FLAGS, '--config.batch_size=2'),
+      '--config.data=pictures/many.list',
+    ],
+    cwd=tmp_path,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.count('jit(run)') == 1
+  assert done.stderr.count('compiled in') == 1
+
+
+def test_a_run_is_gone_on_with_in_its_own_batches(run_main, tmp_path, pictures):
+  del pictures
+  done = run_main(*FLAGS, '--config.batch_size=2', check=0)
+  assert 'float32, 2 pictures at a time' in done.stderr
+  # Left to itself it would take all seven.
+  again = run_main(*FLAGS, '--config.batch_size=auto', check=0)
+  assert 'is finished already' in again.stderr
+  (tmp_path / 'features').rename(tmp_path / 'features.part')
+  again = run_main(*FLAGS, check=0)
+  assert 'going on after 7 of 7 pictures' in again.stderr
+  other = run_main(*FLAGS, '--config.output_dir=other', check=0)
+  assert 'float32, 7 pictures at a time' in other.stderr
+
+
+@pytest.mark.parametrize(
+  ('rows', 'count', 'devices', 'expected'),
+  [
+    (96, 100, 2, 54),
+    (96, 96, 2, 96),
+    (96, 97, 2, 54),
+    (96, 400, 2, 84),
+    (96, 20_000, 2, 96),
+    (96, 7, 2, 7),
+    (4, 9, 2, 4),
+    (48, 49, 1, 27),
+    (96, 0, 2, 0),
+  ],
+)
+def test_the_last_batch_is_no_small_rest(rows, count, devices, expected):
+  there = [jax.devices('cpu')[0]] * devices
+  assert sizing.even_rows(rows, count, there) == expected

@@ -1,0 +1,441 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The output directory of a run: refused, gone on with, full, published."""
+
+import errno
+import json
+import os
+import pathlib
+import resource
+import shutil
+
+import numpy as np
+import pytest
+
+from resnet_jax import features
+from resnet_jax.features import layout, output
+from resnet_jax.system import errors, files
+
+FORMS = tuple(features.FORMATS)
+SETTINGS = {'model': 'ResNet-50', 'layers': ['a', 'b'], 'mean': {'x': [1.5]}}
+PLAN = layout.Layout(
+  [f'{i}.png' for i in range(5)], [-1] * 5, {'a': (4, 2, 2)}, 'float32', 2
+)
+LIMIT = 100
+
+
+def start(form, directory, settings=None):
+  """Makes `.part` unless it is there, and opens it."""
+  kind = features.FORMATS[form]
+  facts = layout.Facts(settings or SETTINGS, {})
+  path = output.make_part(directory, lambda p: kind.create(p, PLAN, facts))
+  return kind.writer(path, PLAN)
+
+
+def write_batch(writer, failed=False):
+  rows = range(writer.done, min(writer.done + PLAN.batch_rows, PLAN.rows))
+  values = np.full((len(rows), 4, 2, 2), 0.1, np.float32)
+  writer.write(writer.done, {'a': values}, ['broken' * failed] * len(rows))
+
+
+def finish(form, directory, failed=False):
+  writer = start(form, directory)
+  while writer.done < PLAN.rows:
+    write_batch(writer, failed)
+  writer.finish()
+  return writer
+
+
+def is_finished(form, directory, settings=None):
+  read = features.FORMATS[form].read_settings
+  return output.is_finished(directory, settings or SETTINGS, read)
+
+
+def contents(directory):
+  return {
+    path.relative_to(directory).as_posix(): path.read_bytes()
+    for path in directory.rglob('*')
+    if path.is_file()
+  }
+
+
+@pytest.fixture
+def small_files():
+  """No file may become longer than `LIMIT`: a disk that is full."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
+  yield
+  resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# ------------------------------------------------------ from new to finished
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('there', ['nothing', 'empty', 'empty .part'])
+def test_the_name_is_given_to_what_is_whole(tmp_path, form, there):
+  out, part = tmp_path / 'to' / 'out', tmp_path / 'to' / 'out.part'
+  if there == 'empty':
+    out.mkdir(parents=True)
+  if there == 'empty .part':
+    part.mkdir(parents=True)
+  assert output.part(out) == part
+  assert not is_finished(form, out)
+  for done in (0, 2, 4):
+    writer = start(form, out)
+    assert writer.done == done
+    assert not is_finished(form, out)
+    write_batch(writer)
+    assert not out.exists() or not any(out.iterdir())
+    assert features.FORMATS[form].read_settings(part) == SETTINGS
+  writer.finish()
+  assert not out.exists() or not any(out.iterdir())
+  before = contents(part)
+  output.publish(out)
+  assert [p.name for p in out.parent.iterdir()] == ['out']
+  assert contents(out) == before
+  assert not any(name.endswith('.part') for name in before)
+  assert is_finished(form, out)
+  output.check_finished(out)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_what_is_there_is_not_made_again(tmp_path, form):
+  write_batch(start(form, tmp_path / 'out'))
+  before = contents(tmp_path / 'out.part')
+
+  def create(_):
+    raise AssertionError
+
+  path = output.make_part(tmp_path / 'out', create)
+  assert path == tmp_path / 'out.part'
+  assert contents(path) == before
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('failed', [False, True])
+def test_a_run_killed_before_it_got_its_name_is_whole(tmp_path, form, failed):
+  finish(form, tmp_path / 'out', failed)
+  before = contents(tmp_path / 'out.part')
+  assert not is_finished(form, tmp_path / 'out')
+  writer = start(form, tmp_path / 'out')
+  assert (writer.done, writer.failed) == (5, 5 * failed)
+  writer.finish()
+  output.publish(tmp_path / 'out')
+  assert contents(tmp_path / 'out') == before
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_a_run_killed_between_the_last_row_and_the_end_is_whole(tmp_path, form):
+  finish(form, tmp_path / 'whole', failed=True)
+  writer = start(form, tmp_path / 'out')
+  while writer.done < PLAN.rows:
+    write_batch(writer, failed=True)
+  writer = start(form, tmp_path / 'out')
+  assert (writer.done, writer.failed) == (5, 5)
+  writer.finish()
+  whole = contents(tmp_path / 'whole.part')
+  assert contents(tmp_path / 'out.part') == whole
+
+
+def test_check_finished_says_what_to_do(tmp_path):
+  output.check_finished(tmp_path / 'out')
+  (tmp_path / 'out.part').mkdir()
+  with pytest.raises(errors.UserError) as caught:
+    output.check_finished(tmp_path / 'out')
+  assert str(caught.value) == (
+    f'{tmp_path / "out"} is not finished: {tmp_path / "out.part"} is what there'
+    ' is. Start the same extract job again; it goes on where it stopped.'
+  )
+  (tmp_path / 'out').mkdir()
+  output.check_finished(tmp_path / 'out')
+
+
+# ------------------------------------------------------------------ refused
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('published', [False, True])
+@pytest.mark.parametrize(
+  ('changes', 'differences'),
+  [
+    ({'model': 'ResNet-18'}, ["model is 'ResNet-50' there, 'ResNet-18' now"]),
+    (
+      {'layers': ['b', 'a'], 'mean': {'x': [1.25]}, 'pool': 'avg'},
+      [
+        "layers is ['a', 'b'] there, ['b', 'a'] now",
+        "mean is {'x': [1.5]} there, {'x': [1.25]} now",
+        "pool is None there, 'avg' now",
+      ],
+    ),
+    ({'mean': None}, ["mean is {'x': [1.5]} there, None now"]),
+  ],
+)
+def test_other_settings_are_named_one_by_one(
+  tmp_path, form, published, changes, differences
+):
+  out = tmp_path / 'out'
+  finish(form, out)
+  place = output.part(out)
+  if published:
+    output.publish(out)
+    place = out
+  before = contents(tmp_path)
+  with pytest.raises(errors.UserError) as caught:
+    is_finished(form, out, SETTINGS | changes)
+  message = str(caught.value)
+  assert message.startswith(
+    f'{place} holds a run with other settings: {"; ".join(differences)}. '
+  )
+  assert 'Choose another output_dir' in message
+  assert 'use its settings' in message
+  assert contents(tmp_path) == before
+
+
+def test_a_setting_that_is_gone_is_a_difference(tmp_path):
+  start('text', tmp_path / 'out', {'model': 'x', 'old': 1})
+  with pytest.raises(errors.UserError, match=r'settings: old is 1 there, None'):
+    is_finished('text', tmp_path / 'out', {'model': 'x'})
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('name', ['out', 'out.part'])
+@pytest.mark.parametrize('kind', ['file', 'foreign', 'damaged', 'other format'])
+def test_what_is_no_run_is_refused_and_left_alone(tmp_path, form, name, kind):
+  place = tmp_path / name
+  if kind == 'file':
+    place.write_text('mine')
+  elif kind == 'foreign':
+    place.mkdir()
+    (place / 'thesis.txt').write_text('mine')
+  elif kind == 'damaged':
+    place.mkdir()
+    for file in ('run.json', 'zarr.json'):
+      (place / file).write_text('{"settings": [1], "attributes": 3')
+  else:
+    finish('text' if form == 'zarr' else 'zarr', tmp_path / 'out')
+    if name == 'out':
+      output.publish(tmp_path / 'out')
+  before = contents(tmp_path)
+  assert before
+  with pytest.raises(errors.UserError) as caught:
+    is_finished(form, tmp_path / 'out')
+  message = str(caught.value)
+  assert message.startswith(f'{place} holds something that is not a run of ')
+  assert 'Choose another output_dir' in message
+  assert contents(tmp_path) == before
+
+
+def test_settings_that_are_no_dict_are_no_run(tmp_path):
+  for name, text in [
+    ('run.json', '{"settings": [1]}'),
+    ('zarr.json', '{"attributes": {"settings": [1]}}'),
+  ]:
+    (tmp_path / name).write_text(text)
+  for kind in features.FORMATS.values():
+    assert kind.read_settings(tmp_path) is None
+
+
+def test_a_place_that_cannot_be_looked_into(tmp_path, monkeypatch):
+  (tmp_path / 'out').mkdir()
+
+  def refuse(_):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+  monkeypatch.setattr(type(tmp_path), 'iterdir', refuse)
+  with pytest.raises(errors.UserError) as caught:
+    is_finished('zarr', tmp_path / 'out')
+  assert str(caught.value) == (
+    f'cannot look into {tmp_path / "out"}: Permission denied. Choose another'
+    ' output_dir.'
+  )
+
+
+# ------------------------------------------------- crashes and full disks
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_a_crash_while_creating_leaves_no_run(tmp_path, form):
+  out = tmp_path / 'out'
+
+  def create(path):
+    assert path == tmp_path / 'out.part.new'
+    (path / 'half').write_text('')
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    output.make_part(out, create)
+  assert [p.name for p in tmp_path.iterdir()] == ['out.part.new']
+  assert not is_finished(form, out)
+  finish(form, out)
+  output.publish(out)
+  assert [p.name for p in tmp_path.iterdir()] == ['out']
+  assert not (out / 'half').exists()
+
+
+@pytest.mark.usefixtures('small_files')
+@pytest.mark.parametrize('form', FORMS)
+def test_no_room_while_creating(tmp_path, form):
+  with pytest.raises(errors.UserError) as caught:
+    start(form, tmp_path / 'out', SETTINGS | {'long': 'x' * LIMIT})
+  message = str(caught.value)
+  assert message.startswith(
+    f'cannot write features to {tmp_path / "out.part"}: '
+  )
+  assert 'File too large' in message
+  assert message.endswith(
+    '. Choose another place, or make room, and start again.'
+  )
+  assert not (tmp_path / 'out.part').exists()
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_no_room_while_writing(tmp_path, form, request):
+  finish(form, tmp_path / 'whole')
+  writer = start(form, tmp_path / 'out')
+  write_batch(writer)
+  request.getfixturevalue('small_files')
+  with pytest.raises(errors.UserError) as caught:
+    write_batch(writer)
+  assert f'cannot write features to {tmp_path / "out.part"}: ' in str(
+    caught.value
+  )
+  assert 'File too large' in str(caught.value)
+  assert 'make room, and start again.' in str(caught.value)
+  assert start(form, tmp_path / 'out').done == 2
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_a_run_goes_on_when_there_is_room_again(tmp_path, form):
+  finish(form, tmp_path / 'whole')
+  writer = start(form, tmp_path / 'out')
+  write_batch(writer)
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
+  try:
+    with pytest.raises(errors.UserError):
+      write_batch(writer)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert finish(form, tmp_path / 'out').done == 5
+  whole = contents(tmp_path / 'whole.part')
+  assert contents(tmp_path / 'out.part') == whole
+
+
+def test_a_file_where_a_folder_must_be(tmp_path):
+  (tmp_path / 'file').write_text('mine')
+  out = tmp_path / 'file' / 'out'
+  assert not is_finished('zarr', out)
+  with pytest.raises(errors.UserError) as caught:
+    start('zarr', out)
+  assert str(caught.value) == (
+    f'cannot write features to {out}.part: Not a directory. Choose another'
+    ' place, or make room, and start again.'
+  )
+  assert (tmp_path / 'file').read_text() == 'mine'
+
+
+def test_what_came_into_the_directory_meanwhile_is_left_alone(tmp_path):
+  out = tmp_path / 'out'
+  finish('text', out)
+  out.mkdir()
+  (out / 'thesis.txt').write_text('mine')
+  before = contents(tmp_path)
+  with pytest.raises(errors.UserError) as caught:
+    output.publish(out)
+  assert str(caught.value) == (
+    f'cannot write features to {out}: Directory not empty. Choose another'
+    ' place, or make room, and start again.'
+  )
+  assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize('place', ['.', 'not/there/yet', 'file'])
+def test_space_is_that_of_the_nearest_folder(tmp_path, monkeypatch, place):
+  (tmp_path / 'file').write_text('')
+  asked = []
+  usage = shutil.disk_usage(tmp_path)._replace(free=1234567)
+
+  def disk_usage(path):
+    asked.append(path)
+    return usage
+
+  monkeypatch.setattr(shutil, 'disk_usage', disk_usage)
+  monkeypatch.chdir(tmp_path)
+  out = pathlib.Path(place)
+  assert output.check_space(out, 0) == 1234567
+  assert output.check_space(out, 1234567) == 1234567
+  with pytest.raises(errors.UserError) as caught:
+    output.check_space(out, 1234568)
+  assert str(caught.value) == (
+    f'1,234,568 bytes are to be written to {place}, and 1,234,567 are free'
+    ' there. Make room, choose another output_dir, fewer layers, pool=avg or'
+    ' dtype=float16.'
+  )
+  near = tmp_path / 'file' if place == 'file' else tmp_path
+  assert asked == [near] * 3
+
+
+@pytest.mark.parametrize(
+  'code', [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT]
+)
+def test_writing_names_the_place_and_the_cause(tmp_path, code):
+  with (
+    pytest.raises(errors.UserError) as caught,
+    files.writing('a thing', tmp_path / 'x'),
+  ):
+    raise OSError(code, os.strerror(code))
+  assert str(caught.value) == (
+    f'cannot write a thing to {tmp_path / "x"}: {os.strerror(code)}. Choose'
+    ' another place, or make room, and start again.'
+  )
+  assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_writing_passes_other_errors_on():
+  with (
+    pytest.raises(KeyError, match='mine'),
+    files.writing('a thing', pathlib.Path('x')),
+  ):
+    raise KeyError('mine')
+  with (
+    pytest.raises(errors.UserError, match=r'to x: told\. Choose'),
+    files.writing('a thing', pathlib.Path('x')),
+  ):
+    raise OSError('told')
+
+
+@pytest.mark.parametrize('there', [False, True])
+@pytest.mark.parametrize('fails', ['write', 'fsync', 'replace'])
+def test_an_atomic_write_that_fails_leaves_the_old(
+  tmp_path, monkeypatch, request, fails, there
+):
+  path = tmp_path / 'file.json'
+  if there:
+    path.write_bytes(b'old')
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  with monkeypatch.context() as patch:
+    if fails == 'write':
+      request.getfixturevalue('small_files')
+    else:
+      patch.setattr(os, fails, full)
+    with pytest.raises(OSError, match=r'No space left|File too large'):
+      files.write_atomically(path, b'x' * (LIMIT + 1))
+  assert path.exists() == there
+  assert not there or path.read_bytes() == b'old'
+  # The next write is not disturbed by what the failed one left.
+  files.write_atomically(path, b'new')
+  assert path.read_bytes() == b'new'
+  assert [p.name for p in tmp_path.iterdir()] == ['file.json']
+
+
+def test_the_settings_are_read_as_they_were_given(tmp_path):
+  settings = {'ü': [1, 2.5, None, True], 'nested': {'a': {'b': 'ß'}}}
+  for form, kind in features.FORMATS.items():
+    start(form, tmp_path / form, settings)
+    part = tmp_path / f'{form}.part'
+    assert kind.read_settings(part) == settings
+    name = 'zarr.json' if form == 'zarr' else 'run.json'
+    assert json.loads((part / name).read_bytes())

@@ -1,0 +1,559 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Zarr store: two readers, going on after a crash, and damage."""
+
+import json
+import pathlib
+import struct
+
+import numpy as np
+import pytest
+import zarr
+
+from resnet_jax import features
+from resnet_jax.features import layout, output, store
+from resnet_jax.system import errors
+
+# Not in the order of the alphabet.
+LAYERS = {'wide': (3, 2, 2), 'flat': (5, 1, 1)}
+FACTS = layout.Facts({'model': 'x', 'seed': 1}, {'note': 'ü', 'list': [1, 2]})
+ZARR = features.FORMATS['zarr']
+
+
+def plan_of(rows=8, batch=3, dtype='float32', layers=None):
+  keys = [f'd{i % 2}/猫 {i} ü😀.png' for i in range(rows)]
+  labels = [i - 1 for i in range(rows)]
+  return layout.Layout(keys, labels, layers or LAYERS, dtype, batch)
+
+
+def values_of(plan, failed=()):
+  random = np.random.default_rng(0)
+  values = {
+    name: random.normal(size=(plan.rows, *shape)).astype(plan.dtype)
+    for name, shape in plan.layers.items()
+  }
+  for array in values.values():
+    array[list(failed)] = np.nan
+  return values
+
+
+def reasons_of(plan, failed=()):
+  return [f'row {i} brökn' if i in failed else '' for i in range(plan.rows)]
+
+
+def write_batch(writer, plan, start, failed=()):
+  rows = slice(start, min(start + plan.batch_rows, plan.rows))
+  values = {k: v[rows] for k, v in values_of(plan, failed).items()}
+  writer.write(start, values, reasons_of(plan, failed)[rows])
+
+
+def write(directory, plan, *, stop=None, failed=(), done=0):
+  """Goes on at `done`, where it must be, up to `stop` or the end."""
+  path = output.make_part(directory, lambda p: ZARR.create(p, plan, FACTS))
+  writer = ZARR.writer(path, plan)
+  assert writer.done == done
+  assert writer.failed == sum(row < done for row in failed)
+  stop = plan.rows if stop is None else stop
+  for start in range(done, stop, plan.batch_rows):
+    write_batch(writer, plan, start, failed)
+    assert writer.done == min(start + plan.batch_rows, plan.rows)
+  assert writer.failed == sum(row < stop for row in failed)
+  if stop == plan.rows:
+    writer.finish()
+    output.publish(directory)
+  return path
+
+
+def contents(directory):
+  return {
+    path.relative_to(directory).as_posix(): path.read_bytes()
+    for path in directory.rglob('*')
+    if path.is_file()
+  }
+
+
+# ----------------------------------------------------------------- readers
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+@pytest.mark.parametrize(
+  ('rows', 'batch', 'failed'),
+  [
+    (1, 1, ()),
+    (6, 3, ()),
+    (7, 3, (2, 6)),
+    (8, 3, (4,)),
+    # A batch that failed as a whole.
+    (8, 3, (0, 3, 4, 5)),
+    (5, 5, (0,)),
+  ],
+)
+def test_both_readers_give_what_was_written(
+  tmp_path, dtype, rows, batch, failed
+):
+  plan = plan_of(rows, batch, dtype)
+  write(tmp_path / 'out', plan, failed=failed)
+  ours = features.load_features(str(tmp_path / 'out'))
+  theirs = zarr.open_group(tmp_path / 'out', mode='r')
+
+  assert set(ours) == set(LAYERS)
+  assert len(ours) == len(LAYERS)
+  assert set(theirs.array_keys()) == {*LAYERS, 'keys', 'labels'} | {
+    'status',
+    'reason',
+  }
+  for name, expected in values_of(plan, failed).items():
+    assert np.isnan(expected).any() == bool(failed)
+    for array in (ours[name], theirs[name]):
+      assert array.shape == expected.shape
+      assert array.dtype == np.dtype(dtype)
+      np.testing.assert_array_equal(array[:], expected)
+  status = [2 if row in failed else 1 for row in range(rows)]
+  for found, expected in [
+    (ours.rows, list(plan.keys)),
+    (list(theirs['keys'][:]), list(plan.keys)),
+    (ours.labels.tolist(), list(plan.labels)),
+    (theirs['labels'][:].tolist(), list(plan.labels)),
+    (ours.status.tolist(), status),
+    (theirs['status'][:].tolist(), status),
+    (ours.reasons, reasons_of(plan, failed)),
+    (list(theirs['reason'][:]), reasons_of(plan, failed)),
+  ]:
+    assert found == expected
+  assert all(type(key) is str for key in [*ours.rows, *theirs['keys'][:]])
+  assert (ours.labels.dtype, ours.status.dtype) == (np.int32, np.uint8)
+  assert theirs['labels'].dtype == np.int32
+  assert theirs['status'].dtype == np.uint8
+  assert ours.settings == theirs.attrs['settings'] == FACTS.settings
+  assert ours.record == theirs.attrs['record'] == FACTS.record
+  dimensions = theirs['wide'].metadata.dimension_names
+  assert dimensions == ('row', 'wide_c', 'wide_y', 'wide_x')
+
+
+@pytest.mark.parametrize(
+  'index',
+  [
+    0,
+    -1,
+    np.int64(7),
+    slice(2, 7),
+    slice(-3, None),
+    slice(6, 100),
+    slice(None, None, -2),
+    slice(5, 5),
+    [4, 0, -8, 4],
+    np.arange(8) % 3 == 1,
+    (slice(None), 1),
+    (slice(1, 8, 3), slice(1, None), -1),
+    (7, 2, 1),
+    (7, 2, 1, 0),
+    ([5, 2], 0),
+  ],
+  ids=str,
+)
+def test_a_layer_is_indexed_as_an_array(tmp_path, index):
+  write(tmp_path / 'out', plan_of())
+  layer = features.load_features(tmp_path / 'out')['wide']
+  expected = values_of(plan_of())['wide']
+  np.testing.assert_array_equal(layer[index], expected[index])
+
+
+def test_a_layer_becomes_an_array_and_says_what_it_is(tmp_path):
+  write(tmp_path / 'out', plan_of())
+  ours = features.load_features(tmp_path / 'out')
+  layer, expected = ours['flat'], values_of(plan_of())['flat']
+  assert len(layer) == 8
+  np.testing.assert_array_equal(np.asarray(layer), expected)
+  double = np.asarray(layer, np.float64)
+  assert double.dtype == np.float64
+  np.testing.assert_array_equal(double, expected.astype(np.float64))
+  assert repr(layer) == 'Layer(shape=(8, 5, 1, 1), dtype=float32)'
+  assert repr(ours).startswith('Features(8 rows, flat: (8, 5, 1, 1), wide: ')
+  np.testing.assert_array_equal(list(layer), expected)
+  for index in (8, (0, 5), (slice(None), 0, 1), 'flat', (0, 0, 0, 0, 0)):
+    with pytest.raises(IndexError):
+      layer[index]
+
+
+def test_an_unknown_layer_names_the_nearest(tmp_path):
+  write(tmp_path / 'out', plan_of())
+  ours = features.load_features(tmp_path / 'out')
+  with pytest.raises(errors.UserError) as caught:
+    ours['wied']
+  assert str(caught.value) == (
+    "unknown layer of this store 'wied'. Did you mean 'wide'? Allowed: flat,"
+    ' wide.'
+  )
+  with pytest.raises(errors.UserError) as caught:
+    ours['keys']
+  assert 'Did you mean' not in str(caught.value)
+
+
+# ------------------------------------------------------------------ chunks
+
+
+@pytest.mark.parametrize(
+  ('batch', 'rows_in_a_chunk', 'expected'),
+  [
+    # The most rows that divide a batch and stay below the limit.
+    (4, 4, 4),
+    (4, 3, 2),
+    (4, 2, 2),
+    (6, 5, 3),
+    (5, 4, 1),
+    # A row larger than the limit is a chunk of its own.
+    (4, 0.5, 1),
+  ],
+)
+def test_chunks_of_large_rows_are_smaller_than_a_batch(
+  tmp_path, monkeypatch, batch, rows_in_a_chunk, expected
+):
+  row_bytes = 3 * 2 * 2 * 4
+  limit = int(rows_in_a_chunk * row_bytes)
+  monkeypatch.setattr(store, '_MAX_CHUNK_BYTES', limit)
+  plan = plan_of(batch * 2 + 1, batch)
+  write(tmp_path / 'whole', plan)
+  theirs = zarr.open_group(tmp_path / 'whole', mode='r')
+  assert theirs['wide'].chunks == (expected, 3, 2, 2)
+  assert theirs['status'].chunks == (batch,)
+  files = [k for k in contents(tmp_path / 'whole') if k.startswith('wide/c/')]
+  assert len(files) == -(-plan.rows // expected)
+  ours = features.load_features(tmp_path / 'whole')
+  for name, values in values_of(plan).items():
+    np.testing.assert_array_equal(ours[name][:], values)
+    np.testing.assert_array_equal(theirs[name][:], values)
+
+  write(tmp_path / 'halted', plan, stop=batch)
+  write(tmp_path / 'halted', plan, done=batch)
+  assert contents(tmp_path / 'halted') == contents(tmp_path / 'whole')
+
+
+def file_bytes(path):
+  return sum(
+    len(data)
+    for name, data in contents(path).items()
+    if not name.endswith('zarr.json')
+  )
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+@pytest.mark.parametrize(
+  ('rows', 'batch', 'layers'),
+  [
+    (1, 1, {'a': (1, 1, 1)}),
+    (7, 3, {'a': (1, 1, 1), 'b': (2, 1, 1)}),
+    (7, 3, LAYERS),
+    (8, 1, {f'l{i}': (1, 1, 1) for i in range(9)}),
+    (6, 6, {'a': (64, 12, 12)}),
+    (9, 3, {'a': (64, 12, 12), 'b': (2048, 1, 1)}),
+  ],
+)
+def test_the_plan_is_an_upper_bound(tmp_path, rows, batch, layers, dtype):
+  plan = plan_of(rows, batch, dtype, layers)
+  write(tmp_path / 'out', plan)
+  planned = ZARR.planned_bytes(plan, rows)
+  written = file_bytes(tmp_path / 'out')
+  assert written <= planned
+  if plan.row_bytes() > 1000:
+    # The padding of the last batch is planned and written.
+    assert planned < 1.25 * written
+
+
+def test_the_plan_of_what_is_left_is_an_upper_bound(tmp_path):
+  plan = plan_of(8, 3, layers={'a': (64, 12, 12)})
+  part = write(tmp_path / 'out', plan, stop=3)
+  before = file_bytes(part)
+  write(tmp_path / 'out', plan, done=3)
+  more = file_bytes(tmp_path / 'out') - before
+  assert more <= ZARR.planned_bytes(plan, 5) < 1.25 * more
+
+
+# ---------------------------------------------------------------- going on
+
+
+@pytest.mark.parametrize('failed', [(), (1, 4, 7)], ids=str)
+@pytest.mark.parametrize('batches', [0, 1, 2])
+def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, batches, failed):
+  plan = plan_of()
+  write(tmp_path / 'whole', plan, failed=failed)
+  done = batches * plan.batch_rows
+  write(tmp_path / 'halted', plan, stop=done, failed=failed)
+  assert not (tmp_path / 'halted').exists()
+  write(tmp_path / 'halted', plan, done=done, failed=failed)
+  assert contents(tmp_path / 'halted') == contents(tmp_path / 'whole')
+
+
+@pytest.mark.parametrize('failed', [(), (1, 4, 7)], ids=str)
+@pytest.mark.parametrize('done', [0, 3, 6])
+def test_values_without_their_status_are_written_again(tmp_path, done, failed):
+  plan = plan_of()
+  write(tmp_path / 'whole', plan, failed=failed)
+  part = write(tmp_path / 'halted', plan, stop=done, failed=failed)
+
+  # A file in the place of the folder lets only the status fail.
+  chunks, aside = part / 'status' / 'c', part / 'status' / 'aside'
+  writer = ZARR.writer(part, plan)
+  assert writer.done == done
+  if done:
+    chunks.rename(aside)
+  chunks.write_text('')
+  with pytest.raises(errors.UserError) as caught:
+    write_batch(writer, plan, done, failed)
+  message = str(caught.value)
+  assert f'cannot write features to {part}' in message
+  assert 'Choose another place, or make room, and start again.' in message
+  assert (part / f'wide/c/{done // plan.batch_rows}/0/0/0').exists()
+  # Nothing says that the rows are there.
+  assert writer.done == done
+  chunks.unlink()
+  if done:
+    aside.rename(chunks)
+
+  write(tmp_path / 'halted', plan, done=done, failed=failed)
+  assert contents(tmp_path / 'halted') == contents(tmp_path / 'whole')
+
+
+def test_the_reasons_of_a_killed_try_are_forgotten(tmp_path):
+  plan = plan_of()
+  write(tmp_path / 'whole', plan)
+  part = write(tmp_path / 'halted', plan, stop=6, failed=(4,))
+  (part / 'status' / 'c' / '1').unlink()
+  # This time the picture of row 4 can be read.
+  write(tmp_path / 'halted', plan, done=3)
+  assert features.load_features(tmp_path / 'halted').reasons == [''] * 8
+  assert contents(tmp_path / 'halted') == contents(tmp_path / 'whole')
+
+
+def test_a_batch_cut_between_values_and_status_is_pending(tmp_path):
+  """The chunks of a batch are there, what says so is not."""
+  plan = plan_of()
+  write(tmp_path / 'whole', plan, failed=(4,))
+  part = write(tmp_path / 'halted', plan, stop=6, failed=(4,))
+  (part / 'status' / 'c' / '1').unlink()
+  for name in ('wide/c/1/0/0/0', 'flat/c/1/0/0/0', 'reason/c/1'):
+    assert (part / name).exists()
+  # Half a chunk under TensorStore's name for it, as a killed process leaves.
+  chunk = part / 'wide' / 'c' / '1' / '0' / '0' / '0'
+  chunk.with_name('0.__lock').write_bytes(b'half')
+  write(tmp_path / 'halted', plan, done=3, failed=(4,))
+  assert contents(tmp_path / 'halted') == contents(tmp_path / 'whole')
+
+
+def test_a_finished_store_has_nothing_left_to_do(tmp_path):
+  plan = plan_of()
+  write(tmp_path / 'out', plan, failed=(4,))
+  writer = ZARR.writer(tmp_path / 'out', plan)
+  assert (writer.done, writer.failed) == (8, 1)
+
+
+@pytest.mark.parametrize(
+  ('file', 'data'),
+  [
+    ('status/c/0', b'\x01\x01\x01'),
+    ('status/zarr.json', b'{'),
+    ('wide/zarr.json', None),
+  ],
+)
+def test_a_damaged_run_does_not_go_on(tmp_path, file, data):
+  part = write(tmp_path / 'out', plan_of(), stop=3)
+  if data is None:
+    (part / file).unlink()
+  else:
+    (part / file).write_bytes(data)
+  with pytest.raises(errors.UserError) as caught:
+    ZARR.writer(part, plan_of())
+  assert str(caught.value).startswith(f'{part} is damaged: ')
+  assert str(caught.value).endswith('Remove it to start over.')
+
+
+# ------------------------------------------------------- refused by readers
+
+
+def test_an_unfinished_or_missing_store_is_refused(tmp_path):
+  out, part = tmp_path / 'out', tmp_path / 'out.part'
+  with pytest.raises(errors.UserError) as caught:
+    features.load_features(out)
+  assert str(caught.value) == f'there is no feature store at {out}.'
+  write(out, plan_of(), stop=6)
+  with pytest.raises(errors.UserError) as caught:
+    features.load_features(out)
+  assert str(caught.value) == (
+    f'{out} is not finished: {part} is what there is. Start the same extract'
+    ' job again; it goes on where it stopped.'
+  )
+  with pytest.raises(errors.UserError) as caught:
+    features.load_features(part)
+  assert str(caught.value) == (f'{part} is not finished: it has pending rows.')
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+  (tmp_path / 'thesis.txt').write_text('')
+  with pytest.raises(errors.UserError, match='is no feature store, or a dama'):
+    features.load_features(tmp_path)
+
+
+def flip(place):
+  def damage(data):
+    damaged = bytearray(data)
+    damaged[place] ^= 0x10
+    return bytes(damaged)
+
+  return damage
+
+
+def cut(count):
+  return lambda data: data[:-count]
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [flip(0), flip(77), flip(-5), flip(-1), cut(1), cut(4), cut(144), cut(148)],
+  ids=[
+    'first byte',
+    'middle',
+    'last value',
+    'checksum',
+    'without a byte',
+    'without checksum',
+    'checksum only',
+    'empty',
+  ],
+)
+def test_a_damaged_chunk_is_noticed_by_both_readers(tmp_path, damage):
+  write(tmp_path / 'out', plan_of())
+  ours = features.load_features(tmp_path / 'out')['wide']
+  theirs = zarr.open_group(tmp_path / 'out', mode='r')['wide']
+  chunk = tmp_path / 'out' / 'wide' / 'c' / '1' / '0' / '0' / '0'
+  data = chunk.read_bytes()
+  assert len(data) == 3 * 3 * 2 * 2 * 4 + 4
+  chunk.write_bytes(damage(data))
+
+  expected = values_of(plan_of())['wide']
+  np.testing.assert_array_equal(ours[:3], expected[:3])
+  for index in (slice(None), 3, slice(2, 4)):
+    with pytest.raises(errors.UserError) as caught:
+      ours[index]
+    assert str(caught.value).startswith(
+      f'{tmp_path / "out" / "wide"} is damaged: '
+    )
+    assert str(caught.value).endswith('Extract the features again.')
+  with pytest.raises(ValueError, match=r'.'):
+    theirs[3:6]
+  chunk.write_bytes(data)
+  np.testing.assert_array_equal(ours[:], expected)
+
+
+def edit(**changes):
+  return lambda data: json.dumps(json.loads(data) | changes).encode()
+
+
+def grid(*chunk):
+  return {'name': 'regular', 'configuration': {'chunk_shape': chunk}}
+
+
+def claim(count):
+  return lambda data: struct.pack('<I', count) + data[4:]
+
+
+MOST = 2**32 - 1
+
+
+@pytest.mark.parametrize(
+  ('file', 'damage', 'says'),
+  [
+    ('zarr.json', cut(9), ''),
+    ('zarr.json', lambda _: b'\xff\xfe', ''),
+    ('zarr.json', lambda _: b'[]', ''),
+    ('zarr.json', edit(attributes={}), 'settings'),
+    ('keys/c/0', None, ''),
+    ('keys/c/0', lambda _: b'', ''),
+    ('keys/c/0', cut(1), 'breaks off'),
+    ('keys/c/0', lambda data: data[:40], ''),
+    ('keys/c/0', claim(MOST), f'{MOST} strings, where 8'),
+    ('keys/c/0', claim(7), '7 strings, where 8 are expected'),
+    # The first key's length; then bytes that are no UTF-8.
+    ('keys/c/0', lambda d: d[:4] + b'\xff\xff\xff\xff' + d[8:], 'breaks off'),
+    ('keys/c/0', lambda d: d[:8] + b'\xff' + d[9:], 'utf-8'),
+    ('keys/zarr.json', lambda _: b'not JSON', ''),
+    ('keys/zarr.json', lambda _: b'[]', ''),
+    ('keys/zarr.json', None, ''),
+    ('keys/zarr.json', edit(codecs=[]), 'other codecs than vlen-utf8'),
+    (
+      'keys/zarr.json',
+      edit(codecs=[{'name': 'vlen-utf8'}, {'name': 'gzip'}]),
+      'other codecs than vlen-utf8',
+    ),
+    ('keys/zarr.json', edit(shape=[]), ''),
+    ('keys/zarr.json', edit(shape=['x']), ''),
+    ('keys/zarr.json', edit(shape=[7]), ''),
+    ('keys/zarr.json', edit(shape=[10**15]), ''),
+    ('keys/zarr.json', edit(shape=[MOST], chunk_grid=grid(MOST)), ''),
+    ('keys/zarr.json', edit(chunk_grid=grid(0)), ''),
+    ('keys/zarr.json', edit(chunk_grid=grid(1)), ''),
+    ('reason/zarr.json', edit(shape=[10**15]), ''),
+    ('reason/zarr.json', edit(shape=[9]), ''),
+    ('reason/c/1', claim(MOST), f'{MOST} strings, where 3'),
+    ('reason/c/1', cut(1), ''),
+    ('labels/zarr.json', edit(shape=[7]), '8 rows'),
+    ('labels/zarr.json', edit(shape=[10**15]), '8 rows'),
+    ('labels/zarr.json', None, ''),
+    ('status/zarr.json', edit(shape=[10**15]), '8 rows'),
+    ('wide/zarr.json', lambda _: b'not JSON', ''),
+    ('wide/zarr.json', None, ''),
+    ('wide/zarr.json', edit(codecs=[{'name': 'nonsense'}]), 'nonsense'),
+    ('wide/zarr.json', edit(shape=[10**15, 3, 2, 2]), '8 rows'),
+    ('wide/zarr.json', edit(shape=[7, 3, 2, 2]), '8 rows'),
+    (
+      'wide/zarr.json',
+      edit(shape=[], chunk_grid=grid(), dimension_names=[]),
+      '8 rows',
+    ),
+  ],
+)
+def test_a_damaged_store_is_refused(tmp_path, file, damage, says):
+  out = tmp_path / 'out'
+  write(out, plan_of(), failed=(4,))
+  path = out / file
+  if damage is None:
+    path.unlink()
+  else:
+    before = path.read_bytes()
+    path.write_bytes(damage(before))
+    assert path.read_bytes() != before
+  with pytest.raises(errors.UserError) as caught:
+    features.load_features(out)
+  start = f'{out} is no feature store, or a damaged one: '
+  assert str(caught.value).startswith(start)
+  assert says in str(caught.value)[len(start) :]
+  assert len(str(caught.value)) > len(start) + 2
+
+
+@pytest.mark.parametrize(
+  ('file', 'damage'),
+  [
+    ('labels/c/0', flip(3)),
+    ('labels/c/0', cut(1)),
+    ('status/c/0', flip(0)),
+    ('status/c/2', cut(2)),
+  ],
+)
+def test_damaged_labels_and_status_are_refused(tmp_path, file, damage):
+  write(tmp_path / 'out', plan_of())
+  path = tmp_path / 'out' / file
+  path.write_bytes(damage(path.read_bytes()))
+  with pytest.raises(errors.UserError) as caught:
+    features.load_features(tmp_path / 'out')
+  assert str(tmp_path / 'out' / path.parent.parent.name) in str(caught.value)
+  assert 'damaged' in str(caught.value)
+
+
+def test_a_missing_status_is_pending(tmp_path):
+  write(tmp_path / 'out', plan_of())
+  (tmp_path / 'out' / 'status' / 'c' / '1').unlink()
+  with pytest.raises(errors.UserError, match='is not finished: it has pending'):
+    features.load_features(tmp_path / 'out')
+
+
+def test_files_of_others_in_a_store_are_passed_over(tmp_path):
+  write(tmp_path / 'out', plan_of())
+  pathlib.Path(tmp_path / 'out' / '.DS_Store').write_text('')
+  assert set(features.load_features(tmp_path / 'out')) == set(LAYERS)

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network against independent programs, and that it stops where asked."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from check_reference import check_reference
+from numpy_resnet import NumpyResNet
+from PIL import Image
+from reference_weights import parameters_crc32, reference_parameters
+
+from resnet_jax.data import mean as mean_room
+from resnet_jax.engine import runner
+from resnet_jax.models import layers, names, resnet
+from resnet_jax.system import errors
+from resnet_jax.weights import paddle, random
+
+REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
+MEAN = np.array(mean_room.MEAN_BGR, np.float32).reshape(3, 1, 1)
+# In units of a layer's rms; correct float32 programs reach 1.3e-4.
+TOLERANCE = 5e-4
+
+
+@pytest.mark.parametrize(
+  ('depth', 'count'),
+  [
+    (18, 11_689_512),
+    (34, 21_797_672),
+    (50, 25_557_032),
+    (101, 44_549_160),
+    (152, 60_192_808),
+  ],
+)
+def test_parameter_counts_are_the_published_ones(depth, count):
+  shapes = resnet.parameter_shapes(resnet.ResNet(depth))
+  assert resnet.learned_count(shapes) == count
+
+
+# Where a convolution's own values are asked for, nothing is joined to it; and
+# the stem's pool is joined unless its batch norm's are.
+@pytest.mark.parametrize(
+  ('depth', 'arithmetic', 'left_out'),
+  [
+    (50, 'float32', ()),
+    (50, 'float32', ('_conv', 'conv1_bn')),
+    (50, 'direct', ('_conv', 'conv1_bn')),
+    (101, 'float32', ()),
+    (152, 'float32', ('_conv', 'conv1_bn')),
+  ],
+)
+def test_every_layer_agrees_with_the_float64_reference(
+  depth, arithmetic, left_out, capsys
+):
+  path = REFERENCE / f'reference_resnet{depth}_seed0.npz'
+  with np.load(path) as reference:
+    names_there = [
+      name
+      for name in map(str, reference['names'])
+      if not name.endswith(left_out)
+    ]
+    pictures = [
+      np.asarray(Image.open(REFERENCE / 'inputs' / f'{name}.png'))
+      for name in reference['pictures']
+    ]
+  run = runner.Runner(
+    resnet.ResNet(depth),
+    _reference_parameters(depth),
+    names_there,
+    MEAN,
+    execution=runner.Execution(arithmetic=arithmetic),
+  )
+  images = np.stack(pictures)[:, None]
+  worst = check_reference(path, lambda: run.fetch(run(images)))
+  capsys.readouterr()
+  assert set(worst) == set(names_there)
+  assert max(worst.values()) < TOLERANCE, max(worst.items(), key=lambda i: i[1])
+
+
+# Drawn once for the cases of a depth that follow one another.
+@functools.lru_cache(maxsize=1)
+def _reference_parameters(depth):
+  stored = reference_parameters(depth, seed=0)
+  with np.load(REFERENCE / f'reference_resnet{depth}_seed0.npz') as reference:
+    assert parameters_crc32(stored) == reference['parameters_crc32']
+  return {
+    name: _from_paddle(stored[paddle.file_name(name)])
+    for name in names.parameter_names(depth)
+  }
+
+
+def _from_paddle(array):
+  return array.transpose(1, 2, 3, 0) if array.ndim == 4 else array
+
+
+@pytest.mark.parametrize(
+  ('depth', 'stride_in', 'pool', 'size'),
+  [
+    (18, '1x1', 'ceil', (64, 64)),
+    (18, '1x1', 'ceil', (32, 32)),
+    (34, '1x1', 'ceil', (32, 53)),
+    (18, '1x1', 'pad1', (45, 66)),
+    (50, '3x3', 'pad1', (37, 50)),
+    (50, '1x1', 'ceil', (65, 35)),
+  ],
+)
+def test_every_layer_agrees_with_a_direct_numpy_network(
+  depth, stride_in, pool, size
+):
+  pictures = np.random.default_rng(1).integers(0, 256, (2, *size, 3), np.uint8)
+  independent = NumpyResNet(depth, stride_in, pool)
+  bgr = pictures[..., ::-1].astype(np.float64) - MEAN.ravel()
+  expected = independent(bgr.transpose(0, 3, 1, 2))
+
+  model = resnet.ResNet(depth, stride_in=stride_in, stem_pool=pool)
+  wanted = names.layer_names(depth)
+  assert set(wanted) == set(expected)
+  run = runner.Runner(model, independent.parameters, wanted, MEAN)
+  got = run.fetch(run(pictures[:, None]))
+  shapes = resnet.layer_shapes(model, *size)
+  for name in wanted:
+    assert got[name].shape == (2, *shapes[name]) == expected[name].shape
+    scale = np.sqrt(np.mean(expected[name] ** 2))
+    error = np.abs(got[name] - expected[name]).max() / scale
+    assert error < TOLERANCE, name
+
+
+@pytest.mark.parametrize(
+  ('size', 'ceil', 'pad1'), [(112, 56, 56), (113, 56, 57), (16, 8, 8)]
+)
+def test_the_pool_rules_differ_on_odd_sizes_and_in_their_grid(size, ceil, pad1):
+  x = np.arange(size * size, dtype=np.float32).reshape(1, size, size, 1)
+  by_ceil = layers.StemPool('ceil').apply({}, x)
+  by_pad1 = layers.StemPool('pad1').apply({}, x)
+  assert by_ceil.shape == (1, ceil, ceil, 1)
+  assert by_pad1.shape == (1, pad1, pad1, 1)
+  assert by_ceil[0, 0, 0, 0] == 2 * size + 2
+  assert by_pad1[0, 0, 0, 0] == size + 1
+
+
+def test_what_lies_behind_the_deepest_layer_costs_nothing():
+  model = resnet.ResNet(50)
+  parameters = random.initialise(resnet.parameter_shapes(model), 0)
+  images = (1, 1, 64, 64, 3)
+
+  def cost(layer):
+    run = runner.Runner(model, parameters, [layer], MEAN)
+    compiled = run.compile(images)
+    taken = compiled.memory_analysis().argument_size_in_bytes
+    return compiled.cost_analysis()['flops'], taken
+
+  whole, front = cost('output'), cost('res2_3_addto')
+  # Measured: 0.23 of the operations, 0.009 of the parameters.
+  assert front[0] < 0.3 * whole[0]
+  behind = [n for n in parameters if not n.startswith(('conv1', 'res2'))]
+  assert whole[1] - front[1] == _joined_bytes(parameters, behind)
+  # Not even there to be read.
+  less = {k: v for k, v in parameters.items() if k not in behind}
+  run = runner.Runner(model, less, ['res2_3_addto'], MEAN)
+  assert run.fetch(run(np.zeros(images, np.uint8)))['res2_3_addto'].any()
+
+
+def _joined_bytes(parameters, chosen):
+  """Of kernels, one number a channel for each, and the classifier."""
+  total = 0
+  for name in chosen:
+    array = parameters[name]
+    if name.endswith('_conv/kernel'):
+      # Winograd's kernels for 3x3: 36 numbers instead of nine.
+      winograd = array.shape[0] == 3 and jax.default_backend() == 'cpu'
+      total += array.nbytes * (4 if winograd else 1) + array.shape[-1] * 4
+    elif name.startswith('logits'):
+      total += array.nbytes
+  return total
+
+
+def test_a_branch_that_does_not_lead_to_the_layer_is_not_computed():
+  model = resnet.ResNet(50)
+  parameters = random.initialise(resnet.parameter_shapes(model), 0)
+  run = runner.Runner(model, parameters, ['res2_1_branch2a_bn'], MEAN)
+  taken = run.compile((1, 1, 32, 32, 3)).memory_analysis()
+  front = ('conv1_', 'res2_1_branch2a_')
+  needed = _joined_bytes(
+    parameters, [name for name in parameters if name.startswith(front)]
+  )
+  assert taken.argument_size_in_bytes == needed + MEAN.nbytes + 32 * 32 * 3
+
+
+def test_pool_dtype_and_ten_crops_are_what_numpy_makes_of_single_maps():
+  model = resnet.ResNet(18)
+  parameters = random.initialise(resnet.parameter_shapes(model), 0)
+  cuts = np.random.default_rng(0).integers(0, 256, (2, 5, 40, 40, 3), np.uint8)
+  layer = 'res3_1_addto'
+  ten = np.concatenate([cuts, cuts[:, :, :, ::-1]], axis=1)
+  single = runner.Runner(model, parameters, [layer], MEAN)
+  maps = np.stack([single.fetch(single(t[:, None]))[layer] for t in ten])
+  for pool, expected in (
+    ('none', maps.mean(axis=1)),
+    ('avg', maps.mean(axis=(3, 4), keepdims=True).mean(axis=1)),
+    ('max', maps.max(axis=(3, 4), keepdims=True).mean(axis=1)),
+  ):
+    run = runner.Runner(
+      model,
+      parameters,
+      [layer],
+      MEAN,
+      multi_crop=True,
+      reduction=runner.Reduction(pool, 'float32'),
+    )
+    got = run.fetch(run(cuts))[layer]
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_float16_rounds_and_refuses_what_does_not_fit():
+  model = resnet.ResNet(18)
+  parameters = random.initialise(resnet.parameter_shapes(model), 0)
+  images = np.full((1, 1, 32, 32, 3), 200, np.uint8)
+  half = runner.Reduction(dtype='float16')
+  run = runner.Runner(model, parameters, ['pool1'], MEAN, reduction=half)
+  exact = runner.Runner(model, parameters, ['pool1'], MEAN)
+  got = run.fetch(run(images))['pool1']
+  assert got.dtype == np.float16
+  expected = exact.fetch(exact(images))['pool1'].astype(np.float16)
+  np.testing.assert_array_equal(got, expected)
+
+  parameters['conv1_bn/scale'] = parameters['conv1_bn/scale'] * 1e6
+  run = runner.Runner(model, parameters, ['pool1'], MEAN, reduction=half)
+  with pytest.raises(errors.UserError, match=r'pool1 .*65504.*dtype=float32'):
+    run.fetch(run(images))
+  # Padding may be what it likes.
+  run.fetch(run(images), np.array([False]))
+
+
+def test_too_small_pictures_and_unknown_variants_are_errors():
+  x = jnp.zeros((1, 31, 64, 3))
+  with pytest.raises(ValueError, match='31x64: a ResNet takes 32x32 or more'):
+    resnet.ResNet(18).init(jax.random.key(0), x)
+  x = jnp.zeros((1, 32, 32, 3))
+  with pytest.raises(ValueError, match="'2x2' is not one of"):
+    resnet.ResNet(50, stride_in='2x2').init(jax.random.key(0), x)

@@ -1,0 +1,657 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch checkpoints made by hand: their structure, damage, and attacks."""
+
+import binascii
+import math
+import pickle
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from resnet_jax.codecs import pickles
+from resnet_jax.models import resnet
+from resnet_jax.system import errors
+from resnet_jax.weights import assemble, torch, torch_names, torch_tensors
+
+OPTIONS = assemble.Options()
+MODEL = resnet.ResNet(18, 1, stride_in='3x3', stem_pool='pad1')
+MAGIC = 0x1950A86A20F9469CFC6C
+
+
+# ------------------------------------------- a writer: opcodes of protocol 2
+
+
+def value(given):
+  """The opcodes of plain objects; bytes are opcodes already."""
+  if isinstance(given, bytes):
+    return given
+  if isinstance(given, dict):
+    pairs = b''.join(value(k) + value(v) for k, v in given.items())
+    return b'}(' + pairs + b'u'
+  if isinstance(given, tuple | list):
+    end = b't' if isinstance(given, tuple) else b'l'
+    return b'(' + b''.join(map(value, given)) + end
+  if isinstance(given, str):
+    # Without a place in the memo, which tests use themselves.
+    data = given.encode()
+    return b'X' + struct.pack('<I', len(data)) + data
+  return pickle.dumps(given, 2)[2:-1]
+
+
+def call(name, *arguments):
+  module, _, function = name.rpartition('.')
+  return f'c{module}\n{function}\n'.encode() + value(arguments) + b'R'
+
+
+def storage(key, count, kind='Float', view=()):
+  name = f'ctorch\n{kind}Storage\n'.encode()
+  return value(('storage', name, key, 'cpu', count, *view)) + b'Q'
+
+
+def strides_of(shape):
+  return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def tensor(key, shape, *, offset=0, strides=None, count=None, more=(), **kind):
+  count = math.prod(shape) if count is None else count
+  strides = strides_of(shape) if strides is None else strides
+  hooks = call('collections.OrderedDict')
+  return call(
+    'torch._utils._rebuild_tensor_v2',
+    storage(key, count, **kind),
+    *(offset, shape, strides, False, hooks, *more),
+  )
+
+
+def pickled(given):
+  return b'\x80\x02' + value(given) + b'.'
+
+
+def zip_of(members, damage=None, method=0, wide=False, flags=0):
+  """A zip as PyTorch writes it; `damage` may change an entry's fields."""
+  body, directory = b'', b''
+  for name, data in members:
+    fields = {
+      'name': name.encode(),
+      'crc': binascii.crc32(data),
+      'size': len(data),
+      'packed': len(data),
+      'header': len(body),
+      'method': method,
+      'flags': flags,
+    }
+    body += struct.pack(
+      '<4s5H3L2H', b'PK\3\4', 0, flags, method, *(0,) * 5, len(name), 0
+    )
+    body += name.encode() + data
+    fields |= (damage or {}).get(name, {})
+    extra = b''
+    numbers = [fields[key] for key in ('packed', 'size', 'header')]
+    if wide:
+      extra = (
+        struct.pack('<2H', 9, 1)
+        + b'x'
+        + struct.pack('<2H3Q', 1, 24, *(numbers[1], numbers[0], numbers[2]))
+      )
+      numbers = [0xFFFFFFFF] * 3
+    directory += struct.pack(
+      '<4s6H3L5H2L',
+      *(b'PK\1\2', 0, 0, fields['flags'], fields['method'], 0, 0),
+      *(fields['crc'], *numbers[:2], len(fields['name']), len(extra)),
+      *(0, 0, 0, 0, numbers[2]),
+    )
+    directory += fields['name'] + extra
+  start, count, end = len(body), len(members), b''
+  if wide:
+    end = struct.pack(
+      '<4sQ2H2L4Q',
+      b'PK\6\6',
+      44,
+      0,
+      0,
+      0,
+      0,
+      *(count, count, len(directory), start),
+    )
+    end += struct.pack('<4sLQL', b'PK\6\7', 0, start + len(directory), 1)
+  numbers = (
+    [0xFFFF] * 2 + [0xFFFFFFFF] * 2
+    if wide
+    else (count, count, len(directory), start)
+  )
+  return (
+    body
+    + directory
+    + end
+    + struct.pack('<4s4H2LH', b'PK\5\6', 0, 0, *numbers, 0)
+  )
+
+
+def zip_file(contents, storages=(), **how):
+  data = [(f'm/data/{key}', raw) for key, raw in dict(storages).items()]
+  return zip_of(
+    [('m/data.pkl', pickled(contents)), ('m/byteorder', b'little'), *data],
+    **how,
+  )
+
+
+SYSTEM = {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {}}
+
+
+def row_file(contents, storages=(), system=SYSTEM, keys=None, version=1001):
+  """A file of before 1.6; a storage is (its number of values, its bytes)."""
+  storages = dict(storages)
+  keys = sorted(storages) if keys is None else keys
+  parts = [MAGIC, version, system, contents, keys]
+  return b''.join(map(pickled, parts)) + b''.join(
+    struct.pack('<q', count) + raw for count, raw in storages.values()
+  )
+
+
+@pytest.fixture
+def load(tmp_path):
+  def run(data, recognised=True):
+    path = tmp_path / 'model.pth'
+    path.write_bytes(data)
+    assert torch.recognise(path, data[:512]) == recognised
+    return torch.load(path, OPTIONS)
+
+  return run
+
+
+@pytest.fixture
+def refusal(load, tmp_path):
+  def run(data, recognised=True):
+    with pytest.raises(errors.UserError) as caught:
+      load(data, recognised)
+    message = str(caught.value)
+    assert message.startswith(f'{tmp_path / "model.pth"}')
+    assert len(message) < 20_000
+    return message
+
+  return run
+
+
+@pytest.fixture(scope='module')
+def network():
+  """Every tensor of ResNet-18 with one class, as a file has it."""
+  random = np.random.default_rng(0)
+  shapes, arrays = resnet.parameter_shapes(MODEL), {}
+  for name, ours in torch_names.torchvision(18).items():
+    shape = assemble.TORCH_LAYOUT.stored(shapes[ours])
+    arrays[name] = random.uniform(0.1, 1, shape).astype('<f4')
+  return arrays
+
+
+def state_of(network):
+  keys = {name: str(i) for i, name in enumerate(network)}
+  state = {n: tensor(keys[n], a.shape) for n, a in network.items()}
+  return state, {keys[n]: a.tobytes() for n, a in network.items()}
+
+
+def assert_holds(loaded, network):
+  for name, ours in torch_names.torchvision(18).items():
+    axes = assemble.TORCH_LAYOUT.axes(network[name].ndim)
+    np.testing.assert_array_equal(
+      loaded.parameters[ours], network[name].transpose(axes)
+    )
+
+
+def ordered(state):
+  """As torch.save has a state dict: an OrderedDict with a state."""
+  pairs = b''.join(value(k) + value(v) for k, v in state.items())
+  versions = {'_metadata': {'': {'version': 1}}}
+  made = call('collections.OrderedDict')
+  return made + b'(' + pairs + b'u' + value(versions) + b'b'
+
+
+# ------------------------------------------------------------------ structure
+
+
+def test_both_forms_without_pytorch(load, network):
+  state, raw = state_of(network)
+  for wide in (False, True):
+    loaded = load(zip_file(ordered(state), raw, wide=wide))
+    assert loaded.model == MODEL
+    assert_holds(loaded, network)
+  counted = {key: (len(data) // 4, data) for key, data in sorted(raw.items())}
+  assert_holds(load(row_file(ordered(state), counted)), network)
+
+
+def test_what_python_2_wrote(load, network):
+  state, raw = state_of(network)
+  pairs = [[name, made] for name, made in state.items()]
+  assert_holds(
+    load(zip_file(call('collections.OrderedDict', pairs), raw)), network
+  )
+
+
+def test_parts_that_are_not_needed_may_be_absent(load, network):
+  state, raw = state_of(network)
+  data = [(f'm/data/{key}', values) for key, values in raw.items()]
+  # No byte order, as before 2.1; no checksums, as PyTorch can be told; and a
+  # counter, which old files do not have.
+  state['bn1.num_batches_tracked'] = tensor('n', (), kind='Long')
+  members = [('m/data.pkl', pickled(state)), *data, ('m/data/n', bytes(8))]
+  unsummed = {name: {'crc': 0} for name, _ in members}
+  loaded = load(zip_of(members, unsummed))
+  assert_holds(loaded, network)
+  assert len(loaded.parameters) == 102
+
+
+def test_a_pickle_that_is_not_first_is_found(load, network):
+  state, raw = state_of(network)
+  data = [(f'm/data/{key}', values) for key, values in raw.items()]
+  assert_holds(load(zip_of([*data, ('m/data.pkl', pickled(state))])), network)
+
+
+# ------------------------------------------------------ refused and not read
+
+
+EXECUTED = 'executed'
+ADVICE = "torch.save(model.state_dict(), 'clean.pth')."
+
+
+@pytest.mark.parametrize(
+  ('contents', 'what'),
+  [
+    (call('os.system', f'echo > {EXECUTED}'), 'os.system'),
+    (call('__builtin__.eval', '1'), 'builtins.eval'),
+    (call('argparse.Namespace'), 'argparse.Namespace'),
+    (b'cmy.models\nNet\n)\x81.', 'my.models.Net'),
+    (call('torch.load', 'x'), 'torch.load'),
+    (call('torch.storage._load_from_bytes', 'x'), 'torch.storage._load_from_'),
+    (call('torch._utils._rebuild_tensor_v3'), 'torch._utils._rebuild_tensor'),
+    (call('torch.UntypedStorage', 9), 'torch.UntypedStorage'),
+    (call('numpy.core.multiarray._reconstruct'), 'numpy.core.multiarray._re'),
+    (b'c_codecs\nencode\n', '_codecs.encode'),
+    (b"(S'x'\nios\nsystem\n", 'the opcode INST'),
+    (b'Pstorage\n', 'the opcode PERSID'),
+    (b'\x8f', 'the opcode EMPTY_SET'),
+    (value(('module', 1)) + b'Q', 'a persistent id that names no storage'),
+    (storage('0', 1, view=(('1', 0, 1),)), 'a persistent id that names no'),
+    (tensor('0', (9, 9), strides=(0, 0), count=1), 'a tensor that repeats'),
+    (tensor('0', (1,), more=({'neg': True},)), 'a tensor with a conjugate or'),
+    (b'c\x1b[2J' + b'x' * 9999 + b'\n\xc3\xa9\n', '?[2Jxxx'),
+  ],
+)
+def test_what_is_no_tensor_is_refused_by_name(
+  refusal, tmp_path, monkeypatch, contents, what
+):
+  monkeypatch.chdir(tmp_path)
+  for form in (zip_file, row_file):
+    message = refusal(form(contents))
+    assert 'is refused: it holds ' in message
+    assert what in message
+    assert 'and only tensors and containers are read' in message
+    assert message.endswith(ADVICE)
+    assert not (tmp_path / EXECUTED).exists()
+
+
+def test_a_tar_archive_is_refused_by_name(refusal):
+  head = b'sys_info'.ljust(257, b'\0') + b'ustar\x0000'
+  message = refusal(head.ljust(10240, b'\0'))
+  assert 'is a tar archive, as PyTorch 0.1 wrote it, and is not' in message
+  assert 'resnet50-0676ba61.pth' in message
+
+
+def test_torchscript_is_refused_by_name(refusal):
+  data = zip_of([('m/data.pkl', pickled({})), ('m/constants.pkl', b'')])
+  assert 'it holds a TorchScript program, and' in refusal(data)
+
+
+def test_big_endian_values_are_refused(refusal):
+  big = [('m/data.pkl', pickled({})), ('m/byteorder', b'big')]
+  assert 'it holds values that are not little-endian' in refusal(zip_of(big))
+  big = row_file({}, system=SYSTEM | {'little_endian': False})
+  assert 'it holds values that are not little-endian' in refusal(big)
+
+
+@pytest.mark.parametrize(
+  ('contents', 'message'),
+  [
+    ([1, 2], 'holds a list, not a state dict. Where you trust'),
+    (tensor('0', (1,)), 'holds a Tensor, not a state dict'),
+    ({}, 'holds no state dict: there are tensors neither in it nor in its'),
+    (
+      {'epoch': 3, 'net': {}, 9**9999: 0},
+      "it holds 'epoch', 'net', int. Where you",
+    ),
+    ({f'{i}': i for i in range(25)}, "'19', and 5 more. Where"),
+    ({'state_dict': 3, 'model': [1]}, "it holds 'state_dict', 'model'. Where"),
+    ({'a': storage('0', 1)}, "it holds 'a'. Where"),
+  ],
+)
+def test_without_a_state_dict_it_says_what_is_there(refusal, contents, message):
+  text = refusal(
+    zip_file(contents, {'0': bytes(4)} if b'Q' in value(contents) else {})
+  )
+  assert message in text
+  assert text.endswith(ADVICE)
+
+
+def test_what_is_something_else_is_not_recognised(tmp_path):
+  path = tmp_path / 'x'
+  keras = zip_of([('config.json', b'{}'), ('model.weights.h5', b'')])
+  others = [
+    b'',
+    b'\x89HDF\r\n\x1a\n',
+    pickle.dumps({'data_mean': 1}, 2),
+    pickle.dumps({'data_mean': 1}, 4),
+    keras,
+    keras[:40],
+    b'PK\3\4',
+    b'_res2.w0'.ljust(257, b'\0') + b'ustar\x0000',
+  ]
+  for data in others:
+    path.write_bytes(data)
+    assert not torch.recognise(path, data[:512])
+  assert not torch.recognise(tmp_path, b'')
+  assert not torch.recognise(tmp_path / 'nothing', keras[:512])
+  path.write_bytes(b'N.N.N.')
+  with pytest.raises(errors.UserError, match="not begin as PyTorch's files"):
+    torch.load(path, OPTIONS)
+  with pytest.raises(errors.UserError, match='No such file'):
+    torch.load(tmp_path / 'nothing', OPTIONS)
+
+
+# --------------------------------------------------------- damage and attacks
+
+
+@pytest.fixture
+def little_memory():
+  """Checks that a test claims less than 24 megabytes at once."""
+  tracemalloc.start()
+  try:
+    yield
+    assert tracemalloc.get_traced_memory()[1] < 24 << 20
+  finally:
+    tracemalloc.stop()
+
+
+HUGE = 1 << 40
+
+
+@pytest.mark.usefixtures('little_memory')
+@pytest.mark.parametrize('form', [zip_file, row_file])
+@pytest.mark.parametrize(
+  ('contents', 'message'),
+  [
+    (
+      tensor('0', (HUGE,), count=4),
+      f'{HUGE} values that ends at value {HUGE} h',
+    ),
+    (tensor('0', (2, 3), count=5), 'a tensor of 6 values that ends at value 6'),
+    (
+      tensor('0', (4,), offset=1, count=4),
+      'that ends at value 5 has a storage',
+    ),
+    (tensor('0', (2, 2), strides=(HUGE, 1), count=4), 'has a storage of 4'),
+    # Windows that overlap: many values of few.
+    (tensor('0', (3, 3), strides=(1, 1), count=5), 'a tensor of 9 values that'),
+    (tensor('0', (0,), offset=5, count=4), 'a tensor of 0 values that ends at'),
+    (tensor('0', (-1,), count=4), 'a size, a stride or an offset is no number'),
+    (
+      tensor('0', (4,), strides=(-1,), count=4),
+      'a size, a stride or an offset is no number',
+    ),
+    (
+      tensor('0', (4,), offset=-1, count=4),
+      'a size, a stride or an offset is no number',
+    ),
+    (
+      tensor('0', (True,), count=4),
+      'a size, a stride or an offset is no number',
+    ),
+    (
+      tensor('0', (1.0,), strides=(1,), count=4),
+      'a size, a stride or an offset is no number',
+    ),
+    (tensor('0', (1,) * 9), 'a tensor has not 0 to 8 dimensions'),
+    (
+      tensor('0', (4,), strides=(), count=4),
+      'not one stride for each dimension',
+    ),
+    (tensor('0', (), count=9**9999), 'is no number there can be'),
+    (tensor('0', (), count=-1), 'a size, a stride or an offset is no number'),
+    (
+      {'a': tensor('0', (1,)), 'b': tensor('0', (2,))},
+      "storage '0' has two sizes or two types",
+    ),
+    (
+      {'a': tensor('0', (1,)), 'b': tensor('0', (1,), kind='Half')},
+      "storage '0' has two sizes or two types",
+    ),
+    (
+      call('torch._utils._rebuild_tensor_v2', 3, 0, (), (), False, {}),
+      'a tensor is not made of a storage',
+    ),
+    (b'ctorch\nFloatStorage\n)R', 'object is not callable'),
+    (b'X' + struct.pack('<I', 1 << 31) + b'\xff', 'its pickle: UnicodeDecode'),
+    (b'\x96' + struct.pack('<Q', 1 << 40), 'its pickle: it breaks off'),
+  ],
+)
+def test_tensors_that_cannot_be_are_damage(refusal, form, contents, message):
+  text = refusal(form(contents))
+  assert 'is damaged: ' in text
+  assert message in text
+  assert text.endswith('Get it again.')
+
+
+@pytest.mark.usefixtures('little_memory')
+def test_values_copied_again_and_again_are_refused(refusal):
+  # Two bytes name a list again; each call would make a dict of all of it.
+  pairs = value([[str(i), i] for i in range(500)]) + b'q\0'
+  calls = b'(ccollections\nOrderedDict\nq\1' + b'h\1h\0\x85R' * 2000 + b't'
+  text = refusal(zip_file(value((pairs, calls))))
+  assert 'it holds values that are copied again and again, and' in text
+  # Numbers of a tensor, in a tuple of any length.
+  many = value((1,) * 5000) + b'q\0'
+  rebuild = b'ctorch._utils\n_rebuild_tensor_v2\nq\1'
+  made = b'h\1(' + storage('0', 1) + b'K\0h\0h\0\x89}tR'
+  text = refusal(zip_file(value((many, rebuild + made))))
+  assert 'a tensor has not 0 to 8 dimensions' in text
+
+
+@pytest.mark.usefixtures('little_memory')
+def test_a_text_encoded_again_and_again_is_refused(tmp_path):
+  text = b'X' + struct.pack('<I', 100_000) + b'a' * 100_000 + b'q\0'
+  encode = b'c_codecs\nencode\nq\1' + value('latin1') + b'q\2'
+  data = b'\x80\x02(' + text + encode + b'h\1h\0h\2\x86R' * 2000 + b't.'
+  (tmp_path / 'p').write_bytes(data)
+  with pytest.raises(errors.UserError, match='copied again and again'):
+    pickles.load_arrays(tmp_path / 'p')
+
+
+def test_a_pickle_has_a_largest_size(refusal):
+  large = b'N0' * (torch_tensors.MAX_PICKLE // 2) + b'}'
+  text = refusal(zip_file(large))
+  assert 'its pickle has 4194308 bytes, more than 4194304' in text
+  text = refusal(row_file(large))
+  assert 'its pickle has more than 4194304 bytes' in text
+
+
+ONE = {'a': tensor('0', (4,))}
+
+
+@pytest.mark.usefixtures('little_memory')
+@pytest.mark.parametrize(
+  ('file', 'message'),
+  [
+    (zip_file(ONE), "storage '0' has no bytes, where 16 are expected"),
+    (zip_file(ONE, {'0': bytes(15)}), "storage '0' has 15 bytes, where 16"),
+    (zip_file(ONE, {'0': bytes(17)}), "storage '0' has 17 bytes, where 16"),
+    (
+      zip_file({'a': tensor('0', (HUGE,))}, {'0': bytes(4)}),
+      f"storage '0' has 4 bytes, where {4 * HUGE} are expected",
+    ),
+    (zip_of([('m/data.pkl', b'')]), 'its pickle: it breaks off'),
+    (
+      zip_of([('m/data.pkl', b''), ('n/data.pkl', b'')]),
+      'it has 2 entries data.pkl, not one',
+    ),
+    (
+      zip_of([('m/data.pkl', b''), ('m/data.pkl', b'')]),
+      "it has two entries 'm/data.pkl'",
+    ),
+    *(
+      (
+        zip_of([('m/data.pkl', pickled({})), (name, b'')]),
+        'is not a name within the archive',
+      )
+      for name in ('/etc/passwd', '../x', 'm/../../x', 'm\\x', 'm/\x1b[2J')
+    ),
+    (
+      zip_file({}, damage={'m/data.pkl': {'crc': 1}}),
+      "'m/data.pkl' does not have its checksum",
+    ),
+    (
+      zip_file({}, damage={'m/data.pkl': {'method': 8}}),
+      "'m/data.pkl' is compressed or encrypted, not stored as is",
+    ),
+    (
+      zip_file({}, damage={'m/data.pkl': {'flags': 1}}),
+      "'m/data.pkl' is compressed or encrypted",
+    ),
+    (
+      zip_file({}, damage={'m/data.pkl': {'packed': 1}}),
+      "'m/data.pkl' is compressed or encrypted",
+    ),
+    (
+      zip_file({}, damage={'m/data.pkl': {'header': 1}}),
+      "'m/data.pkl' is not where the zip directory has it",
+    ),
+    (
+      zip_file({}, damage={'m/data.pkl': {'header': 1 << 31}}),
+      'which lie outside the file',
+    ),
+    (
+      zip_file(
+        {}, damage={'m/byteorder': {'size': 1 << 31, 'packed': 1 << 31}}
+      ),
+      "its entry 'm/byteorder' has 2147483648 bytes, which lie outside the f",
+    ),
+    *(
+      (
+        zip_file({}, damage={'m/byteorder': {key: (1 << 64) - 1}}, wide=True),
+        message,
+      )
+      for key, message in (
+        ('header', "its entry 'm/byteorder' has 6 bytes, which lie outside"),
+        # Compressed by that much.
+        ('size', 'not little-endian'),
+      )
+    ),
+    (
+      zip_file({}, damage={'m/byteorder': {'header': 0xFFFFFFFF}}),
+      'its zip directory has no zip64 field for an entry',
+    ),
+    (
+      zip_file({}, damage={'m/byteorder': {'name': b'\xff'}}),
+      'its zip directory has a name not in UTF-8',
+    ),
+  ],
+)
+def test_archives_that_cannot_be(refusal, file, message):
+  text = refusal(file)
+  assert message in text
+
+
+def test_the_end_of_an_archive(refusal):
+  whole, wide = zip_file({}), zip_file({}, wide=True)
+  end = struct.Struct('<4s4H2LH')
+
+  def ended(count=2, length=None, offset=None):
+    _, _, _, _, _, size, start, _ = end.unpack(whole[-22:])
+    return whole[:-22] + end.pack(
+      *(b'PK\5\6', 0, 0, count, count),
+      *(size if length is None else length, offset or start, 0),
+    )
+
+  for file, message in (
+    (whole[:-1], 'it breaks off: its end is not that of a zip archive'),
+    (whole[:40], 'it breaks off: its end is not that'),
+    (ended(count=3), 'its zip directory breaks off'),
+    (ended(length=99), 'its zip directory breaks off'),
+    (ended(offset=9), 'its zip directory has something that is no entry'),
+    (
+      ended(length=1 << 31),
+      'its zip directory has 2147483648 bytes, more than',
+    ),
+    (ended(offset=1 << 31), 'its zip directory lies outside the file'),
+    (
+      wide[:-34] + bytes(7) + b'\xff' + wide[-26:],
+      'its zip64 record lies outs',
+    ),
+    (
+      wide[:-34] + bytes(8) + wide[-26:],
+      'it has no zip64 record where it stat',
+    ),
+  ):
+    assert message in refusal(file), message
+
+
+@pytest.mark.usefixtures('little_memory')
+@pytest.mark.parametrize(
+  ('file', 'message'),
+  [
+    (row_file({}, version=1000), "does not begin as PyTorch's files do"),
+    (row_file({}, system=[1]), "does not begin as PyTorch's files do"),
+    (row_file(ONE), 'its storages are not those that its tensors name'),
+    (row_file(ONE, keys=7), 'its storages are not those that its tensors name'),
+    (
+      row_file(ONE, {'0': (4, bytes(16)), '1': (0, b'')}),
+      'its storages are not those that its tensors name',
+    ),
+    (row_file(ONE, {'0': (4, bytes(15))}), "it breaks off in storage '0'"),
+    (row_file(ONE, {'0': (4, bytes(17))}), '1 bytes follow its last storage'),
+    (row_file(ONE, {'0': (5, bytes(16))}), "storage '0' has 5 values, where 4"),
+    (
+      row_file({'a': tensor('0', (HUGE,))}, {'0': (HUGE, bytes(16))}),
+      "it breaks off in storage '0'",
+    ),
+  ],
+)
+def test_old_files_that_cannot_be(refusal, file, message):
+  text = refusal(file)
+  assert 'is damaged: ' in text
+  assert message in text
+
+
+def small(form):
+  state = {'conv1.weight': tensor('0', (2, 3)), 'n': [1, 'x', None]}
+  raw = struct.pack('<6f', *range(6))
+  return form(state, {'0': (6, raw) if form is row_file else raw})
+
+
+@pytest.mark.parametrize('form', [zip_file, row_file])
+def test_every_truncated_file_is_damaged(refusal, form):
+  data = small(form)
+  # Whole, the tensor is read, and is no ResNet.
+  assert 'does not hold a plain ResNet' in refusal(data)
+  for size in range(60, len(data)):
+    message = refusal(data[:size])
+    assert ' is damaged: ' in message or ' is refused: ' in message
+
+
+@pytest.mark.parametrize('form', [zip_file, row_file])
+def test_flipped_bits_raise_nothing_but_user_errors(tmp_path, form):
+  data, random = small(form), np.random.default_rng(0)
+  path = tmp_path / 'model.pth'
+  for _ in range(400):
+    damaged = bytearray(data)
+    for _ in range(random.integers(1, 4)):
+      damaged[random.integers(len(data))] ^= 1 << random.integers(8)
+    path.write_bytes(damaged)
+    if torch.recognise(path, bytes(damaged[:512])):
+      with pytest.raises(errors.UserError):
+        torch.load(path, OPTIONS)
+
+
+def test_a_flipped_value_is_noticed(refusal, network):
+  state, raw = state_of(network)
+  data = bytearray(zip_file(state, raw))
+  data[len(data) // 2] ^= 1
+  assert 'does not have its checksum' in refusal(bytes(data))

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The published checkpoints: every record complete, and true of its network."""
+
+import hashlib
+import re
+import urllib.parse
+
+import pytest
+
+from resnet_jax.models import layers, names, resnet
+from resnet_jax.system import errors
+from resnet_jax.weights import formats
+from resnet_jax.zoo import lookup, records
+
+_PUBLISHED = {
+  'msra': (50, 101, 152),
+  'paddle': (50, 101, 152),
+  'keras': (50, 101, 152),
+  'torchvision.v1': (18, 34, 50, 101, 152),
+  'torchvision.v2': (50, 101, 152),
+  'timm.a1_in1k': (18, 34, 50, 101, 152),
+}
+
+
+def _each():
+  return [pytest.param(record, id=record.name) for record in lookup.RECORDS]
+
+
+def test_every_published_checkpoint_is_there_once():
+  found = [(record.family, record.depth) for record in lookup.RECORDS]
+  assert len(set(found)) == len(found)
+  assert set(found) == {(f, d) for f, ds in _PUBLISHED.items() for d in ds}
+  assert set(lookup.FAMILIES) == set(_PUBLISHED)
+  assert set(lookup.USUAL) == set(names.IMAGENET)
+
+
+@pytest.mark.parametrize('record', _each())
+def test_a_record_is_complete(record):
+  assert record.format in formats.FORMATS
+  assert record.licence
+  assert record.stride_in in resnet.STRIDES
+  assert record.stem_pool in layers.STEM_POOLS
+  assert 0 < record.epsilon < 1e-4
+  assert record.accuracies
+  for accuracy in record.accuracies:
+    assert (accuracy.top1, accuracy.top5) != (None, None)
+    assert 50 < (accuracy.top1 or 51) < 90
+    assert (accuracy.top1 or 90) < (accuracy.top5 or 91) < 100
+    assert accuracy.protocol
+    assert accuracy.source
+  how = record.recipe
+  assert how.channels in ('BGR', 'RGB')
+  assert 200 <= how.crop_size <= how.resize_size <= 300
+  _check_file(record.file)
+  if record.file.size is not None:
+    # Four bytes a parameter, the statistics, and the format's own.
+    assert 1 < record.file.size / (4 * record.parameters) < 1.02
+
+
+@pytest.mark.parametrize('file', lookup.MEANS.values(), ids=lookup.MEANS)
+def test_a_mean_file_is_complete(file):
+  _check_file(file)
+
+
+def _check_file(file):
+  assert file.urls
+  assert len(set(file.urls)) == len(file.urls)
+  for url in file.urls:
+    parts = urllib.parse.urlsplit(url)
+    assert parts.scheme in ('http', 'https')
+    assert parts.hostname
+  assert re.fullmatch(r'[\w.-]+', file.name)
+  if file.hash:
+    whole = records.ALGORITHMS[file.hash.algorithm]
+    assert re.fullmatch(r'[0-9a-f]+', file.hash.digits)
+    assert len(file.hash.digits) in (8, whole)
+  else:
+    assert 'paddle' in file.urls[0]
+
+
+@pytest.mark.parametrize('record', _each())
+def test_a_record_builds_the_network_it_states(record):
+  model = resnet.ResNet(
+    record.depth,
+    stride_in=record.stride_in,
+    stem_pool=record.stem_pool,
+    epsilon=record.epsilon,
+  )
+  shapes = resnet.parameter_shapes(model)
+  assert resnet.learned_count(shapes) == record.parameters
+
+
+@pytest.mark.parametrize(
+  ('record', 'part'), [(r, r.file.hash) for r in lookup.RECORDS if r.file.hash]
+)
+def test_torch_files_carry_their_hash_in_their_name(record, part):
+  if record.format == 'torch':
+    assert record.file.name.endswith(f'-{part.digits[:8]}.pth')
+
+
+def test_a_hash_says_when_it_is_a_prefix():
+  whole = lookup.Hash('md5', 'ab' * 16)
+  assert str(whole) == f'md5 {"ab" * 16}'
+  part = lookup.Hash('sha256', 'f82ba261')
+  assert not part.is_full
+  assert str(part) == 'sha256 f82ba261 (first 8 digits)'
+
+
+def test_an_unknown_checkpoint_and_depth_name_what_there_is():
+  with pytest.raises(errors.UserError, match=r"Did you mean 'torchvision\.v2'"):
+    lookup.find('torchvision.v3', 50)
+  with pytest.raises(errors.UserError) as caught:
+    lookup.find('msra', 18)
+  assert 'msra has no ResNet-18, only 50, 101, 152' in str(caught.value)
+  assert 'is in torchvision.v1, timm.a1_in1k' in str(caught.value)
+
+
+def test_a_file_is_identified_by_its_hash(tmp_path, monkeypatch):
+  data = b'weights'
+  digits = hashlib.md5(data).hexdigest()
+  record = lookup.find('keras', 50)
+  file = records.File(('http://a/b.h5',), records.Hash('md5', digits), 7)
+  changed = records.Record(**(vars(record) | {'file': file}))
+  monkeypatch.setattr(lookup, 'RECORDS', (*lookup.RECORDS, changed))
+  (tmp_path / 'renamed').write_bytes(data)
+  assert lookup.identify(tmp_path / 'renamed', 50) is changed
+  assert lookup.identify(tmp_path / 'renamed', 101) is None
+  assert lookup.identify(tmp_path, 50) is None
+  (tmp_path / 'other').write_bytes(b'weightz')
+  assert lookup.identify(tmp_path / 'other', 50) is None
