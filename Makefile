@@ -24,7 +24,7 @@ $(VENV)/test-installed: $(VENV)/pip pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@ $(VENV)/installed
 
-extract: $(VENV)/installed ## features of the example pictures (untrained weights)
+extract: $(VENV)/installed ## features of the example images (untrained weights)
 	$(BIN)/python -m resnet_jax.main --config=configs/resnet.py:50,weights=random --job=extract
 
 check: $(VENV)/test-installed ## formatter check, linter, type check

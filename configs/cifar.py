@@ -5,7 +5,7 @@
       --config.weights=resnet56.pth --config.data=test.tar
 
 The weights are yours, such as those of akamaster/pytorch_resnet_cifar10; the
-pictures are 32x32.
+images are 32x32.
 """
 
 import pathlib
@@ -25,7 +25,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.layer_num = 20
   # Or a file, for weights of other classes than CIFAR-10's.
   config.class_names = 'cifar10'
-  # The pictures are taken as they are.
+  # The images are taken as they are.
   config.resize = 'none'
   # They are small.
   config.batch_size = 256

@@ -41,19 +41,19 @@ def get_config(arg: str = '') -> ConfigDict:
   config.stem_pool = 'auto'
   config.epsilon = 0.0
 
-  # The pictures: a list file (a line a picture: path, label), a folder, one
-  # picture, a tar archive (uncompressed, read in place), shards (a folder of
+  # The images: a list file (a line an image: path, label), a folder, one
+  # image, a tar archive (uncompressed, read in place), shards (a folder of
   # .tar files or 'val-{000..049}.tar') or Parquet files.
   config.data = 'example/test.list'
-  # What to do with a picture that cannot be read: 'fail', or 'record' it as
+  # What to do with an image that cannot be read: 'fail', or 'record' it as
   # failed and go on.
   config.on_error = 'fail'
   # Ten crops (four corners, centre, mirrored), averaged, instead of one.
   config.multi_crop = False
   # From here on 'auto' and 0 mean: as the weights' publisher did.
   # 'short_side': the shorter side to resize_size, then crops; 'squash': the
-  # whole picture to crop_size, whatever its shape (the original demo's);
-  # 'none': pictures of crop_size as they are.
+  # whole image to crop_size, whatever its shape (the original demo's);
+  # 'none': images of crop_size as they are.
   config.resize = 'auto'
   config.resize_size = 0
   config.crop_size = 0
@@ -71,7 +71,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.std = 'auto'
 
   # 'exact', or 'scaled': faster, but other pixels; a run says how far its first
-  # pictures are off.
+  # images are off.
   config.decode = 'exact'
 
   # extract: layers, by names and globs with commas between them.
@@ -86,7 +86,7 @@ def get_config(arg: str = '') -> ConfigDict:
   # extract: 'float32' or 'float16'.
   config.dtype = 'float32'
 
-  # predict, evaluate: a file for one JSON object a picture; '': predict
+  # predict, evaluate: a file for one JSON object an image; '': predict
   # writes none, evaluate RESULTS/predictions.jsonl.
   config.predictions = ''
 
@@ -111,7 +111,7 @@ def get_config(arg: str = '') -> ConfigDict:
   # visualize: the layer that Grad-CAM is of; '': the last block's output.
   config.cam_layer = ''
   # visualize: the class that Grad-CAM is for: an index, a WordNet id, or
-  # 'predicted', each picture's own.
+  # 'predicted', each image's own.
   config.cam_class = 'predicted'
 
   # compare: two files of predictions, or two feature stores.
@@ -139,11 +139,11 @@ def get_config(arg: str = '') -> ConfigDict:
   # Winograd's algorithm for 3x3 convolutions (a CPU's only); 'tf32' or
   # 'bfloat16', faster on a GPU, but fewer digits.
   config.arithmetic = 'float32'
-  # Crops that go through the network at once (a tenth as many pictures with
+  # Crops that go through the network at once (a tenth as many images with
   # multi_crop); fewer where their features would be large.  0 or 'auto': as
   # many as are fast and fit into the memory.
   config.batch_size = 0
-  # Threads that decode pictures; 0: one a core.
+  # Threads that decode images; 0: one a core.
   config.threads = 0
   # Keep compiled programs for the next run, in the user's cache folder.
   config.compilation_cache = True

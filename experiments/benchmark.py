@@ -8,7 +8,7 @@
   python experiments/benchmark.py decode --data=photos    and the other
       measurements of pipeline_speed.py: end_to_end, start, growth, plot, ...
 
-`compute` has pictures on the device already; `files` goes from JPEG files to
+`compute` has images on the device already; `files` goes from JPEG files to
 pooled features on the disk.  Every contender is a process of
 its own (peers.py), and they take turns, a second each, so that what disturbs
 the machine hits all alike.  What is not installed is said and left out.  Each
@@ -71,7 +71,7 @@ class Contender:
     return {'missing': f'ended with status {self._process.wait()}'}
 
   def measure(self, batch: int, seconds: float) -> float:
-    """Pictures/s of batches of a size; 0 if it gave up."""
+    """Images/s of batches of a size; 0 if it gave up."""
     assert self._process.stdin
     try:
       self._process.stdin.write(f'{batch} {seconds}\n')
@@ -127,7 +127,7 @@ def compute(
       'multiply_adds': amount,
       'peak_multiply_adds_per_second': peak,
       'bytes_per_second': bandwidth,
-      'bytes_a_picture': moved,
+      'bytes_a_image': moved,
       'fraction_of_peak': _share(_best(contender)[1] * amount, peak),
       'fraction_of_memory': _share(_best(contender)[1] * moved, bandwidth),
       'peer': contender.about,
@@ -156,11 +156,11 @@ def _best(contender: Contender) -> tuple[int, float]:
 def _figures(contender: Contender, rounds: int) -> Line:
   batch, rate = _best(contender)
   if not batch:
-    return {'pictures_per_second': None}
+    return {'images_per_second': None}
   found = contender.rates
   return {
     'batch': batch,
-    'pictures_per_second': rate,
+    'images_per_second': rate,
     'least': min(found[batch]),
     'most': max(found[batch]),
     'rounds': rounds,
@@ -197,8 +197,8 @@ def files(data: pathlib.Path, count: int, rounds: int) -> list[Line]:
       'what': 'files',
       'contender': name,
       'depth': 50,
-      'pictures': count,
-      'pictures_per_second': (
+      'images': count,
+      'images_per_second': (
         statistics.median(found[name]) if name in found else None
       ),
       'all': found.get(name, []),
@@ -264,7 +264,7 @@ def drift(data: pathlib.Path, depth: int, count: int) -> list[Line]:
         'what': 'drift',
         'arithmetic': arithmetic,
         'depth': depth,
-        'pictures': len(items),
+        'images': len(items),
         'weights': 'random, seed 0',
         'rms': {
           n: float(np.sqrt(np.mean(d**2))) / scale[n] for n, d in off.items()
@@ -294,9 +294,9 @@ def say(lines: Sequence[Line]) -> None:
       worst = max(line['largest'], key=line['largest'].__getitem__)
       print(
         f'{what}: worst {line["largest"][worst]:.1e} of the rms in {worst};'
-        f' {line["labels_that_differ"]} of {line["pictures"]} labels differ'
+        f' {line["labels_that_differ"]} of {line["images"]} labels differ'
       )
-    elif line.get('pictures_per_second') is None:
+    elif line.get('images_per_second') is None:
       reason = line.get('missing') or line['peer'].get('missing') or 'failed'
       print(f'{what}: {reason}')
     else:
@@ -307,9 +307,7 @@ def say(lines: Sequence[Line]) -> None:
       bound = ''
       if share and memory:
         bound = f', {share:.0%} of the matrix product, {memory:.0%} of memory'
-      print(
-        f'{what}: {line["pictures_per_second"]:.1f} pictures/s{batch}{bound}'
-      )
+      print(f'{what}: {line["images_per_second"]:.1f} images/s{batch}{bound}')
 
 
 def main() -> None:
@@ -336,7 +334,7 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--seconds', type=float, default=1.0)
   parser.add_argument('--data', type=pathlib.Path, default='example')
-  parser.add_argument('--count', type=int, help='pictures; files 400, drift 32')
+  parser.add_argument('--count', type=int, help='images; files 400, drift 32')
   given = parser.parse_args()
   begin = time.perf_counter()
   if given.what == 'compute':

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a researcher would write otherwise: a DataLoader, a network, a file.
 
-  python experiments/loader.py 'PyTorch eager' PICTURES.list FOLDER
+  python experiments/loader.py 'PyTorch eager' IMAGES.list FOLDER
 
 Started by benchmark.py.  Pillow decodes, resizes and crops, in as many worker
 processes as there are cores; pooled features of torchvision's ResNet-50 go to a
@@ -26,7 +26,7 @@ from resnet_jax.system import cores
 _BATCH = 32
 
 
-class _Pictures(torch.utils.data.Dataset):
+class _Images(torch.utils.data.Dataset):
   def __init__(self, paths: list[str]) -> None:
     self._paths = paths
 
@@ -34,8 +34,8 @@ class _Pictures(torch.utils.data.Dataset):
     return len(self._paths)
 
   def __getitem__(self, index: int) -> np.ndarray:
-    picture = Image.open(self._paths[index]).convert('RGB')
-    crop = pipeline_speed.resized_then_cropped(picture)
+    image = Image.open(self._paths[index]).convert('RGB')
+    crop = pipeline_speed.resized_then_cropped(image)
     return np.ascontiguousarray(crop.transpose(2, 0, 1))
 
 
@@ -61,7 +61,7 @@ def main() -> None:
   network = _network(name)
   begin = time.perf_counter()
   loader = torch.utils.data.DataLoader(
-    _Pictures(paths), batch_size=_BATCH, num_workers=cores.count()
+    _Images(paths), batch_size=_BATCH, num_workers=cores.count()
   )
   file = np.lib.format.open_memmap(
     f'{folder}/features.npy', 'w+', np.float32, (len(paths), 2048)

@@ -30,7 +30,7 @@ Work = Callable[[], Any]
 Contender = Callable[[int], Work]
 
 
-def _pictures(batch: int) -> np.ndarray:
+def _images(batch: int) -> np.ndarray:
   random = np.random.default_rng(0)
   return random.standard_normal((batch, 3, SIZE, SIZE), np.float32)
 
@@ -54,10 +54,10 @@ def _ours(depth: int, arithmetic: str) -> Contender:
   )
 
   def prepared(batch: int) -> Work:
-    pictures = np.random.default_rng(0).integers(
+    images = np.random.default_rng(0).integers(
       0, 256, (batch, 1, SIZE, SIZE, 3), np.uint8
     )
-    return run.repeated(pictures)
+    return run.repeated(images)
 
   return prepared
 
@@ -80,7 +80,7 @@ def _plain_flax(depth: int, arithmetic: str) -> Contender:
   )
 
   def prepared(batch: int) -> Work:
-    x = jax.device_put(_pictures(batch).transpose(0, 2, 3, 1))
+    x = jax.device_put(_images(batch).transpose(0, 2, 3, 1))
     return lambda: forward(parameters, x).block_until_ready()
 
   return prepared
@@ -118,7 +118,7 @@ def _torch(
     model = torch.compile(model, mode='max-autotune' if cuda else 'default')
 
   def prepared(batch: int) -> Work:
-    x = torch.from_numpy(_pictures(batch)).to(
+    x = torch.from_numpy(_images(batch)).to(
       device, dtype, memory_format=torch.channels_last
     )
 
@@ -169,7 +169,7 @@ def _onnxruntime(depth: int, arithmetic: str) -> Contender:
   session = exported(depth)
 
   def prepared(batch: int) -> Work:
-    x = _pictures(batch)
+    x = _images(batch)
     return lambda: session.run(None, {'x': x})
 
   return prepared
@@ -191,7 +191,7 @@ def _keras(depth: int, arithmetic: str) -> Contender:
   )
 
   def prepared(batch: int) -> Work:
-    x = jax.device_put(_pictures(batch).transpose(0, 2, 3, 1))
+    x = jax.device_put(_images(batch).transpose(0, 2, 3, 1))
     return lambda: forward(trained, fixed, x).block_until_ready()
 
   return prepared
@@ -201,7 +201,7 @@ def _keras(depth: int, arithmetic: str) -> Contender:
 
 
 def _matrix_product(depth: int, arithmetic: str) -> Contender:
-  """A large matrix product; its `pictures` are its multiply-adds."""
+  """A large matrix product; its `images` are its multiply-adds."""
   import jax  # noqa: PLC0415
   import jax.numpy as jnp  # noqa: PLC0415
 
@@ -223,7 +223,7 @@ def _matrix_product(depth: int, arithmetic: str) -> Contender:
 
 
 def _copy(depth: int, arithmetic: str) -> Contender:
-  """A large addition; its `pictures` are the bytes that it reads and writes."""
+  """A large addition; its `images` are the bytes that it reads and writes."""
   import jax  # noqa: PLC0415
   import jax.numpy as jnp  # noqa: PLC0415
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast pictures become features: decoding, a run, its start, its growth.
+"""How fast images become features: decoding, a run, its start, its growth.
 
   python experiments/pipeline_speed.py decode --data=photos
   python experiments/pipeline_speed.py end_to_end --data=photos
@@ -11,7 +11,7 @@
 
 Each measurement adds JSON lines to experiments/results/pipeline.jsonl; `plot`
 makes docs/images/growth.svg of those of `growth`, by matplotlib, the extra
-`views`.  Pictures are taken again and again where more are asked for.
+`views`.  Images are taken again and again where more are asked for.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from PIL import Image, features
 from resnet_jax import weights
 from resnet_jax.data import decoding, mean, pipeline, preprocess, sources
 from resnet_jax.engine import devices, runner
-from resnet_jax.features import layout, store
+from resnet_jax.features import store, table
 from resnet_jax.models import resnet
 from resnet_jax.system import cores
 from resnet_jax.weights import random
@@ -80,11 +80,11 @@ def _processor() -> str:
   return platform.processor()
 
 
-def spread(seconds: Sequence[float], pictures: int) -> Line:
-  """Pictures/s of repeated measurements: the median, the least, the most."""
-  rates = sorted(pictures / value for value in seconds)
+def spread(seconds: Sequence[float], images: int) -> Line:
+  """Images/s of repeated measurements: the median, the least, the most."""
+  rates = sorted(images / value for value in seconds)
   return {
-    'pictures_per_second': statistics.median(rates),
+    'images_per_second': statistics.median(rates),
     'least': rates[0],
     'most': rates[-1],
   }
@@ -93,27 +93,27 @@ def spread(seconds: Sequence[float], pictures: int) -> Line:
 # ------------------------------------------------------------------- decoding
 
 
-def resized_then_cropped(picture: Image.Image) -> np.ndarray:
+def resized_then_cropped(image: Image.Image) -> np.ndarray:
   """EXACT as one would write it with Pillow: (224, 224, 3).
 
-  The same pixels, unless Pillow 13 takes the height of a tall picture first.
+  The same pixels, unless Pillow 13 takes the height of a tall image first.
   """
-  short = min(picture.size)
+  short = min(image.size)
   width, height = (
-    int(side * EXACT.resize_size / short + 0.5) for side in picture.size
+    int(side * EXACT.resize_size / short + 0.5) for side in image.size
   )
-  resized = picture.resize((width, height), Image.Resampling.LANCZOS)
+  resized = image.resize((width, height), Image.Resampling.LANCZOS)
   left, top = (width - 224) // 2, (height - 224) // 2
   return np.asarray(resized.crop((left, top, left + 224, top + 224)))
 
 
 def decode_of_a_core(
-  pictures: Sequence[bytes], repeats: int = 5
+  images: Sequence[bytes], repeats: int = 5
 ) -> Iterator[Line]:
   """Ways of decoding, in one thread, by the time that it had a core."""
-  decoded = [decoding.decode(data) for data in pictures]
+  decoded = [decoding.decode(data) for data in images]
   ways: dict[str, tuple[Callable[[Any], Any], Sequence[Any]]] = {
-    'decode': (decoding.decode, pictures),
+    'decode': (decoding.decode, images),
     'resize, then crop': (resized_then_cropped, decoded),
     'the crop, the same pixels': (
       lambda p: preprocess.cut(p, EXACT),
@@ -123,13 +123,13 @@ def decode_of_a_core(
       lambda p: preprocess.crops_of(p, SCALED),
       decoded,
     ),
-    'decode=exact': (lambda d: preprocess.crops_of(d, EXACT), pictures),
-    'decode=scaled': (lambda d: preprocess.crops_of(d, SCALED), pictures),
+    'decode=exact': (lambda d: preprocess.crops_of(d, EXACT), images),
+    'decode=scaled': (lambda d: preprocess.crops_of(d, SCALED), images),
   }
   if binding := _simplejpeg():
     ways['decode by simplejpeg'] = (
       lambda d: Image.fromarray(binding.decode_jpeg(d)),
-      [d for d in pictures if d.startswith(b'\xff\xd8')],
+      [d for d in images if d.startswith(b'\xff\xd8')],
     )
   times: dict[str, list[float]] = {name: [] for name in ways}
   # By turns, so that what disturbs hits all alike.
@@ -151,13 +151,13 @@ def _simplejpeg() -> Any:
   return simplejpeg
 
 
-def decode_differences(pictures: Sequence[bytes]) -> Iterator[Line]:
+def decode_differences(images: Sequence[bytes]) -> Iterator[Line]:
   """How far other ways' pixels are from those of decode=exact."""
-  decoded = [decoding.decode(data) for data in pictures]
-  exact = [preprocess.cut(picture, EXACT) for picture in decoded]
+  decoded = [decoding.decode(data) for data in images]
+  exact = [preprocess.cut(image, EXACT) for image in decoded]
   found = {
     'resize, then crop': [resized_then_cropped(p)[None] for p in decoded],
-    'decode=scaled': [preprocess.crops_of(d, SCALED) for d in pictures],
+    'decode=scaled': [preprocess.crops_of(d, SCALED) for d in images],
     'crop folded into the resize': [
       preprocess.crops_of(p, SCALED) for p in decoded
     ],
@@ -167,7 +167,7 @@ def decode_differences(pictures: Sequence[bytes]) -> Iterator[Line]:
       preprocess.cut(Image.fromarray(binding.decode_jpeg(d)), EXACT)
       if d.startswith(b'\xff\xd8')
       else e
-      for d, e in zip(pictures, exact, strict=True)
+      for d, e in zip(images, exact, strict=True)
     ]
   for name, values in found.items():
     off = [
@@ -176,8 +176,8 @@ def decode_differences(pictures: Sequence[bytes]) -> Iterator[Line]:
     yield {
       'what': 'decode differences',
       'way': name,
-      'pictures': len(off),
-      'pictures_that_differ': sum(bool(d.any()) for d in off),
+      'images': len(off),
+      'images_that_differ': sum(bool(d.any()) for d in off),
       'mean': float(np.mean([d.mean() for d in off])),
       'most': int(max(d.max() for d in off)),
       'share_of_values': float(np.mean([(d > 0).mean() for d in off])),
@@ -189,7 +189,7 @@ def _crops(data: bytes) -> np.ndarray:
 
 
 def decode_together(
-  pictures: Sequence[bytes], repeats: int = 3
+  images: Sequence[bytes], repeats: int = 3
 ) -> Iterator[Line]:
   """Threads against processes; the start of the workers is not counted."""
   kinds = {
@@ -199,17 +199,17 @@ def decode_together(
   for kind, workers in itertools.product(kinds, (1, 2, 4)):
     seconds = []
     with kinds[kind](workers) as pool:
-      list(pool.map(_crops, pictures[: 2 * workers]))
+      list(pool.map(_crops, images[: 2 * workers]))
       for _ in range(repeats):
         begin = time.perf_counter()
-        for _ in pool.map(_crops, pictures, chunksize=8):
+        for _ in pool.map(_crops, images, chunksize=8):
           pass
         seconds.append(time.perf_counter() - begin)
     yield {
       'what': 'workers',
       'way': kind,
       'workers': workers,
-      **spread(seconds, len(pictures)),
+      **spread(seconds, len(images)),
     }
 
 
@@ -259,7 +259,7 @@ def _bytes(used: resource.struct_rusage) -> int:
 def write_list(
   folder: pathlib.Path, data: pathlib.Path, count: int
 ) -> pathlib.Path:
-  """A list file of `count` pictures, those of a folder again and again."""
+  """A list file of `count` images, those of a folder again and again."""
   found = [item.name for item in sources.open_source(str(data)).items]
   paths = (pathlib.Path(name).absolute() for name in itertools.cycle(found))
   path = folder / f'{count}.list'
@@ -270,20 +270,20 @@ def write_list(
 
 
 def run_on(data: pathlib.Path, count: int, *settings: str) -> Run:
-  """`run_program` for `count` pictures of a folder."""
+  """`run_program` for `count` images of a folder."""
   with tempfile.TemporaryDirectory() as folder:
     listed = write_list(pathlib.Path(folder), data, count)
     return run_program(f'data={listed}', *settings)
 
 
 def added_rate(seconds: Callable[[int], float], count: int) -> float:
-  """Pictures/s of the later three quarters of `count`.
+  """Images/s of the later three quarters of `count`.
 
-  That is of what more pictures take: the start, and the pictures that are
+  That is of what more images take: the start, and the images that are
   decoded while it lasts, are in both runs.
 
   Args:
-    seconds: that a run of so many pictures takes.
+    seconds: that a run of so many images takes.
     count: of the longer run.
   """
   few = count // 4
@@ -291,7 +291,7 @@ def added_rate(seconds: Callable[[int], float], count: int) -> float:
 
 
 def program_rate(data: pathlib.Path, count: int, *settings: str) -> float:
-  """The added rate of our program, for pictures of a folder."""
+  """The added rate of our program, for images of a folder."""
   return added_rate(lambda n: run_on(data, n, *settings).seconds, count)
 
 
@@ -302,12 +302,12 @@ def end_to_end(
 
   `share_of_slower` is of the slower of decoding and computing, each with all
   cores to itself.  On the CPU both want the same cores, so what can be reached
-  there is `share_of_cores`: a picture takes the sum of both times.  Shares are
+  there is `share_of_cores`: an image takes the sum of both times.  Shares are
   of what was measured one after another, every other time in the other order,
   so that a machine that becomes slower or faster does not change them.
   """
   measurements = {
-    'pictures_per_second': lambda: program_rate(data, count, *settings),
+    'images_per_second': lambda: program_rate(data, count, *settings),
     'decode_alone': lambda: _decode_alone(data, count),
     'compute_alone': lambda: _compute_alone(settings, count),
   }
@@ -317,12 +317,11 @@ def end_to_end(
     rounds.append({name: measurements[name]() for name in order})
   shares = {
     'share_of_slower': [
-      r['pictures_per_second'] / min(r['decode_alone'], r['compute_alone'])
+      r['images_per_second'] / min(r['decode_alone'], r['compute_alone'])
       for r in rounds
     ],
     'share_of_cores': [
-      r['pictures_per_second']
-      * (1 / r['decode_alone'] + 1 / r['compute_alone'])
+      r['images_per_second'] * (1 / r['decode_alone'] + 1 / r['compute_alone'])
       for r in rounds
     ],
   }
@@ -330,14 +329,14 @@ def end_to_end(
   return {
     'what': 'end to end',
     'settings': list(settings),
-    'pictures': count,
+    'images': count,
     **{name: statistics.median(values) for name, values in every.items()},
     'all': every,
   }
 
 
 def _decode_alone(data: pathlib.Path, count: int) -> float:
-  """Pictures/s of the pipeline with nobody behind it."""
+  """Images/s of the pipeline with nobody behind it."""
   with tempfile.TemporaryDirectory() as folder:
     listed = write_list(pathlib.Path(folder), data, count)
     items = sources.open_source(str(listed)).items
@@ -349,7 +348,7 @@ def _decode_alone(data: pathlib.Path, count: int) -> float:
 
 
 def _compute_alone(settings: Sequence[str], count: int) -> float:
-  """Pictures/s of a run whose pictures cost next to nothing to decode."""
+  """Images/s of a run whose images cost next to nothing to decode."""
   with tempfile.TemporaryDirectory() as folder:
     # As the network takes it, so nothing is resized; one colour, so nothing is
     # unpacked.
@@ -369,8 +368,8 @@ def batch_sizes(
       'what': 'batch sizes',
       'settings': list(settings),
       'batch_size': size,
-      'pictures': count,
-      'pictures_per_second': rate,
+      'images': count,
+      'images_per_second': rate,
     }
 
 
@@ -378,14 +377,14 @@ def batch_sizes(
 
 
 def start(data: pathlib.Path, *settings: str, repeats: int = 3) -> Line:
-  """Seconds from the start of the process to its end, for one picture."""
-  picture = sources.open_source(str(data)).items[0].name
+  """Seconds from the start of the process to its end, for one image."""
+  image = sources.open_source(str(data)).items[0].name
   found: dict[str, list[float]] = {'cold': [], 'kept': []}
   for _ in range(repeats):
     with tempfile.TemporaryDirectory() as folder:
       kept = {'RESNET_JAX_COMPILATION_CACHE': f'{folder}/compiled'}
       for seconds in found.values():
-        run = run_program(f'data={picture}', *settings, environment=kept)
+        run = run_program(f'data={image}', *settings, environment=kept)
         seconds.append(run.seconds)
   help_: list[float] = []
   for _ in range(repeats):
@@ -411,9 +410,9 @@ def start(data: pathlib.Path, *settings: str, repeats: int = 3) -> Line:
 def growth(
   data: pathlib.Path, counts: Sequence[int], *settings: str
 ) -> Iterator[Line]:
-  """Seconds and peak memory as the pictures become more.
+  """Seconds and peak memory as the images become more.
 
-  `added_per_second` is of the pictures that a run has more than the one before.
+  `added_per_second` is of the images that a run has more than the one before.
   """
   before: tuple[int, float] | None = None
   for count in counts:
@@ -425,7 +424,7 @@ def growth(
     yield {
       'what': 'growth',
       'settings': list(settings),
-      'pictures': count,
+      'images': count,
       'added_per_second': before
       and (count - before[0]) / (seconds - before[1]),
       'seconds': seconds,
@@ -458,7 +457,7 @@ def layers(
       'what': 'layers',
       'settings': list(settings),
       'layers': asked,
-      'pictures': count,
+      'images': count,
       'seconds': statistics.median(run.seconds for run in runs),
       'all': [run.seconds for run in runs],
       'cpu_seconds': statistics.median(run.cpu_seconds for run in runs),
@@ -468,12 +467,12 @@ def layers(
 
 
 def _batch_rows(said: str) -> int:
-  [line] = [x for x in said.splitlines() if x.endswith('pictures at a time')]
+  [line] = [x for x in said.splitlines() if x.endswith('images at a time')]
   return int(line.split()[-5])
 
 
 def _alone(depth: int, asked: Sequence[str], count: int, rows: int) -> Line:
-  """Seconds of the cores for `count` pictures, so many at a time."""
+  """Seconds of the cores for `count` images, so many at a time."""
   devices.use_cores()
   model = resnet.ResNet(depth)
   run = runner.Runner.prepared(
@@ -486,7 +485,7 @@ def _alone(depth: int, asked: Sequence[str], count: int, rows: int) -> Line:
   images = np.zeros((rows, *EXACT.shape), np.uint8)
   work = run.repeated(images)
   shapes = resnet.layer_shapes(model, EXACT.crop_size, EXACT.crop_size)
-  plan = layout.Layout(
+  plan = table.FeatureTable(
     [str(row) for row in range(count)],
     [-1] * count,
     {name: shapes[name] for name in asked},
@@ -505,7 +504,7 @@ def _alone(depth: int, asked: Sequence[str], count: int, rows: int) -> Line:
   result = run(images)
   values = run.fetch(result)
   with tempfile.TemporaryDirectory() as folder:
-    store.create(pathlib.Path(folder), plan, layout.Facts({}, {}))
+    store.create(pathlib.Path(folder), plan, table.Facts({}, {}))
     writer = store.StoreWriter(pathlib.Path(folder), plan)
     begin = time.process_time()
     for start in range(0, count, rows):
@@ -522,7 +521,7 @@ def _alone(depth: int, asked: Sequence[str], count: int, rows: int) -> Line:
 
 
 def plot(results: pathlib.Path = RESULTS, target: pathlib.Path = PLOT) -> None:
-  """Draws the last measurement of each number of pictures."""
+  """Draws the last measurement of each number of images."""
   try:
     import matplotlib  # noqa: PLC0415 - an extra
   except ImportError as error:
@@ -539,7 +538,7 @@ def plot(results: pathlib.Path = RESULTS, target: pathlib.Path = PLOT) -> None:
   for line in lines:
     if line['what'] == 'growth':
       name = ', '.join(line['settings']) or 'defaults'
-      series.setdefault(name, {})[line['pictures']] = line
+      series.setdefault(name, {})[line['images']] = line
   figure, (speed, memory) = pyplot.subplots(1, 2, figsize=(9, 3.2))
   for name, points in series.items():
     counts = sorted(points)
@@ -555,10 +554,10 @@ def plot(results: pathlib.Path = RESULTS, target: pathlib.Path = PLOT) -> None:
       counts, [points[n]['peak_bytes'] / 1e6 for n in counts], marker='o'
     )
   for axes, label in (
-    (speed, 'further pictures/s'),
+    (speed, 'further images/s'),
     (memory, 'peak memory, MB'),
   ):
-    axes.set(xscale='log', xlabel='pictures', ylabel=label, ylim=(0, None))
+    axes.set(xscale='log', xlabel='images', ylabel=label, ylim=(0, None))
     axes.grid(alpha=0.3)
   figure.legend(loc='upper center', fontsize=7)
   figure.tight_layout(rect=(0, 0, 1, 0.9))
@@ -571,11 +570,11 @@ def measured(given: argparse.Namespace) -> Iterator[Line]:
   data, settings = pathlib.Path(given.data), tuple(given.settings)
   if given.what == 'decode':
     items = sources.open_source(str(data)).items
-    pictures: list[Any] = [item.read() for item in items]
-    yield from decode_of_a_core(pictures)
-    yield from decode_differences(pictures)
-    times = -(-given.count // len(pictures))
-    yield from decode_together(pictures * times)
+    images: list[Any] = [item.read() for item in items]
+    yield from decode_of_a_core(images)
+    yield from decode_differences(images)
+    times = -(-given.count // len(images))
+    yield from decode_together(images * times)
   elif given.what == 'end_to_end':
     yield end_to_end(data, given.count, *settings)
   elif given.what == 'batch_sizes':
@@ -597,8 +596,8 @@ def main() -> None:
     'what',
     choices=MEASUREMENTS,
   )
-  parser.add_argument('--data', default='example', help='pictures')
-  parser.add_argument('--count', type=int, default=400, help='pictures')
+  parser.add_argument('--data', default='example', help='images')
+  parser.add_argument('--count', type=int, default=400, help='images')
   parser.add_argument(
     '--counts', type=int, nargs='+', default=[100, 400, 1600, 6400, 20000]
   )

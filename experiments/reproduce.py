@@ -69,7 +69,7 @@ TARGETS = tuple(
 
 
 def evidence(path: pathlib.Path = EVIDENCE) -> dict[Target, dict[str, Any]]:
-  """The last measurement of each figure, of all validation pictures.
+  """The last measurement of each figure, of all validation images.
 
   One with other settings than the checkpoint's (the notes say which) is none.
 
@@ -85,7 +85,7 @@ def evidence(path: pathlib.Path = EVIDENCE) -> dict[Target, dict[str, Any]]:
         and of['checkpoint'] == target.record.name
         and of['protocol'] == target.accuracy.protocol
         and line['trained']
-        and line['pictures'] == published.PICTURES
+        and line['images'] == published.IMAGES
         and not of['notes']
       ):
         found[target] = line
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--data', required=True, help='the validation pictures')
+  parser.add_argument('--data', required=True, help='the validation images')
   parser.add_argument('--labels', default='', help='as the key of that name')
   parser.add_argument(
     '--weights', default='', help='a folder; without it, the cache'

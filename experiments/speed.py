@@ -30,13 +30,13 @@ def compute() -> Table:
   ours = {line['date']: line for line in lines if line['contender'] == OURS}
   rows = []
   for line in lines:
-    rate, beside = line['pictures_per_second'], ours.get(line['date'])
+    rate, beside = line['images_per_second'], ours.get(line['date'])
     if rate is None:
       missing = line['peer'].get('missing') or 'failed'
       measured = [f'not measured ({missing})', '', '', '', '', '']
     else:
       ratio = (
-        f'{beside["pictures_per_second"] / rate:.2f}'
+        f'{beside["images_per_second"] / rate:.2f}'
         if beside and line is not beside
         else ''
       )
@@ -66,7 +66,7 @@ def compute() -> Table:
     if not any(line['arithmetic'] == 'bfloat16' for line in lines)
   ]
   return (
-    *('depth', 'arithmetic', 'program', 'pictures/s', 'least to most'),
+    *('depth', 'arithmetic', 'program', 'images/s', 'least to most'),
     *('batch', 'resnet_jax is faster by', 'of the matrix product', 'of memory'),
     *('device', 'versions'),
   ), rows
@@ -75,7 +75,7 @@ def compute() -> Table:
 def brief() -> Table:
   """ResNet-50 in full float32, for the README."""
   columns, rows = compute()
-  kept = ('program', 'pictures/s', 'batch', 'resnet_jax is faster by', 'device')
+  kept = ('program', 'images/s', 'batch', 'resnet_jax is faster by', 'device')
   places = [columns.index(column) for column in kept]
   return kept, [
     [row[place] for place in places]
@@ -90,25 +90,25 @@ def files() -> Table:
   rows = [
     [
       line['contender'],
-      f'{line["pictures_per_second"]:.1f}'
-      if line['pictures_per_second']
+      f'{line["images_per_second"]:.1f}'
+      if line['images_per_second']
       else f'not measured ({line["missing"]})',
       ', '.join(f'{rate:.1f}' for rate in line['all']),
-      str(line['pictures']),
+      str(line['images']),
     ]
     for line in lines
   ]
-  return ('program', 'pictures/s, median', 'each run', 'pictures'), rows
+  return ('program', 'images/s, median', 'each run', 'images'), rows
 
 
 def end_to_end() -> Table:
   """A run against its two stages alone."""
   rows = [
     [
-      str(line['pictures']),
+      str(line['images']),
       *(
         f'{line[what]:.1f}'
-        for what in ('decode_alone', 'compute_alone', 'pictures_per_second')
+        for what in ('decode_alone', 'compute_alone', 'images_per_second')
       ),
       f'{line["share_of_slower"]:.2f}',
       ', '.join(f'{share:.2f}' for share in line['all']['share_of_slower']),
@@ -117,7 +117,7 @@ def end_to_end() -> Table:
     for line in _lines('pipeline.jsonl', 'end to end')
   ]
   return (
-    *('pictures', 'decoding alone, pictures/s', 'computing alone', 'the run'),
+    *('images', 'decoding alone, images/s', 'computing alone', 'the run'),
     *('of the slower', 'each', 'of the cores'),
   ), rows
 
@@ -129,11 +129,11 @@ def decode() -> Table:
   }
   rows = []
   for line in _lines('pipeline.jsonl', 'decode'):
-    cells = [line['way'], f'{line["pictures_per_second"]:.0f}', _range(line)]
+    cells = [line['way'], f'{line["images_per_second"]:.0f}', _range(line)]
     change = changes.get(line['way'])
     cells += (
       [
-        f'{change["pictures_that_differ"]} of {change["pictures"]}',
+        f'{change["images_that_differ"]} of {change["images"]}',
         f'{change["mean"]:.3f}',
         str(change['most']),
       ]
@@ -142,7 +142,7 @@ def decode() -> Table:
     )
     rows.append(cells)
   return (
-    *('way', 'pictures/s of a core', 'least to most', 'pictures that differ'),
+    *('way', 'images/s of a core', 'least to most', 'images that differ'),
     *('mean difference, of 255', 'largest'),
   ), rows
 
@@ -152,8 +152,7 @@ def workers() -> Table:
   lines = _lines('pipeline.jsonl', 'workers')
   counts = sorted({line['workers'] for line in lines})
   rates = {
-    (line['way'], line['workers']): line['pictures_per_second']
-    for line in lines
+    (line['way'], line['workers']): line['images_per_second'] for line in lines
   }
   rows = [
     [way, *(f'{rates[way, count]:.0f}' for count in counts)]
@@ -173,7 +172,7 @@ def drift() -> Table:
     [
       line['arithmetic'],
       *(f'{line["rms"][name]:.1e}' for name in shown),
-      f'{line["labels_that_differ"]} of {line["pictures"]}',
+      f'{line["labels_that_differ"]} of {line["images"]}',
       line['device'],
     ]
     for line in lines
@@ -190,16 +189,16 @@ def start() -> Table:
     ]
     for line in _lines('pipeline.jsonl', 'start')
   ]
-  columns = ('ResNet', '`--help`', 'one picture, first time', 'later, compiled')
+  columns = ('ResNet', '`--help`', 'one image, first time', 'later, compiled')
   return columns, rows
 
 
 def growth() -> Table:
-  """Speed and memory as the pictures become more."""
+  """Speed and memory as the images become more."""
   rows = [
     [
       ', '.join(line['settings']),
-      str(line['pictures']),
+      str(line['images']),
       f'{line["seconds"]:.1f}',
       f'{line["added_per_second"]:.1f}' if line['added_per_second'] else '',
       f'{line["peak_bytes"] / 1e6:.0f}',
@@ -207,7 +206,7 @@ def growth() -> Table:
     for line in _lines('pipeline.jsonl', 'growth')
   ]
   return (
-    *('settings', 'pictures', 'whole run, s', 'further pictures/s'),
+    *('settings', 'images', 'whole run, s', 'further images/s'),
     'peak memory, MB',
   ), rows
 
@@ -217,7 +216,7 @@ def layers() -> Table:
   rows = [
     [
       'all' if line['layers'] == '*' else line['layers'],
-      str(line['pictures']),
+      str(line['images']),
       f'{line["bytes"] / 1e6:.1f}',
       f'{line["seconds"]:.1f}',
       ', '.join(f'{seconds:.1f}' for seconds in line['all']),
@@ -230,6 +229,6 @@ def layers() -> Table:
     for line in _lines('pipeline.jsonl', 'layers')
   ]
   return (
-    *('layers', 'pictures', 'MB', 'whole run, s', 'each run'),
+    *('layers', 'images', 'MB', 'whole run, s', 'each run'),
     *("the cores' seconds", 'network', 'to (C, H, W)', 'storing'),
   ), rows

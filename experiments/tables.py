@@ -66,7 +66,7 @@ def results_table() -> str:
   return markdown(
     [
       *('weights', 'depth', 'protocol', 'top-1 error, published'),
-      *('measured', '95% interval', 'pictures', 'device', 'date'),
+      *('measured', '95% interval', 'images', 'device', 'date'),
     ],
     [
       [
@@ -88,7 +88,7 @@ def cifar_table() -> str:
     key=lambda line: int(line['config']['layer_num']),
   )
   return markdown(
-    ['network', 'top-1 error', '95% interval', 'pictures', 'device', 'date'],
+    ['network', 'top-1 error', '95% interval', 'images', 'device', 'date'],
     [
       [
         line['model'],
@@ -107,7 +107,7 @@ def _measured(line: dict[str, Any] | None) -> list[str]:
   return [
     f'{error["percent"]:.2f}',
     f'{error["low"]:.2f} to {error["high"]:.2f}',
-    str(line['pictures']),
+    str(line['images']),
     line['device'],
     line['date'][:10],
   ]

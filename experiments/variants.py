@@ -36,7 +36,7 @@ def neighbours(model: resnet_jax.Model) -> dict[str, dict[str, Any]]:
     f'rounding {other_rounding}': {'rounding': other_rounding},
     f'{other_filter} resize': {'interpolation': other_filter},
     f'stem pool {other_pool}': {'stem_pool': other_pool},
-    'whole picture squashed': {'resize': 'squash'},
+    'whole image squashed': {'resize': 'squash'},
     f'{SWAPPED[how.channels]} input': {
       'channels': SWAPPED[how.channels],
       'mean': mean,
@@ -50,7 +50,7 @@ def neighbours(model: resnet_jax.Model) -> dict[str, dict[str, Any]]:
 def compare(
   own: dict[str, np.ndarray], other: dict[str, np.ndarray]
 ) -> dict[str, float]:
-  """Differences between two runs over the same pictures."""
+  """Differences between two runs over the same images."""
   result = {}
   for layer in LAYERS[:-1]:
     difference = np.sqrt(np.mean((own[layer] - other[layer]) ** 2))
@@ -72,27 +72,25 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--weights', required=True)
   parser.add_argument('--depth', type=int, default=50)
-  parser.add_argument('--data', required=True, help='a folder of pictures')
+  parser.add_argument('--data', required=True, help='a folder of images')
   parser.add_argument('--note', default='', help='said in every line')
   parser.add_argument('--out', default='experiments/results/variants.jsonl')
   given = parser.parse_args()
-  pictures = sorted(
-    p for p in pathlib.Path(given.data).iterdir() if p.is_file()
-  )
+  images = sorted(p for p in pathlib.Path(given.data).iterdir() if p.is_file())
   warnings.simplefilter('ignore')
   model = resnet_jax.load(given.depth, weights=given.weights)
-  own = model.features(pictures, list(LAYERS))
+  own = model.features(images, list(LAYERS))
   lines = []
   for name, settings in neighbours(model).items():
     other = resnet_jax.load(given.depth, weights=given.weights, **settings)
-    found = compare(own, other.features(pictures, list(LAYERS)))
+    found = compare(own, other.features(images, list(LAYERS)))
     lines.append(
       {
         'neighbour': name,
         **found,
         'weights_sha256': model.weights.digest,
         'depth': given.depth,
-        'pictures': len(pictures),
+        'images': len(images),
         'note': given.note,
       }
     )

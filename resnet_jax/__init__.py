@@ -13,6 +13,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from resnet_jax.system.version import __version__
+
 if TYPE_CHECKING:
   from resnet_jax.api import diagram, load
   from resnet_jax.evaluation.prediction import Prediction
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
   )
   from resnet_jax.model import Model
   from resnet_jax.system.errors import UserError
-
-__version__ = '0.1.0'
 
 __all__ = [
   'Model',

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from os import PathLike, fspath
 
 from resnet_jax import inputs
-from resnet_jax import weights as weights_room
+from resnet_jax import weights as weights_lib
 from resnet_jax.data import labels
 from resnet_jax.engine import compilation, devices, runner
 from resnet_jax.model import Model, draw
@@ -102,9 +102,9 @@ def load(
     compilation.folder(compilation_cache, console.say),
   )
   with console.Bytes() as bar:
-    loaded = weights_room.load(
+    loaded = weights_lib.load(
       fspath(weights),
-      weights_room.Wishes(
+      weights_lib.LoadOptions(
         depth, stride_in, stem_pool, epsilon, conv_order, seed
       ),
       say=console.say,
@@ -142,7 +142,7 @@ def diagram(
     highlight: a layer; what is not computed for it is pale.
     stride_in: '1x1' or '3x3'.
     stem_pool: 'ceil' or 'pad1'.
-    crop_size: of the pictures, pixels.
+    crop_size: of the images, pixels.
 
   Returns:
     A `Diagram`, which a notebook shows where graphviz is installed; its `.dot`
@@ -152,7 +152,7 @@ def diagram(
     UserError: says what was given, what is allowed and what to do.
   """
   model = resnet.published(_depth(name))
-  wishes = weights_room.Wishes(stride_in=stride_in, stem_pool=stem_pool)
+  wishes = weights_lib.LoadOptions(stride_in=stride_in, stem_pool=stem_pool)
   model = model.clone(**wishes.variant(model))
   return draw(model, crop_size, level, highlight)
 

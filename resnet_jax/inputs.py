@@ -4,8 +4,8 @@
 import dataclasses
 
 from resnet_jax.data import mean, preprocess
+from resnet_jax.data import recipe as recipes
 from resnet_jax.system import errors
-from resnet_jax.weights import recipe as recipes
 
 AUTO = 'auto'
 
@@ -74,7 +74,7 @@ def preprocess_for(
   subtracted = mean.parse_mean(mean_text, crop_size)
   if subtracted.values.shape != (3, 1, 1) and channels != 'BGR':
     raise errors.UserError(
-      f'mean={mean_text}: a mean file is in BGR order, and these pictures are'
+      f'mean={mean_text}: a mean file is in BGR order, and these images are'
       f' {channels}. Give three values, or channels=BGR for weights that were'
       ' trained so.'
     )

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from resnet_jax import weights as weights_room
+from resnet_jax import weights as weights_lib
 from resnet_jax.data import labels, pipeline, preprocess, sources
 from resnet_jax.data import mean as means
 from resnet_jax.engine import gradcam, runner, sizing
@@ -22,10 +22,10 @@ from resnet_jax.models import aliases, resnet
 from resnet_jax.system import console, errors
 from resnet_jax.views import graphviz
 
-Picture: TypeAlias = str | PathLike[str] | Image.Image
-Pictures: TypeAlias = Picture | Sequence[Picture] | np.ndarray
+ImageLike: TypeAlias = str | PathLike[str] | Image.Image
+ImagesLike: TypeAlias = ImageLike | Sequence[ImageLike] | np.ndarray
 
-# Pictures that are cut out without going through a network.
+# ImagesLike that are cut out without going through a network.
 _CUT_AT_ONCE = 32
 
 
@@ -44,14 +44,14 @@ class Model:
 
   Attributes:
     weights: the parameters, their source and digest.
-    preprocess: how a picture becomes the network's input.
+    preprocess: how an image becomes the network's input.
     layers: every layer's name, in the order of computing.
     classes: of the classifier; the position is the label.
   """
 
   def __init__(
     self,
-    weights: weights_room.Weights,
+    weights: weights_lib.Weights,
     how: preprocess.Preprocess,
     classes: Sequence[labels.ImageNetClass],
     execution: runner.Execution,
@@ -79,7 +79,7 @@ class Model:
 
   def features(
     self,
-    pictures: Pictures,
+    images: ImagesLike,
     layers: str | Sequence[str],
     *,
     pool: str = 'none',
@@ -88,7 +88,7 @@ class Model:
     """Values of layers.
 
     Args:
-      pictures: a path, a Pillow image, a list of them; or a uint8 array (N,
+      images: a path, a Pillow image, a list of them; or a uint8 array (N,
         H, W, 3), RGB, which is taken as already cropped, H and W 32 or more.
       layers: a name, also one of Caffe, Keras or torchvision; or several, or
         globs, in a list or with commas.
@@ -100,7 +100,7 @@ class Model:
       canonical names.
 
     Raises:
-      UserError: a layer does not exist, or a picture cannot be read.
+      UserError: a layer does not exist, or an image cannot be read.
     """
     selection = aliases.select_layers(
       layers, self._model.depth, head=self._model.classes > 0
@@ -108,37 +108,37 @@ class Model:
     for note in selection.notes:
       warnings.warn(note, stacklevel=2)
     chosen = selection.layers
-    values = self._values(pictures, chosen, runner.Reduction(pool, dtype))
+    values = self._values(images, chosen, runner.Reduction(pool, dtype))
     one = isinstance(layers, str) and not aliases.is_several(layers)
     return values[chosen[0]] if one else values
 
-  def predict(self, pictures: Pictures) -> Any:
-    """The five best classes of pictures.
+  def predict(self, images: ImagesLike) -> Any:
+    """The five best classes of images.
 
     Args:
-      pictures: as for `features`.
+      images: as for `features`.
 
     Returns:
-      A `Prediction` for a picture, a list of them for several or an array.
+      A `Prediction` for an image, a list of them for several or an array.
     """
     if not self._model.classes:
       raise errors.UserError(
         'these weights have no head (no classifier), so there is nothing to'
         ' predict with; `features` works.'
       )
-    values = self._values(pictures, ('output',), runner.Reduction())
+    values = self._values(images, ('output',), runner.Reduction())
     predictions = [
       prediction.from_probabilities(row.ravel(), self.classes)
       for row in values['output']
     ]
-    single = isinstance(pictures, str | PathLike | Image.Image)
+    single = isinstance(images, str | PathLike | Image.Image)
     return predictions[0] if single else predictions
 
-  def crops(self, pictures: Pictures) -> np.ndarray:
-    """Pictures as the network sees them: (N, H, W, 3) uint8, RGB.
+  def crops(self, images: ImagesLike) -> np.ndarray:
+    """ImagesLike as the network sees them: (N, H, W, 3) uint8, RGB.
 
     Raises:
-      UserError: a picture cannot be read, or the model averages over ten
+      UserError: an image cannot be read, or the model averages over ten
         crops.
     """
     if self.preprocess.multi_crop:
@@ -146,17 +146,17 @@ class Model:
         'this model averages over ten crops (multi_crop), so there is not one'
         ' that it sees. Load it without multi_crop.'
       )
-    batches = self._batches(pictures, lambda count, _: min(count, _CUT_AT_ONCE))
-    return np.concatenate([images[mask, 0] for images, mask in batches])
+    batches = self._batches(images, lambda count, _: min(count, _CUT_AT_ONCE))
+    return np.concatenate([crops[mask, 0] for crops, mask in batches])
 
   def grad_cam(
-    self, pictures: Pictures, label: int | None = None, layer: str = ''
+    self, images: ImagesLike, label: int | None = None, layer: str = ''
   ) -> np.ndarray:
-    """Where in pictures a layer's values speak for a class.
+    """Where in images a layer's values speak for a class.
 
     Args:
-      pictures: as for `features`.
-      label: the class; None: each picture's most probable one.
+      images: as for `features`.
+      label: the class; None: each image's most probable one.
       layer: a name; '': the last block's output.
 
     Returns:
@@ -166,7 +166,7 @@ class Model:
       UserError: the layer or the class cannot be looked at.
     """
     what = gradcam.checked_grad_cam(self._model, layer, label)
-    values = self._values(pictures, (), runner.Reduction(), what)
+    values = self._values(images, (), runner.Reduction(), what)
     return values[gradcam.GRAD_CAM][:, 0]
 
   def diagram(
@@ -178,7 +178,7 @@ class Model:
 
   def _values(
     self,
-    pictures: Pictures,
+    images: ImagesLike,
     chosen: tuple[str, ...],
     reduction: runner.Reduction,
     grad_cam: gradcam.GradCam | None = None,
@@ -186,8 +186,8 @@ class Model:
     pieces: dict[str, list[np.ndarray]] = collections.defaultdict(list)
     network = self._network(chosen, reduction, grad_cam)
     rows = functools.partial(self._rows, network)
-    for images, mask in self._batches(pictures, rows):
-      values = network.fetch(network(images), mask)
+    for crops, mask in self._batches(images, rows):
+      values = network.fetch(network(crops), mask)
       for name, value in values.items():
         pieces[name].append(value[mask])
     return {name: np.concatenate(parts) for name, parts in pieces.items()}
@@ -219,7 +219,7 @@ class Model:
   def _rows(
     self, network: sizing.Network, count: int, shape: tuple[int, ...]
   ) -> int:
-    """Pictures at a time, of `count` of a shape (cuts, H, W, 3)."""
+    """ImagesLike at a time, of `count` of a shape (cuts, H, W, 3)."""
     crops = self.preprocess.crops
     if self._batch_size:
       return max(1, min(self._batch_size // crops, count))
@@ -229,43 +229,43 @@ class Model:
 
   def _batches(
     self,
-    pictures: Pictures,
+    images: ImagesLike,
     rows_of: Callable[[int, tuple[int, ...]], int],
   ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Arrays (rows, cuts, H, W, 3), all of one shape, and which rows count.
 
     Args:
-      pictures: as for `features`.
+      images: as for `features`.
       rows_of: says how many at a time, of so many of a shape (cuts, H, W, 3).
     """
-    if isinstance(pictures, np.ndarray):
-      self._check_array(pictures)
-      rows = rows_of(len(pictures), (1, *pictures.shape[1:]))
-      for start in range(0, len(pictures), rows):
-        piece = pictures[start : start + rows]
+    if isinstance(images, np.ndarray):
+      self._check_array(images)
+      rows = rows_of(len(images), (1, *images.shape[1:]))
+      for start in range(0, len(images), rows):
+        piece = images[start : start + rows]
         padding = [(0, rows - len(piece))] + [(0, 0)] * 3
         yield np.pad(piece, padding)[:, None], np.arange(rows) < len(piece)
       return
-    if isinstance(pictures, str | PathLike | Image.Image):
-      pictures = [pictures]
-    items = [_item(i, picture) for i, picture in enumerate(pictures)]
+    if isinstance(images, str | PathLike | Image.Image):
+      images = [images]
+    items = [_item(i, image) for i, image in enumerate(images)]
     if not items:
-      raise errors.UserError('the list of pictures is empty.')
+      raise errors.UserError('the list of images is empty.')
     rows = rows_of(len(items), self.preprocess.shape)
     for batch in pipeline.batches(items, self.preprocess, rows=rows):
       yield batch.images, batch.mask
 
-  def _check_array(self, pictures: np.ndarray) -> None:
-    shape = pictures.shape
+  def _check_array(self, images: np.ndarray) -> None:
+    shape = images.shape
     if (
-      pictures.dtype != np.uint8
+      images.dtype != np.uint8
       or len(shape) != 4
       or shape[3] != 3
       or min(shape[1:3]) < resnet.MIN_SIZE
-      or not len(pictures)
+      or not len(images)
     ):
       raise errors.UserError(
-        f'an array of {pictures.dtype} {shape} is no pictures. Give uint8'
+        f'an array of {images.dtype} {shape} is no images. Give uint8'
         f' (N, H, W, 3), RGB, H and W {resnet.MIN_SIZE} or more.'
       )
     if self.preprocess.multi_crop:
@@ -276,22 +276,22 @@ class Model:
     means.check_mean(self.preprocess.mean, *shape[1:3])
 
 
-def _item(index: int, picture: Picture) -> sources.Item:
-  if isinstance(picture, Image.Image):
+def _item(index: int, image: ImageLike) -> sources.Item:
+  if isinstance(image, Image.Image):
     name = f'number {index} of the list'
     try:
       # Here, because the same image may be in the list twice, and two threads
       # cannot decode it at once.
-      picture.load()
+      image.load()
     except Exception as error:
       raise errors.UserError(
-        f'cannot read the picture {name}: {error}.'
+        f'cannot read the image {name}: {error}.'
       ) from error
-    return sources.Item(name, name, sources.NO_LABEL, lambda: picture)
-  if not isinstance(picture, str | PathLike):
+    return sources.Item(name, name, sources.NO_LABEL, lambda: image)
+  if not isinstance(image, str | PathLike):
     raise errors.UserError(
-      f'a {type(picture).__name__} is no picture. Give a path, a Pillow image,'
+      f'a {type(image).__name__} is no image. Give a path, a Pillow image,'
       ' a list of them, or one uint8 array (N, H, W, 3).'
     )
-  file = os.path.expanduser(picture)
+  file = os.path.expanduser(image)
   return sources.file_item(pathlib.Path(file), file)

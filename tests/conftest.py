@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def pytest_addoption(parser):
   parser.addoption('--weights-dir', help='published weights, see README')
-  parser.addoption('--pictures-dir', help="the document's dog.jpg and cat.jpg")
+  parser.addoption('--images-dir', help="the document's dog.jpg and cat.jpg")
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -75,19 +75,19 @@ def run_main(tmp_path):
   return run
 
 
-def make_pictures(folder):
-  """A folder `pictures` of seven small ones, two of them in a subfolder."""
+def make_image_folder(folder):
+  """A folder `images` of seven small ones, two of them in a subfolder."""
   random = np.random.default_rng(0)
   names = ['a.png', 'b.jpg', 'c d.png', 'e.png', 'f.png', 'x/a.png', 'x/g.png']
   for name in names:
-    path = folder / 'pictures' / name
+    path = folder / 'images' / name
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = random.integers(0, 256, (6, 8, 3), np.uint8)
     Image.fromarray(coarse).resize((80, 60)).save(path)
-  return folder / 'pictures'
+  return folder / 'images'
 
 
 @pytest.fixture
-def pictures(tmp_path):
-  """See `make_pictures`."""
-  return make_pictures(tmp_path)
+def image_folder(tmp_path):
+  """See `make_image_folder`."""
+  return make_image_folder(tmp_path)

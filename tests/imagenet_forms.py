@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generated pictures with known labels, in every form that a source has.
+"""Generated images with known labels, in every form that a source has.
 
 Named and numbered as ILSVRC 2012's validation set, small, and with what is odd
 in it: a CMYK JPEG, a PNG named .JPEG, a grey one and, if asked for, one cut
@@ -24,7 +24,7 @@ _SPECIAL = {3: 'cmyk', 5: 'png', 7: 'grey', 9: 'truncated'}
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class Sample:
   """A file's name and bytes, and its label."""
 
   name: str
@@ -42,8 +42,8 @@ class Picture:
     return self.name.removesuffix('.JPEG')
 
 
-def pictures(count=24, *, classes=1000, truncated=False, size=(44, 38), seed=0):
-  """`count` pictures in the order of their names."""
+def images(count=24, *, classes=1000, truncated=False, size=(44, 38), seed=0):
+  """`count` images in the order of their names."""
   random = np.random.default_rng(seed)
   chosen = random.integers(0, classes, count)
   result = []
@@ -53,7 +53,7 @@ def pictures(count=24, *, classes=1000, truncated=False, size=(44, 38), seed=0):
     kind = _SPECIAL.get(row, '')
     name = f'ILSVRC2012_val_{row + 1:08d}.JPEG'
     result.append(
-      Picture(name, _encoded(image, kind, truncated=truncated), label)
+      Sample(name, _encoded(image, kind, truncated=truncated), label)
     )
   return result
 
@@ -67,7 +67,7 @@ def _encoded(image, kind, *, truncated):
   return data[: -len(data) // 8] if kind == 'truncated' and truncated else data
 
 
-# ----------------------------------------------------------------- pictures
+# ----------------------------------------------------------------- images
 
 
 def _put(path, data):
@@ -90,13 +90,13 @@ def class_folders(root: pathlib.Path, chosen, name_of=lambda one: one.wnid):
 
 
 def list_file(path: pathlib.Path, chosen):
-  """Lines of NAME LABEL, and the pictures beside them."""
+  """Lines of NAME LABEL, and the images beside them."""
   folder(path.parent, chosen)
   return val_txt(path, chosen)
 
 
 def tar(path: pathlib.Path, chosen, name_of=lambda one: one.name, extra=()):
-  """An archive of the pictures, and of extra (name, bytes)."""
+  """An archive of the images, and of extra (name, bytes)."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with tarfile.open(path, 'w') as archive:
     for name, data in [*((name_of(o), o.data) for o in chosen), *extra]:
@@ -191,6 +191,6 @@ def synset_labels(path: pathlib.Path, chosen):
 
 
 def real_json(path: pathlib.Path, answers):
-  """ReaL's: a list of labels for each picture, in the order of the numbers."""
+  """ReaL's: a list of labels for each image, in the order of the numbers."""
   _put(path, json.dumps([list(one) for one in answers]).encode())
   return path

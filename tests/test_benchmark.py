@@ -36,22 +36,22 @@ def test_contenders_take_turns_and_what_is_missing_is_said(tmp_path):
   ours, theirs = lines
   assert ours['contender'] == 'resnet_jax'
   assert set(ours['all']) == {'1', '2'}
-  assert ours['least'] <= ours['pictures_per_second'] <= ours['most']
+  assert ours['least'] <= ours['images_per_second'] <= ours['most']
   # The network's own multiply-adds (docs/which_resnet.md), and both bounds.
   assert round(ours['multiply_adds'] / 1e9, 2) == 1.81
   assert ours['fraction_of_peak'] == pytest.approx(
-    ours['pictures_per_second']
+    ours['images_per_second']
     * ours['multiply_adds']
     / ours['peak_multiply_adds_per_second']
   )
   assert ours['fraction_of_memory'] > 0
   assert {'jax', 'flax'} <= set(ours['peer']['versions'])
   if not importlib.util.find_spec('onnxruntime'):
-    assert theirs['pictures_per_second'] is None
+    assert theirs['images_per_second'] is None
     assert 'ONNX Runtime: not installed: onnxruntime' in said
 
 
-def test_drift_of_each_arithmetic_is_of_the_same_pictures(tmp_path):
+def test_drift_of_each_arithmetic_is_of_the_same_images(tmp_path):
   (tmp_path / 'example').symlink_to(ROOT / 'example')
   _, lines = _benchmark(tmp_path, 'drift', '--depths', '18', '--count', '2')
   drift = {line['arithmetic']: line for line in lines}
@@ -59,7 +59,7 @@ def test_drift_of_each_arithmetic_is_of_the_same_pictures(tmp_path):
   assert 0 < drift['float32']['largest']['res5_2_addto'] < 5e-4
   # Eight bits of a mantissa: measured 0.02.
   assert 1e-3 < drift['bfloat16']['rms']['res5_2_addto'] < 0.1
-  assert all(line['pictures'] == 2 for line in lines)
+  assert all(line['images'] == 2 for line in lines)
 
 
 @pytest.mark.parametrize(

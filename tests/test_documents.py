@@ -45,7 +45,7 @@ def _pages(has):
 def _same(line, printed):
   """Whether a line is as documented, but for times, free disk and cores."""
   pattern = re.escape(line).replace(re.escape('...'), '.*')
-  if re.search(r'pictures/s| in [\d.]+ s\b| GB free|cpu x', line):
+  if re.search(r'images/s| in [\d.]+ s\b| GB free|cpu x', line):
     pattern = re.sub(r'\d+(\\\.\d+)?', r'[\\d.e+]+', pattern)
   return re.fullmatch(pattern, printed)
 

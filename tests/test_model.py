@@ -9,7 +9,7 @@ from numpy_resnet import NumpyResNet
 from PIL import Image
 
 import resnet_jax
-from resnet_jax.data import mean as mean_room
+from resnet_jax.data import mean as mean_lib
 from resnet_jax.weights import paddle
 
 LAYER = 'res5_2_branch2b_bn'
@@ -22,8 +22,8 @@ def model():
     return resnet_jax.load('resnet18', weights='random', batch_size=4)
 
 
-def test_the_three_lines_of_the_readme(model, pictures):
-  path = pictures / 'a.png'
+def test_the_three_lines_of_the_readme(model, image_folder):
+  path = image_folder / 'a.png'
   features = model.features(path, LAYER)
   assert features.shape == (1, 512, 7, 7)
   prediction = model.predict(str(path))
@@ -37,8 +37,8 @@ def test_untrained_weights_warn():
     resnet_jax.load(18, weights='random')
 
 
-def test_paths_images_and_lists_agree(model, pictures):
-  paths = sorted(pictures.rglob('*.*'))
+def test_paths_images_and_lists_agree(model, image_folder):
+  paths = sorted(image_folder.rglob('*.*'))
   assert len(paths) == 7
   together = model.features(paths, LAYER)
   images = [Image.open(path) for path in paths]
@@ -55,7 +55,7 @@ def test_paths_images_and_lists_agree(model, pictures):
 def test_an_array_is_taken_as_cropped_rgb(tmp_path):
   independent = NumpyResNet(18)
   rgb = np.random.default_rng(3).integers(0, 256, (3, 40, 52, 3), np.uint8)
-  bgr = rgb[..., ::-1] - np.array(mean_room.MEAN_BGR)
+  bgr = rgb[..., ::-1] - np.array(mean_lib.MEAN_BGR)
   expected = independent(bgr.transpose(0, 3, 1, 2))
   paddle.write(independent.parameters, tmp_path / 'weights')
   model = resnet_jax.load(
@@ -70,8 +70,8 @@ def test_an_array_is_taken_as_cropped_rgb(tmp_path):
   assert predicted == list(expected['output'].argmax(axis=1).ravel())
 
 
-def test_one_layer_is_an_array_and_several_are_a_dict(model, pictures):
-  path = pictures / 'a.png'
+def test_one_layer_is_an_array_and_several_are_a_dict(model, image_folder):
+  path = image_folder / 'a.png'
   assert isinstance(model.features(path, 'avgpool'), np.ndarray)
   for several in (['avgpool'], 'avgpool,pool1', 'res5_*_addto', 'avgpoo?'):
     assert isinstance(model.features(path, several), dict)
@@ -82,23 +82,23 @@ def test_one_layer_is_an_array_and_several_are_a_dict(model, pictures):
 
 
 @pytest.mark.parametrize(
-  ('pictures_given', 'message'),
+  ('images_given', 'message'),
   [
-    (np.zeros((2, 64, 64, 3)), r'float64 \(2, 64, 64, 3\) is no pictures'),
+    (np.zeros((2, 64, 64, 3)), r'float64 \(2, 64, 64, 3\) is no images'),
     (np.zeros((64, 64, 3), np.uint8), 'Give uint8'),
     (np.zeros((1, 31, 64, 3), np.uint8), '32 or more'),
-    (np.zeros((0, 64, 64, 3), np.uint8), 'is no pictures'),
-    ([], 'the list of pictures is empty'),
-    ([3], 'a int is no picture'),
-    ('nowhere.jpg', 'cannot read the picture nowhere.jpg: No such file'),
+    (np.zeros((0, 64, 64, 3), np.uint8), 'is no images'),
+    ([], 'the list of images is empty'),
+    ([3], 'a int is no image'),
+    ('nowhere.jpg', 'cannot read the image nowhere.jpg: No such file'),
   ],
 )
-def test_what_is_no_picture_is_refused(model, pictures_given, message):
+def test_what_is_no_image_is_refused(model, images_given, message):
   with pytest.raises(resnet_jax.UserError, match=message):
-    model.features(pictures_given, 'pool1')
+    model.features(images_given, 'pool1')
 
 
-def test_wrong_arguments_say_what_is_allowed(model, pictures):
+def test_wrong_arguments_say_what_is_allowed(model, image_folder):
   with pytest.raises(resnet_jax.UserError, match='Allowed: resnet18, resnet34'):
     resnet_jax.load('resnet51', weights='random')
   with pytest.raises(resnet_jax.UserError, match='batch_size=-1 is neither'):
@@ -108,9 +108,9 @@ def test_wrong_arguments_say_what_is_allowed(model, pictures):
   with pytest.raises(resnet_jax.UserError, match="Did you mean 'bicubic'"):
     resnet_jax.load('resnet18', weights='random', interpolation='cubic')
   with pytest.raises(resnet_jax.UserError, match='Did you mean'):
-    model.features(pictures / 'a.png', 'res5_2_branch2b_b')
+    model.features(image_folder / 'a.png', 'res5_2_branch2b_b')
   with pytest.raises(resnet_jax.UserError, match='Allowed: none, avg, max'):
-    model.features(pictures / 'a.png', 'pool1', pool='mean')
+    model.features(image_folder / 'a.png', 'pool1', pool='mean')
 
 
 @pytest.mark.filterwarnings('ignore:UNTRAINED')
@@ -134,15 +134,15 @@ def test_the_package_lists_its_names_and_no_others():
     resnet_jax.laod  # noqa: B018
 
 
-def test_one_image_several_times_in_a_list(model, pictures):
-  images = [Image.open(pictures / 'b.jpg')] * 8
+def test_one_image_several_times_in_a_list(model, image_folder):
+  images = [Image.open(image_folder / 'b.jpg')] * 8
   values = model.features(images, 'pool1')
   for value in values:
     np.testing.assert_array_equal(value, values[0])
-  whole = (pictures / 'b.jpg').read_bytes()
-  (pictures / 'b.jpg').write_bytes(whole[: len(whole) // 2])
+  whole = (image_folder / 'b.jpg').read_bytes()
+  (image_folder / 'b.jpg').write_bytes(whole[: len(whole) // 2])
   with (
-    Image.open(pictures / 'b.jpg') as broken,
+    Image.open(image_folder / 'b.jpg') as broken,
     pytest.raises(resnet_jax.UserError, match='number 1 of the list: '),
   ):
     model.features([images[0], broken], 'pool1')

@@ -13,63 +13,19 @@ from conftest import ROOT
 
 PACKAGE = ROOT / 'resnet_jax'
 
-# A room, and whom it may import; the first match counts.  FOR_ALL may be
-# imported by all.
-ALLOWED = {
-  'resnet_jax.models': {'models'},
-  'resnet_jax.data.mean': set(),
-  'resnet_jax.data.decoding': set(),
-  'resnet_jax.data.preprocess': {'data.mean', 'data.decoding'},
-  'resnet_jax.data.sources': {'data.decoding', 'data.labels', 'data.sources'},
-  'resnet_jax.data.truth': {'data.sources', 'data.truth'},
-  'resnet_jax.data.labels': set(),
-  'resnet_jax.features': {'features'},
-  'resnet_jax.weights.random': set(),
-  'resnet_jax.weights': {'models', 'weights'},
-  'resnet_jax.inputs': {'data', 'weights'},
-  'resnet_jax.data.pipeline': {'data'},
-  'resnet_jax.evaluation.prediction': {'data.labels'},
-  'resnet_jax.engine.compilation': {'weights.cache'},
-  'resnet_jax.engine.devices': set(),
-  'resnet_jax.engine.transposes': set(),
-  'resnet_jax.engine.runner': {
-    *('models', 'data.preprocess', 'compilation', 'devices', 'gradcam'),
-    'transposes',
-  },
-  'resnet_jax.engine.sizing': {'devices', 'runner'},
-  'resnet_jax.evaluation': {'evaluation', 'data', 'models', 'weights'},
-  'resnet_jax.views': {'views', 'models', 'weights.paddle'},
-  'resnet_jax.engine.gradcam': {'models'},
-  'resnet_jax.model': {
-    *('models', 'weights', 'data', 'inputs', 'runner', 'prediction', 'views'),
-    *('gradcam', 'sizing'),
-  },
-  'resnet_jax.api': {
-    *('model', 'models', 'weights', 'data', 'inputs', 'runner', 'views'),
-    *('compilation', 'devices'),
-  },
-  'resnet_jax.jobs': {
-    *('models', 'weights', 'data', 'inputs', 'features', 'runner'),
-    *('prediction', 'evaluation', 'jobs', 'views'),
-    *('compilation', 'devices', 'gradcam', 'sizing'),
-  },
-  'resnet_jax.main': {'jobs', 'configuration'},
-  'resnet_jax': set(),
-}
-FOR_ALL = {
-  *(
-    'errors',
-    'files',
-    'pickles',
-    'protobuf',
-    'binaryproto',
-    'terminal',
-    'stages',
-    'cores',
-  ),
-}
-# Modules for all may use one another.
-ALLOWED |= {f'resnet_jax.{name}': set() for name in FOR_ALL}
+# The packages from the top down.  One imports those below its own level, and
+# itself; the modules beside `main` stand alone.
+LEVELS = (
+  {'main'},
+  {'jobs', 'configuration'},
+  {'model'},
+  {'weights', 'evaluation'},
+  {'engine', 'zoo'},
+  {'data', 'features', 'views'},
+  {'models', 'codecs'},
+  {'system'},
+)
+LEVEL = {name: number for number, level in enumerate(LEVELS) for name in level}
 
 
 def _modules():
@@ -91,37 +47,61 @@ def _imports(path):
 @pytest.mark.parametrize(
   ('module', 'path'), [pytest.param(m, p, id=m) for m, p in _modules()]
 )
-def test_imports_flow_one_way(module, path):
+def test_imports_run_downward(module, path):
   if module == 'resnet_jax':
-    # The package's front door imports lazily, for type checkers at most.
+    # The front door imports lazily; for type checkers it names what it has.
     return
-  room = next(r for r in ALLOWED if module == r or module.startswith(f'{r}.'))
-  allowed = ALLOWED[room] | FOR_ALL
+  package = module.split('.')[1]
   for name in _imports(path):
-    if name.startswith('resnet_jax.'):
-      target = name.removeprefix('resnet_jax.')
-      assert any(target == a or target.startswith(f'{a}.') for a in allowed), (
-        f'{module} imports {target}'
-      )
+    if name.split('.')[0] != 'resnet_jax':
+      continue
+    _, target, *_ = [*name.split('.'), '']
+    if target == '__version__':
+      continue
+    assert target, f'{module} imports resnet_jax, which imports it'
+    assert target == package or LEVEL[package] < LEVEL[target], (
+      f'{module} imports {name}, which is not below it'
+    )
+
+
+def test_the_front_door_imports_nothing():
+  code = (
+    'import sys; before = set(sys.modules); import resnet_jax;'
+    ' print(*sorted(set(sys.modules) - before))'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  assert not {'jax', 'flax', 'numpy', 'PIL'} & set(done.stdout.split())
+  assert 'resnet_jax.model' not in done.stdout
+
+
+def test_every_package_has_a_level():
+  found = {name.split('.')[1] for name, _ in _modules() if '.' in name}
+  assert found == set(LEVEL)
 
 
 @pytest.mark.parametrize(
-  ('pattern', 'rooms'),
+  ('pattern', 'places'),
   [
     (r'flags\.DEFINE|DEFINE_config', {'resnet_jax.main'}),
-    (r'jax\.jit\(|device_put\(', {'resnet_jax.engine.runner'}),
+    (r'jax\.jit\(|device_put\(', {'resnet_jax.engine'}),
     (
       r'\bsocket\b|urllib\.request|http\.client|requests',
-      {'resnet_jax.zoo.download'},
+      {'resnet_jax.zoo.transfer'},
     ),
     (r'ConfigDict', {'resnet_jax.configuration', 'resnet_jax.jobs'}),
     (r'pickle\.Unpickler|pickle\.load', {'resnet_jax.codecs.pickles'}),
   ],
 )
-def test_some_things_are_done_in_one_room_only(pattern, rooms):
+def test_some_things_are_done_in_one_place_only(pattern, places):
   for module, path in _modules():
     if re.search(pattern, path.read_text()):
-      assert any(module.startswith(room) for room in rooms), module
+      assert any(module.startswith(place) for place in places), module
 
 
 def test_no_module_is_long():

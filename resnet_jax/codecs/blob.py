@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caffe's BlobProto: an array in a file of weights, or a mean picture.
+"""Caffe's BlobProto: an array in a file of weights, or a mean image.
 
 Source: BVLC Caffe, src/caffe/proto/caffe.proto, and `Blob::FromProto`.  A
 `.binaryproto` file is one BlobProto.
@@ -120,10 +120,10 @@ def recognise(path: pathlib.Path) -> bool:
 
 
 def read_mean(path: pathlib.Path) -> np.ndarray:
-  """A mean picture: float32 (3, H, W), 0 to 255, BGR as Caffe's pictures are.
+  """A mean image: float32 (3, H, W), 0 to 255, BGR as Caffe's images are.
 
   Raises:
-    UserError: the file is damaged, or holds no picture of three channels.
+    UserError: the file is damaged, or holds no image of three channels.
   """
   try:
     blob = parse_blob(protobuf.map_file(path))
@@ -133,13 +133,13 @@ def read_mean(path: pathlib.Path) -> np.ndarray:
     ) from error
   except ValueError as error:
     raise errors.UserError(
-      f'{path} is no mean picture of Caffe (.binaryproto), or a damaged one:'
+      f'{path} is no mean image of Caffe (.binaryproto), or a damaged one:'
       f' {error}. Get it again.'
     ) from error
   shape = squeezed(blob.shape, 3)
   if len(shape) != 3 or shape[0] != 3 or not blob.data:
     raise errors.UserError(
-      f'{path} holds an array of the shape {blob.shape}; a mean picture is'
+      f'{path} holds an array of the shape {blob.shape}; a mean image is'
       ' (1, 3, H, W), its channels BGR. Get another, or give three values:'
       ' mean=103.939,116.779,123.68'
     )

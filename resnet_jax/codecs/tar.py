@@ -4,7 +4,7 @@
 Source: POSIX.1-2017, pax interchange format; GNU tar manual, "Basic Tar
 Format" (long names, numbers in base 256).  The standard library's reader takes
 a header that is cut off or damaged for the end of the archive, and an accuracy
-over the pictures before it would look whole; here it is an error.
+over the images before it would look whole; here it is an error.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture file's bytes to an RGB picture, by Pillow.
+"""An image file's bytes to an RGB image, by Pillow.
 
-What cannot be read is a PictureError that says why.
+What cannot be read is an ImageError that says why.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-# What is decoded, and by which suffixes a folder's pictures are known.  Other
+# What is decoded, and by which suffixes a folder's images are known.  Other
 # formats of Pillow start programs (EPS), or no photographs come in them.
 _SUFFIXES_OF = {
   'JPEG': ('.jpg', '.jpeg'),
@@ -28,8 +28,8 @@ FORMATS = tuple(_SUFFIXES_OF)
 SUFFIXES = tuple(s for suffixes in _SUFFIXES_OF.values() for s in suffixes)
 
 
-class PictureError(Exception):
-  """A picture that cannot be read; the message is the reason."""
+class ImageError(Exception):
+  """An image that cannot be read; the message is the reason."""
 
 
 class _Silence:
@@ -62,69 +62,69 @@ class _Silence:
 _SILENCE = _Silence()
 
 
-def decode(picture: bytes | Image.Image) -> Image.Image:
-  """An RGB picture, of a file's bytes or of a Pillow image.
+def decode(image: bytes | Image.Image) -> Image.Image:
+  """An RGB image, of a file's bytes or of a Pillow image.
 
-  Grey and palette pictures become RGB; alpha is dropped, the colours below it
+  Grey and palette images become RGB; alpha is dropped, the colours below it
   kept; CMYK is converted by Pillow's formula, without colour profiles; of 16
   bits the upper 8 are taken; EXIF's orientation is ignored (that of a TIFF
-  Pillow applies itself); an animated picture gives its first frame.
+  Pillow applies itself); an animated image gives its first frame.
 
   Raises:
-    PictureError: it cannot be read; says why.
+    ImageError: it cannot be read; says why.
   """
-  unread = opened(picture)
+  unread = opened(image)
   with reading():
     return to_rgb(unread)
 
 
-def opened(picture: bytes | Image.Image) -> Image.Image:
-  """The picture of a file's bytes, its pixels not yet read.
+def opened(image: bytes | Image.Image) -> Image.Image:
+  """The image of a file's bytes, its pixels not yet read.
 
   Raises:
-    PictureError: it is of none of the FORMATS, or damaged; says why.
+    ImageError: it is of none of the FORMATS, or damaged; says why.
   """
-  if isinstance(picture, Image.Image):
-    return picture
+  if isinstance(image, Image.Image):
+    return image
   with reading():
-    if not picture:
-      raise PictureError('the file is empty')
-    return Image.open(io.BytesIO(picture), formats=FORMATS)
+    if not image:
+      raise ImageError('the file is empty')
+    return Image.open(io.BytesIO(image), formats=FORMATS)
 
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-  """Makes a PictureError of whatever Pillow raises."""
+  """Makes an ImageError of whatever Pillow raises."""
   try:
-    # Warnings of damaged EXIF say nothing about pixels.  A picture over
+    # Warnings of damaged EXIF say nothing about pixels.  An image over
     # Pillow's limit is an error, below it none.
     with _SILENCE:
       yield
-  except PictureError:
+  except ImageError:
     raise
   except Image.UnidentifiedImageError as error:
-    raise PictureError(
+    raise ImageError(
       f'it is in none of the formats {", ".join(FORMATS)}'
     ) from error
   except Exception as error:
     # Decoders raise nearly anything on damaged files.
-    raise PictureError(str(error) or type(error).__name__) from error
+    raise ImageError(str(error) or type(error).__name__) from error
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-  """As `decode` says, of an opened picture; Pillow may raise anything."""
-  picture.load()
-  if 0 in picture.size:
-    raise PictureError('it has no pixels')
-  if picture.mode.startswith('I'):
+def to_rgb(image: Image.Image) -> Image.Image:
+  """As `decode` says, of an opened image; Pillow may raise anything."""
+  image.load()
+  if 0 in image.size:
+    raise ImageError('it has no pixels')
+  if image.mode.startswith('I'):
     # Pillow itself would cut such values off at 255.
-    values = np.asarray(picture).astype(np.int64)
+    values = np.asarray(image).astype(np.int64)
     if values.size and not 0 <= values.min() <= values.max() < 1 << 16:
-      raise PictureError('its values are outside 16 bits; store it as 8 or 16')
+      raise ImageError('its values are outside 16 bits; store it as 8 or 16')
     return Image.fromarray((values >> 8).astype(np.uint8)).convert('RGB')
-  if picture.mode == 'F':
-    raise PictureError(
+  if image.mode == 'F':
+    raise ImageError(
       'floating-point values have no agreed white; store it as 8 or 16 bits'
     )
   # Pillow would copy it.
-  return picture if picture.mode == 'RGB' else picture.convert('RGB')
+  return image if image.mode == 'RGB' else image.convert('RGB')

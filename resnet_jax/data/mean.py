@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is subtracted from pictures, and what they are divided by.
+"""What is subtracted from images, and what they are divided by.
 
 Three values, or one a pixel from a file: the original's `mean.meta` (npz or
 pickle) or Caffe's `.binaryproto`.
@@ -30,7 +30,7 @@ _META = 'mean.meta'
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mean:
-  """What is subtracted from a picture.
+  """What is subtracted from an image.
 
   Attributes:
     values: float32, (3, 1, 1), or (3, H, W) for one value a pixel.
@@ -132,7 +132,7 @@ def _wrong_scale(what: str, values: Sequence[float]) -> str:
   given = ','.join(f'{value:g}' for value in values)
   meant = ','.join(f'{255 * value:.6g}' for value in values)
   return (
-    f'{what}={given} is on the scale 0 to 1, and pictures here are on the scale'
+    f'{what}={given} is on the scale 0 to 1, and images here are on the scale'
     f' 0 to 255. Give {what}={meant}.'
   )
 
@@ -175,7 +175,7 @@ def _mean_file(path: pathlib.Path, crop_size: int) -> Mean:
 
 
 def _centre(array: np.ndarray, size: int) -> np.ndarray:
-  # Caffe subtracts before it crops, from pictures of the mean's size.
+  # Caffe subtracts before it crops, from images of the mean's size.
   top, left = ((n - size) // 2 for n in array.shape[1:])
   if min(top, left) < 0:
     return array

@@ -4,7 +4,7 @@
 Threads and not processes, because they measured faster: 400 JPEGs (four times
 the 100 photographs of a sample, 0.19 megapixels on average, in the disk's
 cache) to crops of 224, on two cores, Python 3.11, Pillow 13 with libjpeg-turbo;
-the best of three runs, pictures/s, without the start of the workers:
+the best of three runs, images/s, without the start of the workers:
 
     workers                             1     2     4
     threads                           208   413   397
@@ -31,14 +31,14 @@ ON_ERROR = ('fail', 'record')
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Pictures that go through the network together.
+  """Images that go through the network together.
 
   Attributes:
-    start: the row of the first picture.
+    start: the row of the first image.
     images: (rows, cuts, S, S, 3) uint8, RGB; zeros where `mask` is false.
-    mask: (rows,) bool; false for padding and for pictures that failed.
-    items: the pictures, without padding.
-    reasons: why a picture could not be read, '' for the others.
+    mask: (rows,) bool; false for padding and for images that failed.
+    items: the images, without padding.
+    reasons: why an image could not be read, '' for the others.
   """
 
   start: int
@@ -60,24 +60,24 @@ def batches(
 ) -> Generator[Batch, None, None]:
   """Yields the items from `start` on, in their order, `rows` at a time.
 
-  At most two batches wait (more only where that is fewer pictures than
+  At most two batches wait (more only where that is fewer images than
   threads), so memory does not depend on the number of items.
 
   An error ends it as soon as the next batch is asked for or waited for,
-  whichever picture it is of; batches that wait and pictures that are still
+  whichever image it is of; batches that wait and images that are still
   being read are given up.
 
   Args:
     items: what to read.
     how: resize and crops.
-    rows: pictures a batch; the last one is padded to it.
+    rows: images a batch; the last one is padded to it.
     start: the first item to read.
     threads: how many decode at once.
     on_error: 'fail', or 'record' to go on, the reason noted in the batch.
     clock: is told how long reading and decoding take.
 
   Raises:
-    UserError: a picture cannot be read, and `on_error` is 'fail'.
+    UserError: an image cannot be read, and `on_error` is 'fail'.
   """
   errors.check_choice('on_error', on_error, ON_ERROR)
   firsts = iter(range(start, len(items), rows))
@@ -110,7 +110,7 @@ class _Decoders:
   """Threads that fill batches.
 
   They are daemons, and nobody waits for their end: neither an error nor the
-  program's end is held up by a picture that comes slowly.
+  program's end is held up by an image that comes slowly.
   """
 
   def __init__(
@@ -130,7 +130,7 @@ class _Decoders:
     self._todo = queue.SimpleQueue()
     self._done: queue.SimpleQueue[tuple[Batch, BaseException | None]]
     self._done = queue.SimpleQueue()
-    # Pictures that a batch still lacks, by its start.
+    # Images that a batch still lacks, by its start.
     self._missing: dict[int, int] = {}
     for number in range(threads):
       threading.Thread(
@@ -144,7 +144,7 @@ class _Decoders:
       self._todo.put((batch, row))
 
   def wait_for(self, batch: Batch) -> None:
-    """Returns when the batch is full; raises what befell any picture."""
+    """Returns when the batch is full; raises what befell any image."""
     while self._missing[batch.start] or not self._done.empty():
       filled, error = self._done.get()
       if error:
@@ -153,7 +153,7 @@ class _Decoders:
     del self._missing[batch.start]
 
   def stop(self) -> None:
-    """Ends every thread with the picture that it is at."""
+    """Ends every thread with the image that it is at."""
     self._stopped = True
     for _ in range(self._threads):
       self._todo.put(None)
@@ -164,10 +164,10 @@ class _Decoders:
       try:
         self._fill(batch, row)
       except BaseException as error:
-        # Whatever it is, somebody waits for this picture; and it is the end, so
+        # Whatever it is, somebody waits for this image; and it is the end, so
         # the other threads begin no further one until that is heard of.
         self._stopped = True
-        error.add_note(f'It was at the picture {batch.items[row].name}.')
+        error.add_note(f'It was at the image {batch.items[row].name}.')
         self._done.put((batch, error))
       else:
         self._done.put((batch, None))
@@ -180,7 +180,7 @@ class _Decoders:
       with self._clock.measure('decode', 1, self._cores, of_a_core=True):
         batch.images[row] = preprocess.crops_of(data, self._how)
       batch.mask[row] = True
-    except decoding.PictureError as error:
+    except decoding.ImageError as error:
       reason = str(error)
     except OSError as error:
       reason = error.strerror or str(error)
@@ -190,7 +190,7 @@ class _Decoders:
       return
     if self._on_error == 'fail':
       raise errors.UserError(
-        f'cannot read the picture {item.name}: {reason}. Repair it or'
+        f'cannot read the image {item.name}: {reason}. Repair it or'
         ' leave it out (a job goes on without it with on_error=record).'
       )
     batch.reasons[row] = reason

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a picture file to what the network takes.
+"""From an image file to what the network takes.
 
 The host decodes, resizes and crops to uint8; the device mirrors, orders the
 channels and subtracts the mean (`normalise`, written once for NumPy and JAX).
@@ -29,19 +29,19 @@ CHANNELS = ('BGR', 'RGB')
 ROUNDINGS = ('nearest', 'torchvision')
 DECODES = ('exact', 'scaled')
 
-# Of a resized picture: four hundred times 256x256.
+# Of a resized image: four hundred times 256x256.
 _MAX_PIXELS = 400 * 256 * 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Preprocess:
-  """How a picture becomes the network's input.
+  """How an image becomes the network's input.
 
   Attributes:
     mean: what is subtracted.
     resize: 'short_side', the shorter side to `resize_size`; 'squash', the
-      whole picture to a square of `crop_size` (the original demo's); or 'none':
-      pictures are of that size, and taken as they are.
+      whole image to a square of `crop_size` (the original demo's); or 'none':
+      images are of that size, and taken as they are.
     resize_size: the shorter side, pixels.
     crop_size: height and width of a crop, pixels.
     multi_crop: ten crops: top left, top right, bottom left, bottom right,
@@ -81,8 +81,8 @@ class Preprocess:
       )
     if self.multi_crop and self.resize != 'short_side':
       which = {
-        'squash': 'a squashed picture',
-        'none': 'with resize=none a picture',
+        'squash': 'a squashed image',
+        'none': 'with resize=none an image',
       }[self.resize]
       raise errors.UserError(
         f'multi_crop=true needs resize=short_side: {which} is no larger than'
@@ -104,12 +104,12 @@ class Preprocess:
 
   @property
   def crops(self) -> int:
-    """Crops that a picture's values are averaged over."""
+    """Crops that an image's values are averaged over."""
     return 10 if self.multi_crop else 1
 
   @property
   def shape(self) -> tuple[int, int, int, int]:
-    """(cuts, S, S, 3), of a picture's pixels."""
+    """(cuts, S, S, 3), of an image's pixels."""
     return self.cuts, self.crop_size, self.crop_size, 3
 
   def describe(self) -> str:
@@ -120,9 +120,9 @@ class Preprocess:
     if self.decode != 'exact':
       colours += f', {self.decode} decoding'
     if self.resize == 'none':
-      return f'pictures of {size} as they are, {colours}'
+      return f'images of {size} as they are, {colours}'
     if self.resize == 'squash':
-      cut = f'whole picture resized to {size} ({self.interpolation})'
+      cut = f'whole image resized to {size} ({self.interpolation})'
     else:
       cut = f'shorter side to {self.resize_size} ({self.interpolation}), '
       cut += (
@@ -139,28 +139,28 @@ def _tuple(values: Sequence[float]) -> str:
   return f'({", ".join(f"{value:g}" for value in values)})'
 
 
-def crops_of(picture: bytes | Image.Image, how: Preprocess) -> np.ndarray:
+def crops_of(image: bytes | Image.Image, how: Preprocess) -> np.ndarray:
   """The (how.cuts, S, S, 3) uint8 of a file's bytes or of a Pillow image.
 
   Raises:
-    PictureError: it cannot be read or resized; says why.
+    ImageError: it cannot be read or resized; says why.
   """
   if how.decode == 'exact' or how.resize == 'none':
-    return cut(decoding.decode(picture), how)
-  return _cut_scaled(decoding.opened(picture), how)
+    return cut(decoding.decode(image), how)
+  return _cut_scaled(decoding.opened(image), how)
 
 
 def _resized_size(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
-  """The (width, height) that a picture of such a size is resized to.
+  """The (width, height) that an image of such a size is resized to.
 
   Raises:
-    PictureError: that would be unreasonably large.
+    ImageError: that would be unreasonably large.
   """
   if how.resize == 'squash':
-    # What is between the two passes: large of a narrow, tall picture.
+    # What is between the two passes: large of a narrow, tall image.
     width, height = how.crop_size, size[1]
     if width * height > max(_MAX_PIXELS, 2 * size[0] * height):
-      raise decoding.PictureError(
+      raise decoding.ImageError(
         f'of {size[0]}x{size[1]} pixels it would be resized to'
         f' {width}x{height} first, which is more than {_MAX_PIXELS} pixels;'
         ' crop it'
@@ -173,42 +173,42 @@ def _resized_size(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
     (2 * side * how.resize_size + half) // (2 * short) for side in size
   )
   if width * height > _MAX_PIXELS:
-    raise decoding.PictureError(
+    raise decoding.ImageError(
       f'of {size[0]}x{size[1]} pixels it would be resized to {width}x{height},'
       f' which is more than {_MAX_PIXELS} pixels; crop it, or use resize=squash'
     )
   return width, height
 
 
-def cut(picture: Image.Image, how: Preprocess) -> np.ndarray:
-  """Resizes and crops an RGB picture to (how.cuts, S, S, 3) uint8.
+def cut(image: Image.Image, how: Preprocess) -> np.ndarray:
+  """Resizes and crops an RGB image to (how.cuts, S, S, 3) uint8.
 
   First across, then down: between them values are rounded, so the order
-  matters, and Pillow's own depends on its version and the picture's shape.
+  matters, and Pillow's own depends on its version and the image's shape.
 
   Raises:
-    PictureError: resized, it would be unreasonably large; or it may not be
+    ImageError: resized, it would be unreasonably large; or it may not be
       resized, and has not the size of a crop.
   """
   filter_ = INTERPOLATIONS[how.interpolation]
   size = how.crop_size
   if how.resize == 'none':
-    if picture.size != (size, size):
-      raise decoding.PictureError(
-        f'it has {picture.width}x{picture.height} pixels, and resize=none takes'
+    if image.size != (size, size):
+      raise decoding.ImageError(
+        f'it has {image.width}x{image.height} pixels, and resize=none takes'
         f' {size}x{size} only; set crop_size, or resize=short_side'
       )
-    return np.asarray(picture)[None]
-  width, height = _resized_size(picture.size, how)
+    return np.asarray(image)[None]
+  width, height = _resized_size(image.size, how)
   if how.multi_crop or how.resize == 'squash':
-    across = picture.resize((width, picture.height), filter_)
+    across = image.resize((width, image.height), filter_)
     return _crops(np.asarray(across.resize((width, height), filter_)), how)
   [(top, left)] = _offsets(height, width, how)
-  x = _needed(picture.width, width, left, size)
-  y = _needed(picture.height, height, top, size)
-  across = picture.resize(
-    (x.pixels, picture.height), filter_, (x.begin, 0, x.end, picture.height)
-  ).crop((x.crop, 0, x.crop + size, picture.height))
+  x = _needed(image.width, width, left, size)
+  y = _needed(image.height, height, top, size)
+  across = image.resize(
+    (x.pixels, image.height), filter_, (x.begin, 0, x.end, image.height)
+  ).crop((x.crop, 0, x.crop + size, image.height))
   resized = across.resize((size, y.pixels), filter_, (0, y.begin, size, y.end))
   return np.asarray(resized)[None, y.crop : y.crop + size]
 
@@ -218,7 +218,7 @@ class _Needed:
   """What is resized along one side, for a crop.
 
   Attributes:
-    begin, end: of the picture, in its pixels.
+    begin, end: of the image, in its pixels.
     pixels: what that becomes.
     crop: where the crop begins in it.
   """
@@ -238,7 +238,7 @@ def _needed(side: int, resized: int, offset: int, crop: int) -> _Needed:
   side that becomes 256 always is, and of one that becomes 232 seldom.
 
   Args:
-    side: of the picture, pixels.
+    side: of the image, pixels.
     resized: what it becomes as a whole, pixels.
     offset: where the crop begins in that.
     crop: its pixels.
@@ -252,26 +252,26 @@ def _needed(side: int, resized: int, offset: int, crop: int) -> _Needed:
 
 
 def _cut_scaled(opened: Image.Image, how: Preprocess) -> np.ndarray:
-  """Decodes and cuts what a picture has of pixels that are needed, nearly."""
+  """Decodes and cuts what an image has of pixels that are needed, nearly."""
   if 0 in opened.size:
-    raise decoding.PictureError('it has no pixels')
+    raise decoding.ImageError('it has no pixels')
   width, height = size = _resized_size(opened.size, how)
   extent: tuple[float, float] = opened.size
   with decoding.reading():
     # A JPEG gets no smaller than `size`; its last pixels may lie half outside.
     if drafted := opened.draft('RGB', size):
       extent = drafted[1][2:]
-    picture = decoding.to_rgb(opened)
+    image = decoding.to_rgb(opened)
   filter_ = INTERPOLATIONS[how.interpolation]
   if how.multi_crop or how.resize == 'squash':
-    resized = picture.resize(size, filter_, (0, 0, *extent))
+    resized = image.resize(size, filter_, (0, 0, *extent))
     return _crops(np.asarray(resized), how)
   side = how.crop_size
   [(top, left)] = _offsets(height, width, how)
   across, down = extent[0] / width, extent[1] / height
   right, bottom = (left + side) * across, (top + side) * down
   box = (left * across, top * down, right, bottom)
-  return np.asarray(picture.resize((side, side), filter_, box))[None]
+  return np.asarray(image.resize((side, side), filter_, box))[None]
 
 
 def _crops(pixels: np.ndarray, how: Preprocess) -> np.ndarray:
@@ -312,7 +312,7 @@ def normalise(
     cuts: (N, cuts, H, W, 3) uint8, RGB.
     mean: float32, (3, 1, 1) or (3, H, W).
     multi_crop: whether mirror images are added behind the crops of each
-      picture.  The mean of a file is not mirrored with them, as it was not in
+      image.  The mean of a file is not mirrored with them, as it was not in
       the original.
     numpy: the module to compute with, numpy or jax.numpy.
     channels: 'BGR' or 'RGB', of the mean, the std and the result.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a faster way of decoding is off, on a run's own first pictures."""
+"""How far a faster way of decoding is off, on a run's own first images."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from resnet_jax.engine import sizing
 def line(
   batch: pipeline.Batch, how: preprocess.Preprocess, network: sizing.Network
 ) -> str:
-  """Compares a batch with the same pictures decoded exactly.
+  """Compares a batch with the same images decoded exactly.
 
   Args:
     batch: decoded as `how` says.
@@ -32,7 +32,7 @@ def line(
   )
   real = batch.mask & exact.mask
   if not real.any():
-    return f'NOTE: decode={how.decode}: no picture to compare with decode=exact'
+    return f'NOTE: decode={how.decode}: no image to compare with decode=exact'
   difference = np.abs(
     batch.images[real].astype(int) - exact.images[real].astype(int)
   )
@@ -48,7 +48,7 @@ def line(
   worst = max(off, key=off.__getitem__)
   return (
     f'NOTE: decode={how.decode}, against decode=exact on the first'
-    f' {real.sum()} pictures: pixels differ by {difference.mean():.2f} on'
+    f' {real.sum()} images: pixels differ by {difference.mean():.2f} on'
     f' average, by {difference.max()} at most; {worst} by'
     f' {off[worst]:.2%} of its rms'
   )

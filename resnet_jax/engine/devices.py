@@ -84,7 +84,7 @@ def select(use_gpu: bool) -> tuple[jax.Device, ...]:
 
 
 def even_step(devices: Sequence[jax.Device]) -> int:
-  """Of what number of pictures a batch should be a multiple."""
+  """Of what number of images a batch should be a multiple."""
   each = _CPU_PIECE if devices[0].platform == 'cpu' else 1
   return each * len(devices)
 
@@ -99,12 +99,12 @@ def describe(devices: Sequence[jax.Device]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Deal:
-  """How the pictures of a batch are dealt out.
+  """How the images of a batch are dealt out.
 
   Attributes:
     devices: how many of them work.
     rounds: computed one after the other.
-    rows: pictures of a round, all devices together.
+    rows: images of a round, all devices together.
     pieces: into how many a device cuts its share of a round, before the last
       stage.
   """
@@ -115,21 +115,21 @@ class Deal:
   pieces: int
 
 
-def deal(devices: Sequence[jax.Device], pictures: int, crops: int) -> Deal:
+def deal(devices: Sequence[jax.Device], images: int, crops: int) -> Deal:
   """How a batch is dealt out, so that little is padded.
 
   Args:
     devices: that there are.
-    pictures: of the batch.
-    crops: of a picture.
+    images: of the batch.
+    crops: of an image.
   """
-  used = min(len(devices), pictures)
-  each = -(-pictures // used)
+  used = min(len(devices), images)
+  each = -(-images // used)
   if devices[0].platform == 'cpu':
     each = min(each, max(1, _CPU_CROPS // crops))
-  rounds = -(-pictures // (used * each))
-  # As many rounds, of the fewest pictures.
-  each = -(-pictures // (used * rounds))
+  rounds = -(-images // (used * each))
+  # As many rounds, of the fewest images.
+  each = -(-images // (used * rounds))
   share = each * crops
   most = _CPU_PIECE if devices[0].platform == 'cpu' else share
   piece = next(n for n in range(most, 0, -1) if not share % n)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grad-CAM: where in a picture a layer's values speak for a class."""
+"""Grad-CAM: where in an image a layer's values speak for a class."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ GRAD_CAM = 'grad_cam'
 
 @dataclasses.dataclass(frozen=True)
 class GradCam:
-  """Where in a picture a layer's values speak for a class.
+  """Where in an image a layer's values speak for a class.
 
   The layer's channels are summed, each times the mean over all positions of
   the gradient of the class's logit with respect to it; what is negative
@@ -24,7 +24,7 @@ class GradCam:
 
   Attributes:
     layer: whose values.
-    label: the class; None: the most probable one of each picture.
+    label: the class; None: the most probable one of each image.
   """
 
   layer: str
@@ -39,7 +39,7 @@ def checked_grad_cam(
   Args:
     model: the network.
     layer: a name, also another program's; '': the last block's output.
-    label: the class; None: each picture's most probable one.
+    label: the class; None: each image's most probable one.
 
   Raises:
     UserError: says what the network lacks.
@@ -85,7 +85,7 @@ def maps(
       if what.label is None
       else jnp.full((len(x), 1, 1, 1), what.label)
     )
-    # Pictures do not know of one another, so the gradient of the sum holds
+    # Images do not know of one another, so the gradient of the sum holds
     # each one's own.
     own = jnp.take_along_axis(captured['logits'], label, axis=-1)
     return own.sum(), captured

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The front of a network a few pictures at a time, its last stage all at once.
+"""The front of a network a few images at a time, its last stage all at once.
 
-In front a few pictures fill a core's cache; behind, the parameters are the
-larger part of what is read, and many pictures share them.
+In front a few images fill a core's cache; behind, the parameters are the
+larger part of what is read, and many images share them.
 """
 
 from collections.abc import Sequence

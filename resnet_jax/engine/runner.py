@@ -14,9 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from resnet_jax.data import preprocess
 from resnet_jax.engine import compilation, gradcam, piecewise, transposes
-from resnet_jax.engine import devices as device_room
+from resnet_jax.engine import devices as device_lib
 from resnet_jax.models import convolution, folding, names, resnet
-from resnet_jax.models import layers as layers_room
+from resnet_jax.models import layers as layers_lib
 from resnet_jax.system import console, errors, timing
 
 POOLS = ('none', 'avg', 'max')
@@ -49,16 +49,16 @@ class Result:
   """What a batch gave, on the devices.
 
   Attributes:
-    values: of each layer, (rounds, pictures of a round, C, H, W), on a CPU
+    values: of each layer, (rounds, images of a round, C, H, W), on a CPU
       (..., H, W, C).
-    overflows: of each layer, in which pictures a value became infinite because
-      the dtype is too small; (rounds, pictures of a round).
-    pictures: of the batch, without what `devices.deal` padded.
+    overflows: of each layer, in which images a value became infinite because
+      the dtype is too small; (rounds, images of a round).
+    count: images of the batch, without what `devices.deal` padded.
   """
 
   values: dict[str, jax.Array]
   overflows: dict[str, jax.Array]
-  pictures: int
+  count: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +89,13 @@ def output_shapes(
   height: int,
   width: int,
 ) -> Shapes:
-  """The (C, H, W) that is kept of each layer, for pictures of a size."""
+  """The (C, H, W) that is kept of each layer, for images of a size."""
   shapes = resnet.layer_shapes(model, height, width)
   return {name: reduction.shape(shapes[name]) for name in layers}
 
 
 class Runner:
-  """Computes layers of pictures, a fixed number of them at a time.
+  """Computes layers of images, a fixed number of them at a time.
 
   Only the parameters in front of the deepest layer are put on the device, and
   only what leads to the layers is computed.
@@ -130,7 +130,7 @@ class Runner:
     self._crops = 10 if multi_crop else 1
     aside = (*layers, *((grad_cam.layer, *names.HEAD) if grad_cam else ()))
     model = model.clone(
-      inference=layers_room.Inference(
+      inference=layers_lib.Inference(
         execution.arithmetic, self._devices[0].platform, frozenset(aside)
       )
     )
@@ -166,7 +166,7 @@ class Runner:
     execution: Execution | None = None,
     shared: Placed | None = None,
   ) -> 'Runner':
-    """A runner for pictures that were cut out by a preprocessing."""
+    """A runner for images that were cut out by a preprocessing."""
     return cls(
       model,
       parameters,
@@ -225,26 +225,26 @@ class Runner:
   ) -> dict[str, np.ndarray]:
     """(N, C, H, W) of each layer, in the order asked for.
 
-    A picture's values are averaged over its crops.  Behind the layers comes
+    An image's values are averaged over its crops.  Behind the layers comes
     `gradcam.GRAD_CAM`, (N, 1, H, W) float32, if it was asked for.
 
     Args:
       result: what the call returned.
-      real: places, or a mask, of the pictures that are not padding.
+      real: places, or a mask, of the images that are not padding.
 
     Raises:
-      UserError: a value of a real picture does not fit into float16.
+      UserError: a value of a real image does not fit into float16.
     """
     bring = transposes.fetched if self._on_cpu else jax.device_get
     values, overflows = (
       {
         # Without the rounds, and without what was padded.
-        name: array.reshape(-1, *array.shape[2:])[: result.pictures]
+        name: array.reshape(-1, *array.shape[2:])[: result.count]
         for name, array in arrays.items()
       }
       for arrays in (bring(result.values), jax.device_get(result.overflows))
     )
-    real = np.arange(result.pictures) if real is None else real
+    real = np.arange(result.count) if real is None else real
     too_large = [name for name, over in overflows.items() if over[real].any()]
     if too_large:
       raise errors.UserError(
@@ -260,16 +260,16 @@ class Runner:
 
   def _program(self, shape: tuple[int, ...]) -> '_Program':
     if shape not in self._programs:
-      deal = device_room.deal(self._devices, shape[0], self._crops)
-      mesh = jax.sharding.Mesh(self._devices[: deal.devices], ('pictures',))
-      dealt = NamedSharding(mesh, PartitionSpec(None, 'pictures'))
+      deal = device_lib.deal(self._devices, shape[0], self._crops)
+      mesh = jax.sharding.Mesh(self._devices[: deal.devices], ('batch',))
+      dealt = NamedSharding(mesh, PartitionSpec(None, 'batch'))
       copied = NamedSharding(mesh, PartitionSpec())
       parameters = self._on_devices(copied)
       mean = jax.device_put(self._mean, copied)
       images = jax.ShapeDtypeStruct(
         (deal.rounds, deal.rows, *shape[1:]), jnp.uint8, sharding=dealt
       )
-      # Each device sees its own pictures only, and needs nothing of others.
+      # Each device sees its own images only, and needs nothing of others.
       local = jax.shard_map(
         _in_rounds(functools.partial(self._apply, pieces=deal.pieces)),
         mesh=mesh,
@@ -305,17 +305,17 @@ class _Program:
     parameters: on the devices.
     mean: on the devices.
     images: what the program takes.
-    pictures: how many of them are asked for at once.
+    count: images how many of them are asked for at once.
   """
 
   compiled: jax.stages.Compiled
   parameters: dict[str, jax.Array]
   mean: jax.Array
   images: jax.ShapeDtypeStruct
-  pictures: int
+  count: int
 
   def put(self, images: np.ndarray) -> jax.Array:
-    """Images (pictures, cuts, H, W, 3) on the devices, in rounds."""
+    """Images (images, cuts, H, W, 3) on the devices, in rounds."""
     rounds, rows, *rest = self.images.shape
     if padding := rounds * rows - len(images):
       black = np.zeros((padding, *rest), images.dtype)
@@ -326,7 +326,7 @@ class _Program:
   def __call__(self, images: jax.Array) -> Result:
     """Starts the computation for what `put` gave."""
     values, overflows = self.compiled(self.parameters, self.mean, images)
-    return Result(values, overflows, self.pictures)
+    return Result(values, overflows, self.count)
 
 
 def _in_rounds(apply: Callable) -> Callable:
@@ -384,10 +384,10 @@ def _apply(
   return values, overflows
 
 
-def _reduce(value: jax.Array, pictures: int, pool: str) -> jax.Array:
-  """(N * crops, H, W, C) to (N, H, W, C), averaged over a picture's crops."""
+def _reduce(value: jax.Array, count: int, pool: str) -> jax.Array:
+  """(N * crops, H, W, C) to (N, H, W, C), averaged over an image's crops."""
   if pool == 'avg':
     value = value.mean(axis=(1, 2), keepdims=True)
   elif pool == 'max':
     value = value.max(axis=(1, 2), keepdims=True)
-  return value.reshape(pictures, -1, *value.shape[1:]).mean(axis=1)
+  return value.reshape(count, -1, *value.shape[1:]).mean(axis=1)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many pictures at a time: chosen from the memory, halved when it is short.
+"""How many images at a time: chosen from the memory, halved when it is short.
 
 Whoever asks for batches of some size gets values for them, whatever the number
-of pictures that the device takes at once has come down to.
+of images that the device takes at once has come down to.
 """
 
 import functools
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet_jax.engine import devices as device_room
+from resnet_jax.engine import devices as device_lib
 from resnet_jax.engine import runner
 from resnet_jax.system import errors, timing
 
@@ -32,7 +32,7 @@ Pending = tuple[np.ndarray, list[runner.Result], int]
 
 
 def first_rows(devices: Sequence[jax.Device], crops: int, size: int) -> int:
-  """Pictures at a time to try first, of so many crops of a size each."""
+  """Images at a time to try first, of so many crops of a size each."""
   pixels = _PIXELS.get(devices[0].platform, _PIXELS_ELSEWHERE)
   each = max(1, min(pixels // size**2, _MOST_CROPS) // crops)
   return each * len(devices)
@@ -41,13 +41,13 @@ def first_rows(devices: Sequence[jax.Device], crops: int, size: int) -> int:
 def even_rows(rows: int, count: int, devices: Sequence[jax.Device]) -> int:
   """At most `rows` at a time, so that the last of `count` is no small rest.
 
-  Every batch is computed whole: 100 pictures are not 96 and 4, but 54 and 46.
+  Every batch is computed whole: 100 images are not 96 and 4, but 54 and 46.
   """
   rows = min(rows, count)
   if not rows:
     return 0
   even = -(-count // -(-count // rows))
-  step = device_room.even_step(devices)
+  step = device_lib.even_step(devices)
   return min(rows, -(-even // step) * step)
 
 
@@ -113,7 +113,7 @@ class Network:
   It is made when it is needed first.
 
   Attributes:
-    rows: pictures that go through the network at a time; 0: a whole batch.
+    rows: images that go through the network at a time; 0: a whole batch.
   """
 
   def __init__(
@@ -133,7 +133,7 @@ class Network:
     return self._make()
 
   def fitting(self, shape: tuple[int, ...]) -> int:
-    """The pictures of `shape`, halved until their program fits the memory.
+    """The images of `shape`, halved until their program fits the memory.
 
     It is compiled then.
 
@@ -156,7 +156,7 @@ class Network:
           return rows
         of = f': {needed >> 20} MB of {room >> 20} free'
       self._say(
-        f'batches of {rows} pictures do not fit into the memory{of}; taking'
+        f'batches of {rows} images do not fit into the memory{of}; taking'
         f' {-(-rows // 2)} at a time'
       )
       rows = -(-rows // 2)
@@ -199,7 +199,7 @@ class Network:
 
     Args:
       pending: what the call returned.
-      real: a mask of the pictures that are not padding.
+      real: a mask of the images that are not padding.
     """
     images, results, rows = pending
     try:
@@ -254,7 +254,7 @@ class Network:
       raise error
     if rows == 1:
       raise errors.UserError(
-        'there is not enough memory for a single picture. Ask for fewer layers,'
+        'there is not enough memory for a single image. Ask for fewer layers,'
         ' pool=avg, multi_crop=false or a smaller crop_size.'
       ) from error
     half = -(-rows // 2)
@@ -262,6 +262,6 @@ class Network:
     if not self.rows or half < self.rows:
       self.rows = half
       self._say(
-        f'NOTE: out of memory with {rows} pictures at a time; going on with'
+        f'NOTE: out of memory with {rows} images at a time; going on with'
         f' {half}'
       )

@@ -42,7 +42,7 @@ def _channels_first(array: jax.Array) -> np.ndarray:
 def _transpose(x: np.ndarray, target: np.ndarray) -> None:
   """Writes x (N, pixels, C) into a target (..., C, pixels)."""
   places = np.ndindex(target.shape[:-2])
-  for place, picture in zip(places, x, strict=True):
-    for first in range(0, len(picture), _PIXELS):
+  for place, image in zip(places, x, strict=True):
+    for first in range(0, len(image), _PIXELS):
       block = slice(first, first + _PIXELS)
-      target[place][:, block] = picture[block].T
+      target[place][:, block] = image[block].T

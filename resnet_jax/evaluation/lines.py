@@ -12,7 +12,7 @@ _MAX_LINE = 1 << 24
 
 
 class Lines(files.Appended):
-  """Adds objects to `NAME.part`, a line a picture; a context manager.
+  """Adds objects to `NAME.part`, a line an image; a context manager.
 
   Attributes:
     kept: the objects that a run which was stopped has left.
@@ -29,9 +29,9 @@ class Lines(files.Appended):
 
     Args:
       path: of the finished file.
-      keys: of the pictures, in order; what is there must be of the first ones.
+      keys: of the images, in order; what is there must be of the first ones.
       facts: what every line says of how it was made.
-      rows: pictures a batch: so that the batches are those of a run that was
+      rows: images a batch: so that the batches are those of a run that was
         not stopped, it is gone on with from a multiple.
 
     Raises:
@@ -80,7 +80,7 @@ class Lines(files.Appended):
     except (ValueError, RecursionError) as error:
       raise self._other(f'line {row + 1} is not JSON in UTF-8') from error
     if not isinstance(facts, dict) or 'key' not in facts:
-      raise self._other(f'line {row + 1} is no prediction of a picture')
+      raise self._other(f'line {row + 1} is no prediction of an image')
     wanted = {'key': keys[row] if row < len(keys) else None, **self._facts}
     for key, value in wanted.items():
       if facts.get(key) != value:
@@ -91,6 +91,6 @@ class Lines(files.Appended):
 
   def _other(self, what: str) -> errors.UserError:
     return errors.UserError(
-      f'{self._part} holds something else than the first pictures of this run:'
+      f'{self._part} holds something else than the first images of this run:'
       f' {what}. Remove it, or choose another file (predictions).'
     )

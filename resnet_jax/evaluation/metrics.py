@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is counted: errors in all, by class, and what was taken for what.
 
-The rule for pictures of several labels, of which any counts, is that of ReaL:
+The rule for images of several labels, of which any counts, is that of ReaL:
 L. Beyer et al., "Are we done with ImageNet?", arXiv:2006.07159.
 """
 
@@ -18,17 +18,17 @@ BEST = 5
 
 @dataclasses.dataclass(frozen=True)
 class ClassRow:
-  """A class's pictures and errors.
+  """A class's images and errors.
 
   Attributes:
     label: the class.
-    pictures: with this label.
+    images: with this label.
     top1: of these, those whose best guess is wrong.
     top5: those none of whose five best guesses is right.
   """
 
   label: int
-  pictures: int
+  images: int
   top1: int
   top5: int
 
@@ -39,33 +39,33 @@ class Confusion:
 
   label: int
   taken_for: int
-  pictures: int
+  images: int
 
 
 class Tally:
-  """Counts pictures one after another; its size depends on the classes only.
+  """Counts images one after another; its size depends on the classes only.
 
-  A picture of several labels is right if the guess is any of them; in the
+  An image of several labels is right if the guess is any of them; in the
   tables by class it is counted with each of its labels.
 
   Attributes:
-    pictures: that have a label.
+    images: that have a label.
     unlabelled: that have none, and are not counted.
     failed: that could not be read; with a label they count as wrong.
     several: that have more than one label.
   """
 
   def __init__(self, classes: int) -> None:
-    self.pictures = self.unlabelled = self.failed = self.several = 0
+    self.images = self.unlabelled = self.failed = self.several = 0
     self._wrong = np.zeros(2, np.int64)
-    # Rows: pictures, wrong at the first guess, wrong at all five.
+    # Rows: images, wrong at the first guess, wrong at all five.
     self._by_class = np.zeros((3, classes), np.int64)
     self._confusions: collections.Counter[tuple[int, int]] = (
       collections.Counter()
     )
 
   def add(self, answers: Collection[int], best: Sequence[int]) -> None:
-    """Counts a picture.
+    """Counts an image.
 
     Args:
       answers: its labels; none: it is not counted.
@@ -74,7 +74,7 @@ class Tally:
     if not answers:
       self.unlabelled += 1
       return
-    self.pictures += 1
+    self.images += 1
     self.failed += not best
     self.several += len(answers) > 1
     wrong = np.array([set(answers).isdisjoint(best[:k]) for k in (1, BEST)])
@@ -87,15 +87,15 @@ class Tally:
   @property
   def top1(self) -> statistics.Rate:
     """The error of the best guess."""
-    return statistics.Rate(int(self._wrong[0]), self.pictures)
+    return statistics.Rate(int(self._wrong[0]), self.images)
 
   @property
   def top5(self) -> statistics.Rate:
     """The error of the five best guesses."""
-    return statistics.Rate(int(self._wrong[1]), self.pictures)
+    return statistics.Rate(int(self._wrong[1]), self.images)
 
   def classes(self) -> list[ClassRow]:
-    """The classes that pictures have as labels, in the labels' order."""
+    """The classes that images have as labels, in the labels' order."""
     return [
       ClassRow(int(label), *map(int, self._by_class[:, label]))
       for label in np.flatnonzero(self._by_class[0])

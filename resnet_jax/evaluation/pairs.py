@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two files of predictions of the same pictures, side by side."""
+"""Two files of predictions of the same images, side by side."""
 
 import dataclasses
 import pathlib
@@ -11,7 +11,7 @@ from resnet_jax.system import errors
 
 @dataclasses.dataclass(frozen=True)
 class Flip:
-  """A picture whose best guess is another one.
+  """An image whose best guess is another one.
 
   Attributes:
     first: the guess of the first file and its probability; None: it failed.
@@ -30,9 +30,9 @@ class Paired:
   """What both files have right by one label set.
 
   Attributes:
-    both: pictures that both have right.
+    both: images that both have right.
     test: those that one of them has right, and how likely that is by chance.
-    neither: pictures that neither has right.
+    neither: images that neither has right.
   """
 
   both: int
@@ -40,7 +40,7 @@ class Paired:
   neither: int
 
   @property
-  def pictures(self) -> int:
+  def images(self) -> int:
     """All that have a label."""
     ones = self.test.only_first + self.test.only_second
     return self.both + ones + self.neither
@@ -48,7 +48,7 @@ class Paired:
   def errors(self) -> tuple[statistics.Rate, statistics.Rate]:
     """The top-1 errors of the first and the second file."""
     return tuple(  # type: ignore[return-value]
-      statistics.Rate(self.neither + only, self.pictures)
+      statistics.Rate(self.neither + only, self.images)
       for only in (self.test.only_second, self.test.only_first)
     )
 
@@ -58,18 +58,18 @@ class Comparison:
   """Two files compared.
 
   Attributes:
-    pictures: that are in both.
-    only: pictures that are in the first, in the second file only.
+    images: that are in both.
+    only: images that are in the first, in the second file only.
     failed: of those in both, that could not be read in the first, the second.
-    agreed: pictures with the same best guess.
-    agreed_five: pictures with the same five best in the same order.
+    agreed: images with the same best guess.
+    agreed_five: images with the same five best in the same order.
     flips: the others, in the first file's order.
     paired: by the name of the label set.
-    notes: what else is to be known: how pictures were matched, label sets that
+    notes: what else is to be known: how images were matched, label sets that
       could not be compared, and why.
   """
 
-  pictures: int
+  images: int
   only: tuple[int, int]
   failed: tuple[int, int]
   agreed: int
@@ -80,16 +80,16 @@ class Comparison:
 
 
 def compare(first: pathlib.Path, second: pathlib.Path) -> Comparison:
-  """Compares two files; a picture is known by its key, or its file name.
+  """Compares two files; an image is known by its key, or its file name.
 
   Raises:
-    UserError: one is none or is damaged, or they have no picture in common.
+    UserError: one is none or is damaged, or they have no image in common.
   """
   a, b = _load(first), _load(second)
   matched, note = _matched(a, b, (first, second))
   if not matched:
     raise errors.UserError(
-      f'{first} and {second} have no picture in common: their keys are such as'
+      f'{first} and {second} have no image in common: their keys are such as'
       f' {a[0].key!r} and {b[0].key!r}. Compare runs over the same data.'
     )
   failed = tuple(
@@ -102,7 +102,7 @@ def compare(first: pathlib.Path, second: pathlib.Path) -> Comparison:
     other = sum(x.labels.get(name) != y.labels.get(name) for x, y in matched)
     if other:
       notes.append(
-        f'labels {name}: not the same for {other} pictures, so there is no test'
+        f'labels {name}: not the same for {other} images, so there is no test'
       )
     else:
       paired[name] = _pair(name, matched)
@@ -125,7 +125,7 @@ def compare(first: pathlib.Path, second: pathlib.Path) -> Comparison:
   )
 
 
-def _load(path: pathlib.Path) -> list[predictions.Picture]:
+def _load(path: pathlib.Path) -> list[predictions.Predicted]:
   with predictions.Reader(path) as reader:
     found = list(reader)
   if not found:
@@ -136,7 +136,7 @@ def _load(path: pathlib.Path) -> list[predictions.Picture]:
 def names_to_match(
   first: Sequence[str], second: Sequence[str]
 ) -> tuple[Sequence[str], Sequence[str], str]:
-  """What tells which pictures of two runs are the same.
+  """What tells which images of two runs are the same.
 
   Args:
     first: the keys of one run.
@@ -152,25 +152,25 @@ def names_to_match(
     ]
     once = all(len(set(side)) == len(side) for side in names)
     if once and set(names[0]) & set(names[1]):
-      return names[0], names[1], 'pictures are matched by their file names'
+      return names[0], names[1], 'images are matched by their file names'
   return first, second, ''
 
 
 def _matched(
-  a: Sequence[predictions.Picture],
-  b: Sequence[predictions.Picture],
+  a: Sequence[predictions.Predicted],
+  b: Sequence[predictions.Predicted],
   paths: Sequence[pathlib.Path],
-) -> tuple[list[tuple[predictions.Picture, predictions.Picture]], str]:
-  """The pictures that are in both, and a note of how they were found."""
+) -> tuple[list[tuple[predictions.Predicted, predictions.Predicted]], str]:
+  """The images that are in both, and a note of how they were found."""
   ours, theirs, note = names_to_match([x.key for x in a], [y.key for y in b])
-  # A list may name a picture twice; then its place tells which is which.
+  # A list may name an image twice; then its place tells which is which.
   if ours == theirs:
     return list(zip(a, b, strict=True)), note
   for path, names in zip(paths, (ours, theirs), strict=True):
     if len(set(names)) < len(names):
       raise errors.UserError(
         f'{path} has {len(names) - len(set(names))} keys twice, and the other'
-        ' file other pictures, so they cannot be told apart. Compare runs over'
+        ' file other images, so they cannot be told apart. Compare runs over'
         ' the same list.'
       )
   of_b = dict(zip(theirs, b, strict=True))
@@ -179,17 +179,17 @@ def _matched(
   ], note
 
 
-def _first(picture: predictions.Picture) -> tuple[int, float] | None:
-  return picture.best[0] if picture.best else None
+def _first(image: predictions.Predicted) -> tuple[int, float] | None:
+  return image.best[0] if image.best else None
 
 
-def _guess(picture: predictions.Picture) -> int | None:
-  return picture.best[0][0] if picture.best else None
+def _guess(image: predictions.Predicted) -> int | None:
+  return image.best[0][0] if image.best else None
 
 
 def _pair(
   name: str,
-  matched: Sequence[tuple[predictions.Picture, predictions.Picture]],
+  matched: Sequence[tuple[predictions.Predicted, predictions.Predicted]],
 ) -> Paired:
   counts = {(x, y): 0 for x in (True, False) for y in (True, False)}
   for a, b in matched:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network says of a picture."""
+"""What a network says of an image."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from resnet_jax.data import labels
 
 
 @dataclasses.dataclass(frozen=True)
-class Guess:
+class ClassScore:
   """A class and its probability.
 
   Attributes:
@@ -32,9 +32,9 @@ class Guess:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """The best classes of a picture, the best first."""
+  """The best classes of an image, the best first."""
 
-  best: tuple[Guess, ...]
+  best: tuple[ClassScore, ...]
 
   @property
   def label(self) -> int:
@@ -57,7 +57,9 @@ def from_probabilities(
   order = np.argsort(-probabilities, kind='stable')[:count]
   return Prediction(
     tuple(
-      Guess(int(i), classes[i].wnid, classes[i].name, float(probabilities[i]))
+      ClassScore(
+        int(i), classes[i].wnid, classes[i].name, float(probabilities[i])
+      )
       for i in order
     )
   )

@@ -2,7 +2,7 @@
 """The file of predictions: a JSON object a line, written as they come.
 
 The first line says how they are made, each of the others what is predicted of
-a picture: `key`; `labels`, for each label set the labels; and `best`, five
+an image: `key`; `labels`, for each label set the labels; and `best`, five
 pairs of label and probability, or `failed`, why it could not be read.  A file
 in the making is called `NAME.part`.
 """
@@ -23,7 +23,7 @@ _FORMAT = 'resnet_jax predictions 1'
 # Of a line: a key, a few labels, five guesses; the header may name classes.
 _MAX_LINE = 1 << 24
 
-# Of a picture, by the name of the label set.
+# Of an image, by the name of the label set.
 Labels = Mapping[str, tuple[int, ...]]
 
 
@@ -48,8 +48,8 @@ class Header:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-  """What is predicted of a picture.
+class Predicted:
+  """What is predicted of an image.
 
   Attributes:
     key: of the source's item.
@@ -76,7 +76,7 @@ class _DamageError(Exception):
 
 
 class Reader:
-  """The pictures of a file, one after another; a context manager.
+  """The images of a file, one after another; a context manager.
 
   Attributes:
     header: the first line's.
@@ -111,7 +111,7 @@ class Reader:
   ) -> None:
     self._file.close()
 
-  def __iter__(self) -> Iterator[Picture]:
+  def __iter__(self) -> Iterator[Predicted]:
     number, classes = 1, self.header.settings['classes']
     while True:
       number += 1
@@ -119,7 +119,7 @@ class Reader:
         line = self._line()
         if not line:
           return
-        yield _picture(line, classes)
+        yield _image_prediction(line, classes)
       except (_DamageError, OSError) as error:
         raise errors.UserError(
           f'{self.path}, line {number}, is damaged: {error}. Remove the file'
@@ -155,10 +155,10 @@ def is_finished(path: pathlib.Path, header: Header) -> bool:
 
 
 class Writer(files.Appended):
-  """Adds pictures to a file in the making, in order; a context manager.
+  """Adds images to a file in the making, in order; a context manager.
 
   Attributes:
-    done: pictures that are there already; the next to be written.
+    done: images that are there already; the next to be written.
   """
 
   def __init__(self, path: pathlib.Path, header: Header, rows: int) -> None:
@@ -167,7 +167,7 @@ class Writer(files.Appended):
     Args:
       path: of the finished file.
       header: how predictions are made.
-      rows: pictures that are written at a time: so that the batches are those
+      rows: images that are written at a time: so that the batches are those
         of a run that was not stopped, it is gone on with from a multiple.
 
     Raises:
@@ -189,29 +189,29 @@ class Writer(files.Appended):
         self.close()
         raise
 
-  def write(self, pictures: Sequence[Picture]) -> None:
-    """Adds pictures; when it returns they outlive a killed process."""
-    self.add(b''.join(picture.line() for picture in pictures))
-    self.done += len(pictures)
+  def write(self, images: Sequence[Predicted]) -> None:
+    """Adds images; when it returns they outlive a killed process."""
+    self.add(b''.join(image.line() for image in images))
+    self.done += len(images)
 
 
-def pictures(path: pathlib.Path, keys: Sequence[str]) -> Iterator[Picture]:
-  """The pictures of a finished file, which must be those of `keys`.
+def images(path: pathlib.Path, keys: Sequence[str]) -> Iterator[Predicted]:
+  """The images of a finished file, which must be those of `keys`.
 
   Raises:
     UserError: they are others, or more or fewer, or the file is damaged.
   """
   with Reader(path) as reader:
-    for row, (key, picture) in enumerate(
+    for row, (key, image) in enumerate(
       itertools.zip_longest(keys, reader, fillvalue=None)
     ):
-      there = picture and picture.key
-      if key is None or picture is None or there != key:
+      there = image and image.key
+      if key is None or image is None or there != key:
         raise errors.UserError(
-          f'{path}, picture {row}, is {there or "missing"}, and should be'
+          f'{path}, image {row}, is {there or "missing"}, and should be'
           f' {key or "none"}. Remove the file and evaluate again.'
         )
-      yield picture
+      yield image
 
 
 def relabel(
@@ -220,24 +220,24 @@ def relabel(
   labels: Iterable[Labels],
   record: Mapping[str, Any],
 ) -> None:
-  """Gives a finished file's pictures other labels; the guesses stay.
+  """Gives a finished file's images other labels; the guesses stay.
 
   Args:
     path: of the file.
-    keys: the pictures that it must hold.
+    keys: the images that it must hold.
     labels: of each of them.
     record: what the header says of the rest.
 
   Raises:
-    UserError: as `pictures` does; or it cannot be written.
+    UserError: as `images` does; or it cannot be written.
   """
   with Reader(path) as reader:
     header = dataclasses.replace(reader.header, record=record)
   new = path.with_name(f'{path.name}.new')
   with files.writing('predictions', new), open(new, 'wb') as file:
     file.write(header.line())
-    for picture, wanted in zip(pictures(path, keys), labels, strict=True):
-      file.write(dataclasses.replace(picture, labels=wanted).line())
+    for image, wanted in zip(images(path, keys), labels, strict=True):
+      file.write(dataclasses.replace(image, labels=wanted).line())
     file.flush()
     os.fsync(file.fileno())
   with files.writing('predictions', path):
@@ -273,7 +273,7 @@ def _header(line: bytes) -> Header:
   return Header(**facts)
 
 
-def _picture(line: bytes, classes: int) -> Picture:
+def _image_prediction(line: bytes, classes: int) -> Predicted:
   facts = _decode(line)
   key, labels = facts.get('key'), facts.get('labels')
   best, failed = facts.get('best', []), facts.get('failed', '')
@@ -295,7 +295,7 @@ def _picture(line: bytes, classes: int) -> Picture:
     raise _DamageError('its guesses are not pairs of label and probability')
   if bool(best) == bool(failed):
     raise _DamageError('it has neither guesses nor a reason, or both')
-  return Picture(
+  return Predicted(
     key,
     {name: tuple(value) for name, value in labels.items()},
     tuple((label, float(probability)) for label, probability in best),
@@ -324,7 +324,7 @@ def _check_same(
 
 
 def _whole(path: pathlib.Path, header: Header, rows: int) -> tuple[int, int]:
-  """Pictures of a file in the making that are kept, and where they end.
+  """Images of a file in the making that are kept, and where they end.
 
   A last line that breaks off is not; nor are those behind a multiple of `rows`.
   """

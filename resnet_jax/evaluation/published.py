@@ -9,8 +9,8 @@ from resnet_jax.evaluation import statistics
 from resnet_jax.models import resnet
 from resnet_jax.zoo import lookup
 
-# Pictures of ILSVRC 2012's validation set, which the figures are of.
-PICTURES = 50_000
+# Images of ILSVRC 2012's validation set, which the figures are of.
+IMAGES = 50_000
 
 _CROPS = {'one centre crop': 1, 'ten crops': 10}
 _PROTOCOL = re.compile(

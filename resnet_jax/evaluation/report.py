@@ -17,7 +17,7 @@ _KEPT_CONFUSIONS = 100
 
 NO_PROTOCOL = 'no published figure for this protocol'
 NO_CHECKPOINT = 'no published figure: the weights are no checkpoint of the zoo'
-NOT_THESE = 'no published figure for pictures with several labels'
+NOT_THESE = 'no published figure for images with several labels'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ def figures(tally: metrics.Tally, against: Standard) -> dict[str, Any]:
   """What was counted of one label set, ready for JSON."""
   accuracy = None if tally.several else against.accuracy
   result: dict[str, Any] = {
-    'pictures': tally.pictures,
+    'images': tally.images,
     'unlabelled': tally.unlabelled,
     'failed': tally.failed,
     'top1_error': _figure(tally.top1, accuracy.top1 if accuracy else None),
@@ -63,9 +63,9 @@ def figures(tally: metrics.Tally, against: Standard) -> dict[str, Any]:
     result['published'] = NOT_THESE if tally.several else reason
     return result
   notes = [f'run with {change}' for change in against.changes]
-  if tally.pictures != published.PICTURES:
+  if tally.images != published.IMAGES:
     notes.append(
-      f'of {published.PICTURES} validation pictures; these are {tally.pictures}'
+      f'of {published.IMAGES} validation images; these are {tally.images}'
     )
   result['published'] = {
     'checkpoint': against.checkpoint,
@@ -125,7 +125,7 @@ def title(name: str) -> str:
 def remarks(name: str, found: Mapping[str, Any]) -> list[str]:
   """What must be said beside a label set's errors, a line each."""
   of = f'{title(name)}: '
-  lines = [f'{of}{found["pictures"]} pictures']
+  lines = [f'{of}{found["images"]} images']
   if found['unlabelled']:
     lines.append(f'{of}{found["unlabelled"]} without a label left out')
   if found['failed']:
@@ -149,7 +149,7 @@ def worst_classes(found: Mapping[str, Any]) -> list[dict[str, Any]]:
   wrong = sorted(
     (row for row in found['classes'] if row['top1']),
     key=lambda row: (
-      -row['top1'] / row['pictures'],
+      -row['top1'] / row['images'],
       -row['top1'],
       row['label'],
     ),
@@ -157,7 +157,7 @@ def worst_classes(found: Mapping[str, Any]) -> list[dict[str, Any]]:
   return [
     {
       'most errors': f'{row["label"]} {row["name"]}',
-      'pictures': row['pictures'],
+      'images': row['images'],
       'top-1 wrong': row['top1'],
       'top-5 wrong': row['top5'],
     }
@@ -169,7 +169,7 @@ def most_confused(found: Mapping[str, Any]) -> list[dict[str, Any]]:
   """The pairs that were confused most, as rows of a table."""
   return [
     {
-      'pictures': row['pictures'],
+      'images': row['images'],
       'of': f'{row["label"]} {row["name"]}',
       'taken for': f'{row["taken_for"]} {row["taken_for_name"]}',
     }

@@ -16,12 +16,12 @@ import numpy as np
 _PIECE_BYTES = 64 << 20
 # Of the sum of squares: what varies less is rounding.
 _LEAST_VARIANCE = 1e-12
-# CKA is computed in a square of this side: of the values or of the pictures.
+# CKA is computed in a square of this side: of the values or of the images.
 _MAX_SIDE = 4096
 
 
 class Table(Protocol):
-  """Values of pictures: a NumPy array, or a layer of a feature store."""
+  """Values of images: a NumPy array, or a layer of a feature store."""
 
   shape: tuple[int, ...]
 
@@ -31,15 +31,15 @@ class Table(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Similarity:
-  """How alike two tables of the same pictures are.
+  """How alike two tables of the same images are.
 
   Attributes:
-    rows: pictures that were compared.
-    left_out: pictures with a value that is not finite in either.
+    rows: images that were compared.
+    left_out: images with a value that is not finite in either.
     relative_error: rms of the difference over the rms of the first; NaN where
       the shapes differ or the first is zero.
-    cosine: mean over the pictures; NaN where the shapes differ.
-    zero: pictures left out of `cosine`, whose values are all zero in either.
+    cosine: mean over the images; NaN where the shapes differ.
+    zero: images left out of `cosine`, whose values are all zero in either.
     cka: linear CKA, 0 to 1; NaN where it is not defined or not computed.
     note: why something is not a number, '' if everything is one.
   """
@@ -66,10 +66,10 @@ def compare(
   Args:
     first: (rows, ...), what the relative error is relative to.
     second: (rows, ...), perhaps of another shape.
-    rows: of the first and of the second table, those of the same pictures.
+    rows: of the first and of the second table, those of the same images.
     piece_bytes: about as much of each table is held in memory, as float64.
-    max_side: CKA is computed if there are no more pictures, or values of a
-      picture, than this.
+    max_side: CKA is computed if there are no more images, or values of an
+      image, than this.
   """
   sizes = [math.prod(table.shape[1:]) for table in (first, second)]
   same = first.shape[1:] == second.shape[1:]
@@ -95,11 +95,11 @@ def compare(
   if count and max(sizes) <= max_side:
     cka = _ratio(*_of_values(first, second, chosen, step), squares)
   elif count and count <= max_side:
-    cka = _ratio(*_of_pictures(first, second, chosen, step), squares)
+    cka = _ratio(*_of_images(first, second, chosen, step), squares)
   elif count:
     why = (
-      f'no CKA: more than {max_side} pictures and values a picture (extract'
-      ' with pool=avg, or fewer pictures)'
+      f'no CKA: more than {max_side} images and values an image (extract'
+      ' with pool=avg, or fewer images)'
     )
   if not why and math.isnan(cka):
     why = 'no CKA: a table does not vary'
@@ -135,7 +135,7 @@ def _read(table: Table, rows: np.ndarray) -> np.ndarray:
 def _of_values(
   first: Table, second: Table, rows: tuple[np.ndarray, np.ndarray], step: int
 ) -> tuple[float, float, float]:
-  """CKA's three sums, by (values, values), in one pass over the pictures."""
+  """CKA's three sums, by (values, values), in one pass over the images."""
   shift: tuple[np.ndarray, ...] = ()
   for a, b in _pieces(first, second, rows, step):
     if not shift:
@@ -155,10 +155,10 @@ def _of_values(
   return across, one, other
 
 
-def _of_pictures(
+def _of_images(
   first: Table, second: Table, rows: tuple[np.ndarray, np.ndarray], step: int
 ) -> tuple[float, float, float]:
-  """CKA's three sums, by (pictures, pictures), block by block."""
+  """CKA's three sums, by (images, images), block by block."""
   a, b = (
     _gram(table, chosen, step)
     for table, chosen in zip((first, second), rows, strict=True)
@@ -168,7 +168,7 @@ def _of_pictures(
 
 
 def _gram(table: Table, rows: np.ndarray, step: int) -> np.ndarray:
-  """(pictures, pictures): the centred products of their values."""
+  """(images, images): the centred products of their values."""
   gram = np.empty((len(rows), len(rows)))
   for start in range(0, len(rows), step):
     x = _read(table, rows[start : start + step])

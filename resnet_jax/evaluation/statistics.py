@@ -68,11 +68,11 @@ def wilson(
 
 @dataclasses.dataclass(frozen=True)
 class McNemar:
-  """The paired test of two classifiers on the same pictures.
+  """The paired test of two classifiers on the same images.
 
   Attributes:
-    only_first: pictures that only the first has right.
-    only_second: pictures that only the second has right.
+    only_first: images that only the first has right.
+    only_second: images that only the second has right.
   """
 
   only_first: int

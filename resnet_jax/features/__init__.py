@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from resnet_jax.features import layout, output, store, stream
+from resnet_jax.features import output, store, stream, table
 from resnet_jax.features.store import Features, load_features
 from resnet_jax.features.stream import load_feature_c, load_feature_py
 
@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 
-class Format(NamedTuple):
+class FeatureFormat(NamedTuple):
   """A way to write features.
 
   Attributes:
@@ -29,32 +29,34 @@ class Format(NamedTuple):
     writer: opens such a directory.
   """
 
-  planned_bytes: Callable[[layout.Layout, int], int]
-  create: Callable[[pathlib.Path, layout.Layout, layout.Facts], None]
+  planned_bytes: Callable[[table.FeatureTable, int], int]
+  create: Callable[[pathlib.Path, table.FeatureTable, table.Facts], None]
   read_settings: output.ReadSettings
-  writer: Callable[[pathlib.Path, layout.Layout], layout.Writer]
+  writer: Callable[[pathlib.Path, table.FeatureTable], table.Writer]
 
 
-def _text_writer(path: pathlib.Path, plan: layout.Layout) -> layout.Writer:
+def _text_writer(path: pathlib.Path, plan: table.FeatureTable) -> table.Writer:
   return stream.StreamWriter(stream.TEXT, path, plan, plan.keys)
 
 
-def _pickle_writer(path: pathlib.Path, plan: layout.Layout) -> layout.Writer:
+def _pickle_writer(
+  path: pathlib.Path, plan: table.FeatureTable
+) -> table.Writer:
   names, _ = stream.row_names(plan.keys)
   return stream.StreamWriter(stream.PICKLE, path, plan, names)
 
 
-FORMATS: Mapping[str, Format] = {
-  'zarr': Format(
+FORMATS: Mapping[str, FeatureFormat] = {
+  'zarr': FeatureFormat(
     store.planned_bytes, store.create, store.read_settings, store.StoreWriter
   ),
-  'pickle': Format(
+  'pickle': FeatureFormat(
     functools.partial(stream.planned_bytes, stream.PICKLE),
     stream.create,
     stream.read_settings,
     _pickle_writer,
   ),
-  'text': Format(
+  'text': FeatureFormat(
     functools.partial(stream.planned_bytes, stream.TEXT),
     stream.create,
     stream.read_settings,
@@ -71,7 +73,7 @@ def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
   return None
 
 
-def notes(format_name: str, plan: layout.Layout) -> list[str]:
+def notes(format_name: str, plan: table.FeatureTable) -> list[str]:
   """What a user should know of a format before these rows are written.
 
   Raises:

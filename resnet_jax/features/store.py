@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from resnet_jax.features import layout, output, strings
+from resnet_jax.features import output, strings, table
 from resnet_jax.system import errors, files
 
 _MAX_CHUNK_BYTES = 32 << 20
 
 
-def planned_bytes(plan: layout.Layout, rows: int) -> int:
+def planned_bytes(plan: table.FeatureTable, rows: int) -> int:
   """Bytes that `rows` more rows take, the padding of the last batch too."""
   batches = -(-rows // plan.batch_rows)
   # Labels, status, reason and checksums are a few bytes a row.
@@ -44,7 +44,7 @@ def _system_errors() -> Iterator[None]:
 
 @_system_errors()
 def create(
-  path: pathlib.Path, plan: layout.Layout, facts: layout.Facts
+  path: pathlib.Path, plan: table.FeatureTable, facts: table.Facts
 ) -> None:
   """Fills an empty directory with a store whose rows are all pending."""
   for name, shape in plan.layers.items():
@@ -83,9 +83,9 @@ def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
 
 
 class StoreWriter:
-  """Writes the rows of a store; see `layout.Writer`."""
+  """Writes the rows of a store; see `table.Writer`."""
 
-  def __init__(self, path: pathlib.Path, plan: layout.Layout) -> None:
+  def __init__(self, path: pathlib.Path, plan: table.FeatureTable) -> None:
     self._path = path
     self._plan = plan
     try:
@@ -97,16 +97,16 @@ class StoreWriter:
       raise errors.UserError(
         f'{path} is damaged: {error}. Remove it to start over.'
       ) from error
-    pending = np.flatnonzero(status == layout.PENDING)
+    pending = np.flatnonzero(status == table.PENDING)
     self.done = int(pending[0]) if len(pending) else plan.rows
-    self.failed = int((status == layout.FAILED).sum())
+    self.failed = int((status == table.FAILED).sum())
 
   def write(
     self, start: int, values: Mapping[str, np.ndarray], reasons: Sequence[str]
   ) -> None:
     """Adds rows, their status last."""
     rows = slice(start, start + len(reasons))
-    status = [layout.FAILED if reason else layout.DONE for reason in reasons]
+    status = [table.FAILED if reason else table.DONE for reason in reasons]
     chunk = start // self._plan.batch_rows
     with files.writing('features', self._path), _system_errors():
       pending = [
@@ -132,7 +132,7 @@ class StoreWriter:
     """Nothing is left to be done."""
 
 
-class Layer:
+class StoredLayer:
   """An array of a store, read piece by piece: `layer[10:20]` is NumPy.
 
   Attributes:
@@ -187,14 +187,14 @@ class Layer:
     return self[:].astype(dtype or self.dtype, copy=False)
 
   def __repr__(self) -> str:
-    return f'Layer(shape={self.shape}, dtype={self.dtype})'
+    return f'StoredLayer(shape={self.shape}, dtype={self.dtype})'
 
 
-class Features(Mapping[str, Layer]):
+class Features(Mapping[str, StoredLayer]):
   """A finished feature store: layers by name, and a row's key and label.
 
   Attributes:
-    rows: a key a row, the picture's path relative to the list or folder.
+    rows: a key a row, the image's path relative to the list or folder.
     labels: (rows,) int32, -1 where there is none.
     status: (rows,) uint8, 1 done, 2 failed (a row of NaN).
     reasons: why a row failed, '' for the others.
@@ -210,7 +210,7 @@ class Features(Mapping[str, Layer]):
     self.reasons = strings.read(path / 'reason', len(self.rows))
     # By the folders that are there, not by a name in a file.
     self._layers = {
-      entry.name: Layer(entry)
+      entry.name: StoredLayer(entry)
       for entry in sorted(path.iterdir())
       if entry.is_dir() and entry.name not in ('keys', 'reason')
     }
@@ -225,7 +225,7 @@ class Features(Mapping[str, Layer]):
     for name, layer in self._layers.items():
       _check_size(path / name, layer)
 
-  def __getitem__(self, layer: str) -> Layer:
+  def __getitem__(self, layer: str) -> StoredLayer:
     if layer not in self._layers:
       raise errors.unknown('layer of this store', layer, self._layers)
     return self._layers[layer]
@@ -267,12 +267,12 @@ def load_features(directory: str | pathlib.Path) -> Features:
     raise errors.UserError(
       f'{path} is no feature store, or a damaged one: {error}.'
     ) from error
-  if (features.status == layout.PENDING).any():
+  if (features.status == table.PENDING).any():
     raise errors.UserError(f'{path} is not finished: it has pending rows.')
   return features
 
 
-def _check_size(path: pathlib.Path, layer: Layer) -> None:
+def _check_size(path: pathlib.Path, layer: StoredLayer) -> None:
   """Raises a ValueError if an array states more values than its files hold.
 
   A made-up shape would claim any amount of memory.  Nothing is compressed, and
@@ -294,7 +294,7 @@ def _attributes(path: pathlib.Path) -> dict[str, Any]:
     return {}
 
 
-def _chunk_rows(plan: layout.Layout, shape: tuple[int, ...]) -> int:
+def _chunk_rows(plan: table.FeatureTable, shape: tuple[int, ...]) -> int:
   """Rows a chunk: the most that divide a batch and keep a chunk small."""
   row_bytes = math.prod(shape) * np.dtype(plan.dtype).itemsize
   return max(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.codecs import pickles
-from resnet_jax.features import layout, output
+from resnet_jax.features import output, table
 from resnet_jax.system import errors, files
 
 RUN, PROGRESS = 'run.json', 'progress.json'
@@ -30,7 +30,7 @@ Row = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Format:
+class RowFormat:
   """How rows become files.
 
   Attributes:
@@ -74,11 +74,11 @@ def _text_row(name: str, values: Row) -> bytes:
   return (''.join(f'{layer};' for layer in layers) + '\n').encode('ascii')
 
 
-PICKLE = Format('batch_{}', 10000, b'\x80\x03}', b'.', _pickle_row, 0)
-TEXT = Format('rank-{:05d}', 0, b'', b'', _text_row, 16)
+PICKLE = RowFormat('batch_{}', 10000, b'\x80\x03}', b'.', _pickle_row, 0)
+TEXT = RowFormat('rank-{:05d}', 0, b'', b'', _text_row, 16)
 
 
-def planned_bytes(form: Format, plan: layout.Layout, rows: int) -> int:
+def planned_bytes(form: RowFormat, plan: table.FeatureTable, rows: int) -> int:
   """The most that `rows` more rows take."""
   itemsize = np.dtype(plan.dtype).itemsize
   values = plan.row_bytes() // itemsize * (form.value_bytes or itemsize)
@@ -86,13 +86,13 @@ def planned_bytes(form: Format, plan: layout.Layout, rows: int) -> int:
 
 
 def row_names(keys: Sequence[str]) -> tuple[list[str], str]:
-  """What pictures are called in a pickle, and a note if that is unusual.
+  """What images are called in a pickle, and a note if that is unusual.
 
   Base names, as in the original; relative paths if two base names are alike
-  (in the original the later picture took the place of the first).
+  (in the original the later image took the place of the first).
 
   Raises:
-    UserError: a picture is listed twice; a dict has one place for it.
+    UserError: an image is listed twice; a dict has one place for it.
   """
   names = [key.rsplit('/', 1)[-1] for key in keys]
   if len(set(names)) == len(names):
@@ -101,18 +101,17 @@ def row_names(keys: Sequence[str]) -> tuple[list[str], str]:
   for key in keys:
     if key in seen:
       raise errors.UserError(
-        f"'{key}' is listed twice, and the pickle format holds a picture once."
+        f"'{key}' is listed twice, and the pickle format holds an image once."
         ' List it once, or use feature_format=zarr.'
       )
     seen.add(key)
   return list(keys), (
-    'pictures have the same base name, so the keys in batch_N are relative'
-    ' paths'
+    'images have the same base name, so the keys in batch_N are relative paths'
   )
 
 
 def create(
-  path: pathlib.Path, plan: layout.Layout, facts: layout.Facts
+  path: pathlib.Path, plan: table.FeatureTable, facts: table.Facts
 ) -> None:
   """Fills an empty directory with the settings of a run."""
   del plan
@@ -129,13 +128,13 @@ def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
 
 
 class StreamWriter:
-  """Appends rows to files; see `layout.Writer`."""
+  """Appends rows to files; see `table.Writer`."""
 
   def __init__(
     self,
-    form: Format,
+    form: RowFormat,
     path: pathlib.Path,
-    plan: layout.Layout,
+    plan: table.FeatureTable,
     names: Sequence[str],
   ) -> None:
     self._form = form
@@ -224,7 +223,7 @@ def load_feature_py(directory: str | pathlib.Path) -> dict[str, Any]:
   """Reads the pickles `batch_N` of a directory, all into memory.
 
   Returns:
-    {picture: {layer: (1, C * H * W) array}}, as the original's function of
+    {image: {layer: (1, C * H * W) array}}, as the original's function of
     this name.
 
   Raises:

@@ -27,11 +27,9 @@ class Job:
 
 
 JOBS = {
-  'extract': Job(
-    'resnet_jax.jobs.extract', "write layers' features of pictures"
-  ),
-  'predict': Job('resnet_jax.jobs.predict', 'print the labels of pictures'),
-  'evaluate': Job('resnet_jax.jobs.evaluate', 'errors of labelled pictures'),
+  'extract': Job('resnet_jax.jobs.extract', "write layers' features of images"),
+  'predict': Job('resnet_jax.jobs.predict', 'print the labels of images'),
+  'evaluate': Job('resnet_jax.jobs.evaluate', 'errors of labelled images'),
   'compare': Job(
     'resnet_jax.jobs.compare',
     'compare two files of predictions, or two feature stores',
@@ -76,5 +74,5 @@ def take(name: str, arguments: Sequence[str], config: ConfigDict) -> None:
 
 
 def run(name: str, config: ConfigDict) -> int:
-  """Runs a job; returns the exit status: 0, or 3 if pictures failed."""
+  """Runs a job; returns the exit status: 0, or 3 if images failed."""
   return importlib.import_module(JOBS[name].module).run(config)

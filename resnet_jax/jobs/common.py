@@ -3,7 +3,6 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import os
 import pathlib
 from collections.abc import Generator, Iterator, Sequence
@@ -12,9 +11,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-import resnet_jax
 from resnet_jax import inputs, weights
-from resnet_jax.data import pipeline, preprocess, sources
+from resnet_jax.data import pipeline, preprocess, recipe, sources
 from resnet_jax.engine import (
   compilation,
   decoding_difference,
@@ -25,10 +23,9 @@ from resnet_jax.engine import (
 )
 from resnet_jax.models import resnet
 from resnet_jax.system import console, cores, errors, timing
-from resnet_jax.weights import recipe
 from resnet_jax.zoo import lookup
 
-# Exit status of a run that went to its end without some of the pictures.
+# Exit status of a run that went to its end without some of the images.
 SOME_FAILED = 3
 
 # Of one batch's features, on the device and again on the host.
@@ -38,7 +35,7 @@ _MAX_BATCH_BYTES = 512 << 20
 # twentieth.
 _WARM_FROM = 20
 
-# A batch, and (pictures, C, H, W) of each layer without the padding.
+# A batch, and (images, C, H, W) of each layer without the padding.
 Computed = tuple[pipeline.Batch, dict[str, np.ndarray]]
 
 # Batches, by their number, whose transfer and computation are waited for, to
@@ -48,7 +45,7 @@ _SAMPLED = frozenset(4**power for power in range(16))
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """Everything that a job over pictures works with."""
+  """Everything that a job over images works with."""
 
   source: sources.Source
   how: preprocess.Preprocess
@@ -61,9 +58,9 @@ class Setup:
     return self.weights.model
 
 
-def wishes(config: ConfigDict, *, finite: bool = True) -> weights.Wishes:
+def wishes(config: ConfigDict, *, finite: bool = True) -> weights.LoadOptions:
   """What the config says of the weights."""
-  return weights.Wishes(
+  return weights.LoadOptions(
     config.layer_num,
     config.stride_in,
     config.stem_pool,
@@ -101,7 +98,7 @@ def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
 def network(
   config: ConfigDict,
 ) -> tuple[resnet.ResNet, recipe.Recipe, dict[str, str]]:
-  """The network, how its weights take pictures, and what is known of those.
+  """The network, how its weights take images, and what is known of those.
 
   A file's weights are read, as only they tell the network; of the zoo's
   checkpoints, and for `auto` and `random`, no weights are needed.
@@ -125,8 +122,8 @@ def network(
   return model.clone(**wishes(config).variant(model)), how, {}
 
 
-def picture_size(config: ConfigDict, how: recipe.Recipe) -> int:
-  """The side of the pictures that a network is described for.
+def image_size(config: ConfigDict, how: recipe.Recipe) -> int:
+  """The side of the images that a network is described for.
 
   Raises:
     UserError: it is out of bounds.
@@ -150,10 +147,10 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
 
   Args:
     config: all of it.
-    most: pictures that the job takes; None: any number.
+    most: images that the job takes; None: any number.
 
   Raises:
-    UserError: a setting, the pictures or the weights do not do.
+    UserError: a setting, the images or the weights do not do.
   """
   errors.check_choice('on_error', config.on_error, pipeline.ON_ERROR)
   for key, least in (('batch_size', 0), ('threads', 0)):
@@ -166,7 +163,7 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
   )
   if most and len(source.items) > most:
     raise errors.UserError(
-      f'{len(source.items)} pictures ({source.description}): this job shows'
+      f'{len(source.items)} images ({source.description}): this job shows'
       f' 1 to {most}. Give a list file with those that you want to see, or a'
       ' smaller folder.'
     )
@@ -178,7 +175,7 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
   )
   loaded = load_weights(config)
   how = inputs.preprocess_for(said, loaded.recipe)
-  console.say(f'pictures: {source.description}')
+  console.say(f'images: {source.description}')
   console.say(f'input: {how.describe()}')
   console.say(f'device: {devices.describe(execution.devices)}')
   return Setup(source, how, loaded, execution)
@@ -190,7 +187,7 @@ def make_network(
   reduction: runner.Reduction | None = None,
   grad_cam: gradcam.GradCam | None = None,
 ) -> sizing.Network:
-  """The network, ready for the pictures of a job."""
+  """The network, ready for the images of a job."""
 
   def make() -> runner.Runner:
     return runner.Runner.prepared(
@@ -213,13 +210,13 @@ def batch_rows(
   row_bytes: int,
   started: Any = None,
 ) -> int:
-  """Pictures that go through the network at once.
+  """Images that go through the network at once.
 
   Args:
     config: batch_size; 0: as many as are fast and fit.
-    setup: pictures and device.
+    setup: images and device.
     network: compiled, where it decides.
-    row_bytes: of a picture's features.
+    row_bytes: of an image's features.
     started: what a run has noted that is gone on with; None: there is none.
   """
   crops, count = setup.how.crops, len(setup.source.items)
@@ -251,7 +248,7 @@ def computed(
   clock: timing.Clock,
   start: int = 0,
 ) -> Iterator[Computed]:
-  """Layers of the pictures from `start` on, in order, a batch at a time.
+  """Layers of the images from `start` on, in order, a batch at a time.
 
   Compiles, and warms up, before it returns.  A batch is on its way to the
   device, and the next ones are decoded, while the batch before is computed,
@@ -259,18 +256,18 @@ def computed(
 
   Args:
     config: threads and on_error.
-    setup: pictures and preprocessing.
+    setup: images and preprocessing.
     network: gives the layers.
-    rows: pictures a batch.
+    rows: images a batch.
     clock: is told how long each stage takes.
-    start: the first picture.
+    start: the first image.
 
   Returns:
-    Batches, and (pictures, C, H, W) of each layer without the padding.  Rows
-    of pictures that failed hold the values of a black picture.
+    Batches, and (images, C, H, W) of each layer without the padding.  Rows
+    of images that failed hold the values of a black image.
 
   Raises:
-    UserError: a picture cannot be read, and on_error is 'fail'; or a value does
+    UserError: an image cannot be read, and on_error is 'fail'; or a value does
       not fit.
   """
   batches = pipeline.batches(
@@ -283,8 +280,8 @@ def computed(
     clock=clock,
   )
   # So that others are decoded while the network is compiled, and with a
-  # batch_size that is given a broken picture is said before that.
-  with clock.waiting('pictures'):
+  # batch_size that is given a broken image is said before that.
+  with clock.waiting('images'):
     first = next(batches, None)
   if first is None:
     return iter(())
@@ -336,7 +333,7 @@ def _computed(
           yield from hand_out(fetch(*before))
         before = batch, result
       number += 1
-      with clock.waiting('pictures'):
+      with clock.waiting('images'):
         batch = next(others, None)
     if before:
       yield from hand_out(fetch(*before))
@@ -344,14 +341,14 @@ def _computed(
 
 @contextlib.contextmanager
 def _naming(batch: pipeline.Batch) -> Iterator[None]:
-  """Says which pictures an error is about."""
+  """Says which images an error is about."""
   names = dict.fromkeys((batch.items[0].name, batch.items[-1].name))
   try:
     yield
   except errors.UserError as error:
     raise errors.UserError(f'{" to ".join(names)}: {error}') from error
   except Exception as error:
-    error.add_note(f'It was at the pictures {" to ".join(names)}.')
+    error.add_note(f'It was at the images {" to ".join(names)}.')
     raise
 
 
@@ -359,11 +356,3 @@ def say_stages(clock: timing.Clock) -> None:
   """Says which stage was the bound, if anything was done."""
   if line := clock.line():
     console.say(line)
-
-
-def versions() -> dict[str, str]:
-  """Versions of what determines the values."""
-  packages = ('jax', 'jaxlib', 'flax', 'numpy', 'pillow')
-  return {'resnet_jax': resnet_jax.__version__} | {
-    package: importlib.metadata.version(package) for package in packages
-  }

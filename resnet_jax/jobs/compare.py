@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from resnet_jax import features
 from resnet_jax.data import labels
 from resnet_jax.evaluation import pairs, predictions, report, similarity
-from resnet_jax.features import layout
+from resnet_jax.features import table
 from resnet_jax.system import console, errors
 
 
@@ -57,7 +57,7 @@ def _compare_predictions(
     console.say(line)
   for side, path in enumerate((first, second)):
     if found.only[side]:
-      console.say(f'only in {path}: {found.only[side]} pictures, left out')
+      console.say(f'only in {path}: {found.only[side]} images, left out')
     if found.failed[side]:
       console.say(
         f'in {path} {found.failed[side]} could not be read: no guess, wrong'
@@ -67,23 +67,23 @@ def _compare_predictions(
   tests = [_test_row(name, pair) for name, pair in found.paired.items()]
   flips = [_flip_row(flip, names) for flip in found.flips]
   facts = {
-    'pictures': found.pictures,
+    'images': found.images,
     'same_best': found.agreed,
     'same_five': found.agreed_five,
   }
   if config.as_json:
     console.show(flips, True, **facts, tests=tests)
     return
-  print(f'{found.pictures} pictures in both')
+  print(f'{found.images} images in both')
   for what, count in (
     ('the same best guess', found.agreed),
     ('the same five best in the same order', found.agreed_five),
   ):
-    print(f'{what}: {count} ({100 * count / found.pictures:.3f} %)')
+    print(f'{what}: {count} ({100 * count / found.images:.3f} %)')
   print()
   console.show(tests, False, heads=1)
   print()
-  print(f'{len(flips)} pictures with another best guess')
+  print(f'{len(flips)} images with another best guess')
   console.show(flips, False, heads=1)
 
 
@@ -119,7 +119,7 @@ def _test_row(name: str, pair: pairs.Paired) -> dict[str, Any]:
   first, second = pair.errors()
   return {
     'labels': name,
-    'pictures': pair.pictures,
+    'images': pair.images,
     'top-1 error, first': round(first.percent, 6),
     'second': round(second.percent, 6),
     'both right': pair.both,
@@ -170,28 +170,28 @@ def _compare_features(
       f'{first} and {second} have no layer in common: {", ".join(a)}; and'
       f' {", ".join(b)}. Extract the same layers.'
     )
-  rows = _same_pictures(a, b, first, second)
-  good = (a.status[rows[0]] == layout.DONE) & (b.status[rows[1]] == layout.DONE)
+  rows = _same_images(a, b, first, second)
+  good = (a.status[rows[0]] == table.DONE) & (b.status[rows[1]] == table.DONE)
   if not good.all():
     console.say(
-      f'{int((~good).sum())} pictures that could not be read (rows of NaN) are'
+      f'{int((~good).sum())} images that could not be read (rows of NaN) are'
       ' left out'
     )
   chosen = rows[0][good], rows[1][good]
-  table = []
+  lines = []
   for layer in common:
     found = similarity.compare(a[layer], b[layer], chosen)
-    table.append({'layer': layer} | _similarity_row(found, config.as_json))
-  console.show(table, config.as_json, pictures=int(good.sum()))
+    lines.append({'layer': layer} | _similarity_row(found, config.as_json))
+  console.show(lines, config.as_json, images=int(good.sum()))
 
 
-def _same_pictures(
+def _same_images(
   a: features.Features,
   b: features.Features,
   first: pathlib.Path,
   second: pathlib.Path,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The rows of the same pictures, in both stores."""
+  """The rows of the same images, in both stores."""
   ours, theirs, note = pairs.names_to_match(a.rows, b.rows)
   if note:
     console.say(f'NOTE: {note}')
@@ -207,13 +207,13 @@ def _same_pictures(
   rows = [(row, of_b[name]) for row, name in enumerate(ours) if name in of_b]
   if not rows:
     raise errors.UserError(
-      f'{first} and {second} have no picture in common: their keys are such as'
+      f'{first} and {second} have no image in common: their keys are such as'
       f' {a.rows[0]!r} and {b.rows[0]!r}. Compare runs over the same data.'
     )
   for path, store in ((first, a), (second, b)):
     if len(store.rows) > len(rows):
       console.say(
-        f'only in {path}: {len(store.rows) - len(rows)} pictures, left out'
+        f'only in {path}: {len(store.rows) - len(rows)} images, left out'
       )
   places = np.array(rows)
   return places[:, 0], places[:, 1]

@@ -8,16 +8,10 @@ import pathlib
 from ml_collections import ConfigDict
 
 from resnet_jax import inputs, weights
-from resnet_jax.data import labels
+from resnet_jax.data import labels, recipe
 from resnet_jax.jobs import common
 from resnet_jax.system import console, errors
-from resnet_jax.weights import (
-  assemble,
-  metadata,
-  paddle,
-  recipe,
-  safetensors,
-)
+from resnet_jax.weights import assemble, metadata, paddle, safetensors
 
 TARGETS = ('safetensors', 'paddle')
 SUFFIX = '.safetensors'
@@ -58,7 +52,7 @@ def run(config: ConfigDict) -> int:
   else:
     safetensors.write(target, loaded.parameters, text)
   again = weights.load(
-    str(target), weights.Wishes(conv_order=config.conv_order)
+    str(target), weights.LoadOptions(conv_order=config.conv_order)
   )
   if again.digest != loaded.digest:
     raise errors.UserError(
@@ -85,7 +79,7 @@ def _with_the_users_word(
   console.say(f'input: {how.describe()}')
   if how.mean.values.shape != (3, 1, 1):
     raise errors.UserError(
-      'a mean picture cannot be stored with the weights. Convert with three'
+      'a mean image cannot be stored with the weights. Convert with three'
       ' values, and give the file as mean= where the weights are used.'
     )
   held = loaded.loaded

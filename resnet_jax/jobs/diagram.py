@@ -13,7 +13,7 @@ _DOT = '.dot'
 
 
 def run(config: ConfigDict) -> int:
-  """Writes graphviz's text, and the picture that the output's suffix names.
+  """Writes graphviz's text, and the image that the output's suffix names.
 
   Without an output the text goes to standard output.
   """
@@ -21,7 +21,7 @@ def run(config: ConfigDict) -> int:
   target = pathlib.Path(config.output).expanduser() if config.output else None
   kind = _kind(target) if target else ''
   model, how, _ = common.network(config)
-  size = common.picture_size(config, how)
+  size = common.image_size(config, how)
   drawn = graphviz.draw(
     model,
     size,
@@ -38,15 +38,15 @@ def run(config: ConfigDict) -> int:
   _write(text, drawn.dot.encode())
   if kind:
     try:
-      picture = drawn.render(kind)
+      image = drawn.render(kind)
     except errors.UserError as error:
       raise errors.UserError(f'{text} is written. {error}') from error
-    _write(target, picture)
+    _write(target, image)
   return 0
 
 
 def _kind(target: pathlib.Path) -> str:
-  """The picture that a suffix stands for; '' for the text."""
+  """The image that a suffix stands for; '' for the text."""
   kind = target.suffix.removeprefix('.').lower()
   if target.suffix.lower() == _DOT:
     return ''

@@ -16,7 +16,7 @@ _MEAN_SIZE = 224
 
 
 def run(config: ConfigDict) -> int:
-  """Downloads what `weights` and `layer_num` name, and the mean pictures.
+  """Downloads what `weights` and `layer_num` name, and the mean images.
 
   One that fails does not keep back the others; it is an error in the end.
   """
@@ -74,7 +74,7 @@ def _check_connection(files: Mapping[str, records.File]) -> None:
 
 def _check(record: lookup.Record) -> None:
   """Reads what was downloaded, as some publishers recorded no hash."""
-  loaded = weights.load(record.family, weights.Wishes(record.depth))
+  loaded = weights.load(record.family, weights.LoadOptions(record.depth))
   console.say(
     f'{record.name} holds ResNet-{record.depth}, digest {loaded.digest}'
   )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `evaluate`: the error of labelled pictures, beside the published."""
+"""The job `evaluate`: the error of labelled images, beside the published."""
 
 import collections
 import contextlib
@@ -27,7 +27,7 @@ from resnet_jax.evaluation import (
   report,
 )
 from resnet_jax.jobs import common
-from resnet_jax.system import console, errors, files, timing
+from resnet_jax.system import console, errors, files, timing, version
 from resnet_jax.zoo import lookup
 
 # Percent right, below which the labels' order is doubted.
@@ -45,7 +45,7 @@ class _Places:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-  """An evaluation: what of, by which labels, how many pictures at a time."""
+  """An evaluation: what of, by which labels, how many images at a time."""
 
   setup: common.Setup
   classes: Sequence[labels.ImageNetClass]
@@ -54,11 +54,11 @@ class _Run:
 
   @property
   def keys(self) -> list[str]:
-    """The pictures' keys, in order."""
+    """The images' keys, in order."""
     return [item.key for item in self.setup.source.items]
 
   def labels(self) -> Iterator[predictions.Labels]:
-    """The labels of the pictures, in their order."""
+    """The labels of the images, in their order."""
     names = [found.name for found in self.sets]
     for row in zip(*(found.answers for found in self.sets), strict=True):
       yield {
@@ -116,7 +116,7 @@ def run(config: ConfigDict) -> int:
   console.say(f'predictions are in {places.predictions}')
   console.say(f'results are in {places.results}')
   if failed := results['failed']:
-    console.say(f'{failed} pictures could not be read; they count as wrong')
+    console.say(f'{failed} images could not be read; they count as wrong')
     return common.SOME_FAILED
   return 0
 
@@ -220,14 +220,14 @@ def _header(job: _Run) -> predictions.Header:
       'weights_sha256': setup.weights.digest,
       'preprocessing': setup.how.describe(),
       'classes': len(classes),
-      'pictures': len(items),
-      'pictures_sha256': hashlib.sha256(data).hexdigest(),
+      'images': len(items),
+      'images_sha256': hashlib.sha256(data).hexdigest(),
     },
     {
       'batch_rows': job.rows,
       'device': devices.describe(setup.execution.devices),
       'arithmetic': setup.execution.arithmetic,
-      'versions': common.versions(),
+      'versions': version.versions(),
     },
     {
       'weights': setup.weights.source,
@@ -253,7 +253,7 @@ def _predict(
   clock = timing.Clock()
   with predictions.Writer(path, header, job.rows) as writer:
     if writer.done:
-      console.say(f'going on after {writer.done} of {len(items)} pictures')
+      console.say(f'going on after {writer.done} of {len(items)} images')
     known = itertools.islice(job.labels(), writer.done, None)
     computed = common.computed(
       config,
@@ -269,7 +269,7 @@ def _predict(
       with clock.measure('write', len(batch.items)):
         writer.write(
           [
-            predictions.Picture(
+            predictions.Predicted(
               item.key, next(known), _best(item.name, row, job, reason), reason
             )
             for item, reason, row in zip(
@@ -343,13 +343,13 @@ def _count(
   """What is found; the file gets the labels of this run if it has others."""
   tallies = [metrics.Tally(len(job.classes)) for _ in job.sets]
   failed, relabelled, guessed = 0, False, []
-  for picture, wanted in zip(
-    predictions.pictures(path, job.keys), job.labels(), strict=True
+  for image, wanted in zip(
+    predictions.images(path, job.keys), job.labels(), strict=True
   ):
-    best = [label for label, _ in picture.best]
+    best = [label for label, _ in image.best]
     guessed.append(best[0] if best else -1)
-    failed += bool(picture.failed)
-    relabelled |= picture.labels != wanted
+    failed += bool(image.failed)
+    relabelled |= image.labels != wanted
     for tally, answers in zip(tallies, wanted.values(), strict=True):
       tally.add(answers, best)
   if relabelled:

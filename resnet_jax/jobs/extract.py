@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `extract`: features of layers, from pictures to files."""
+"""The job `extract`: features of layers, from images to files."""
 
 import dataclasses
 import hashlib
@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 from resnet_jax import features
 from resnet_jax.data import pipeline
 from resnet_jax.engine import behind, devices, runner, sizing
-from resnet_jax.features import layout, output
+from resnet_jax.features import output, table
 from resnet_jax.jobs import common
 from resnet_jax.models import aliases
-from resnet_jax.system import console, errors, timing
+from resnet_jax.system import console, errors, timing, version
 
 
 def run(config: ConfigDict) -> int:
@@ -54,18 +54,18 @@ def run(config: ConfigDict) -> int:
     writer = form.writer(output.part(directory), plan)
     if started:
       _say_plan(form, plan, directory, plan.rows - writer.done, notes)
-      console.say(f'going on after {writer.done} of {plan.rows} pictures')
+      console.say(f'going on after {writer.done} of {plan.rows} images')
     _extract(config, setup, network, plan, writer)
     output.publish(directory)
-  console.say(f'features of {plan.rows} pictures are in {directory}')
+  console.say(f'features of {plan.rows} images are in {directory}')
   return _status(writer)
 
 
-def _status(writer: layout.Writer) -> int:
-  """The exit status of a finished run, its failed pictures said."""
+def _status(writer: table.Writer) -> int:
+  """The exit status of a finished run, its failed images said."""
   if writer.failed:
     console.say(
-      f'{writer.failed} pictures could not be read: their rows are NaN, the'
+      f'{writer.failed} images could not be read: their rows are NaN, the'
       ' reasons are beside them'
     )
     return common.SOME_FAILED
@@ -76,8 +76,8 @@ def _extract(
   config: ConfigDict,
   setup: common.Setup,
   network: sizing.Network,
-  plan: layout.Layout,
-  writer: layout.Writer,
+  plan: table.FeatureTable,
+  writer: table.Writer,
 ) -> None:
   clock = timing.Clock()
   computed = common.computed(
@@ -106,7 +106,7 @@ def _extract(
 def _without_failed(
   batch: pipeline.Batch, values: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-  """The values, NaN where a picture failed."""
+  """The values, NaN where an image failed."""
   failed = np.flatnonzero(~batch.mask[: len(batch.items)])
   if not len(failed):
     return values
@@ -124,24 +124,24 @@ def _plan(
   network: sizing.Network,
   *,
   before: Mapping[str, Any],
-) -> layout.Layout:
+) -> table.FeatureTable:
   size = setup.how.crop_size
   shapes = runner.output_shapes(setup.model, layers, reduction, size, size)
   items = setup.source.items
   keys, labels = [i.key for i in items], [i.label for i in items]
-  one = layout.Layout(keys, labels, shapes, reduction.dtype, 1)
+  one = table.FeatureTable(keys, labels, shapes, reduction.dtype, 1)
   rows = common.batch_rows(
     config, setup, network, one.row_bytes(), before.get('batch_rows')
   )
-  return layout.Layout(keys, labels, shapes, reduction.dtype, rows)
+  return table.FeatureTable(keys, labels, shapes, reduction.dtype, rows)
 
 
 def _facts(
   config: ConfigDict,
   setup: common.Setup,
-  plan: layout.Layout,
+  plan: table.FeatureTable,
   reduction: runner.Reduction,
-) -> layout.Facts:
+) -> table.Facts:
   data = json.dumps(
     [[item.key, item.label, item.size] for item in setup.source.items]
   ).encode()
@@ -158,12 +158,12 @@ def _facts(
     'pool': reduction.pool,
     'dtype': reduction.dtype,
     'feature_format': config.feature_format,
-    'pictures': plan.rows,
-    'pictures_sha256': hashlib.sha256(data).hexdigest(),
+    'images': plan.rows,
+    'images_sha256': hashlib.sha256(data).hexdigest(),
     'batch_rows': plan.batch_rows,
     'arithmetic': setup.execution.arithmetic,
     'device': devices.describe(setup.execution.devices),
-    'versions': common.versions(),
+    'versions': version.versions(),
   }
   record = {
     'weights': setup.weights.source,
@@ -173,19 +173,19 @@ def _facts(
     # Not on_error: a run may be gone on with under another one.
     'config': {k: v for k, v in config.items() if k != 'on_error'},
   }
-  return layout.Facts(settings, record)
+  return table.Facts(settings, record)
 
 
 def _say_plan(
-  form: features.Format,
-  plan: layout.Layout,
+  form: features.FeatureFormat,
+  plan: table.FeatureTable,
   directory: pathlib.Path,
   rows: int,
   notes: list[str],
 ) -> None:
   needed = form.planned_bytes(plan, rows)
   free = output.check_space(directory, needed)
-  console.say(f'features: {plan.dtype}, {plan.batch_rows} pictures at a time')
+  console.say(f'features: {plan.dtype}, {plan.batch_rows} images at a time')
   for name, shape in plan.layers.items():
     console.say(f'  {name} {"x".join(map(str, shape))}')
   console.say(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `predict`: the best labels of pictures, printed."""
+"""The job `predict`: the best labels of images, printed."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ from resnet_jax.system import console, errors, timing
 
 
 def run(config: ConfigDict) -> int:
-  """Predicts; prints a picture's label, and names with probabilities."""
+  """Predicts; prints an image's label, and names with probabilities."""
   target = None
   if config.predictions:
     target = pathlib.Path(config.predictions).expanduser()
@@ -52,7 +52,7 @@ def run(config: ConfigDict) -> int:
       keys = [item.key for item in items]
       file = stack.enter_context(lines.Lines(target, keys, _facts(setup), rows))
       if start := len(file.kept):
-        console.say(f'going on after {start} of {len(items)} pictures')
+        console.say(f'going on after {start} of {len(items)} images')
       failed = sum(map(_show, file.kept))
     computed = common.computed(
       config, setup, network, rows=rows, clock=clock, start=start
@@ -82,7 +82,7 @@ def run(config: ConfigDict) -> int:
   if target:
     console.say(f'predictions are in {target}')
   if failed:
-    console.say(f'{failed} pictures could not be read')
+    console.say(f'{failed} images could not be read')
     return common.SOME_FAILED
   return 0
 
@@ -90,7 +90,7 @@ def run(config: ConfigDict) -> int:
 def _progress(
   stack: contextlib.ExitStack, total: int, done: int
 ) -> Callable[[int], None]:
-  """Counts pictures; on a terminal the results show how far it is."""
+  """Counts images; on a terminal the results show how far it is."""
   if sys.stdout.isatty():
     return lambda count: None
   return stack.enter_context(console.Progress(total, done)).add
@@ -110,7 +110,7 @@ def _facts(setup: common.Setup) -> dict[str, Any]:
 def _record(
   item: sources.Item, reason: str, guesses: prediction.Prediction
 ) -> dict[str, Any]:
-  """The JSON object of a picture, without what is the same for all."""
+  """The JSON object of an image, without what is the same for all."""
   result: dict[str, Any] = {'key': item.key, 'path': item.name}
   if item.label != sources.NO_LABEL:
     result['label'] = item.label
@@ -121,11 +121,13 @@ def _record(
 
 
 def _show(record: Mapping[str, Any]) -> bool:
-  """Prints a picture's label and guesses; returns whether it failed."""
+  """Prints an image's label and guesses; returns whether it failed."""
   if 'failed' in record:
     console.say(f'FAILED: {record["path"]}: {record["failed"]}')
     return True
-  guesses = '\n'.join(str(prediction.Guess(**one)) for one in record['best'])
+  guesses = '\n'.join(
+    str(prediction.ClassScore(**one)) for one in record['best']
+  )
   text = f'Label of {record["path"]} is: {record["predicted"]}\n{guesses}'
   print(console.plain(text), flush=True)
   return False

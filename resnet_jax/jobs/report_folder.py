@@ -14,7 +14,7 @@ from resnet_jax.system import errors, files
 
 PAGE = 'report.html'
 
-# What a report consists of, besides a folder a picture.
+# What a report consists of, besides a folder an image.
 _FILES = {PAGE, 'filters.png'}
 _FOLDER = re.compile(r'\d{3}(_.*)?')
 _PLOT = re.compile(r'(predictions|grad_cam|maps_\w+)\.png')

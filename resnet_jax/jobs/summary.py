@@ -13,7 +13,7 @@ from resnet_jax.system import console
 def run(config: ConfigDict) -> int:
   """Prints a row a layer, and the totals."""
   model, how, facts = common.network(config)
-  size = common.picture_size(config, how)
+  size = common.image_size(config, how)
   found = costs.costs(model, size, size)
   usual = _usual_names(model)
   rows = [
@@ -46,7 +46,7 @@ def run(config: ConfigDict) -> int:
     stride_in=model.stride_in,
     stem_pool=model.stem_pool,
     epsilon=model.epsilon,
-    picture=[3, size, size],
+    image=[3, size, size],
     totals=totals,
     **facts,
   )

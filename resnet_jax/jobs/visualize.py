@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `visualize`: what a network makes of pictures, as PNGs and a page."""
+"""The job `visualize`: what a network makes of images, as PNGs and a page."""
 
 import dataclasses
 import datetime
@@ -18,13 +18,13 @@ from resnet_jax.engine import devices, gradcam
 from resnet_jax.evaluation import prediction
 from resnet_jax.jobs import common, report_folder
 from resnet_jax.models import aliases, names, resnet
-from resnet_jax.system import console, errors, files, timing
+from resnet_jax.system import console, errors, files, timing, version
 from resnet_jax.views import colours, graph, maps, page
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
-MAX_PICTURES = 200
+MAX_IMAGES = 200
 PREDICTED = 'predicted'
 
 _NO_HEAD = 'These weights have no head (no classifier), so no predictions.'
@@ -41,7 +41,7 @@ class _Run:
   """What is shown, and where it is written.
 
   Attributes:
-    setup: pictures, preprocessing, network and device.
+    setup: images, preprocessing, network and device.
     classes: of the classifier; none: there are no predictions.
     layers: those with maps.
     count: maps of a layer.
@@ -63,7 +63,7 @@ def run(config: ConfigDict) -> int:
   """Draws; replaces the report of an earlier run."""
   _check(config)
   target = report_folder.checked(config.report)
-  setup = common.set_up(config, most=MAX_PICTURES)
+  setup = common.set_up(config, most=MAX_IMAGES)
   made = _prepared(config, setup, report_folder.part(target))
   _say_plan(made, target)
   clock = timing.Clock()
@@ -81,7 +81,7 @@ def run(config: ConfigDict) -> int:
     f' ({len(text.encode()) / 1e6:.1f} MB)'
   )
   if failed := sum(bool(entry['reason']) for entry in entries):
-    console.say(f'{failed} pictures could not be read')
+    console.say(f'{failed} images could not be read')
     return common.SOME_FAILED
   return 0
 
@@ -95,7 +95,7 @@ def _check(config: ConfigDict) -> None:
   if config.multi_crop:
     raise errors.UserError(
       'multi_crop=true: visualize shows what the network makes of one crop, and'
-      ' an average over ten is nowhere in a picture. Leave multi_crop out.'
+      ' an average over ten is nowhere in an image. Leave multi_crop out.'
     )
   if not 1 <= config.map_count <= maps.MOST:
     raise errors.UserError(
@@ -188,13 +188,13 @@ def _say_plan(made: _Run, target: pathlib.Path) -> None:
   console.say(f'to write: the page and at most {count} PNG files, to {target}')
 
 
-# -------------------------------------------------------------- the pictures
+# -------------------------------------------------------------- the images
 
 
 def _draw(
   config: ConfigDict, made: _Run, clock: timing.Clock
 ) -> list[dict[str, Any]]:
-  """Writes the PNG files; returns the pictures' parts of the page."""
+  """Writes the PNG files; returns the images' parts of the page."""
   setup = made.setup
   _save(
     views.filters(_first_kernel(setup), channels=setup.how.channels),
@@ -217,36 +217,36 @@ def _draw(
         folder = _folder_name(batch.start + row, item.key)
         if reason:
           console.say(f'FAILED: {item.name}: {reason}')
-          picture = page.Picture(item.key, folder, reason)
+          image = page.ShownImage(item.key, folder, reason)
         else:
           own = {name: value[row] for name, value in values.items()}
-          picture = _picture(made, item, folder, batch.images[row, 0], own)
-          _write_plots(made, picture, own)
-        entries.append(page.entry(picture, made.side))
+          image = _image(made, item, folder, batch.images[row, 0], own)
+          _write_plots(made, image, own)
+        entries.append(page.entry(image, made.side))
         bar.add(1)
   return entries
 
 
 def _folder_name(number: int, key: str) -> str:
-  """Of a picture's files: its number, from 1, and what can be read of it."""
+  """Of an image's files: its number, from 1, and what can be read of it."""
   stem = pathlib.PurePosixPath(key).stem
   readable = _UNSAFE.sub('_', stem)[:60].strip('_.-')
   return f'{number + 1:03d}_{readable}'.rstrip('_')
 
 
-def _picture(
+def _image(
   made: _Run,
   item: sources.Item,
   folder: str,
   crop: np.ndarray,
   values: Mapping[str, np.ndarray],
-) -> page.Picture:
-  guesses: tuple[page.Guess, ...] = ()
+) -> page.ShownImage:
+  guesses: tuple[page.ShownClass, ...] = ()
   cam_class = ''
   if len(made.classes) > 1:
     best = prediction.from_probabilities(values['output'].ravel(), made.classes)
     guesses = tuple(
-      page.Guess(g.label, g.name, g.probability, g.label == item.label)
+      page.ShownClass(g.label, g.name, g.probability, g.label == item.label)
       for g in best.best
     )
   if made.grad_cam:
@@ -254,7 +254,7 @@ def _picture(
     label = (guesses[0].label if guesses else 0) if label is None else label
     cam_class = _name(made, label)
   cam = values.get(gradcam.GRAD_CAM)
-  return page.Picture(
+  return page.ShownImage(
     item.key,
     folder,
     crop=crop,
@@ -275,22 +275,22 @@ def _name(made: _Run, label: int) -> str:
 
 
 def _write_plots(
-  made: _Run, picture: page.Picture, values: Mapping[str, np.ndarray]
+  made: _Run, image: page.ShownImage, values: Mapping[str, np.ndarray]
 ) -> None:
-  folder = made.folder / picture.folder
+  folder = made.folder / image.folder
   folder.mkdir()
-  assert picture.crop is not None
-  if picture.best:
+  assert image.crop is not None
+  if image.best:
     figure = views.bars(
-      [f'{guess.label} {guess.name}' for guess in picture.best],
-      [guess.probability for guess in picture.best],
-      marked=[guess.is_stated for guess in picture.best],
+      [f'{guess.label} {guess.name}' for guess in image.best],
+      [guess.probability for guess in image.best],
+      marked=[guess.is_stated for guess in image.best],
     )
     _save(figure, folder / 'predictions.png')
-  if picture.cam is not None:
+  if image.cam is not None:
     title = f'{made.grad_cam.layer if made.grad_cam else ""}: '
     figure = views.grad_cam(
-      picture.crop, picture.cam, title=title + picture.cam_class
+      image.crop, image.cam, title=title + image.cam_class
     )
     _save(figure, folder / 'grad_cam.png')
   for name in made.layers:
@@ -313,7 +313,7 @@ def _about(config: ConfigDict, made: _Run) -> page.About:
   setup, weights, model = made.setup, made.setup.weights, made.setup.model
   size = setup.how.crop_size
   no_head = _NO_HEAD if not made.classes else _ONE_OUTPUT
-  versions = common.versions() | {
+  versions = version.versions() | {
     'matplotlib': importlib.metadata.version('matplotlib')
   }
   now = datetime.datetime.now(datetime.UTC)
@@ -324,7 +324,7 @@ def _about(config: ConfigDict, made: _Run) -> page.About:
     ('Trained', 'yes' if weights.trained else 'no: random numbers'),
     ('SHA-256 of the parameters', weights.digest),
     ('Notes', ' '.join(weights.loaded.notes) or 'none'),
-    ('Pictures', setup.source.description),
+    ('Images', setup.source.description),
     ('Preprocessing', setup.how.describe()),
     ('Maps', f'the {made.count} strongest of {", ".join(made.layers)}'),
     ('Grad-CAM', _cam_fact(made)),
@@ -334,7 +334,7 @@ def _about(config: ConfigDict, made: _Run) -> page.About:
   )
   return page.About(
     f'What ResNet-{model.depth} makes of'
-    f' {_counted(len(setup.source.items), "picture")}',
+    f' {_counted(len(setup.source.items), "image")}',
     weights.warnings,
     graph.trace(model, size, size),
     made.layers,

@@ -6,14 +6,14 @@ import math
 
 from resnet_jax.models import names, resnet, structure
 
-# FLOPs ("multiply-adds") of the paper's table 1, 224x224 pictures; it prints
+# FLOPs ("multiply-adds") of the paper's table 1, 224x224 images; it prints
 # none for the CIFAR networks.
 PAPER = {18: 1.8e9, 34: 3.6e9, 50: 3.8e9, 101: 7.6e9, 152: 11.3e9}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """A layer's, for one picture.
+  """A layer's, for one image.
 
   Attributes:
     layer: canonical name.
@@ -22,9 +22,9 @@ class Cost:
     multiply_adds: of convolutions and the classifier; what batch norm, ReLU,
       sums and pools take is not counted, as in the paper.
     bytes: of its value in float32.
-    receptive_field: pixels of the picture, a side, that a value may depend on,
-      if the picture is large enough.
-    stride: pixels of the picture from a value to the next.
+    receptive_field: pixels of the image, a side, that a value may depend on,
+      if the image is large enough.
+    stride: pixels of the image from a value to the next.
   """
 
   layer: str
@@ -38,7 +38,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-  """Which part of the picture a value sees: a side, and the step."""
+  """Which part of the image a value sees: a side, and the step."""
 
   field: int = 1
   step: int = 1
@@ -48,7 +48,7 @@ class _View:
 
 
 def costs(model: resnet.ResNet, height: int, width: int) -> tuple[Cost, ...]:
-  """Of every layer, in the order of computing, for pictures of a size."""
+  """Of every layer, in the order of computing, for images of a size."""
   shapes = resnet.layer_shapes(model, height, width)
   parameters = resnet.parameter_shapes(model)
   views = _views(model, shapes)

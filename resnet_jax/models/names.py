@@ -72,7 +72,7 @@ IMAGENET = {
   101: Architecture(bottleneck=True, blocks=(3, 4, 23, 3)),
   152: Architecture(bottleneck=True, blocks=(3, 8, 36, 3)),
 }
-# 6n + 2 layers, for pictures of 32x32.
+# 6n + 2 layers, for images of 32x32.
 CIFAR = {
   6 * n + 2: Architecture(
     bottleneck=False,

@@ -77,12 +77,12 @@ class ResNet(nn.Module):
     the weights were trained for.
 
     Args:
-      x: pictures, or what the stage before `begin` gave.
+      x: images, or what the stage before `begin` gave.
       begin: the first stage that is computed; 1, the stem.
       end: the stage at whose output to stop; None: go on to the head.
 
     Raises:
-      ValueError: the pictures are too small, or a field is out of its set.
+      ValueError: the images are too small, or a field is out of its set.
     """
     if begin == 1:
       _check_size(*x.shape[1:3])
@@ -128,7 +128,7 @@ def _check_fields(model: ResNet) -> None:
 def _check_size(height: int, width: int) -> None:
   if min(height, width) < MIN_SIZE:
     raise ValueError(
-      f'pictures of {height}x{width}: a ResNet takes {MIN_SIZE}x{MIN_SIZE} or'
+      f'images of {height}x{width}: a ResNet takes {MIN_SIZE}x{MIN_SIZE} or'
       ' more'
     )
 
@@ -204,7 +204,7 @@ def learned_count(shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def layer_shapes(model: ResNet, height: int, width: int) -> dict[str, Shape]:
-  """The (C, H, W) of every layer for pictures of a size, nothing computed."""
+  """The (C, H, W) of every layer for images of a size, nothing computed."""
   _check_fields(model)
   _check_size(height, width)
 

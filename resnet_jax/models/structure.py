@@ -139,7 +139,7 @@ def through(
   Args:
     depth: of the network.
     stride_in: see `resnet.ResNet`.
-    start: of a picture.
+    start: of an image.
     convolved: of what a unit gives, from that of what it takes.
     pooled: of what the stem's pool gives, from that of what it takes.
 

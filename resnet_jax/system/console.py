@@ -27,7 +27,7 @@ _PLAIN = '\x1b[0m'
 # Between the columns of a table.
 _GAP = '  '
 
-# Always pictures a second: by itself tqdm turns slow rates round.
+# Always images a second: by itself tqdm turns slow rates round.
 _BAR = (
   '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]'
 )
@@ -161,7 +161,7 @@ def _cell(value: Any) -> str:
 
 
 class Progress:
-  """Counts pictures; a context manager.
+  """Counts images; a context manager.
 
   The clock starts here: who makes one has compiled before.
   """
@@ -175,7 +175,7 @@ class Progress:
       tqdm(
         total=total,
         initial=done,
-        unit=' pictures',
+        unit=' images',
         bar_format=_BAR,
         # The line that follows says it all.
         leave=False,
@@ -199,18 +199,18 @@ class Progress:
     seconds = time.monotonic() - self._begin
     count = self._done - self._first
     if kind is None:
-      noun = 'picture' if count == 1 else 'pictures'
+      noun = 'image' if count == 1 else 'images'
       say(f'{count} {noun} in {seconds:.1f} s{self._rate()}')
 
   def add(self, count: int) -> None:
-    """Notes that `count` more pictures are done."""
+    """Notes that `count` more images are done."""
     self._done += count
     now = time.monotonic()
     if self._bar is not None:
       self._bar.update(count)
     elif now - self._spoke > _SECONDS_A_LINE and self._done < self._total:
       self._spoke = now
-      say(f'{self._done} of {self._total} pictures{self._rate()}')
+      say(f'{self._done} of {self._total} images{self._rate()}')
 
   def _rate(self) -> str:
     """The rate and the time left, once there is something to go by."""
@@ -219,5 +219,5 @@ class Progress:
       return ''
     rate = count / max(time.monotonic() - self._begin, 1e-9)
     left = (self._total - self._done) / rate
-    text = f', {rate:.1f} pictures/s'
+    text = f', {rate:.1f} images/s'
     return text + (f', {left:.0f} s left' if left else '')

@@ -9,7 +9,7 @@ Two things are measured, because the stages work at the same time:
   network are waited for at a few batches only (`jobs.common`), since waiting at
   each would stop what is measured.
 * Where the loop that hands the batches on stands still, for the bound: it
-  waits for pictures, for the device or for the writer, and because the queues
+  waits for images, for the device or for the writer, and because the queues
   between them are short, it waits for the slowest.
 
 Where the network runs on the CPU, it and the decoders take the cores from one
@@ -27,7 +27,7 @@ STAGES = ('read', 'decode', 'transfer', 'compute', 'write')
 
 # What the loop waits for, and the stages that may be the reason.
 _WAITS = {
-  'pictures': ('read', 'decode'),
+  'images': ('read', 'decode'),
   'device': ('transfer', 'compute'),
   'writer': ('write',),
 }
@@ -38,7 +38,7 @@ class Clock:
 
   def __init__(self) -> None:
     self._lock = threading.Lock()
-    self._pictures: collections.Counter[str] = collections.Counter()
+    self._images: collections.Counter[str] = collections.Counter()
     self._seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
     self._waited: dict[str, float] = dict.fromkeys(_WAITS, 0.0)
 
@@ -46,7 +46,7 @@ class Clock:
   def measure(
     self,
     stage: str,
-    pictures: int,
+    images: int,
     workers: int = 1,
     of_a_core: bool = False,
   ) -> Iterator[None]:
@@ -54,7 +54,7 @@ class Clock:
 
     Args:
       stage: one of STAGES.
-      pictures: how many went through; 0 for a second part of the same work.
+      images: how many went through; 0 for a second part of the same work.
       workers: how many can do the same at once.
       of_a_core: whether only the time counts in which the thread had a core.
     """
@@ -66,14 +66,14 @@ class Clock:
       seconds = (timer() - start) / workers
       with self._lock:
         self._seconds[stage] += seconds
-        self._pictures[stage] += pictures
+        self._images[stage] += images
 
   @contextlib.contextmanager
   def waiting(self, what: str) -> Iterator[None]:
     """Counts the block's time as the loop's wait.
 
     Args:
-      what: 'pictures', 'device' or 'writer'.
+      what: 'images', 'device' or 'writer'.
     """
     start = time.perf_counter()
     try:
@@ -82,11 +82,11 @@ class Clock:
       self._waited[what] += time.perf_counter() - start
 
   def rates(self) -> dict[str, float]:
-    """Pictures a second that each stage could do; of those that were used."""
+    """Images a second that each stage could do; of those that were used."""
     return {
-      stage: self._pictures[stage] / self._seconds[stage]
+      stage: self._images[stage] / self._seconds[stage]
       for stage in STAGES
-      if self._pictures[stage] and self._seconds[stage]
+      if self._images[stage] and self._seconds[stage]
     }
 
   def bound(self) -> tuple[str, float]:
@@ -107,7 +107,7 @@ class Clock:
     """The same as `line`, for a file of results."""
     stage, share = self.bound()
     return {
-      'pictures_per_second': self.rates(),
+      'images_per_second': self.rates(),
       'bound': stage,
       'bound_share': share,
     }
@@ -119,7 +119,7 @@ class Clock:
       return ''
     rates = ', '.join(f'{k} {_number(v)}' for k, v in self.rates().items())
     return (
-      f'stages, pictures/s: {rates}; bound by {stage} ({share:.0%} of the time)'
+      f'stages, images/s: {rates}; bound by {stage} ({share:.0%} of the time)'
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a network and of what it makes of a picture.
+"""Images of a network and of what it makes of an image.
 
 `filters`, `feature_maps`, `grad_cam`, `bars` and `neighbours` take arrays and
 give Matplotlib figures, which notebooks show and `savefig` writes.

@@ -59,21 +59,19 @@ def heat(values: np.ndarray, peak: float) -> np.ndarray:
 
 
 def cover() -> np.ndarray:
-  """How opaque each place of HEAT lies over a picture, (STEPS,) uint8.
+  """How opaque each place of HEAT lies over an image, (STEPS,) uint8.
 
-  The more, the hotter; but so that the picture can still be seen.
+  The more, the hotter; but so that the image can still be seen.
   """
   share = np.linspace(0, 1, STEPS)
   return np.rint(255 * _MOST_COVER * share**0.7).astype(np.uint8)
 
 
-def overlaid(
-  picture: np.ndarray, values: np.ndarray, peak: float
-) -> np.ndarray:
-  """A picture under a heat map.
+def overlaid(image: np.ndarray, values: np.ndarray, peak: float) -> np.ndarray:
+  """An image under a heat map.
 
   Args:
-    picture: (H, W, 3) uint8.
+    image: (H, W, 3) uint8.
     values: (H, W), 0 or more.
     peak: the value of the hottest colour.
 
@@ -82,5 +80,5 @@ def overlaid(
   """
   place = heat(values, peak)
   opaque = cover()[place][..., None] / 255
-  mixed = (1 - opaque) * picture + opaque * palette(HEAT)[place]
+  mixed = (1 - opaque) * image + opaque * palette(HEAT)[place]
   return np.rint(mixed).astype(np.uint8)

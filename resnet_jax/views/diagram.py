@@ -26,7 +26,7 @@ _BLUE = ('#d3e5f6', '#2f6fae')
 _GREY = ('#f1f4f7', '#7b8a99')
 _GREEN = ('#d8f0e2', '#2e8b57')
 _COLOURS = {
-  'picture': ('#ffffff', '#1c2733'),
+  'image': ('#ffffff', '#1c2733'),
   'convolution': _BLUE,
   'batch norm': _GREY,
   'max pool': _GREEN,
@@ -78,7 +78,7 @@ def dot(
     *(s for index in range(len(columns)) for s in drawing.column(index)),
     *(drawing.line(line) for line in lines),
   ]
-  kinds = {box.kind: None for box in found if box.kind != 'picture'}
+  kinds = {box.kind: None for box in found if box.kind != 'image'}
   head = _head(facts, list(kinds), any(x.shortcut for x in lines))
   return '\n'.join([*head, *(f'  {part}' for part in body), '}']) + '\n'
 

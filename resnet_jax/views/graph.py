@@ -21,7 +21,7 @@ from resnet_jax.models import layers, resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import paddle
 
-# The node of the pictures, and the stages before and behind the blocks.
+# The node of the images, and the stages before and behind the blocks.
 INPUT = 'input'
 STEM = 'stem'
 HEAD = 'head'
@@ -34,11 +34,11 @@ class Node:
   """A layer.
 
   Attributes:
-    name: canonical; `input` for the pictures.
-    kind: 'picture', 'convolution', 'batch norm', 'max pool', 'sum', 'mean',
+    name: canonical; `input` for the images.
+    kind: 'image', 'convolution', 'batch norm', 'max pool', 'sum', 'mean',
       'fully connected' or 'softmax'.
     detail: what is particular to it, such as '3x3, stride 2'; or ''.
-    shape: (C, H, W) of its value for one picture.
+    shape: (C, H, W) of its value for one image.
     parameters: learned numbers.
     activation: 'ReLU', 'softmax', or '' where it is linear.
     block: `res2_1`, or '' outside of the blocks.
@@ -81,7 +81,7 @@ class Graph:
   """A network.
 
   Attributes:
-    nodes: in the order of computing, the pictures first.
+    nodes: in the order of computing, the images first.
     edges: in the order of the layers that they go into.
   """
 
@@ -106,14 +106,14 @@ class Graph:
 
 
 def trace(model: resnet.ResNet, height: int, width: int) -> Graph:
-  """The graph of a network for pictures of a size; nothing is computed.
+  """The graph of a network for images of a size; nothing is computed.
 
   Raises:
-    UserError: the pictures are too small.
+    UserError: the images are too small.
   """
   if min(height, width) < resnet.MIN_SIZE:
     raise errors.UserError(
-      f'pictures of {height}x{width}: a ResNet takes {resnet.MIN_SIZE}x'
+      f'images of {height}x{width}: a ResNet takes {resnet.MIN_SIZE}x'
       f'{resnet.MIN_SIZE} or more.'
     )
   marks = _Marks()
@@ -122,9 +122,9 @@ def trace(model: resnet.ResNet, height: int, width: int) -> Graph:
     with nn.intercept_methods(marks.intercept):
       return model.init_with_output(jax.random.key(0), x)[0]
 
-  picture = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-  edges = marks.edges(jax.make_jaxpr(run)(picture).jaxpr)
-  first = Node(INPUT, 'picture', '', (3, height, width), 0, '', '', STEM)
+  image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+  edges = marks.edges(jax.make_jaxpr(run)(image).jaxpr)
+  first = Node(INPUT, 'image', '', (3, height, width), 0, '', '', STEM)
   return Graph(_staged([first, *marks.nodes]), _with_shortcuts(edges))
 
 

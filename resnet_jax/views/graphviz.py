@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network drawn: as text, and as a picture by graphviz's program `dot`."""
+"""A network drawn: as text, and as an image by graphviz's program `dot`."""
 
 import dataclasses
 import shutil
@@ -31,7 +31,7 @@ class Diagram:
   notes: tuple[str, ...] = ()
 
   def render(self, kind: str = 'svg') -> bytes:
-    """The picture: SVG, PNG or PDF.
+    """The image: SVG, PNG or PDF.
 
     Raises:
       UserError: there is no such kind; or graphviz is not installed, or fails.
@@ -56,12 +56,12 @@ def draw(
   level: str = 'blocks',
   highlight: str = '',
 ) -> Diagram:
-  """Draws a network for pictures of a size.
+  """Draws a network for images of a size.
 
   Args:
     model: the network.
-    height: of the pictures.
-    width: of the pictures.
+    height: of the images.
+    width: of the images.
     level: one of `boxes.LEVELS`.
     highlight: a layer, by any of its names: what is not computed for it is
       pale.

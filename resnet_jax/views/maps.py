@@ -115,7 +115,7 @@ def tiled(cells: np.ndarray, columns: int) -> np.ndarray:
 
 
 def true_colours(kernel: np.ndarray, channels: str) -> np.ndarray:
-  """First-layer filters as pictures.
+  """First-layer filters as images.
 
   Args:
     kernel: (ky, kx, 3, Co).
@@ -126,7 +126,7 @@ def true_colours(kernel: np.ndarray, channels: str) -> np.ndarray:
     each filter is 1 or 255.
 
   Raises:
-    UserError: they do not look at pictures with three colours.
+    UserError: they do not look at images with three colours.
   """
   if kernel.ndim != 4 or kernel.shape[2] != 3:
     raise errors.UserError(
@@ -143,7 +143,7 @@ def nearest(features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
   """For each row the others with the largest cosine, the nearest first.
 
   Args:
-    features: (N, ...), a row a picture.
+    features: (N, ...), a row an image.
     count: others a row at most.
 
   Returns:
@@ -157,11 +157,11 @@ def nearest(features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
   lengths = np.linalg.norm(rows, axis=1, keepdims=True)
   if len(rows) < 2 or count < 1:
     raise errors.UserError(
-      f'{len(rows)} pictures, {count} neighbours: 2 and 1 are the least.'
+      f'{len(rows)} images, {count} neighbours: 2 and 1 are the least.'
     )
   if not np.isfinite(lengths).all() or not lengths.all():
     raise errors.UserError(
-      'the features of a picture are all 0 or not finite, so it has no'
+      'the features of an image are all 0 or not finite, so it has no'
       ' direction to compare. Leave it out, or take another layer.'
     )
   cosines = rows @ rows.T / (lengths * lengths.T)

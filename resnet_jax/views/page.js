@@ -1,6 +1,6 @@
 'use strict';
 // All text goes into the page by textContent, all images come from the page's
-// own data; a picture's part is parsed when it is chosen.
+// own data; an image's part is parsed when it is chosen.
 (() => {
   const find = (id) => document.getElementById(id);
   const parse = (element) => JSON.parse(element.textContent);
@@ -17,7 +17,7 @@
   const layerButtons = new Map(
     [...document.querySelectorAll('button.node')].map(
       (button) => [button.dataset.layer, button]));
-  let picture = null;
+  let image = null;
   let number = -1;
   let layer = layers[layers.length - 1];
   // Images may be decoded after the next click: only the last one counts.
@@ -77,7 +77,7 @@
   const showLayer = () => {
     chooseLayer(layerButtons.get(layer));
     reveal(layerButtons.get(layer));
-    const shown = picture.layers[layer];
+    const shown = image.layers[layer];
     find('layer').textContent = layer ? `Maps of ${layer}` : 'Maps';
     find('layer-text').textContent = about.layers[layer] || '';
     find('maps-shown').hidden = !shown;
@@ -86,7 +86,7 @@
     find('low').textContent = `−${shown.limit}`;
     find('high').textContent = shown.limit;
     find('maps-file').textContent =
-      `Larger: ${picture.folder}/maps_${layer}.png, beside this page.`;
+      `Larger: ${image.folder}/maps_${layer}.png, beside this page.`;
     cells(
       find('maps'), shown,
       shown.channels.map((channel, i) => `#${channel} · ${shown.strengths[i]}`),
@@ -98,7 +98,7 @@
     : `${(100 * share).toFixed(2)}%`;
 
   const showBest = () => {
-    find('best').replaceChildren(...picture.best.map((guess) => {
+    find('best').replaceChildren(...image.best.map((guess) => {
       const bar = make('div', {className: 'bar'});
       bar.style.width = `${100 * guess.probability}%`;
       const said = guess.stated ? ' (as the data says)' : '';
@@ -112,16 +112,16 @@
         make('div', {className: 'track'}, bar));
       return item;
     }));
-    find('no-best').hidden = picture.best.length > 0;
+    find('no-best').hidden = image.best.length > 0;
     find('no-best').textContent = about.noHead;
   };
 
   const showCam = () => {
-    const cam = picture.cam;
+    const cam = image.cam;
     find('cam-panel').hidden = !cam;
     if (!cam) return;
-    find('cam-picture').src = picture.picture;
-    find('cam-picture').alt = 'the same picture, below the heat map';
+    find('cam-image').src = image.image;
+    find('cam-image').alt = 'the same image, below the heat map';
     find('heat').src = cam.png;
     find('heat').alt = `heat map: where ${about.camLayer} speaks for ` +
       `${cam.name}, ${cam.columns} by ${cam.rows} positions`;
@@ -131,24 +131,24 @@
       : `Nothing in ${about.camLayer} speaks for ${cam.name}: 0 everywhere.`;
   };
 
-  const showPicture = (chosen, say = true) => {
+  const showImage = (chosen, say = true) => {
     number = chosen;
-    picture = parse(entries[number]);
-    choosePicture(buttons[number]);
-    find('key').textContent = picture.key;
-    find('reason').hidden = !picture.reason;
-    find('reason').textContent = `It could not be read: ${picture.reason}`;
-    find('seen').hidden = Boolean(picture.reason);
-    if (!picture.reason) {
-      find('picture').src = picture.picture;
-      find('picture').alt = `${picture.key}, as cut out for the network`;
+    image = parse(entries[number]);
+    chooseImage(buttons[number]);
+    find('key').textContent = image.key;
+    find('reason').hidden = !image.reason;
+    find('reason').textContent = `It could not be read: ${image.reason}`;
+    find('seen').hidden = Boolean(image.reason);
+    if (!image.reason) {
+      find('image').src = image.image;
+      find('image').alt = `${image.key}, as cut out for the network`;
       find('stated').textContent =
-        picture.stated ? `The data says: ${picture.stated}` : '';
+        image.stated ? `The data says: ${image.stated}` : '';
       showCam();
       showBest();
     }
     showLayer();
-    if (say) find('said').textContent = `${picture.key} is shown`;
+    if (say) find('said').textContent = `${image.key} is shown`;
   };
 
   const buttons = index.map((item, place) => {
@@ -160,11 +160,11 @@
     const text = item.reason ? `${item.key} (could not be read)` : item.key;
     const button = make('button', {type: 'button', title: text}, image,
       make('span', {className: 'name', textContent: text}));
-    button.addEventListener('click', () => showPicture(place));
+    button.addEventListener('click', () => showImage(place));
     return button;
   });
-  find('pictures').append(...buttons);
-  const choosePicture = group(find('pictures'), () => buttons);
+  find('images').append(...buttons);
+  const chooseImage = group(find('images'), () => buttons);
   const chooseLayer =
     group(find('network'), () => [...layerButtons.values()]);
 
@@ -177,7 +177,7 @@
       shown += !buttons[place].hidden;
     });
     find('count').textContent = `${shown} of ${index.length}`;
-    choosePicture(buttons[number]);
+    chooseImage(buttons[number]);
   };
   find('filter').addEventListener('input', filter);
   find('chooser').hidden = index.length < 2;
@@ -203,6 +203,6 @@
     find('filters'), filters, numbers.map((place) => `#${place}`),
     numbers.map((place) => `filter ${place} of the first layer`));
   const first = index.findIndex((item) => !item.reason);
-  showPicture(Math.max(first, 0), false);
+  showImage(Math.max(first, 0), false);
   filter();
 })();

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report: one HTML file that needs nothing else and loads nothing.
 
-What comes from files (names of pictures and of classes) is either escaped HTML
+What comes from files (names of images and of classes) is either escaped HTML
 or JSON without any character that HTML knows, and page.js puts it into the
 page as text only.  Were that wrong, the page's policy would still refuse every
 script but its own, by a hash.
@@ -27,9 +27,9 @@ from resnet_jax.views import colours, graph, maps, page_network
 # A page is never larger.
 MAX_BYTES = 32_000_000
 
-# Of that, for all but the pictures, and for each picture without its maps.
+# Of that, for all but the images, and for each image without its maps.
 _FIXED_BYTES = 1_500_000
-_PICTURE_BYTES = 64_000
+_IMAGE_BYTES = 64_000
 # Of a layer's maps: what a PNG needs beside its pixels, and the numbers of a
 # map.
 _SPRITE_BYTES = 1_500
@@ -37,7 +37,7 @@ _MAP_BYTES = 30
 # Pixels of a map's side, the first that fits.
 _SIDES = (112, 56, 28, 14, 7)
 
-_PICTURE_SIDE, _PICTURE_JPEG = 224, 30_000
+_IMAGE_SIDE, _IMAGE_JPEG = 224, 30_000
 _THUMBNAIL_SIDE, _THUMBNAIL_JPEG = 56, 3_000
 _HEAT_SIDE = 56
 _QUALITIES = (85, 70, 50, 30, 10)
@@ -45,7 +45,7 @@ _MOST_TEXT = 300
 
 
 @dataclasses.dataclass(frozen=True)
-class Guess:
+class ShownClass:
   """A class of the five best.
 
   Attributes:
@@ -62,8 +62,8 @@ class Guess:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Picture:
-  """What the page says of a picture.
+class ShownImage:
+  """What the page says of an image.
 
   Attributes:
     key: its name.
@@ -82,7 +82,7 @@ class Picture:
   reason: str = ''
   crop: np.ndarray | None = None
   stated: str = ''
-  best: tuple[Guess, ...] = ()
+  best: tuple[ShownClass, ...] = ()
   cam: np.ndarray | None = None
   cam_class: str = ''
   layers: Mapping[str, maps.Maps] = dataclasses.field(default_factory=dict)
@@ -116,20 +116,20 @@ class About:
 
 
 def map_side(
-  shapes: Sequence[tuple[int, int, int]], count: int, pictures: int
+  shapes: Sequence[tuple[int, int, int]], count: int, images: int
 ) -> int:
   """How large maps may be in a page, pixels a side.
 
   Args:
     shapes: (C, H, W) of each layer.
     count: maps of a layer.
-    pictures: how many.
+    images: how many.
 
   Raises:
     UserError: they are too many for one page.
   """
   for side in _SIDES:
-    each = _PICTURE_BYTES + sum(
+    each = _IMAGE_BYTES + sum(
       _encoded(
         min(count, channels) * min(side, height) * min(side, width)
         + _SPRITE_BYTES
@@ -137,13 +137,13 @@ def map_side(
       + min(count, channels) * _MAP_BYTES
       for channels, height, width in shapes
     )
-    if _FIXED_BYTES + pictures * each <= MAX_BYTES:
+    if _FIXED_BYTES + images * each <= MAX_BYTES:
       return side
   fit = (MAX_BYTES - _FIXED_BYTES) // each
   raise errors.UserError(
-    f'{pictures} pictures with {count} maps of each of {len(shapes)} layers do'
+    f'{images} images with {count} maps of each of {len(shapes)} layers do'
     f' not fit into one page of {MAX_BYTES // 10**6} MB, {fit} do. Give fewer'
-    ' pictures, layers (map_layers) or maps (map_count).'
+    ' images, layers (map_layers) or maps (map_count).'
   )
 
 
@@ -152,18 +152,18 @@ def _encoded(count: int) -> int:
   return -(-count // 3) * 4
 
 
-def entry(picture: Picture, side: int) -> dict[str, Any]:
-  """A picture's part of the page, its images encoded.
+def entry(image: ShownImage, side: int) -> dict[str, Any]:
+  """An image's part of the page, its images encoded.
 
   Args:
-    picture: what is said of it.
+    image: what is said of it.
     side: what `map_side` gave.
   """
   said: dict[str, Any] = {
-    'key': _short(picture.key),
-    'folder': picture.folder,
-    'reason': _short(picture.reason),
-    'stated': _short(picture.stated),
+    'key': _short(image.key),
+    'folder': image.folder,
+    'reason': _short(image.reason),
+    'stated': _short(image.stated),
     'best': [
       {
         'label': guess.label,
@@ -171,16 +171,16 @@ def entry(picture: Picture, side: int) -> dict[str, Any]:
         'probability': guess.probability,
         'stated': guess.is_stated,
       }
-      for guess in picture.best
+      for guess in image.best
     ],
   }
-  if picture.crop is not None:
-    said['picture'] = _jpeg(picture.crop, _PICTURE_SIDE, _PICTURE_JPEG)
-    said['thumbnail'] = _jpeg(picture.crop, _THUMBNAIL_SIDE, _THUMBNAIL_JPEG)
-  if picture.cam is not None:
-    said['cam'] = _cam(picture.cam, _short(picture.cam_class))
+  if image.crop is not None:
+    said['image'] = _jpeg(image.crop, _IMAGE_SIDE, _IMAGE_JPEG)
+    said['thumbnail'] = _jpeg(image.crop, _THUMBNAIL_SIDE, _THUMBNAIL_JPEG)
+  if image.cam is not None:
+    said['cam'] = _cam(image.cam, _short(image.cam_class))
   said['layers'] = {
-    name: _sprite(shown, side) for name, shown in picture.layers.items()
+    name: _sprite(shown, side) for name, shown in image.layers.items()
   }
   return said
 
@@ -190,7 +190,7 @@ def document(about: About, entries: Sequence[Mapping[str, Any]]) -> str:
 
   Args:
     about: the run.
-    entries: what `entry` gave for each picture.
+    entries: what `entry` gave for each image.
   """
   index = [
     {
@@ -298,9 +298,9 @@ def _png(image: Image.Image, **how: Any) -> str:
   return _uri('png', file.getvalue())
 
 
-def _jpeg(picture: np.ndarray, side: int, most: int) -> str:
-  """A picture of at most `side` pixels a side and `most` bytes."""
-  image = Image.fromarray(picture)
+def _jpeg(pixels: np.ndarray, side: int, most: int) -> str:
+  """An image of at most `side` pixels a side and `most` bytes."""
+  image = Image.fromarray(pixels)
   image.thumbnail((side, side))
   for quality in _QUALITIES:
     file = io.BytesIO()
@@ -322,7 +322,7 @@ def _scale(table: str) -> str:
 
 
 def _cam(cam: np.ndarray, name: str) -> dict[str, Any]:
-  """A heat map that lies over the picture, the more opaque the hotter."""
+  """A heat map that lies over the image, the more opaque the hotter."""
   peak = float(cam.max())
   height, width = (max(_HEAT_SIDE, side) for side in cam.shape)
   heat = colours.heat(maps.resized(cam, height, width), peak)

@@ -121,7 +121,7 @@ def _grid(
   columns: int,
   top: int,
 ) -> None:
-  """Pictures (K, H, W, 3) in rows, a label above each."""
+  """Images (K, H, W, 3) in rows, a label above each."""
   count, height, width, _ = cells.shape
   edges = [(0, 0), (_LABEL, _GAP), (0, _GAP), (0, 0)]
   framed = np.pad(cells, edges, constant_values=255)
@@ -207,24 +207,22 @@ def _scale(
   bar.outline.set_linewidth(0.5)
 
 
-def grad_cam(
-  picture: np.ndarray, cam: np.ndarray, *, title: str = ''
-) -> Figure:
-  """A picture, and where in it a layer speaks for a class.
+def grad_cam(image: np.ndarray, cam: np.ndarray, *, title: str = '') -> Figure:
+  """An image, and where in it a layer speaks for a class.
 
   Args:
-    picture: (H, W, 3) uint8, RGB, as the network saw it.
-    cam: (h, w), 0 or more; enlarged to the picture's size (bilinear).
+    image: (H, W, 3) uint8, RGB, as the network saw it.
+    cam: (h, w), 0 or more; enlarged to the image's size (bilinear).
     title: above both.
 
   Raises:
     UserError: there is no Matplotlib.
   """
-  height, width, _ = picture.shape
+  height, width, _ = image.shape
   peak = float(cam.max())
   zoom = _zoom(min(height, width), 2 * _CELL)
   enlarged = maps.resized(cam, height, width)
-  over = colours.overlaid(picture, enlarged, peak)
+  over = colours.overlaid(image, enlarged, peak)
   top = _TITLE + _NOTE
   gap = 12
   sheet = _Sheet(
@@ -235,9 +233,9 @@ def grad_cam(
   if not peak:
     note += '; 0 everywhere: nothing there speaks for this class'
   sheet.heading(title or 'Grad-CAM', note)
-  for column, image in enumerate((picture, over)):
+  for column, panel in enumerate((image, over)):
     x = _MARGIN + column * (zoom * width + gap)
-    _show(sheet.axes(x, top, zoom * width, zoom * height), image)
+    _show(sheet.axes(x, top, zoom * width, zoom * height), panel)
   axes = sheet.axes(
     _MARGIN + 2 * zoom * width + 2 * gap, top, 12, zoom * height
   )
@@ -306,35 +304,35 @@ def _percent(share: float) -> str:
 
 
 def neighbours(
-  pictures: np.ndarray,
+  images: np.ndarray,
   features: np.ndarray,
   names: Sequence[str],
   *,
   count: int = 4,
   title: str = '',
 ) -> Figure:
-  """Each picture, and beside it those with the most similar features.
+  """Each image, and beside it those with the most similar features.
 
   Args:
-    pictures: (N, H, W, 3) uint8, RGB, as the network saw them.
-    features: (N, ...), a row a picture; compared by their cosine.
-    names: of the pictures.
-    count: neighbours a picture at most.
+    images: (N, H, W, 3) uint8, RGB, as the network saw them.
+    features: (N, ...), a row an image; compared by their cosine.
+    names: of the images.
+    count: neighbours an image at most.
     title: above the grid.
 
   Raises:
     UserError: there is nothing to compare, or no Matplotlib.
   """
-  if not len(pictures) == len(features) == len(names):
+  if not len(images) == len(features) == len(names):
     raise errors.UserError(
-      f'{len(pictures)} pictures, {len(features)} rows of features and'
+      f'{len(images)} images, {len(features)} rows of features and'
       f' {len(names)} names: give as many of each.'
     )
   order, cosines = maps.nearest(features, count)
-  _, height, width, _ = pictures.shape
+  _, height, width, _ = images.shape
   size = _CELL, max(1, round(_CELL * height / width))
   small = np.stack(
-    [np.asarray(Image.fromarray(picture).resize(size)) for picture in pictures]
+    [np.asarray(Image.fromarray(image).resize(size)) for image in images]
   )
   short = [name if len(name) <= 16 else f'{name[:15]}…' for name in names]
   cells, labels = [], []
@@ -353,7 +351,7 @@ def neighbours(
   )
   sheet.heading(
     title or 'nearest neighbours',
-    'left each picture, then those nearest to it, by the cosine of features',
+    'left each image, then those nearest to it, by the cosine of features',
   )
   _grid(sheet, small[cells], labels, columns, top)
   return sheet.figure

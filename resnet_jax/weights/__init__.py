@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from resnet_jax.data import recipe
 from resnet_jax.models import names, resnet
 from resnet_jax.system import errors
-from resnet_jax.weights import assemble, formats, paddle, random, recipe
+from resnet_jax.weights import assemble, formats, paddle, random
 from resnet_jax.zoo import download, lookup
 
 UNTRAINED = (
@@ -21,10 +22,10 @@ UNTRAINED = (
 )
 DEFAULT_DEPTH = 50
 AUTO, RANDOM = 'auto', 'random'
-# Formats whose files do not tell how pictures were prepared.
+# Formats whose files do not tell how images were prepared.
 _UNTOLD = ('Keras', 'Caffe')
 _INPUT = (
-  'the file is none of the published ones and does not tell how pictures were'
+  'the file is none of the published ones and does not tell how images were'
   " prepared: as for the authors' networks, {how.channels}, minus {how.mean},"
   ' no scaling. Set channels, mean, std, resize_size, interpolation if it was'
   ' trained otherwise.'
@@ -67,7 +68,7 @@ class Weights:
 
   @property
   def recipe(self) -> recipe.Recipe:
-    """How pictures must be prepared for it."""
+    """How images must be prepared for it."""
     return self.loaded.recipe
 
   @property
@@ -77,7 +78,7 @@ class Weights:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wishes:
+class LoadOptions:
   """What the user says of the weights.
 
   Attributes:
@@ -123,7 +124,7 @@ class Wishes:
 
 def load(
   name: str,
-  wishes: Wishes | None = None,
+  options: LoadOptions | None = None,
   *,
   say: Callable[[str], None] = lambda text: None,
   report: Callable[[int, int | None], None] | None = None,
@@ -135,7 +136,7 @@ def load(
       family of the zoo, such as `msra`, downloaded if it is not in the cache;
       `random`; or `auto`: `model/resnet_50` (and so on) below the working
       directory, else the zoo's usual checkpoint of the depth.
-    wishes: what else the user says.
+    options: what else the user says.
     say: hears what happens, a line each.
     report: hears of a download's bytes, so far and in all.
 
@@ -143,22 +144,23 @@ def load(
     UserError: there is no such file, or it does not hold a ResNet of the
       depth.
   """
-  wishes = wishes or Wishes()
+  options = options or LoadOptions()
   if name == RANDOM:
-    return _random(wishes)
+    return _random(options)
   record = None
   if name in lookup.FAMILIES:
-    record = lookup.find(name, wishes.depth or DEFAULT_DEPTH)
+    record = lookup.find(name, options.depth or DEFAULT_DEPTH)
     path = download.fetch(record.file, record.name, report=report, say=say)
   elif name == AUTO:
-    path, record = _automatic(wishes.depth or DEFAULT_DEPTH, report, say)
+    path, record = _automatic(options.depth or DEFAULT_DEPTH, report, say)
   else:
     path = _existing(name)
-  options = assemble.Options(wishes.finite, wishes.conv_order)
-  loaded = formats.load(path, options)
-  if wishes.depth not in (0, loaded.model.depth):
+  loaded = formats.load(
+    path, assemble.Options(options.finite, options.conv_order)
+  )
+  if options.depth not in (0, loaded.model.depth):
     raise errors.UserError(
-      f'{path} holds ResNet-{loaded.model.depth}, not ResNet-{wishes.depth}:'
+      f'{path} holds ResNet-{loaded.model.depth}, not ResNet-{options.depth}:'
       f' set layer_num={loaded.model.depth} (in Python the name'
       f" 'resnet{loaded.model.depth}'), or 0 for that of any file."
     )
@@ -174,7 +176,7 @@ def load(
     note = _INPUT.format(how=loaded.recipe)
     loaded = dataclasses.replace(loaded, notes=(*loaded.notes, note))
   loaded = dataclasses.replace(
-    loaded, model=loaded.model.clone(**wishes.variant(loaded.model))
+    loaded, model=loaded.model.clone(**options.variant(loaded.model))
   )
   warnings = loaded.warnings
   if not loaded.trained:
@@ -186,7 +188,7 @@ def load(
       f' digest {result.digest}, and it states {loaded.digest}. Convert the'
       ' original again.'
     )
-    if wishes.finite:
+    if options.finite:
       raise errors.UserError(changed)
     return dataclasses.replace(result, warnings=(*warnings, changed))
   return result
@@ -224,9 +226,9 @@ def untrained(model: resnet.ResNet, seed: int = 0) -> assemble.Loaded:
   )
 
 
-def _random(wishes: Wishes) -> Weights:
-  model = resnet.published(wishes.depth or DEFAULT_DEPTH)
-  loaded = untrained(model.clone(**wishes.variant(model)), wishes.seed)
+def _random(options: LoadOptions) -> Weights:
+  model = resnet.published(options.depth or DEFAULT_DEPTH)
+  loaded = untrained(model.clone(**options.variant(model)), options.seed)
   return Weights(loaded, loaded.format, (f'{UNTRAINED}.',))
 
 

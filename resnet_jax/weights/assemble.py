@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from resnet_jax.data import recipe
 from resnet_jax.models import layers, names, resnet
 from resnet_jax.system import errors
-from resnet_jax.weights import recipe
 
 # Of float32, or what becomes float32.  Anything else is no weights.
 DTYPES = ('float16', 'bfloat16', 'float32', 'float64')
@@ -42,7 +42,7 @@ class Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class KernelLayout:
   """How a format lays out kernels.
 
   Attributes:
@@ -80,8 +80,8 @@ class Options:
   conv_order: str = 'OHWI'
 
 
-TORCH_LAYOUT = Layout('(Co, Ci, ky, kx), (out, in)', (2, 3, 1, 0), (1, 0))
-KERAS_LAYOUT = Layout('(ky, kx, Ci, Co), (in, out)', (0, 1, 2, 3), (0, 1))
+TORCH_LAYOUT = KernelLayout('(Co, Ci, ky, kx), (out, in)', (2, 3, 1, 0), (1, 0))
+KERAS_LAYOUT = KernelLayout('(ky, kx, Ci, Co), (in, out)', (0, 1, 2, 3), (0, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +166,7 @@ def assemble(
   path: pathlib.Path,
   tensors: Mapping[str, Tensor],
   naming: Callable[[int], Mapping[str, str]],
-  layout: Layout,
+  layout: KernelLayout,
   *,
   format: str,
   variant: Mapping[str, Any],
@@ -343,7 +343,7 @@ def _classes(
   path: pathlib.Path,
   tensors: Mapping[str, Tensor],
   source_of: Mapping[str, str],
-  layout: Layout,
+  layout: KernelLayout,
 ) -> int:
   if 'logits/kernel' not in source_of:
     return 0
@@ -363,7 +363,7 @@ def _check_shapes(
   tensors: Mapping[str, Tensor],
   source_of: Mapping[str, str],
   shapes: Mapping[str, tuple[int, ...]],
-  layout: Layout,
+  layout: KernelLayout,
 ) -> None:
   faults = []
   for ours, name in source_of.items():

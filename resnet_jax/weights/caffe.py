@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from resnet_jax.codecs import blob, protobuf
+from resnet_jax.data import recipe
 from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import errors
-from resnet_jax.weights import assemble, caffe_net, recipe
+from resnet_jax.weights import assemble, caffe_net
 
 # Of ConvolutionParameter, PoolingParameter and BatchNormParameter: one number
 # for both directions, then one each.
@@ -82,7 +83,9 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
 # ------------------------------------------------------------- the weights
 
 
-def _head(path: pathlib.Path, layers: Mapping[str, caffe_net.Layer]) -> str:
+def _head(
+  path: pathlib.Path, layers: Mapping[str, caffe_net.CaffeLayer]
+) -> str:
   """The classifier's layer, of whatever name."""
   found = [
     layer.name
@@ -109,7 +112,7 @@ def _roles(head: str) -> dict[str, str]:
 
 def _tensors(
   path: pathlib.Path,
-  layers: Mapping[str, caffe_net.Layer],
+  layers: Mapping[str, caffe_net.CaffeLayer],
   head: str,
   options: assemble.Options,
 ) -> dict[str, assemble.Tensor]:
@@ -152,7 +155,7 @@ def _reader(
 
 
 def _factor(
-  path: pathlib.Path, layer: caffe_net.Layer, options: assemble.Options
+  path: pathlib.Path, layer: caffe_net.CaffeLayer, options: assemble.Options
 ) -> float:
   """What the mean and the variance of a BatchNorm layer are multiplied by."""
   shapes = [blob.shape for blob in layer.blobs]
@@ -190,7 +193,7 @@ def _stated(message: memoryview, numbers: tuple[int, ...]) -> set[int]:
 
 def _settings(
   path: pathlib.Path,
-  layers: Mapping[str, caffe_net.Layer],
+  layers: Mapping[str, caffe_net.CaffeLayer],
   what: str,
   numbers: tuple[int, ...],
   default: int,
@@ -210,7 +213,7 @@ def _settings(
 
 
 def _check_geometry(
-  path: pathlib.Path, layers: Mapping[str, caffe_net.Layer]
+  path: pathlib.Path, layers: Mapping[str, caffe_net.CaffeLayer]
 ) -> None:
   dilated = _settings(path, layers, 'convolution', _DILATIONS, 1)
   padded = _settings(path, layers, 'pooling', _POOL_PADS, 0)
@@ -227,7 +230,7 @@ def _check_geometry(
 
 
 def _stride_in(
-  path: pathlib.Path, layers: Mapping[str, caffe_net.Layer]
+  path: pathlib.Path, layers: Mapping[str, caffe_net.CaffeLayer]
 ) -> str:
   """Where the stages' strides are, as far as the file states strides."""
   known = {name.rpartition('.')[0] for name in _roles('fc1000')}
@@ -259,7 +262,7 @@ def _stride(name: str, stride_in: str) -> int:
 
 
 def _epsilon(
-  path: pathlib.Path, layers: Mapping[str, caffe_net.Layer]
+  path: pathlib.Path, layers: Mapping[str, caffe_net.CaffeLayer]
 ) -> float:
   """What the BatchNorm layers add to variances: the same in all of them."""
   found = set()

@@ -52,7 +52,7 @@ _LAYER_BEGINS = {100: (1, 2), 2: (1, 2, 3, 4, 5)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
+class CaffeLayer:
   """A layer.
 
   Attributes:
@@ -77,7 +77,7 @@ def recognise(head: bytes) -> bool:
   return _is_solver_state(head) or _begins_as_net(memoryview(head))
 
 
-def read(path: pathlib.Path) -> tuple[str, dict[str, Layer]]:
+def read(path: pathlib.Path) -> tuple[str, dict[str, CaffeLayer]]:
   """How a file writes its layers, and the layers by name.
 
   Of layers of one name, which are usual where they hold nothing, the one with
@@ -144,8 +144,8 @@ def _begins_as_net(head: memoryview) -> bool:
   return False
 
 
-def _layers(view: memoryview) -> tuple[str, dict[str, Layer]]:
-  found: dict[str, Layer] = {}
+def _layers(view: memoryview) -> tuple[str, dict[str, CaffeLayer]]:
+  found: dict[str, CaffeLayer] = {}
   ways: dict[str, None] = {}
   count = 0
   for field in protobuf.fields(view):
@@ -173,7 +173,7 @@ def _layers(view: memoryview) -> tuple[str, dict[str, Layer]]:
   return next(iter(ways)), found
 
 
-def _layer(message: memoryview, numbers: _Numbers) -> Layer:
+def _layer(message: memoryview, numbers: _Numbers) -> CaffeLayer:
   name = kind = ''
   blobs: list[blob.Blob] = []
   settings = {}
@@ -198,7 +198,7 @@ def _layer(message: memoryview, numbers: _Numbers) -> Layer:
         "it is of Caffe's oldest format (V0), which is not read;"
         " Caffe's upgrade_net_proto_binary makes a newer one of it"
       )
-  return Layer(name, kind, tuple(blobs), settings)
+  return CaffeLayer(name, kind, tuple(blobs), settings)
 
 
 def _kind(field: protobuf.Field) -> str:

@@ -19,7 +19,7 @@ from resnet_jax.weights import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Format:
+class WeightFormat:
   """A way to write weights.
 
   Attributes:
@@ -34,19 +34,21 @@ class Format:
 
 
 FORMATS = {
-  'paddle': Format('Paddle model directory', paddle.recognise, paddle.load),
-  'archive': Format(
+  'paddle': WeightFormat(
+    'Paddle model directory', paddle.recognise, paddle.load
+  ),
+  'archive': WeightFormat(
     'Paddle model directory as .tar.gz', archive.recognise, archive.load
   ),
-  'caffe': Format('Caffe .caffemodel', caffe.recognise, caffe.load),
-  'keras': Format(
+  'caffe': WeightFormat('Caffe .caffemodel', caffe.recognise, caffe.load),
+  'keras': WeightFormat(
     'Keras .h5, .weights.h5, .keras', keras.recognise, keras.load
   ),
-  'torch': Format('PyTorch .pth', torch.recognise, torch.load),
-  'hugging_face': Format(
+  'torch': WeightFormat('PyTorch .pth', torch.recognise, torch.load),
+  'hugging_face': WeightFormat(
     'a Hugging Face folder', hugging_face.recognise, hugging_face.load
   ),
-  'safetensors': Format(
+  'safetensors': WeightFormat(
     'safetensors (ours, torchvision, timm, Hugging Face)',
     safetensors.recognise,
     safetensors.load,
@@ -61,8 +63,8 @@ _MISTAKEN = (
     'a Git LFS pointer; `git lfs pull` gets the file',
   ),
   (b'<', 'a web page or XML, not weights: the download went wrong'),
-  (b'\x89PNG', 'a picture'),
-  (b'\xff\xd8\xff', 'a picture'),
+  (b'\x89PNG', 'an image'),
+  (b'\xff\xd8\xff', 'an image'),
 )
 
 

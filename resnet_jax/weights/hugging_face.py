@@ -14,8 +14,9 @@ import math
 import pathlib
 from typing import Any
 
+from resnet_jax.data import recipe
 from resnet_jax.system import errors
-from resnet_jax.weights import assemble, recipe, safetensors, torch
+from resnet_jax.weights import assemble, safetensors, torch
 
 _CONFIG, _PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 _LOADERS = {
@@ -26,7 +27,7 @@ _LOADERS = {
 _MAX_BYTES = 1 << 24
 # Pillow's numbers of its filters.
 _FILTERS = {1: 'lanczos', 2: 'bilinear', 3: 'bicubic'}
-# Pictures from this size on are squashed, not cut.
+# Images from this size on are squashed, not cut.
 _SQUASHED = 384
 _CROP_PCT = 0.875
 # What else a preprocessor may state, and still be the one that is known here.

@@ -26,8 +26,9 @@ from typing import BinaryIO
 import h5py
 
 from resnet_jax.codecs import hdf5
+from resnet_jax.data import recipe
 from resnet_jax.system import errors
-from resnet_jax.weights import assemble, keras_config, keras_names, recipe
+from resnet_jax.weights import assemble, keras_config, keras_names
 
 WEIGHTS = 'Keras HDF5, weights'
 MODEL = 'Keras HDF5, whole model'
@@ -230,7 +231,7 @@ def _skipped_notes(path: pathlib.Path, skipped: Iterable[str]) -> Iterator[str]:
 def _left_out(
   path: pathlib.Path,
   empty: Iterable[str],
-  layers: Sequence[keras_config.Layer],
+  layers: Sequence[keras_config.KerasLayer],
   datasets: Iterable[str],
 ) -> Iterator[str]:
   owned = {name.rpartition('/')[0] for name in datasets}
@@ -241,9 +242,9 @@ def _left_out(
     listed = ', '.join(dict.fromkeys(extra))[:300]
     yield (
       f'the network in {path} also has the layers {listed}, which are left out:'
-      ' if they prepare pictures or change features, the values differ from'
+      ' if they prepare images or change features, the values differ from'
       " Keras'. Settings such as mean and std can stand for what prepares"
-      ' pictures.'
+      ' images.'
     )
 
 
@@ -255,7 +256,7 @@ def _head_notes(
   usual: str,
   head: str,
   datasets: Collection[str],
-  layers: Sequence[keras_config.Layer],
+  layers: Sequence[keras_config.KerasLayer],
 ) -> Iterator[str]:
   if f'{head}/kernel' not in datasets:
     return

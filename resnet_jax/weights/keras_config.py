@@ -27,7 +27,7 @@ _NAMED: dict[str, dict[str, Any]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
+class KerasLayer:
   """A layer of a model.
 
   Attributes:
@@ -46,7 +46,7 @@ class Layer:
     return re.sub(r'(?<!^)(?=[A-Z][a-z])', '_', self.kind).lower()
 
 
-def parse(path: pathlib.Path, text: str | None) -> tuple[Layer, ...]:
+def parse(path: pathlib.Path, text: str | None) -> tuple[KerasLayer, ...]:
   """The layers, those of models inside the model in their places.
 
   Nothing if there is no configuration.
@@ -68,7 +68,7 @@ def parse(path: pathlib.Path, text: str | None) -> tuple[Layer, ...]:
       name = fields.get('name', '')
       if not isinstance(name, str) or not name.isprintable():
         raise TypeError(f'the name {ascii(name)[:99]}')
-      found.append(Layer(str(entry['class_name']), name, fields))
+      found.append(KerasLayer(str(entry['class_name']), name, fields))
   except (ValueError, KeyError, TypeError, RecursionError) as error:
     # AttributeError cannot be: only a mapping has a 'config'.
     raise errors.UserError(
@@ -79,7 +79,7 @@ def parse(path: pathlib.Path, text: str | None) -> tuple[Layer, ...]:
 
 
 def check(
-  path: pathlib.Path, layers: Sequence[Layer], canonical: Mapping[str, str]
+  path: pathlib.Path, layers: Sequence[KerasLayer], canonical: Mapping[str, str]
 ) -> None:
   """Raises a UserError if a layer is not as in ResNet; names all of them.
 
@@ -115,7 +115,7 @@ def check(
 
 
 def epsilon(
-  path: pathlib.Path, layers: Sequence[Layer], canonical: Mapping[str, str]
+  path: pathlib.Path, layers: Sequence[KerasLayer], canonical: Mapping[str, str]
 ) -> float | None:
   """What every batch norm adds to the variance; None: it is not stated.
 

@@ -107,7 +107,7 @@ def by_class(
   path: pathlib.Path,
   stream: BinaryIO,
   found: hdf5.Contents,
-  layers: Sequence[keras_config.Layer],
+  layers: Sequence[keras_config.KerasLayer],
 ) -> tuple[Named, list[str]]:
   """Arrays of Keras 3's files; and the groups without arrays.
 
@@ -146,7 +146,7 @@ def by_class(
 def _derived_names(
   path: pathlib.Path,
   groups: Iterable[str],
-  layers: Sequence[keras_config.Layer],
+  layers: Sequence[keras_config.KerasLayer],
 ) -> dict[str, str]:
   """The layer of each group that is numbered, by the order of computing.
 

@@ -13,8 +13,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from resnet_jax.data import recipe
 from resnet_jax.system import errors
-from resnet_jax.weights import assemble, recipe
+from resnet_jax.weights import assemble
 
 # In a Paddle directory.
 FILE = 'resnet_jax.json'

@@ -24,9 +24,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
+from resnet_jax.data import recipe
 from resnet_jax.models import names, resnet
 from resnet_jax.system import errors, files
-from resnet_jax.weights import assemble, metadata, recipe
+from resnet_jax.weights import assemble, metadata
 
 CONV_ORDERS = ('OHWI', 'OIHW')
 

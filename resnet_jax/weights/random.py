@@ -11,7 +11,7 @@ At the start of a training batch norm takes its statistics from the batch.
 There is no batch here, so two things stand in for it: behind conv1 each filter
 has its own mean removed, which takes away the mean that every rectified value
 has; and the stored variance is the one expected for photographs, by formula.
-Without them the last features would be one huge constant for all pictures.
+Without them the last features would be one huge constant for all images.
 """
 
 import concurrent.futures
@@ -30,7 +30,7 @@ _GRAIN = 2.0**-20
 
 # The scale of a block's last batch norm.  With 1, what the formulas neglect
 # adds up over the 36 blocks of ResNet-152's res4: its probabilities were 1 and
-# 0, the same for every picture.
+# 0, the same for every image.
 _BRANCH_SCALE = 0.25
 
 
@@ -39,11 +39,11 @@ class Stem:
   """What a network is given, each a mean and a mean square.
 
   Attributes:
-    picture: of what enters conv1.
+    image: of what enters conv1.
     after: of what enters the first block.
   """
 
-  picture: tuple[float, float]
+  image: tuple[float, float]
   after: tuple[float, float]
 
 
@@ -132,7 +132,7 @@ class _Signal:
   def convolved(self, layer: str, shape: tuple[int, ...]) -> float:
     """The variance of the output of a convolution, (ky, kx, Ci, Co)."""
     if layer == 'conv1_conv':
-      entering = self._stem.picture
+      entering = self._stem.image
     else:
       block, branch = layer.removesuffix('_conv').rsplit('_', 1)
       if block != self._block:
@@ -179,5 +179,5 @@ def _coarse(value: float) -> float:
   return round(value * 1024) / 1024
 
 
-# Pictures over their standard deviation; measured on photographs of 32x32.
+# Images over their standard deviation; measured on photographs of 32x32.
 CIFAR = Stem((0.0, 1.25), _rectified(0.0, 1.0))

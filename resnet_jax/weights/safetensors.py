@@ -14,9 +14,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from resnet_jax.data import recipe
 from resnet_jax.models import names
 from resnet_jax.system import errors, files
-from resnet_jax.weights import assemble, metadata, recipe, torch_names
+from resnet_jax.weights import assemble, metadata, torch_names
 
 FORMAT = 'resnet_jax safetensors'
 

@@ -14,8 +14,9 @@ import pathlib
 import re
 from collections.abc import Callable, Mapping
 
+from resnet_jax.data import recipe
 from resnet_jax.models import aliases, names
-from resnet_jax.weights import assemble, recipe
+from resnet_jax.weights import assemble
 
 # `torch.nn`'s names of a layer's parameters.
 _LEAVES = {

@@ -13,7 +13,7 @@ stands here in full where two independent programs record it.
 
 import dataclasses
 
-from resnet_jax.weights import recipe
+from resnet_jax.data import recipe
 from resnet_jax.zoo import records
 
 # Learned numbers of the networks with 1000 classes.
@@ -90,7 +90,7 @@ def _msra() -> list[records.Record]:
         for (top1, top5), protocol in zip(found, protocols, strict=True)
       ),
       "the authors' own; their page's address is dead, these are mirrors. They"
-      ' subtracted a mean picture (mean=ResNet_mean.binaryproto); the'
+      ' subtracted a mean image (mean=ResNet_mean.binaryproto); the'
       ' interpolation is not stated',
     )
     for depth, digits, size, found, mirrors in rows
@@ -329,7 +329,7 @@ USUAL = {
   101: 'msra',
   152: 'msra',
 }
-# The mean pictures that the authors' networks were trained with, by family.
+# The mean images that the authors' networks were trained with, by family.
 MEANS = {
   'msra': records.File(
     (

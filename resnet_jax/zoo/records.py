@@ -3,7 +3,7 @@
 
 import dataclasses
 
-from resnet_jax.weights import recipe
+from resnet_jax.data import recipe
 
 # Hexadecimal digits of a full hash.
 ALGORITHMS = {'sha256': 64, 'sha1': 40, 'md5': 32}
@@ -55,7 +55,7 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-  """A published accuracy on the 50,000 pictures of ILSVRC 2012's validation.
+  """A published accuracy on the 50,000 images of ILSVRC 2012's validation.
 
   Attributes:
     top1: percent; None: not published.

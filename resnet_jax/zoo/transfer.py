@@ -23,7 +23,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import resnet_jax
+from resnet_jax.system import version
 
 _SCHEMES = ('http', 'https')
 _MOST_REDIRECTS = 5
@@ -71,7 +71,7 @@ class Request:
   @property
   def headers(self) -> dict[str, str]:
     """Those of HTTP."""
-    own = {'User-Agent': f'resnet_jax/{resnet_jax.__version__}'}
+    own = {'User-Agent': f'resnet_jax/{version.__version__}'}
     if not self.offset:
       return own
     return own | {'Range': f'bytes={self.offset}-', 'If-Range': self.version}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wire format, and mean pictures in it."""
+"""The wire format, and mean images in it."""
 
 import struct
 import tracemalloc
@@ -28,7 +28,7 @@ def read(message):
   return list(protobuf.fields(memoryview(message)))
 
 
-def picture(values, *, packed=True, shape=None):
+def image(values, *, packed=True, shape=None):
   legacy = b''.join(
     integer(n, size) for n, size in enumerate(shape or values.shape, 1)
   )
@@ -131,23 +131,23 @@ def test_any_cut_of_a_message_is_read_or_refused():
         read(message[:end])
 
 
-# ------------------------------------------------------------ mean pictures
+# ------------------------------------------------------------ mean images
 
 
 @pytest.mark.parametrize('size', [224, 256])
 @pytest.mark.parametrize('packed', [True, False])
-def test_a_mean_picture(tmp_path, size, packed):
+def test_a_mean_image(tmp_path, size, packed):
   shape = (1, 3, size, size) if packed else (1, 3, 8, 16)
   values = np.random.default_rng(0).uniform(90, 130, shape).astype('<f4')
   path = tmp_path / 'mean.binaryproto'
-  path.write_bytes(picture(values, packed=packed))
+  path.write_bytes(image(values, packed=packed))
   assert blob.recognise(path)
   mean = blob.read_mean(path)
   assert mean.dtype == np.float32
   np.testing.assert_array_equal(mean, values[0])
 
 
-def test_a_mean_picture_as_newer_caffe_writes_it(tmp_path):
+def test_a_mean_image_as_newer_caffe_writes_it(tmp_path):
   values = np.random.default_rng(0).uniform(90, 130, (3, 4, 5))
   path = tmp_path / 'mean.binaryproto'
   shape = data(7, data(1, b'\x03\x04\x05'))
@@ -159,7 +159,7 @@ def test_a_mean_picture_as_newer_caffe_writes_it(tmp_path):
   np.testing.assert_array_equal(blob.read_mean(path), values.astype(np.float32))
 
 
-def test_pickles_and_archives_are_no_mean_pictures(tmp_path):
+def test_pickles_and_archives_are_no_mean_images(tmp_path):
   for number, beginning in enumerate((b'\x80\x02}', b'(dp0', b'PK\3\4', b'')):
     path = tmp_path / str(number)
     path.write_bytes(beginning)
@@ -173,19 +173,19 @@ GOOD = np.full((1, 3, 4, 4), 100.0)
 @pytest.mark.parametrize(
   ('content', 'fault'),
   [
-    (picture(GOOD)[:-1], 'field 5 needs 192 bytes, and 191 are left'),
-    (picture(GOOD, shape=(1, 3, 4, 5)), r'shape \(1, 3, 4, 5\) holds 48'),
-    (picture(GOOD, shape=(2**62, 2**62, 2**62, 2**62)), 'holds 48 values'),
-    (picture(GOOD, shape=(1, 3, 2**64 - 1, 1)), 'holds 48 values'),
-    (picture(GOOD) + data(7, data(1, b'\x03')), 'states its shape twice'),
+    (image(GOOD)[:-1], 'field 5 needs 192 bytes, and 191 are left'),
+    (image(GOOD, shape=(1, 3, 4, 5)), r'shape \(1, 3, 4, 5\) holds 48'),
+    (image(GOOD, shape=(2**62, 2**62, 2**62, 2**62)), 'holds 48 values'),
+    (image(GOOD, shape=(1, 3, 2**64 - 1, 1)), 'holds 48 values'),
+    (image(GOOD) + data(7, data(1, b'\x03')), 'states its shape twice'),
     (data(7, b'') + data(7, b''), 'states its shape twice'),
-    (picture(GOOD) + data(8, b'\0' * 8), 'both float32 and float64'),
+    (image(GOOD) + data(8, b'\0' * 8), 'both float32 and float64'),
     (data(7, data(1, b'\1' * 33)), 'more than 32'),
     (data(7, integer(1, 1) * 33), 'more than 32'),
-    (picture(GOOD[:, :1]), 'a mean picture is'),
-    (picture(GOOD, shape=(3, 1, 4, 4)), 'a mean picture is'),
-    (picture(GOOD[..., :0]), 'a mean picture is'),
-    (picture(GOOD * np.nan), 'not finite'),
+    (image(GOOD[:, :1]), 'a mean image is'),
+    (image(GOOD, shape=(3, 1, 4, 4)), 'a mean image is'),
+    (image(GOOD[..., :0]), 'a mean image is'),
+    (image(GOOD * np.nan), 'not finite'),
     (
       data(7, data(1, b'\3\1\1')) + data(8, struct.pack('<3d', 1e300, 1, 1)),
       'not finite',
@@ -193,7 +193,7 @@ GOOD = np.full((1, 3, 4, 4), 100.0)
     (b'', 'holds 0 values'),
   ],
 )
-def test_a_damaged_mean_picture_says_why(tmp_path, content, fault):
+def test_a_damaged_mean_image_says_why(tmp_path, content, fault):
   path = tmp_path / 'mean.binaryproto'
   path.write_bytes(content)
   with pytest.raises(errors.UserError, match=fault) as caught:
@@ -201,14 +201,14 @@ def test_a_damaged_mean_picture_says_why(tmp_path, content, fault):
   assert str(path) in str(caught.value)
 
 
-def test_a_missing_mean_picture(tmp_path):
+def test_a_missing_mean_image(tmp_path):
   with pytest.raises(errors.UserError, match='cannot read the mean'):
     blob.read_mean(tmp_path / 'none')
 
 
 def test_values_one_by_one_take_no_more_memory_than_the_file(tmp_path):
   path = tmp_path / 'mean.binaryproto'
-  content = picture(np.ones((1, 3, 100, 100)), packed=False)
+  content = image(np.ones((1, 3, 100, 100)), packed=False)
   path.write_bytes(content)
   tracemalloc.start()
   blob.read_mean(path)

@@ -11,13 +11,13 @@ from PIL import Image
 
 import resnet_jax
 from resnet_jax.data import decoding, preprocess
-from resnet_jax.data import mean as mean_room
+from resnet_jax.data import mean as mean_lib
 
-THREE = mean_room.parse_mean('103.939,116.779,123.68', 64)
+THREE = mean_lib.parse_mean('103.939,116.779,123.68', 64)
 EXACT = preprocess.Preprocess(THREE, resize_size=72, crop_size=64)
 SCALED = dataclasses.replace(EXACT, decode='scaled')
 DRIFT = re.compile(
-  r'decode=scaled, against decode=exact on the first (\d+) pictures: pixels'
+  r'decode=scaled, against decode=exact on the first (\d+) images: pixels'
   r' differ by ([\d.]+) on average, by (\d+) at most; avgpool by ([\d.]+)% of'
   r' its rms'
 )
@@ -29,9 +29,9 @@ def photo(width, height):
   return coarse.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def saved(picture, form='JPEG', **options):
+def saved(image, form='JPEG', **options):
   file = io.BytesIO()
-  picture.save(file, form, **options)
+  image.save(file, form, **options)
   return file.getvalue()
 
 
@@ -61,46 +61,46 @@ def test_scaled_is_the_same_crop_nearly(size, change):
 
 
 def test_a_large_jpeg_is_decoded_smaller_but_not_below_its_target(monkeypatch):
-  pictures = {
+  images = {
     (height, form): saved(photo(650, height), form)
     for height in (580, 570)
     for form in ('JPEG', 'PNG')
   }
   sizes, resize = [], Image.Image.resize
 
-  def noting(picture, *arguments):
-    sizes.append(picture.size)
-    return resize(picture, *arguments)
+  def noting(image, *arguments):
+    sizes.append(image.size)
+    return resize(image, *arguments)
 
   with monkeypatch.context() as patch:
     patch.setattr(Image.Image, 'resize', noting)
     # To 72: an eighth of 580 is 72.5, of 570 it would be 71.25.
     for height, form in ((580, 'JPEG'), (570, 'JPEG'), (580, 'PNG')):
-      preprocess.crops_of(pictures[height, form], SCALED)
+      preprocess.crops_of(images[height, form], SCALED)
   assert sizes == [(82, 73), (163, 143), (650, 580)]
 
 
 @pytest.mark.parametrize(
-  'picture',
+  'image',
   [
     photo(640, 480).convert('L'),
     photo(640, 480).convert('CMYK'),
   ],
 )
-def test_other_modes_come_as_rgb(picture):
-  [exact] = preprocess.crops_of(saved(picture), EXACT)
-  [scaled] = preprocess.crops_of(saved(picture), SCALED)
+def test_other_modes_come_as_rgb(image):
+  [exact] = preprocess.crops_of(saved(image), EXACT)
+  [scaled] = preprocess.crops_of(saved(image), SCALED)
   assert np.abs(exact.astype(int) - scaled).mean() < 1
 
 
-def test_a_pillow_image_and_a_picture_as_it_is_are_taken_too():
-  picture = photo(200, 100)
-  [scaled] = preprocess.crops_of(picture, SCALED)
-  [exact] = preprocess.crops_of(picture, EXACT)
+def test_a_pillow_image_and_a_image_as_it_is_are_taken_too():
+  image = photo(200, 100)
+  [scaled] = preprocess.crops_of(image, SCALED)
+  [exact] = preprocess.crops_of(image, EXACT)
   assert np.abs(exact.astype(int) - scaled).max() < 32
   none = dataclasses.replace(SCALED, resize='none')
-  pixels = preprocess.crops_of(picture.resize((64, 64)), none)
-  np.testing.assert_array_equal(pixels[0], np.asarray(picture.resize((64, 64))))
+  pixels = preprocess.crops_of(image.resize((64, 64)), none)
+  np.testing.assert_array_equal(pixels[0], np.asarray(image.resize((64, 64))))
 
 
 @pytest.mark.parametrize('how', [EXACT, SCALED])
@@ -114,7 +114,7 @@ def test_a_pillow_image_and_a_picture_as_it_is_are_taken_too():
   ],
 )
 def test_what_cannot_be_read_says_why(how, data, reason):
-  with pytest.raises(decoding.PictureError, match=reason):
+  with pytest.raises(decoding.ImageError, match=reason):
     preprocess.crops_of(data, how)
 
 

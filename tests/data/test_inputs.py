@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 from resnet_jax import inputs
-from resnet_jax.data import preprocess
+from resnet_jax.data import preprocess, recipe
 from resnet_jax.system import errors
-from resnet_jax.weights import recipe
 from resnet_jax.zoo import lookup
 
 
@@ -74,7 +73,7 @@ def test_wrong_wishes(wishes, message):
     inputs.preprocess_for(inputs.Wishes(**wishes), recipe.CAFFE)
 
 
-def test_a_mean_picture_is_for_bgr(tmp_path):
+def test_a_mean_image_is_for_bgr(tmp_path):
   path = tmp_path / 'mean.npz'
   np.savez(path, data_mean=np.zeros(3 * 224 * 224, np.float32))
   with pytest.raises(errors.UserError, match='a mean file is in BGR order'):
@@ -98,7 +97,7 @@ def test_rgb_with_mean_and_std_is_torchvisions_arithmetic(numpy):
 
 
 def _centre(size, how):
-  # A picture whose red is the row and whose green the column, so that a crop
+  # An image whose red is the row and whose green the column, so that a crop
   # tells where it was taken; resized to its own size.
   width, height = size
   rows, columns = np.mgrid[:height, :width]
@@ -135,16 +134,16 @@ def test_torchvision_rounds_a_crops_offset_half_to_even(
   ],
 )
 def test_torchvision_cuts_the_longer_side_off(size, nearest, torchvision):
-  picture = Image.fromarray(
+  image = Image.fromarray(
     np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
   )
   for rounding, width, middle in (
     ('nearest', nearest, (nearest - 224) // 2),
     ('torchvision', torchvision, round((torchvision - 224) / 2)),
   ):
-    across = picture.resize((width, size[1]), Image.Resampling.LANCZOS)
+    across = image.resize((width, size[1]), Image.Resampling.LANCZOS)
     resized = across.resize((width, 256), Image.Resampling.LANCZOS)
     expected = np.asarray(resized)[16:240, middle : middle + 224]
     how = inputs.preprocess_for(inputs.Wishes(rounding=rounding), recipe.CAFFE)
-    [found] = preprocess.cut(picture, how)
+    [found] = preprocess.cut(image, how)
     np.testing.assert_array_equal(found, expected)

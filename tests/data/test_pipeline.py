@@ -13,11 +13,11 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from resnet_jax.data import mean as mean_room
+from resnet_jax.data import mean as mean_lib
 from resnet_jax.data import pipeline, preprocess, sources
 from resnet_jax.system import errors, timing
 
-MEAN = mean_room.parse_mean('1,2,3', 32)
+MEAN = mean_lib.parse_mean('1,2,3', 32)
 HOW = preprocess.Preprocess(MEAN, resize_size=36, crop_size=32)
 TEN = preprocess.Preprocess(MEAN, resize_size=36, crop_size=32, multi_crop=True)
 
@@ -31,7 +31,7 @@ def png(seed):
 
 def item(number, data):
   def read():
-    # So that pictures are not ready in the order in which they are wanted.
+    # So that images are not ready in the order in which they are wanted.
     time.sleep(0.002 * (-number % 4))
     if isinstance(data, Exception):
       raise data
@@ -94,10 +94,8 @@ def test_start_skips_what_was_done(start, labels):
   assert [[i.label for i in batch.items] for batch in found] == labels
   assert [b.start for b in found] == list(range(start, 7, 3))
   for batch in found:
-    for row, picture in enumerate(batch.items):
-      [expected] = preprocess.cut(
-        Image.open(io.BytesIO(png(picture.label))), HOW
-      )
+    for row, image in enumerate(batch.items):
+      [expected] = preprocess.cut(Image.open(io.BytesIO(png(image.label))), HOW)
       np.testing.assert_array_equal(batch.images[row, 0], expected)
 
 
@@ -115,7 +113,7 @@ def test_fail_names_the_file_and_the_reason_and_what_to_do(data, reason):
   with pytest.raises(errors.UserError) as caught:
     list(pipeline.batches(items, HOW, rows=2))
   message = str(caught.value)
-  assert message.startswith(f'cannot read the picture in/2.png: {reason}')
+  assert message.startswith(f'cannot read the image in/2.png: {reason}')
   assert 'leave it out' in message
   assert 'on_error=record' in message
 
@@ -154,14 +152,14 @@ def test_no_thread_outlives_the_batches(error):
   if error:
     with pytest.raises(RuntimeError, match='a fault of the code') as caught:
       list(found)
-    assert caught.value.__notes__ == ['It was at the picture in/9.png.']
+    assert caught.value.__notes__ == ['It was at the image in/9.png.']
   else:
     # What the caller does who stops in the middle.
     found.close()
   wait_for_no_decoder()
 
 
-def test_an_error_waits_for_no_other_picture():
+def test_an_error_waits_for_no_other_image():
   """Nor for those before it: the first one here comes only at the end."""
   go_on, read = threading.Event(), []
 
@@ -178,18 +176,16 @@ def test_an_error_waits_for_no_other_picture():
 
   items = [item_of(number) for number in range(40)]
   begin = time.monotonic()
-  with pytest.raises(
-    errors.UserError, match=r'picture in/3\.png: No such file'
-  ):
+  with pytest.raises(errors.UserError, match=r'image in/3\.png: No such file'):
     next(pipeline.batches(items, HOW, rows=8, threads=2))
   assert time.monotonic() - begin < 5
   go_on.set()
   wait_for_no_decoder()
-  # What was queued behind it was not read, save for a picture or two.
+  # What was queued behind it was not read, save for an image or two.
   assert len(read) < 8
 
 
-def test_an_error_ends_the_program_though_a_picture_is_being_read(tmp_path):
+def test_an_error_ends_the_program_though_a_image_is_being_read(tmp_path):
   script = tmp_path / 'script.py'
   script.write_text(
     'import time\n'
@@ -209,10 +205,10 @@ def test_an_error_ends_the_program_though_a_picture_is_being_read(tmp_path):
     check=False,
   )
   assert done.returncode == 1
-  assert 'cannot read the picture name.png: the file is empty' in done.stderr
+  assert 'cannot read the image name.png: the file is empty' in done.stderr
 
 
-def test_every_thread_has_a_picture_though_batches_are_small():
+def test_every_thread_has_a_image_though_batches_are_small():
   together = threading.Barrier(6)
 
   def read():
@@ -261,7 +257,7 @@ def test_at_most_two_batches_are_read_ahead():
   assert sorted(read) == list(range(60))
 
 
-def test_pictures_that_nobody_waits_for_are_not_read():
+def test_images_that_nobody_waits_for_are_not_read():
   data, read = png(0), []
 
   def item_of(number):

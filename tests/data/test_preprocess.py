@@ -22,10 +22,10 @@ import pytest
 from PIL import Image
 
 from resnet_jax.data import decoding, preprocess
-from resnet_jax.data import mean as mean_room
+from resnet_jax.data import mean as mean_lib
 from resnet_jax.system import errors
 
-THREE = mean_room.parse_mean('103.939,116.779,123.68', 224)
+THREE = mean_lib.parse_mean('103.939,116.779,123.68', 224)
 FILTERS = {
   'lanczos': Image.Resampling.LANCZOS,
   'bilinear': Image.Resampling.BILINEAR,
@@ -43,22 +43,22 @@ def photo(width=61, height=47):
   return coarse.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def saved(picture, format_, **options):
-  if not isinstance(picture, Image.Image):
-    picture = Image.fromarray(picture)
+def saved(image, format_, **options):
+  if not isinstance(image, Image.Image):
+    image = Image.fromarray(image)
   file = io.BytesIO()
-  picture.save(file, format_, **options)
+  image.save(file, format_, **options)
   return file.getvalue()
 
 
 def decoded(data):
-  picture = decoding.decode(data)
-  assert picture.mode == 'RGB'
-  return np.asarray(picture)
+  image = decoding.decode(data)
+  assert image.mode == 'RGB'
+  return np.asarray(image)
 
 
 def reason(data):
-  with pytest.raises(decoding.PictureError) as caught:
+  with pytest.raises(decoding.ImageError) as caught:
     decoding.decode(data)
   return str(caught.value)
 
@@ -108,11 +108,11 @@ def png(width, height, depth, colour, rows=b''):
 def test_the_shorter_side_becomes_256(size, resized):
   scale = 256 / min(size)
   assert resized == tuple(math.floor(side * scale + 0.5) for side in size)
-  picture = photo(*size)
-  pixels = np.asarray(picture.resize(resized, Image.Resampling.LANCZOS))
+  image = photo(*size)
+  pixels = np.asarray(image.resize(resized, Image.Resampling.LANCZOS))
   top, left = (resized[1] - 224) // 2, (resized[0] - 224) // 2
   expected = pixels[None, top : top + 224, left : left + 224]
-  found = preprocess.cut(picture, preprocess.Preprocess(THREE))
+  found = preprocess.cut(image, preprocess.Preprocess(THREE))
   assert found.dtype == np.uint8
   np.testing.assert_array_equal(found, expected)
 
@@ -136,7 +136,7 @@ def test_other_sizes_and_odd_margins(size, resize_size, crop_size):
 
 
 @pytest.mark.parametrize('size', [(500, 100), (100, 500), (224, 224), (7, 3)])
-def test_squash_takes_the_whole_picture(size):
+def test_squash_takes_the_whole_image(size):
   how = preprocess.Preprocess(THREE, resize='squash')
   across = photo(*size).resize((224, size[1]), Image.Resampling.LANCZOS)
   expected = across.resize((224, 224), Image.Resampling.LANCZOS)
@@ -164,17 +164,17 @@ def test_resizing_the_crop_alone_gives_the_same_pixels(
     interpolation=interpolation,
     rounding=rounding,
   )
-  picture = Image.fromarray(noise(*size[::-1], 3))
+  image = Image.fromarray(noise(*size[::-1], 3))
   half = 0.5 if rounding == 'nearest' else 0
   width, height = (
     math.floor(side * resize_size / min(size) + half) for side in size
   )
   filter_ = preprocess.INTERPOLATIONS[interpolation]
-  across = picture.resize((width, size[1]), filter_)
+  across = image.resize((width, size[1]), filter_)
   resized = across.resize((width, height), filter_)
   whole = math.floor if rounding == 'nearest' else round
   top, left = (whole((side - 51) / 2) for side in (height, width))
-  [found] = preprocess.cut(picture, how)
+  [found] = preprocess.cut(image, how)
   np.testing.assert_array_equal(
     found, np.asarray(resized)[top : top + 51, left : left + 51]
   )
@@ -198,15 +198,15 @@ def test_no_more_is_resized_than_gives_the_same_pixels(
 ):
   sizes = []
 
-  def noting(picture, size, *_):
+  def noting(image, size, *_):
     sizes.append(size)
     return Image.new('RGB', (size[0], 256))
 
   monkeypatch.setattr(Image.Image, 'resize', noting)
-  picture = Image.Image()
-  picture._size = size
+  image = Image.Image()
+  image._size = size
   how = preprocess.Preprocess(THREE, resize_size=resize_size)
-  preprocess.cut(picture, how)
+  preprocess.cut(image, how)
   assert sizes == [(across, size[1]), (224, down)]
 
 
@@ -222,38 +222,38 @@ def test_no_more_is_resized_than_gives_the_same_pixels(
     ),
   ],
 )
-def test_a_picture_is_resized_across_and_then_down(change, resized, crops):
-  # Pillow 13 itself takes the height of such a picture first, earlier ones the
+def test_a_image_is_resized_across_and_then_down(change, resized, crops):
+  # Pillow 13 itself takes the height of such an image first, earlier ones the
   # width.
   how = preprocess.Preprocess(
     THREE, **{'resize_size': 32, 'crop_size': 32, **change}
   )
-  picture = Image.fromarray(noise(145, 41, 3))
+  image = Image.fromarray(noise(145, 41, 3))
   orders = (32, 145), (41, resized[1])
   lanczos = Image.Resampling.LANCZOS
   across, down = (
-    np.asarray(picture.resize(first, lanczos).resize(resized, lanczos))
+    np.asarray(image.resize(first, lanczos).resize(resized, lanczos))
     for first in orders
   )
   assert (across != down).any()
   np.testing.assert_array_equal(
-    preprocess.cut(picture, how),
+    preprocess.cut(image, how),
     [across[top : top + 32, left : left + 32] for top, left in crops],
   )
 
 
 @pytest.mark.parametrize('resize', ['short_side', 'squash'])
 def test_interpolations_are_pillows_and_differ(resize):
-  picture, found = photo(90, 70), {}
+  image, found = photo(90, 70), {}
   for name, filter_ in FILTERS.items():
     how = preprocess.Preprocess(
       THREE, resize, resize_size=48, crop_size=32, interpolation=name
     )
-    [found[name]] = preprocess.cut(picture, how)
+    [found[name]] = preprocess.cut(image, how)
     if resize == 'squash':
-      expected = np.asarray(picture.resize((32, 32), filter_))
+      expected = np.asarray(image.resize((32, 32), filter_))
     else:
-      expected = np.asarray(picture.resize((62, 48), filter_))[8:40, 15:47]
+      expected = np.asarray(image.resize((62, 48), filter_))[8:40, 15:47]
     np.testing.assert_array_equal(found[name], expected)
   assert set(FILTERS) == set(preprocess.INTERPOLATIONS)
   assert len({pixels.tobytes() for pixels in found.values()}) == 3
@@ -261,9 +261,9 @@ def test_interpolations_are_pillows_and_differ(resize):
 
 @pytest.mark.parametrize('size', [(20000, 2), (2, 20000)])
 def test_extreme_shapes_are_an_error_unless_squashed(size):
-  picture = Image.new('RGB', size, 'red')
-  with pytest.raises(decoding.PictureError) as caught:
-    preprocess.cut(picture, preprocess.Preprocess(THREE))
+  image = Image.new('RGB', size, 'red')
+  with pytest.raises(decoding.ImageError) as caught:
+    preprocess.cut(image, preprocess.Preprocess(THREE))
   message = str(caught.value)
   resized = '2560000x256' if size[0] > size[1] else '256x2560000'
   assert message.startswith(
@@ -272,13 +272,13 @@ def test_extreme_shapes_are_an_error_unless_squashed(size):
   )
   assert message.endswith('crop it, or use resize=squash')
   squash = preprocess.Preprocess(THREE, resize='squash')
-  [found] = preprocess.cut(picture, squash)
+  [found] = preprocess.cut(image, squash)
   assert (found == (255, 0, 0)).all()
 
 
-def test_what_a_squashed_picture_becomes_in_between_is_limited():
+def test_what_a_squashed_image_becomes_in_between_is_limited():
   squash = preprocess.Preprocess(THREE, resize='squash')
-  with pytest.raises(decoding.PictureError) as caught:
+  with pytest.raises(decoding.ImageError) as caught:
     preprocess.cut(Image.new('L', (1, 120000)), squash)
   assert str(caught.value) == (
     'of 1x120000 pixels it would be resized to 224x120000 first, which is more'
@@ -292,9 +292,9 @@ def test_what_a_squashed_picture_becomes_in_between_is_limited():
 # -------------------------------------------------- the network's own input
 
 
-def original(picture, mean, crop):
+def original(image, mean, crop):
   """Ten crops by the original's order of work, CHW and one at a time."""
-  pixels = np.asarray(picture)
+  pixels = np.asarray(image)
   height, width = pixels.shape[:2]
   bottom, right = height - crop, width - crop
   places = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
@@ -312,7 +312,7 @@ def original(picture, mean, crop):
 
 def means(crop):
   flat = noise(3, crop, crop, high=200).astype(np.float32)
-  return [THREE, mean_room.Mean(flat, 'a mean of pixels')]
+  return [THREE, mean_lib.Mean(flat, 'a mean of pixels')]
 
 
 @pytest.mark.parametrize('which', [0, 1], ids=['three', 'pixels'])
@@ -321,10 +321,10 @@ def test_ten_crops_in_the_originals_order_and_arithmetic(which):
   how = preprocess.Preprocess(
     mean, resize_size=73, crop_size=64, multi_crop=True
   )
-  picture = photo(110, 90)
-  resized = picture.resize((89, 73), Image.Resampling.LANCZOS)
+  image = photo(110, 90)
+  resized = image.resize((89, 73), Image.Resampling.LANCZOS)
   expected = original(resized, mean.values, 64)
-  cuts = preprocess.cut(picture, how)
+  cuts = preprocess.cut(image, how)
   assert cuts.shape == (5, 64, 64, 3) == (how.cuts, 64, 64, 3)
   found = preprocess.normalise(cuts[None], mean.values, True, np)
   assert found.shape == (10, 64, 64, 3) == (how.crops, 64, 64, 3)
@@ -332,7 +332,7 @@ def test_ten_crops_in_the_originals_order_and_arithmetic(which):
   np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), expected)
 
 
-def test_crops_of_several_pictures_stay_together():
+def test_crops_of_several_images_stay_together():
   cuts = noise(2, 5, 32, 32, 3)
   both = preprocess.normalise(cuts, THREE.values, True, np)
   for number in range(2):
@@ -353,7 +353,7 @@ def test_a_mean_of_pixels_is_not_mirrored_with_the_crops():
   mean = means(32)[1].values
   cuts = noise(1, 5, 32, 32, 3)
   found = preprocess.normalise(cuts, mean, True, np)
-  # Picture and mean mirrored together would be this.
+  # Image and mean mirrored together would be this.
   together = found[:5, :, ::-1]
   assert not np.array_equal(found[5:], together)
   restored = found + mean.transpose(1, 2, 0)
@@ -372,7 +372,7 @@ def test_jax_computes_what_numpy_does(multi_crop, which):
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * 255)
 
 
-# ------------------------------------------------------- kinds of pictures
+# ------------------------------------------------------- kinds of images
 
 
 @pytest.mark.parametrize('format_', ['PNG', 'BMP', 'TIFF', 'PPM', 'WEBP'])
@@ -412,10 +412,10 @@ def test_one_bit_becomes_black_and_white(format_):
 def test_palettes_give_their_colours_transparent_or_not(format_, transparency):
   colours, indices = noise(16, 3), noise(5, 7, high=16)
   indices.flat[:16] = range(16)
-  picture = Image.fromarray(indices)
-  picture.putpalette(colours.tobytes())
+  image = Image.fromarray(indices)
+  image.putpalette(colours.tobytes())
   options = {} if transparency is None else {'transparency': transparency}
-  data = saved(picture, format_, **options)
+  data = saved(image, format_, **options)
   assert Image.open(io.BytesIO(data)).mode == 'P'
   assert ('transparency' in Image.open(io.BytesIO(data)).info) == bool(options)
   np.testing.assert_array_equal(decoded(data), colours[indices])
@@ -447,12 +447,12 @@ def test_alpha_of_grey_is_dropped_too():
 
 def test_a_cmyk_jpeg_is_converted_by_the_formula():
   data = saved(photo().convert('CMYK'), 'JPEG', quality=95)
-  picture = Image.open(io.BytesIO(data))
-  assert picture.mode == 'CMYK'
-  inks = np.asarray(picture).astype(np.float64) / 255
+  image = Image.open(io.BytesIO(data))
+  assert image.mode == 'CMYK'
+  inks = np.asarray(image).astype(np.float64) / 255
   expected = 255 * (1 - inks[..., :3]) * (1 - inks[..., 3:])
   np.testing.assert_allclose(decoded(data), expected, rtol=0, atol=1)
-  # And it is the picture: not its negative.
+  # And it is the image: not its negative.
   difference = decoded(data).astype(float) - np.asarray(photo())
   assert np.abs(difference).mean() < 10
 
@@ -465,10 +465,10 @@ def pgm(values):
 
 def big_endian_tiff(values):
   height, width = values.shape
-  picture = Image.frombytes(
+  image = Image.frombytes(
     'I;16B', (width, height), values.astype('>u2').tobytes()
   )
-  return saved(picture, 'TIFF')
+  return saved(image, 'TIFF')
 
 
 @pytest.mark.parametrize(
@@ -538,14 +538,14 @@ def test_an_animation_gives_its_first_frame(format_, options):
   data = saved(
     red, format_, save_all=True, append_images=[blue, red], **options
   )
-  picture = Image.open(io.BytesIO(data))
-  assert getattr(picture, 'n_frames', 1) > 1
+  image = Image.open(io.BytesIO(data))
+  assert getattr(image, 'n_frames', 1) > 1
   assert (decoded(data) == (255, 0, 0)).all()
-  # Of an open picture, too, if that is where it stands.
-  assert (decoded(picture) == (255, 0, 0)).all()
+  # Of an open image, too, if that is where it stands.
+  assert (decoded(image) == (255, 0, 0)).all()
 
 
-def test_of_several_pictures_in_a_jpeg_the_first_is_taken():
+def test_of_several_images_in_a_jpeg_the_first_is_taken():
   other = Image.new('RGB', (61, 47), 'blue')
   options = {'save_all': True, 'append_images': [other], 'quality': 90}
   data = saved(photo(), 'MPO', **options)
@@ -560,7 +560,7 @@ def test_a_pillow_image_is_taken_as_it_is():
   np.testing.assert_array_equal(found, pixels[..., :3])
 
 
-# -------------------------------------------------------- damaged pictures
+# -------------------------------------------------------- damaged images
 
 
 @pytest.mark.parametrize('share', [0.3, 0.6, 0.9])
@@ -568,7 +568,7 @@ def test_a_pillow_image_is_taken_as_it_is():
   ('format_', 'options'),
   [('JPEG', {}), ('JPEG', {'progressive': True}), ('PNG', {})],
 )
-def test_truncated_pictures_are_errors(format_, options, share):
+def test_truncated_images_are_errors(format_, options, share):
   data = saved(noise(60, 60, 3), format_, **options)
   assert 'truncated' in reason(data[: int(share * len(data))])
 
@@ -580,7 +580,7 @@ def eps():
 @pytest.mark.parametrize(
   'data',
   [
-    b'no picture at all\n',
+    b'no image at all\n',
     b'\xff\xd8\xff',
     eps(),
     saved(noise(8, 8, 3), 'TGA'),
@@ -594,7 +594,7 @@ def test_other_formats_are_refused_and_the_admitted_ones_named(data):
   )
 
 
-def test_an_empty_file_and_an_empty_picture_are_errors():
+def test_an_empty_file_and_an_empty_image_are_errors():
   assert reason(b'') == 'the file is empty'
   assert reason(Image.new('RGB', (0, 5))) == 'it has no pixels'
 
@@ -611,7 +611,7 @@ def test_a_decompression_bomb_is_refused_before_memory_is_taken():
   assert (after - before) * unit < 64 << 20
 
 
-def test_damage_raises_nothing_but_picture_errors():
+def test_damage_raises_nothing_but_image_errors():
   random, failed = np.random.default_rng(0), 0
   for format_ in ('JPEG', 'PNG', 'GIF', 'TIFF', 'WEBP', 'BMP', 'PPM'):
     data = saved(photo(20, 16), format_)
@@ -621,7 +621,7 @@ def test_damage_raises_nothing_but_picture_errors():
         damaged[place] = random.integers(256)
       try:
         decoding.decode(bytes(damaged))
-      except decoding.PictureError as error:
+      except decoding.ImageError as error:
         failed += bool(str(error))
   assert failed > 20
 
@@ -636,7 +636,7 @@ def test_decoding_in_threads_leaves_warnings_as_they_were():
     warnings.warn('still heard', stacklevel=1)
 
 
-def test_warnings_of_a_picture_are_no_errors(monkeypatch):
+def test_warnings_of_a_image_are_no_errors(monkeypatch):
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 30)
   data = saved(noise(5, 7, 3), 'PNG')
   with pytest.warns(Image.DecompressionBombWarning):
@@ -682,7 +682,7 @@ def npz(compressed=False, **arrays):
 def mean_of(tmp_path, data, crop_size=32):
   path = tmp_path / 'mean.meta'
   path.write_bytes(data)
-  return mean_room.parse_mean(str(path), crop_size)
+  return mean_lib.parse_mean(str(path), crop_size)
 
 
 def mean_error(tmp_path, data):
@@ -700,7 +700,7 @@ def mean_error(tmp_path, data):
   ],
 )
 def test_a_mean_of_three_values(text, values):
-  mean = mean_room.parse_mean(text, 224)
+  mean = mean_lib.parse_mean(text, 224)
   assert mean.values.dtype == np.float32
   expected = np.array(values, np.float32).reshape(3, 1, 1)
   np.testing.assert_array_equal(mean.values, expected)
@@ -713,7 +713,7 @@ def test_a_mean_of_three_values(text, values):
   ['1,2', '1,2,3,4', '5', 'nan,1,2', '1,inf,2', '1e60,1,1', '-inf,0,0'],
 )
 def test_other_numbers_are_no_mean(text):
-  assert user_error(mean_room.parse_mean, text, 224) == (
+  assert user_error(mean_lib.parse_mean, text, 224) == (
     f"mean='{text}' is neither three finite values, BGR, such as"
     ' 103.939,116.779,123.68, nor a file.'
   )
@@ -849,7 +849,7 @@ def test_a_huge_file_is_not_read(tmp_path):
   path = tmp_path / 'mean.meta'
   with open(path, 'wb') as file:
     file.truncate((1 << 26) + 1)
-  message = user_error(mean_room.parse_mean, str(path), 32)
+  message = user_error(mean_lib.parse_mean, str(path), 32)
   assert message == f'{path} is too large for a mean file.'
 
 
@@ -886,7 +886,7 @@ def test_a_mean_that_runs_code_is_refused(tmp_path):
 )
 def test_a_missing_mean_file_says_what_to_give(tmp_path, name, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert user_error(mean_room.parse_mean, name, 32) == (
+  assert user_error(mean_lib.parse_mean, name, 32) == (
     f"mean='{name or '.'}': there is no such file. Give a file (npz or pickle"
     ' with data_mean, or binaryproto) or three values in BGR order:'
     ' 103.939,116.779,123.68.'
@@ -901,7 +901,7 @@ def test_a_missing_mean_file_says_what_to_give(tmp_path, name, monkeypatch):
   [
     (
       {'multi_crop': True, 'resize': 'squash'},
-      'multi_crop=true needs resize=short_side: a squashed picture is no larger'
+      'multi_crop=true needs resize=short_side: a squashed image is no larger'
       ' than one crop.',
     ),
     (
@@ -935,7 +935,7 @@ def test_settings_that_do_not_fit_are_refused(options, message):
 
 
 def test_a_mean_of_another_size_than_the_crop_is_refused():
-  mean = mean_room.Mean(VALUES, 'mean file mean.meta')
+  mean = mean_lib.Mean(VALUES, 'mean file mean.meta')
   assert user_error(preprocess.Preprocess, mean) == (
     'mean file mean.meta has the shape (3, 32, 32); crops of 224x224 need'
     ' (3, 224, 224), or three values: mean=103.939,116.779,123.68'
@@ -959,7 +959,7 @@ def test_squash_needs_no_resize_size():
       {'multi_crop': True},
       'shorter side to 256 (lanczos), ten crops of 224x224 averaged',
     ),
-    ({'resize': 'squash'}, 'whole picture resized to 224x224 (lanczos)'),
+    ({'resize': 'squash'}, 'whole image resized to 224x224 (lanczos)'),
   ],
 )
 def test_described_in_one_line(options, expected):
@@ -972,7 +972,7 @@ def test_described_in_one_line(options, expected):
 def test_a_mean_in_another_order_is_refused(tmp_path, shape):
   np.savez(tmp_path / 'm.npz', data_mean=np.ones(shape, np.float32))
   with pytest.raises(errors.UserError, match=r'3072 values of shape \('):
-    mean_room.parse_mean(str(tmp_path / 'm.npz'), 32)
+    mean_lib.parse_mean(str(tmp_path / 'm.npz'), 32)
 
 
 def _archive(path, members):
@@ -990,28 +990,28 @@ def test_the_published_archive_of_the_mean_is_read(tmp_path):
   path = _archive(
     tmp_path / 'm.tar.gz', {'mean_meta_224/mean.meta': data, 'x': b'y'}
   )
-  mean = mean_room.parse_mean(str(path), 32)
+  mean = mean_lib.parse_mean(str(path), 32)
   np.testing.assert_array_equal(mean.values.ravel(), values)
   whole = path.read_bytes()
   path.write_bytes(whole[: len(whole) // 2])
-  message = user_error(mean_room.parse_mean, str(path), 32)
+  message = user_error(mean_lib.parse_mean, str(path), 32)
   assert 'damaged' in message
   path = _archive(tmp_path / 'n.tar.gz', {'other': b'y'})
-  message = user_error(mean_room.parse_mean, str(path), 32)
+  message = user_error(mean_lib.parse_mean, str(path), 32)
   assert 'is an archive without mean.meta' in message
 
 
 def test_a_mean_archive_with_code_is_refused(tmp_path):
   data = b"cos\nsystem\n(S'true'\ntR."
   path = _archive(tmp_path / 'm.tar.gz', {'mean_meta_224/mean.meta': data})
-  message = user_error(mean_room.parse_mean, str(path), 32)
+  message = user_error(mean_lib.parse_mean, str(path), 32)
   assert 'is refused: it holds os.system' in message
 
 
 @pytest.mark.parametrize('what', ['mean', 'std'])
 def test_the_scale_of_torch_is_noticed(what):
-  parse = {'mean': lambda t: mean_room.parse_mean(t, 32)}.get(
-    what, mean_room.parse_std
+  parse = {'mean': lambda t: mean_lib.parse_mean(t, 32)}.get(
+    what, mean_lib.parse_std
   )
   message = user_error(parse, '0.485,0.456,0.406')
   assert f'Give {what}=123.675,116.28,103.53' in message

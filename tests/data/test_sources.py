@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""List files, folders and single pictures."""
+"""List files, folders and single images."""
 
 import os
 
@@ -10,7 +10,7 @@ from resnet_jax.data import decoding, sources
 from resnet_jax.system import errors
 
 
-def picture(path, format_='PNG'):
+def image(path, format_='PNG'):
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.new('RGB', (3, 2), 'red').save(path, format_)
   return path
@@ -79,7 +79,7 @@ def test_line_ends_blank_lines_and_byte_order_marks(tmp_path, end, encoding):
 
 
 def test_a_list_is_relative_to_itself_and_keeps_its_order(tmp_path):
-  data = [picture(tmp_path / 'in' / n) for n in ('b.png', 'x/a b.png')]
+  data = [image(tmp_path / 'in' / n) for n in ('b.png', 'x/a b.png')]
   path = tmp_path / 'in' / 'list.txt'
   path.write_text(f'x/a b.png 4\nb.png\n{data[0]} 3\nb.png 2\n', 'utf-8')
   source = sources.open_source(str(path))
@@ -91,16 +91,16 @@ def test_a_list_is_relative_to_itself_and_keeps_its_order(tmp_path):
   ]
   assert [i.name for i in source.items] == [str(data[k]) for k in (1, 0, 0, 0)]
   assert source.items[0].read() == data[1].read_bytes()
-  assert source.description == f'4 pictures listed in {path}'
+  assert source.description == f'4 images listed in {path}'
 
 
-def test_missing_pictures_are_counted_and_five_are_named(tmp_path):
-  picture(tmp_path / 'there.png')
+def test_missing_images_are_counted_and_five_are_named(tmp_path):
+  image(tmp_path / 'there.png')
   names = ['there.png', *(f'{n}.png' for n in range(7))]
   path = write(tmp_path, '\n'.join(names))
   message = error_of(path)
   assert message.startswith(
-    f'7 of 8 pictures listed in {path} are not there: '
+    f'7 of 8 images listed in {path} are not there: '
     + ', '.join(str(tmp_path / f'{n}.png') for n in range(5))
     + ' and 2 more.'
   )
@@ -111,19 +111,17 @@ def test_missing_pictures_are_counted_and_five_are_named(tmp_path):
   assert [i.key for i in kept.items] == names
 
 
-def test_a_folder_in_a_list_is_no_picture(tmp_path):
+def test_a_folder_in_a_list_is_no_image(tmp_path):
   (tmp_path / 'sub').mkdir()
   message = error_of(write(tmp_path, 'sub 3\n'))
-  assert message.startswith('1 of 1 pictures listed')
+  assert message.startswith('1 of 1 images listed')
   assert f'{tmp_path / "sub"}. Paths' in message
 
 
 @pytest.mark.parametrize('text', ['', '\n \n\t\n', '\ufeff'])
 def test_an_empty_list_is_an_error(tmp_path, text):
   path = write(tmp_path, text)
-  assert error_of(path) == (
-    f'no picture to work on: 0 pictures listed in {path}.'
-  )
+  assert error_of(path) == (f'no image to work on: 0 images listed in {path}.')
 
 
 @pytest.mark.parametrize(
@@ -136,12 +134,12 @@ def test_an_empty_list_is_an_error(tmp_path, text):
     b'\x89PNG\r\n\x1a\n damaged',
   ],
 )
-def test_what_is_neither_picture_nor_list_is_said_so(tmp_path, content):
+def test_what_is_neither_image_nor_list_is_said_so(tmp_path, content):
   path = tmp_path / 'data'
   path.write_bytes(content)
   message = error_of(path)
-  assert message.startswith(f'{path} is neither a picture that can be read nor')
-  assert 'a list of pictures' in message
+  assert message.startswith(f'{path} is neither an image that can be read nor')
+  assert 'a list of images' in message
 
 
 # ----------------------------------------------------------------- folders
@@ -151,7 +149,7 @@ def test_a_folder_is_searched_to_the_bottom_in_order(tmp_path):
   root = tmp_path / 'root'
   names = ['b.png', 'a/z.JPG', 'a/b/c.Jpeg', 'a-b.png', 'B.TIF', 'c d.webp']
   for name in names:
-    picture(root / name)
+    image(root / name)
   for name in ('notes.txt', 'a/noext', 'a/x.png.bak'):
     (root / name).write_text('-')
   source = sources.open_source(str(root))
@@ -169,23 +167,23 @@ def test_a_folder_is_searched_to_the_bottom_in_order(tmp_path):
   assert {i.label for i in source.items} == {-1}
   assert source.items[3].read() == (root / 'a' / 'z.JPG').read_bytes()
   assert source.description == (
-    f'6 pictures in the folder {root}; 3 other files left out'
+    f'6 images in the folder {root}; 3 other files left out'
   )
 
 
-def test_a_folder_of_pictures_alone_leaves_nothing_out(tmp_path):
-  picture(tmp_path / 'a.png')
+def test_a_folder_of_images_alone_leaves_nothing_out(tmp_path):
+  image(tmp_path / 'a.png')
   source = sources.open_source(str(tmp_path))
-  assert source.description == f'1 pictures in the folder {tmp_path}'
+  assert source.description == f'1 images in the folder {tmp_path}'
 
 
-def test_a_folder_without_pictures_is_an_error(tmp_path):
+def test_a_folder_without_images_is_an_error(tmp_path):
   assert error_of(tmp_path) == (
-    f'no picture to work on: 0 pictures in the folder {tmp_path}.'
+    f'no image to work on: 0 images in the folder {tmp_path}.'
   )
   (tmp_path / 'a.txt').write_text('-')
   assert error_of(tmp_path) == (
-    f'no picture to work on: 0 pictures in the folder {tmp_path}; 1 other'
+    f'no image to work on: 0 images in the folder {tmp_path}; 1 other'
     ' files left out.'
   )
 
@@ -204,25 +202,25 @@ def test_a_file_name_that_is_not_utf8_is_refused(tmp_path):
   )
 
 
-# ---------------------------------------------------------- single pictures
+# ---------------------------------------------------------- single images
 
 
 @pytest.mark.parametrize('name', ['a.png', 'A.PNG', 'photo', 'b.dat', 'c 7'])
-def test_a_picture_is_known_by_suffix_or_content(tmp_path, name):
-  path = picture(tmp_path / name)
+def test_a_image_is_known_by_suffix_or_content(tmp_path, name):
+  path = image(tmp_path / name)
   source = sources.open_source(str(path))
   [item] = source.items
   assert (item.key, item.name, item.label) == (name, str(path), -1)
   assert item.read() == path.read_bytes()
-  assert source.description == f'the picture {path}'
+  assert source.description == f'the image {path}'
 
 
-def test_a_damaged_picture_with_a_known_suffix_is_still_one(tmp_path):
+def test_a_damaged_image_with_a_known_suffix_is_still_one(tmp_path):
   # Reading it says what is wrong with it.
   path = tmp_path / 'a.jpg'
-  path.write_text('no picture')
+  path.write_text('no image')
   source = sources.open_source(str(path))
-  assert source.description == f'the picture {path}'
+  assert source.description == f'the image {path}'
 
 
 @pytest.mark.parametrize(
@@ -232,7 +230,7 @@ def test_a_missing_path_says_what_is_allowed(tmp_path, name, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert error_of(name) == (
     f"data='{name}': there is no such file or folder. Give a list file (a line"
-    ' a picture: path, label), a folder, a picture, a tar archive, shards (a'
+    ' an image: path, label), a folder, an image, a tar archive, shards (a'
     " folder of .tar files, or a pattern such as 'val-{000..049}.tar') or"
     ' Parquet files.'
   )
@@ -247,7 +245,7 @@ def test_a_path_the_system_refuses_is_an_error(tmp_path):
 
 def test_tilde_is_the_home_directory(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
-  picture(tmp_path / 'a.png')
+  image(tmp_path / 'a.png')
   [item] = sources.open_source('~/a.png').items
   assert item.name == str(tmp_path / 'a.png')
 
@@ -268,12 +266,12 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path):
   assert len(sources.open_source(str(tmp_path / 'whole')).items) == 3
 
 
-def test_a_pipe_is_no_picture_and_does_not_hang(tmp_path):
+def test_a_pipe_is_no_image_and_does_not_hang(tmp_path):
   os.mkfifo(tmp_path / 'pipe.png')
   with pytest.raises(errors.UserError, match='but a pipe or a device'):
     sources.open_source(str(tmp_path / 'pipe.png'))
   (item,) = sources.open_source(str(tmp_path)).items
-  with pytest.raises(decoding.PictureError, match='not a regular file'):
+  with pytest.raises(decoding.ImageError, match='not a regular file'):
     item.read()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tar archives and shards: the same pictures in every form, hostile ones."""
+"""Tar archives and shards: the same images in every form, hostile ones."""
 
 import bz2
 import concurrent.futures
@@ -19,7 +19,7 @@ import pytest
 from resnet_jax.data import decoding, sources
 from resnet_jax.system import errors
 
-PICTURES = forms.pictures()
+IMAGES = forms.images()
 
 
 def open_(data):
@@ -49,44 +49,44 @@ def raw_tar(path, *members, end=1024):
   return path
 
 
-# ------------------------------------------------ the same pictures, all forms
+# ------------------------------------------------ the same images, all forms
 
 FORMS = {
-  'folder': lambda root: forms.folder(root / 'f', PICTURES),
-  'list': lambda root: forms.list_file(root / 'f' / 'val.txt', PICTURES),
-  'tar': lambda root: forms.tar(root / 'v.tar', PICTURES),
-  'tar out of order': lambda root: forms.tar(root / 'v.tar', PICTURES[::-1]),
-  'shards .cls': lambda root: forms.shards(root / 's', PICTURES),
-  'shards .json': lambda root: forms.shards(root / 's', PICTURES, 5, '.json'),
-  'shards .txt': lambda root: forms.shards(root / 's', PICTURES, 9, '.txt'),
-  'shards without labels': lambda root: forms.shards(root, PICTURES, suffix=''),
-  'braces': lambda root: forms.shards(root, PICTURES) / 'val-{000..003}.tar',
-  'wildcards': lambda root: forms.shards(root, PICTURES) / 'val-*.tar',
-  'parquet': lambda root: forms.parquet(root / 'p', PICTURES),
+  'folder': lambda root: forms.folder(root / 'f', IMAGES),
+  'list': lambda root: forms.list_file(root / 'f' / 'val.txt', IMAGES),
+  'tar': lambda root: forms.tar(root / 'v.tar', IMAGES),
+  'tar out of order': lambda root: forms.tar(root / 'v.tar', IMAGES[::-1]),
+  'shards .cls': lambda root: forms.shards(root / 's', IMAGES),
+  'shards .json': lambda root: forms.shards(root / 's', IMAGES, 5, '.json'),
+  'shards .txt': lambda root: forms.shards(root / 's', IMAGES, 9, '.txt'),
+  'shards without labels': lambda root: forms.shards(root, IMAGES, suffix=''),
+  'braces': lambda root: forms.shards(root, IMAGES) / 'val-{000..003}.tar',
+  'wildcards': lambda root: forms.shards(root, IMAGES) / 'val-*.tar',
+  'parquet': lambda root: forms.parquet(root / 'p', IMAGES),
 }
 LABELLED = {'list', 'parquet', 'braces', 'wildcards'}
 
 
 @pytest.mark.parametrize('name', FORMS)
-def test_every_form_gives_the_same_keys_and_pictures(tmp_path, name):
+def test_every_form_gives_the_same_keys_and_images(tmp_path, name):
   if name == 'parquet':
     pytest.importorskip('pyarrow')
   source = open_(FORMS[name](tmp_path))
   labelled = name in LABELLED or name.startswith('shards .')
   assert facts(source) == [
-    (one.name, one.label if labelled else -1, one.data) for one in PICTURES
+    (one.name, one.label if labelled else -1, one.data) for one in IMAGES
   ]
   pixels = [decoding.decode(item.read()) for item in source.items]
   assert all(image.mode == 'RGB' and image.size == (44, 38) for image in pixels)
 
 
-def test_the_pictures_have_what_is_odd_in_imagenet(tmp_path):
-  source = open_(forms.tar(tmp_path / 'v.tar', forms.pictures(truncated=True)))
+def test_the_images_have_what_is_odd_in_imagenet(tmp_path):
+  source = open_(forms.tar(tmp_path / 'v.tar', forms.images(truncated=True)))
   kinds = {3: b'\xff\xd8', 5: b'\x89PNG', 7: b'\xff\xd8'}
   for row, magic in kinds.items():
     assert source.items[row].read().startswith(magic)
     decoding.decode(source.items[row].read())
-  with pytest.raises(decoding.PictureError, match='truncated'):
+  with pytest.raises(decoding.ImageError, match='truncated'):
     decoding.decode(source.items[9].read())
 
 
@@ -99,14 +99,14 @@ def test_class_folders_named_by_wordnet_ids_state_labels(
     return f'{above}{one.wnid}'
 
   if container == 'folder':
-    data = forms.class_folders(tmp_path / 'c', PICTURES, name_of)
+    data = forms.class_folders(tmp_path / 'c', IMAGES, name_of)
   else:
     data = forms.tar(
-      tmp_path / 'c.tar', PICTURES, lambda one: f'{name_of(one)}/{one.name}'
+      tmp_path / 'c.tar', IMAGES, lambda one: f'{name_of(one)}/{one.name}'
     )
   source = open_(data)
   expected = {
-    f'{name_of(one)}/{one.name}': (one.label, one.data) for one in PICTURES
+    f'{name_of(one)}/{one.name}': (one.label, one.data) for one in IMAGES
   }
   assert {k: (label, data) for k, label, data in facts(source)} == expected
   assert [i.key for i in source.items] == sorted(expected)
@@ -116,8 +116,8 @@ def test_class_folders_named_by_wordnet_ids_state_labels(
 
 
 def test_one_unknown_folder_and_no_label_is_guessed(tmp_path):
-  forms.class_folders(tmp_path, PICTURES)
-  forms.class_folders(tmp_path, PICTURES[:1], lambda one: 'n99999999')
+  forms.class_folders(tmp_path, IMAGES)
+  forms.class_folders(tmp_path, IMAGES[:1], lambda one: 'n99999999')
   assert {item.label for item in open_(tmp_path).items} == {-1}
 
 
@@ -125,23 +125,23 @@ def test_one_unknown_folder_and_no_label_is_guessed(tmp_path):
   'name_of',
   [
     lambda one: f'{one.stem}_{one.wnid}.JPEG',
-    # As the training pictures are called, and Hugging Face's copies of them.
+    # As the training images are called, and Hugging Face's copies of them.
     lambda one: f'{one.wnid}_{one.name}',
     lambda one: f'{one.wnid}_{one.stem}_{one.wnid}.JPEG',
   ],
 )
 def test_names_with_a_wordnet_id_state_labels(tmp_path, name_of):
-  data = forms.tar(tmp_path / 'a.tar', PICTURES, name_of)
+  data = forms.tar(tmp_path / 'a.tar', IMAGES, name_of)
   found = {item.key: item.label for item in open_(data).items}
-  assert found == {name_of(one): one.label for one in PICTURES}
+  assert found == {name_of(one): one.label for one in IMAGES}
 
 
 def test_shards_named_by_wordnet_ids_state_labels(tmp_path):
-  for one in PICTURES:
+  for one in IMAGES:
     forms.tar(tmp_path / f'{one.wnid}.tar', [one])
   source = open_(tmp_path)
   found = {item.key: item.label for item in source.items}
-  assert found == {one.name: one.label for one in PICTURES}
+  assert found == {one.name: one.label for one in IMAGES}
 
 
 # --------------------------------------------------------------------- tar
@@ -149,13 +149,13 @@ def test_shards_named_by_wordnet_ids_state_labels(tmp_path):
 
 def test_an_archive_is_known_by_its_content_and_says_what_it_left_out(tmp_path):
   extra = [('ReadMe.txt', b'a caption of no class'), ('x/data.bin', b'\0' * 9)]
-  path = forms.tar(tmp_path / 'no-suffix', PICTURES, extra=extra)
+  path = forms.tar(tmp_path / 'no-suffix', IMAGES, extra=extra)
   source = open_(path)
   assert source.description == (
-    f'24 pictures in the tar archive {path}; 2 other members left out'
+    f'24 images in the tar archive {path}; 2 other members left out'
   )
-  assert source.items[2].name == f'{path}:{PICTURES[2].name}'
-  assert source.items[2].size == len(PICTURES[2].data)
+  assert source.items[2].name == f'{path}:{IMAGES[2].name}'
+  assert source.items[2].size == len(IMAGES[2].data)
 
 
 @pytest.mark.parametrize(
@@ -200,25 +200,25 @@ def test_members_beyond_eight_gigabytes_are_reached(tmp_path):
 
 
 def test_eight_threads_and_another_process_read_the_same(tmp_path):
-  items = open_(forms.tar(tmp_path / 'a.tar', PICTURES)).items * 20
+  items = open_(forms.tar(tmp_path / 'a.tar', IMAGES)).items * 20
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     found = list(pool.map(lambda item: item.read(), items))
-  assert found == [one.data for one in PICTURES] * 20
-  assert pickle.loads(pickle.dumps(items[3])).read() == PICTURES[3].data
+  assert found == [one.data for one in IMAGES] * 20
+  assert pickle.loads(pickle.dumps(items[3])).read() == IMAGES[3].data
 
 
 def test_no_file_stays_open(tmp_path):
   before = len(os.listdir('/proc/self/fd'))
-  source = open_(forms.shards(tmp_path, PICTURES, per=1))
+  source = open_(forms.shards(tmp_path, IMAGES, per=1))
   facts(source)
   assert len(os.listdir('/proc/self/fd')) == before
 
 
 def test_an_archive_that_was_changed_meanwhile_is_not_read(tmp_path):
-  path = forms.tar(tmp_path / 'a.tar', PICTURES)
+  path = forms.tar(tmp_path / 'a.tar', IMAGES)
   item = open_(path).items[0]
-  forms.tar(path, PICTURES[1:])
-  with pytest.raises(decoding.PictureError, match='was changed while'):
+  forms.tar(path, IMAGES[1:])
+  with pytest.raises(decoding.ImageError, match='was changed while'):
     item.read()
 
 
@@ -234,7 +234,7 @@ def test_an_archive_that_was_changed_meanwhile_is_not_read(tmp_path):
 def test_a_compressed_archive_is_refused_with_the_way_out(
   tmp_path, name, pack, command
 ):
-  plain = forms.tar(tmp_path / 'plain', PICTURES)
+  plain = forms.tar(tmp_path / 'plain', IMAGES)
   path = tmp_path / name
   path.write_bytes(pack(plain.read_bytes()))
   message = error_of(path)
@@ -276,7 +276,7 @@ def test_names_that_lead_out_are_refused(tmp_path, name):
 @pytest.mark.parametrize(
   'kind', [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
 )
-def test_links_and_devices_are_not_pictures(tmp_path, kind):
+def test_links_and_devices_are_not_images(tmp_path, kind):
   attributes = {'type': kind, 'linkname': '/etc/passwd'}
   path = raw_tar(
     tmp_path / 'a.tar',
@@ -301,9 +301,9 @@ def test_a_link_with_the_size_of_its_target_does_not_shift_the_rest(tmp_path):
 
 
 def test_a_name_that_occurs_twice_is_an_error(tmp_path):
-  path = forms.tar(tmp_path / 'a.tar', [PICTURES[0], *PICTURES])
+  path = forms.tar(tmp_path / 'a.tar', [IMAGES[0], *IMAGES])
   assert error_of(path).startswith(
-    f'{path} holds {PICTURES[0].name} more than once'
+    f'{path} holds {IMAGES[0].name} more than once'
   )
 
 
@@ -319,7 +319,7 @@ def test_a_member_larger_than_the_archive_is_an_error(tmp_path, size):
   assert 'cut off or damaged' in message
 
 
-def test_a_picture_that_is_too_large_is_said_when_it_is_read(tmp_path):
+def test_a_image_that_is_too_large_is_said_when_it_is_read(tmp_path):
   path = tmp_path / 'a.tar'
   info = tarfile.TarInfo('a.jpg')
   info.size = (1 << 30) + 512
@@ -328,12 +328,12 @@ def test_a_picture_that_is_too_large_is_said_when_it_is_read(tmp_path):
     file.seek(info.size, os.SEEK_CUR)
     file.write(bytes(1024))
   (item,) = open_(path).items
-  with pytest.raises(decoding.PictureError, match='are more than 1073741824'):
+  with pytest.raises(decoding.ImageError, match='are more than 1073741824'):
     item.read()
 
 
 def test_an_archive_cut_off_anywhere_is_an_error(tmp_path):
-  whole = forms.tar(tmp_path / 'whole', PICTURES[:4]).read_bytes()
+  whole = forms.tar(tmp_path / 'whole', IMAGES[:4]).read_bytes()
   end = len(whole.rstrip(b'\0'))
   end += -end % 512
   path = tmp_path / 'a.tar'
@@ -346,8 +346,8 @@ def test_an_archive_cut_off_anywhere_is_an_error(tmp_path):
 
 
 def test_damage_anywhere_in_a_header_is_an_error(tmp_path):
-  whole = bytearray(forms.tar(tmp_path / 'whole', PICTURES[:2]).read_bytes())
-  second = 512 + -(-len(PICTURES[0].data) // 512) * 512
+  whole = bytearray(forms.tar(tmp_path / 'whole', IMAGES[:2]).read_bytes())
+  second = 512 + -(-len(IMAGES[0].data) // 512) * 512
   path = tmp_path / 'a.tar'
   for place in (0, 100, 130, 150, 257, 400):
     damaged = whole.copy()
@@ -359,7 +359,7 @@ def test_damage_anywhere_in_a_header_is_an_error(tmp_path):
 
 def test_archives_behind_one_another_are_not_half_read(tmp_path):
   path = tmp_path / 'a.tar'
-  parts = [forms.tar(tmp_path / n, PICTURES[:2]) for n in ('1', '2')]
+  parts = [forms.tar(tmp_path / n, IMAGES[:2]) for n in ('1', '2')]
   path.write_bytes(b''.join(part.read_bytes() for part in parts))
   assert 'its end is marked there, and more follows' in error_of(path)
 
@@ -389,8 +389,8 @@ def test_hostile_extended_headers(tmp_path, kind, data, message):
   assert message in error_of(path)
 
 
-def test_random_damage_gives_pictures_or_one_error(tmp_path):
-  whole = forms.tar(tmp_path / 'whole', PICTURES[:3]).read_bytes()
+def test_random_damage_gives_images_or_one_error(tmp_path):
+  whole = forms.tar(tmp_path / 'whole', IMAGES[:3]).read_bytes()
   random = np.random.default_rng(0)
   path = tmp_path / 'a.tar'
   for _ in range(200):
@@ -405,41 +405,41 @@ def test_random_damage_gives_pictures_or_one_error(tmp_path):
     assert len(source.items) == 3
 
 
-def test_an_archive_without_pictures_is_an_error(tmp_path):
+def test_an_archive_without_images_is_an_error(tmp_path):
   path = forms.tar(tmp_path / 'a.tar', [], extra=[('n01440764.tar', b'-')])
   assert error_of(path) == (
-    f'no picture to work on: 0 pictures in the tar archive {path}; 1 other'
+    f'no image to work on: 0 images in the tar archive {path}; 1 other'
     ' member left out.'
   )
   path.write_bytes(bytes(10240))
-  assert error_of(path).startswith('no picture to work on: 0 pictures in the')
+  assert error_of(path).startswith('no image to work on: 0 images in the')
 
 
 # ------------------------------------------------------------------- shards
 
 
 def test_shards_are_read_shard_by_shard_and_described(tmp_path):
-  forms.shards(tmp_path, PICTURES)
+  forms.shards(tmp_path, IMAGES)
   (tmp_path / 'readme.md').write_text('-')
   assert open_(tmp_path).description == (
-    f'24 pictures in 4 tar archives in the folder {tmp_path} (1 other files'
+    f'24 images in 4 tar archives in the folder {tmp_path} (1 other files'
     ' left out); labels by the members beside them'
   )
 
 
 def test_keys_that_recur_in_shards_begin_with_the_shard(tmp_path):
-  for number, one in enumerate(PICTURES[:3]):
+  for number, one in enumerate(IMAGES[:3]):
     forms.tar(tmp_path / f's{number}.tar', [one], lambda one: '000000.jpg')
   source = open_(tmp_path)
   assert facts(source) == [
     (f's{number}/000000.jpg', -1, one.data)
-    for number, one in enumerate(PICTURES[:3])
+    for number, one in enumerate(IMAGES[:3])
   ]
   assert 'keys begin with the names of the archives' in source.description
 
 
-def sample(*beside, pictures=('a.jpg',)):
-  return [*((name, b'-') for name in pictures), *beside]
+def sample(*beside, images=('a.jpg',)):
+  return [*((name, b'-') for name in images), *beside]
 
 
 @pytest.mark.parametrize(
@@ -481,15 +481,15 @@ def test_what_a_sample_says_of_its_class(tmp_path, beside, label):
     (sample(('a.json', b'{"label": true}')), 'its label is no label'),
     (
       sample(('a.cls', b'1'), ('a.json', b'{"label": 2}')),
-      'a.cls states the label 1, and a.json the label 2, for the same picture',
+      'a.cls states the label 1, and a.json the label 2, for the same image',
     ),
     (
-      sample(('a.cls', b'1'), pictures=('a.jpg', 'a.seg.png')),
-      'the sample a has 2 pictures',
+      sample(('a.cls', b'1'), images=('a.jpg', 'a.seg.png')),
+      'the sample a has 2 images',
     ),
     (
       sample(('a.cls', b'1'), ('b.cls', b'2')),
-      'has labels for 1 sample without a picture: b',
+      'has labels for 1 sample without an image: b',
     ),
   ],
 )
@@ -527,7 +527,7 @@ def test_braces_and_wildcards(tmp_path, pattern, names):
 
 
 def test_a_shard_that_is_missing_is_named(tmp_path):
-  forms.shards(tmp_path, PICTURES)
+  forms.shards(tmp_path, IMAGES)
   pattern = f'{tmp_path}/val-{{000..005}}.tar'
   assert error_of(pattern) == (
     f"data='{pattern}': 2 of the files that it names are not there:"
@@ -543,11 +543,11 @@ def test_a_pattern_of_too_many_files_is_refused_at_once():
 
 
 def test_several_files_are_of_one_form(tmp_path):
-  forms.folder(tmp_path, PICTURES)
+  forms.folder(tmp_path, IMAGES)
   message = error_of(tmp_path / '*.JPEG')
-  assert f'{tmp_path / PICTURES[0].name} is neither a tar archive' in message
+  assert f'{tmp_path / IMAGES[0].name} is neither a tar archive' in message
   assert 'give a folder or a list' in message
-  forms.tar(tmp_path / 'a.tar', PICTURES)
+  forms.tar(tmp_path / 'a.tar', IMAGES)
   (tmp_path / 'b.tar').write_text(json.dumps('text'))
   message = error_of(tmp_path / '?.tar')
   assert (
@@ -556,6 +556,6 @@ def test_several_files_are_of_one_form(tmp_path):
 
 
 def test_a_folder_of_tar_and_parquet_files_needs_a_choice(tmp_path):
-  forms.shards(tmp_path, PICTURES)
+  forms.shards(tmp_path, IMAGES)
   (tmp_path / 'a.parquet').write_bytes(b'PAR1\x15')
   assert f"data='{tmp_path}/*.tar'" in error_of(tmp_path)

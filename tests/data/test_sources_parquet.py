@@ -16,7 +16,7 @@ from resnet_jax.system import errors
 pa = pytest.importorskip('pyarrow')
 writer = pytest.importorskip('pyarrow.parquet')
 
-PICTURES = forms.pictures()
+IMAGES = forms.images()
 IMAGE = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
 
 
@@ -45,41 +45,41 @@ def row(data=b'-', path='a.jpg'):
 
 @pytest.mark.parametrize(('files', 'group'), [(1, 100), (1, 1), (3, 4)])
 def test_rows_in_order_whatever_the_groups(tmp_path, files, group):
-  source = open_(forms.parquet(tmp_path, PICTURES, files, group))
+  source = open_(forms.parquet(tmp_path, IMAGES, files, group))
   assert [(i.key, i.label, i.read()) for i in source.items] == [
-    (one.name, one.label, one.data) for one in PICTURES
+    (one.name, one.label, one.data) for one in IMAGES
   ]
   s = 's' if files > 1 else ''
   assert source.description == (
-    f'24 pictures in {files} Parquet file{s} in the folder {tmp_path}'
+    f'24 images in {files} Parquet file{s} in the folder {tmp_path}'
   )
 
 
 def test_a_file_is_known_by_its_content(tmp_path):
   path = write(tmp_path / 'data', [row()], [3])
   source = open_(path)
-  assert source.description == f'1 picture in the Parquet file {path}'
+  assert source.description == f'1 image in the Parquet file {path}'
   (item,) = source.items
   assert (item.key, item.label) == ('a.jpg', 3)
   assert item.name == f'{path}:a.jpg'
 
 
 def test_rows_are_read_in_any_order_by_any_number_of_threads(tmp_path):
-  items = open_(forms.parquet(tmp_path, PICTURES, 2, 3)).items
+  items = open_(forms.parquet(tmp_path, IMAGES, 2, 3)).items
   order = np.random.default_rng(0).integers(0, len(items), 400).tolist()
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     found = list(pool.map(lambda index: items[index].read(), order))
-  assert found == [PICTURES[index].data for index in order]
+  assert found == [IMAGES[index].data for index in order]
 
 
 def test_few_row_groups_are_kept(tmp_path, monkeypatch):
-  items = open_(forms.parquet(tmp_path, PICTURES, 1, 3)).items
+  items = open_(forms.parquet(tmp_path, IMAGES, 1, 3)).items
   read = items[0].read
   assert isinstance(read, functools.partial)
   groups = read.func.__self__
   for item in items:
     item.read()
-  # These pictures are small enough for all of them.
+  # These images are small enough for all of them.
   assert len(groups._kept) == 8
   monkeypatch.setattr(parquet, '_KEEP_BYTES', 0)
   for item in items:
@@ -88,7 +88,7 @@ def test_few_row_groups_are_kept(tmp_path, monkeypatch):
 
 
 def test_a_group_is_read_once_for_its_neighbours(tmp_path, monkeypatch):
-  items = open_(forms.parquet(tmp_path, PICTURES, 1, 6)).items
+  items = open_(forms.parquet(tmp_path, IMAGES, 1, 6)).items
   loaded, load = [], parquet._Groups._load
 
   def counted(self, group):
@@ -152,12 +152,12 @@ def test_the_columns_may_have_other_names_and_neighbours(tmp_path):
     ({'image': pa.array([row()], IMAGE), 'b': pa.array([row()], IMAGE)}, 2),
   ],
 )
-def test_columns_that_are_no_pictures_are_listed(tmp_path, columns, count):
+def test_columns_that_are_no_images_are_listed(tmp_path, columns, count):
   path = tmp_path / 'p'
   writer.write_table(pa.table(columns), path)
   message = error_of(path)
   assert message.startswith(
-    f'{path} has {count} columns of pictures: its columns are'
+    f'{path} has {count} columns of images: its columns are'
     f' {", ".join(columns)}.'
   )
 
@@ -165,18 +165,16 @@ def test_columns_that_are_no_pictures_are_listed(tmp_path, columns, count):
 @pytest.mark.parametrize('rows', [[row(None)], [None]])
 def test_a_row_without_bytes_is_said_when_it_is_read(tmp_path, rows):
   (item,) = open_(write(tmp_path / 'p', rows)).items
-  with pytest.raises(decoding.PictureError, match='its row has no bytes'):
+  with pytest.raises(decoding.ImageError, match='its row has no bytes'):
     item.read()
 
 
-def test_a_bomb_of_one_picture_many_times_is_not_unpacked(
-  tmp_path, monkeypatch
-):
+def test_a_bomb_of_one_image_many_times_is_not_unpacked(tmp_path, monkeypatch):
   # A dictionary holds it once, so that the file is small.
   path = write(tmp_path / 'p', [row(bytes(100_000), f'{n}') for n in range(99)])
   assert path.stat().st_size < 50_000
   monkeypatch.setattr(parquet, '_MAX_GROUP_BYTES', 5_000_000)
-  with pytest.raises(decoding.PictureError, match='more than 5000000 bytes'):
+  with pytest.raises(decoding.ImageError, match='more than 5000000 bytes'):
     open_(path).items[0].read()
 
 
@@ -193,7 +191,7 @@ def test_a_bomb_of_rows_is_refused(tmp_path):
 
 
 def test_a_file_cut_off_or_damaged_is_an_error(tmp_path):
-  whole = forms.parquet(tmp_path / 'w', PICTURES, 1)
+  whole = forms.parquet(tmp_path / 'w', IMAGES, 1)
   data = next(whole.iterdir()).read_bytes()
   path = tmp_path / 'p'
   for length in (5, 12, len(data) // 2, len(data) - 1):
@@ -209,7 +207,7 @@ def test_a_file_cut_off_or_damaged_is_an_error(tmp_path):
 
 
 def test_random_damage_gives_bytes_or_an_error(tmp_path):
-  whole = forms.parquet(tmp_path / 'w', PICTURES[:6], 1)
+  whole = forms.parquet(tmp_path / 'w', IMAGES[:6], 1)
   data = np.frombuffer(next(whole.iterdir()).read_bytes(), np.uint8)
   random = np.random.default_rng(0)
   path = tmp_path / 'p'
@@ -221,7 +219,7 @@ def test_random_damage_gives_bytes_or_an_error(tmp_path):
     try:
       for item in open_(path).items:
         item.read()
-    except (errors.UserError, decoding.PictureError):
+    except (errors.UserError, decoding.ImageError):
       continue
 
 
@@ -229,12 +227,12 @@ def test_a_file_that_was_changed_meanwhile_is_not_read(tmp_path):
   path = write(tmp_path / 'p', [row()])
   (item,) = open_(path).items
   write(path, [row(b'another')])
-  with pytest.raises(decoding.PictureError, match='was changed while'):
+  with pytest.raises(decoding.ImageError, match='was changed while'):
     item.read()
 
 
 def test_several_splits_need_a_choice(tmp_path):
-  forms.parquet(tmp_path, PICTURES)
+  forms.parquet(tmp_path, IMAGES)
   write(tmp_path / 'train-00000-of-00001.parquet', [row()])
   message = error_of(tmp_path)
   assert 'are of several splits: train, validation. Name one, as in' in message
@@ -243,7 +241,7 @@ def test_several_splits_need_a_choice(tmp_path):
 
 
 def test_a_split_that_is_not_whole_is_an_error(tmp_path):
-  forms.parquet(tmp_path, PICTURES, 3)
+  forms.parquet(tmp_path, IMAGES, 3)
   (tmp_path / 'validation-00001-of-00003.parquet').unlink()
   message = error_of(tmp_path)
   assert message.startswith(

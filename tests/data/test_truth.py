@@ -12,8 +12,8 @@ from resnet_jax.data import sources, truth
 from resnet_jax.data.truth import devkit
 from resnet_jax.system import errors
 
-PICTURES = forms.pictures()
-LABELS = tuple(frozenset([one.label]) for one in PICTURES)
+IMAGES = forms.images()
+LABELS = tuple(frozenset([one.label]) for one in IMAGES)
 
 
 def items_of(keys, labels=None):
@@ -26,10 +26,10 @@ def items_of(keys, labels=None):
 
 
 def unread():
-  raise AssertionError('a picture was read')
+  raise AssertionError('an image was read')
 
 
-ITEMS = items_of([one.name for one in PICTURES])
+ITEMS = items_of([one.name for one in IMAGES])
 
 
 def error_of(text, items=ITEMS, wnids=forms.WNIDS):
@@ -47,14 +47,14 @@ def write(tmp_path, text, name='labels.txt'):
 # ------------------------------------------------------------- label files
 
 FILES = {
-  'val': lambda root: forms.val_txt(root / 'val.txt', PICTURES),
-  'shuffled': lambda root: forms.val_txt(root / 'val.txt', PICTURES[::-1]),
-  'devkit': lambda root: forms.devkit(root, PICTURES),
-  'tensorflow': lambda root: forms.synset_labels(root / 's.txt', PICTURES),
+  'val': lambda root: forms.val_txt(root / 'val.txt', IMAGES),
+  'shuffled': lambda root: forms.val_txt(root / 'val.txt', IMAGES[::-1]),
+  'devkit': lambda root: forms.devkit(root, IMAGES),
+  'tensorflow': lambda root: forms.synset_labels(root / 's.txt', IMAGES),
   'real': lambda root: forms.real_json(root / 'real.json', LABELS),
   'numbers': lambda root: write(
     root,
-    ''.join(f'{row} {one.label}\n' for row, one in enumerate(PICTURES, 1)),
+    ''.join(f'{row} {one.label}\n' for row, one in enumerate(IMAGES, 1)),
   ),
 }
 
@@ -73,21 +73,21 @@ FILES = {
 @pytest.mark.parametrize('turned', [False, True])
 def test_every_form_gives_the_same_answers(tmp_path, name, key, turned):
   step = -1 if turned else 1
-  items = items_of([key(one) for one in PICTURES[::step]])
+  items = items_of([key(one) for one in IMAGES[::step]])
   path = FILES[name](tmp_path)
   found = truth.load(str(path), items, forms.WNIDS)
   assert found.answers == LABELS[::step]
   assert found.name == path.stem
-  assert found.description.startswith(f'24 pictures labelled by {path}: ')
+  assert found.description.startswith(f'24 images labelled by {path}: ')
 
 
 @pytest.mark.parametrize('form', ['folder', 'tar', 'parquet'])
 @pytest.mark.parametrize('name', FILES)
-def test_every_form_of_labels_fits_every_form_of_pictures(tmp_path, form, name):
+def test_every_form_of_labels_fits_every_form_of_images(tmp_path, form, name):
   if form == 'parquet':
     pytest.importorskip('pyarrow')
   data = {'folder': forms.folder, 'tar': forms.tar, 'parquet': forms.parquet}
-  source = sources.open_source(str(data[form](tmp_path / 'data', PICTURES)))
+  source = sources.open_source(str(data[form](tmp_path / 'data', IMAGES)))
   path = FILES[name](tmp_path)
   found = truth.load(str(path), source.items, forms.WNIDS)
   assert found.answers == LABELS
@@ -107,15 +107,15 @@ def test_names_may_hold_blanks_and_quotes_and_paths(tmp_path):
   assert found.answers == ({2}, {1}, {3}, {4})
 
 
-def test_real_labels_leave_pictures_out_and_allow_any_of_several(tmp_path):
-  answers = [[one.label, 3] for one in PICTURES]
+def test_real_labels_leave_images_out_and_allow_any_of_several(tmp_path):
+  answers = [[one.label, 3] for one in IMAGES]
   answers[4], answers[9], answers[10] = [], [], [1, 2, 999]
   path = forms.real_json(tmp_path / 'real.json', answers)
   found = truth.load(str(path), ITEMS, forms.WNIDS)
   assert found.name == 'real'
   assert found.answers == tuple(map(frozenset, answers))
   assert found.description == (
-    f'22 pictures labelled by {path}: lists of labels (ReaL); 2 pictures'
+    f'22 images labelled by {path}: lists of labels (ReaL); 2 images'
     ' without a label left out'
   )
 
@@ -149,7 +149,7 @@ def test_numbers_that_cannot_be_ids_are_labels(tmp_path, text, wnids):
   'wnids', [(), tuple(f'class {n}' for n in range(1000))]
 )
 def test_ids_are_no_labels_of_a_network_without_wordnet_ids(tmp_path, wnids):
-  path = forms.devkit(tmp_path, PICTURES)
+  path = forms.devkit(tmp_path, IMAGES)
   message = error_of(path, wnids=wnids)
   assert 'has meta.mat beside it, so its numbers are ILSVRC ids' in message
 
@@ -161,13 +161,13 @@ def test_the_sources_own_labels():
   items = items_of('abc', [5, 0, 999])
   found = truth.load('', items, forms.WNIDS)
   assert found == truth.LabelSet(
-    'labels', ({5}, {0}, {999}), '3 pictures labelled by their source'
+    'labels', ({5}, {0}, {999}), '3 images labelled by their source'
   )
 
 
-def test_pictures_without_a_label_of_their_own_are_counted():
+def test_images_without_a_label_of_their_own_are_counted():
   assert error_of('', items_of('abcde', [1, -1, -1, -1, -1])).startswith(
-    '4 of 5 pictures have no label of their own: in/b, in/c, in/d and 1 more.'
+    '4 of 5 images have no label of their own: in/b, in/c, in/d and 1 more.'
   )
 
 
@@ -197,10 +197,10 @@ def test_folders(folders, wnids, labels, how):
 
 def test_imagenet_v2_on_disk(tmp_path):
   # Sorted as text, 10 would come before 2.
-  data = forms.class_folders(tmp_path, PICTURES, lambda one: str(one.label))
+  data = forms.class_folders(tmp_path, IMAGES, lambda one: str(one.label))
   source = sources.open_source(str(data))
   found = truth.load('folders', source.items, forms.WNIDS)
-  label_of = {f'{one.label}/{one.name}': one.label for one in PICTURES}
+  label_of = {f'{one.label}/{one.name}': one.label for one in IMAGES}
   expected = [{label_of[item.key]} for item in source.items]
   assert list(found.answers) == expected
 
@@ -208,7 +208,7 @@ def test_imagenet_v2_on_disk(tmp_path):
 @pytest.mark.parametrize(
   ('keys', 'wnids', 'message'),
   [
-    (['a.png', 'x/b.png'], (), '1 of 2 pictures lie in no folder that could'),
+    (['a.png', 'x/b.png'], (), '1 of 2 images lie in no folder that could'),
     (['1/a', '01/b'], (), 'of the folders 01, 1 two are the same number'),
     (
       ['1000/a'],
@@ -232,23 +232,23 @@ def test_folders_that_do_not_fit(keys, wnids, message):
 
 
 @pytest.mark.parametrize('name', FILES)
-@pytest.mark.parametrize('there', [PICTURES[:-1], [*PICTURES, PICTURES[0]]])
-def test_another_number_of_pictures_is_an_error(tmp_path, name, there):
-  keys = [one.name for one in PICTURES[: len(there)]]
+@pytest.mark.parametrize('there', [IMAGES[:-1], [*IMAGES, IMAGES[0]]])
+def test_another_number_of_images_is_an_error(tmp_path, name, there):
+  keys = [one.name for one in IMAGES[: len(there)]]
   keys += ['ILSVRC2012_val_00000025.JPEG'] * (len(there) - len(keys))
   path = FILES[name](tmp_path)
   assert error_of(path, items_of(keys)).startswith(
-    f'the label file {path} has labels for 24 pictures, and the source has'
+    f'the label file {path} has labels for 24 images, and the source has'
     f' {len(there)}.'
   )
 
 
-def test_the_pictures_on_one_side_only_are_named(tmp_path):
+def test_the_images_on_one_side_only_are_named(tmp_path):
   path = FILES['val'](tmp_path)
-  message = error_of(path, items_of([*(o.name for o in PICTURES[5:]), 'a.jpg']))
+  message = error_of(path, items_of([*(o.name for o in IMAGES[5:]), 'a.jpg']))
   assert ' Without a label: a.jpg.' in message
   assert (
-    ' Without a picture: ILSVRC2012_val_00000001.JPEG,'
+    ' Without an image: ILSVRC2012_val_00000001.JPEG,'
     ' ILSVRC2012_val_00000002.JPEG, ILSVRC2012_val_00000003.JPEG and 2 more.'
   ) in message
 
@@ -259,7 +259,7 @@ def test_unknown_names_are_an_error(tmp_path, keys):
   message = error_of(path, items_of(keys))
   assert message.startswith(
     f'the label file {path} has no label for {len(keys)} of {len(keys)}'
-    f' pictures: {", ".join(keys)}. It has labels for q{keys[0]}'
+    f' images: {", ".join(keys)}. It has labels for q{keys[0]}'
   )
 
 
@@ -273,10 +273,9 @@ def test_unknown_names_are_an_error(tmp_path, keys):
   ],
 )
 def test_numbers_that_are_not_those_of_the_lines_are_an_error(tmp_path, keys):
-  path = forms.synset_labels(tmp_path / 's.txt', PICTURES[:2])
-  assert (
-    f'the label file {path} goes by the numbers of the pictures, 1 to 2'
-    in (error_of(path, items_of(keys)))
+  path = forms.synset_labels(tmp_path / 's.txt', IMAGES[:2])
+  assert f'the label file {path} goes by the numbers of the images, 1 to 2' in (
+    error_of(path, items_of(keys))
   )
 
 
@@ -304,13 +303,13 @@ def test_names_that_occur_twice_are_an_error(tmp_path):
   )
   path = write(tmp_path, 'a 1\nb 1\n')
   assert error_of(path, items_of('aa')) == (
-    'the source has the picture a more than once. Leave the others out.'
+    'the source has the image a more than once. Leave the others out.'
   )
 
 
 def test_a_label_file_without_a_single_label_is_an_error(tmp_path):
   path = write(tmp_path, '[[], []]')
-  assert error_of(path, items_of('ab')).startswith('no picture has a label: ')
+  assert error_of(path, items_of('ab')).startswith('no image has a label: ')
 
 
 @pytest.mark.parametrize(
@@ -322,8 +321,8 @@ def test_a_label_file_without_a_single_label_is_an_error(tmp_path):
     ('1\n2\nn01440764\n', "has 'n01440764' in line 3, which is not a number"),
     ('n01440764\n\n5\n', "has '5' in line 3, which is not a WordNet id"),
     ('a 1\nb\n', "has 'b' in line 2, which is not NAME LABEL"),
-    ('n99999999\n', 'picture 1 has the WordNet id n99999999'),
-    ('1001\n', 'picture 1 has the ILSVRC id 1001, and they end at 1000'),
+    ('n99999999\n', 'image 1 has the WordNet id n99999999'),
+    ('1001\n', 'image 1 has the ILSVRC id 1001, and they end at 1000'),
     ('[[1], 2]', 'is JSON, but no list of lists of whole numbers'),
     ('[[1.0]]', 'no list of lists of whole numbers'),
     ('[[true]]', 'no list of lists of whole numbers'),
@@ -355,7 +354,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_ground_truth_without_its_meta_mat_is_an_error(tmp_path):
-  path = forms.devkit(tmp_path, PICTURES)
+  path = forms.devkit(tmp_path, IMAGES)
   (tmp_path / 'meta.mat').unlink()
   message = error_of(path)
   assert message.startswith(f'{tmp_path / "meta.mat"} is not there.')
@@ -395,7 +394,7 @@ def _large(path):
   ],
 )
 def test_a_meta_mat_that_is_none(tmp_path, make, message):
-  path = forms.devkit(tmp_path, PICTURES)
+  path = forms.devkit(tmp_path, IMAGES)
   make(tmp_path / 'meta.mat')
   found = error_of(path)
   assert str(tmp_path / 'meta.mat') in found
@@ -403,7 +402,7 @@ def test_a_meta_mat_that_is_none(tmp_path, make, message):
 
 
 def test_a_damaged_meta_mat_is_an_error_or_right(tmp_path):
-  path = forms.devkit(tmp_path, PICTURES)
+  path = forms.devkit(tmp_path, IMAGES)
   meta = tmp_path / 'meta.mat'
   whole = meta.read_bytes()
   random = np.random.default_rng(0)
@@ -426,7 +425,7 @@ AS_TEXT = np.array(sorted(range(1000), key=str))
 MOVED = np.flatnonzero(np.arange(1000) != AS_TEXT)
 TRUE = np.random.default_rng(5).choice(MOVED, COUNT)
 ORDER = forms.id_order()
-# Right for seven pictures in ten.
+# Right for seven images in ten.
 PREDICTED = np.where(
   np.random.default_rng(6).random(COUNT) < 0.7,
   TRUE,
@@ -476,37 +475,33 @@ def test_wrong_labels_are_found_out(tmp_path, labels, said):
     assert f'accuracy would be {np.mean(PREDICTED == TRUE):.2%}.' in message
 
 
-def test_pictures_that_were_not_sorted_are_found_out():
+def test_images_that_were_not_sorted_are_found_out():
   keys = [f'{n}.jpg' for n in range(COUNT)]
   as_text = sorted(range(COUNT), key=lambda n: keys[n])
-  # The pictures as a folder gives them, the labels by number.
+  # The images as a folder gives them, the labels by number.
   message = diagnose(
     TRUE,
     keys=[keys[n] for n in as_text],
     predicted=PREDICTED[as_text],
   )
   assert 'the labels are in the order of the numbers in their names' in message
-  # The pictures in another order, the labels by sorted names.
+  # The images in another order, the labels by sorted names.
   mixed = np.random.default_rng(8).permutation(COUNT)
   message = diagnose(
     TRUE, keys=[KEYS[n] for n in mixed], predicted=PREDICTED[mixed]
   )
-  assert (
-    'the labels are in the order of their paths, and the pictures' in message
-  )
-  # The labels in that other order, given to the pictures by sorted names.
+  assert 'the labels are in the order of their paths, and the images' in message
+  # The labels in that other order, given to the images by sorted names.
   labels = np.empty_like(TRUE)
   labels[np.argsort(mixed)] = TRUE[mixed]
   message = diagnose(
     labels, keys=[KEYS[n] for n in mixed], predicted=PREDICTED[mixed]
   )
-  assert (
-    'the pictures are in the order of their paths, and the labels' in message
-  )
+  assert 'the images are in the order of their paths, and the labels' in message
 
 
 def test_ids_are_found_out_without_a_meta_mat(tmp_path):
-  # The ground truth's first lines, and what val.txt says of the same pictures.
+  # The ground truth's first lines, and what val.txt says of the same images.
   known = {490: 65, 361: 970, 171: 230, 822: 809, 297: 516}
   order = devkit.published_label_of_id(forms.WNIDS)
   assert {number: order[number - 1] for number in known} == known
@@ -526,7 +521,7 @@ def test_what_no_known_order_explains_is_said():
   assert '--job=predict' in message
 
 
-def test_failed_pictures_and_several_answers(tmp_path):
+def test_failed_images_and_several_answers(tmp_path):
   predicted = np.where(np.arange(COUNT) % 5 == 0, -1, PREDICTED)
   answers = tuple(
     frozenset() if row % 7 == 0 else frozenset([int(n) + 1, 2000])
@@ -544,7 +539,7 @@ def test_failed_pictures_and_several_answers(tmp_path):
   assert truth.diagnose(nothing, KEYS, labels, forms.WNIDS) == ''
 
 
-def test_few_classes_and_few_pictures_are_not_over_interpreted():
+def test_few_classes_and_few_images_are_not_over_interpreted():
   random = np.random.default_rng(0)
   for _ in range(30):
     true = random.integers(0, 10, 200)
@@ -562,4 +557,4 @@ def test_few_classes_and_few_pictures_are_not_over_interpreted():
 
 def test_json_of_the_generator_is_what_real_json_is(tmp_path):
   path = forms.real_json(tmp_path / 'real.json', LABELS)
-  assert json.loads(path.read_text()) == [[one.label] for one in PICTURES]
+  assert json.loads(path.read_text()) == [[one.label] for one in IMAGES]

@@ -173,8 +173,8 @@ main.run()
 """
 
 
-def test_the_second_run_compiles_nothing(tmp_path, pictures):
-  del pictures
+def test_the_second_run_compiles_nothing(tmp_path, image_folder):
+  del image_folder
   (tmp_path / 'script.py').write_text(SCRIPT)
   kept = tmp_path / 'kept'
 
@@ -183,7 +183,7 @@ def test_the_second_run_compiles_nothing(tmp_path, pictures):
       [
         *(sys.executable, 'script.py', '--job=extract'),
         '--config=configs/resnet.py:18,weights=random,crop_size=32',
-        *('--config.resize_size=32', '--config.data=pictures'),
+        *('--config.resize_size=32', '--config.data=images'),
         *(f'--config.output_dir={output}', '--config.output_layer=pool1'),
         *settings,
       ],

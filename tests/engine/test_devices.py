@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which devices compute, and how pictures are dealt out to them."""
+"""Which devices compute, and how images are dealt out to them."""
 
 import itertools
 import math
@@ -30,7 +30,7 @@ def fakes(platform, count):
 
 
 @pytest.mark.parametrize(
-  ('platform', 'there', 'pictures', 'crops', 'deal'),
+  ('platform', 'there', 'images', 'crops', 'deal'),
   [
     # devices, rounds, rows, pieces
     ('cpu', 2, 64, 1, (2, 1, 64, 16)),
@@ -49,21 +49,21 @@ def fakes(platform, count):
     ('gpu', 4, 2, 10, (2, 1, 2, 1)),
   ],
 )
-def test_how_pictures_are_dealt_out(platform, there, pictures, crops, deal):
-  found = devices.deal(fakes(platform, there), pictures, crops)
+def test_how_images_are_dealt_out(platform, there, images, crops, deal):
+  found = devices.deal(fakes(platform, there), images, crops)
   assert found == devices.Deal(*deal)
 
 
 def test_nothing_is_lost_and_little_is_padded():
-  for there, pictures, crops in itertools.product(
+  for there, images, crops in itertools.product(
     range(1, 9), range(1, 150), (1, 10)
   ):
     for platform in ('cpu', 'gpu'):
-      deal = devices.deal(fakes(platform, there), pictures, crops)
-      assert deal.devices == min(there, pictures)
+      deal = devices.deal(fakes(platform, there), images, crops)
+      assert deal.devices == min(there, images)
       each, left = divmod(deal.rows, deal.devices)
       assert not left
-      padded = deal.rounds * deal.rows - pictures
+      padded = deal.rounds * deal.rows - images
       # One more a device and round would be one too many.
       assert 0 <= padded < deal.devices * deal.rounds
       if platform == 'gpu':
@@ -75,7 +75,7 @@ def test_nothing_is_lost_and_little_is_padded():
         assert 1 <= piece <= 3
         # As few rounds as such parts allow.
         most = deal.devices * (48 // crops)
-        assert deal.rounds == math.ceil(pictures / most)
+        assert deal.rounds == math.ceil(images / most)
 
 
 def test_what_a_record_calls_them():
@@ -99,7 +99,7 @@ def _printed(code):
 
 CORES = """
 import os, jax
-from resnet_jax import devices
+from resnet_jax.engine import devices
 {before}
 devices.use_cores()
 print(len(devices.select(False)), len(os.sched_getaffinity(0)))
@@ -143,14 +143,14 @@ def test_two_devices_give_the_values_of_one_and_do_not_talk(network):
   text = two.compile(images.shape).as_text()
   assert re.search(r'num_partitions=2\b', text)
   assert not [word for word in COLLECTIVES if word in text]
-  # The same pictures, the same bytes.
+  # The same images, the same bytes.
   first, second = (two.fetch(two(images)) for _ in range(2))
   for name in LAYERS:
     np.testing.assert_array_equal(first[name], second[name])
 
 
 def test_rounds_come_back_in_order(network):
-  """More pictures than two devices take at once, and an odd number."""
+  """More images than two devices take at once, and an odd number."""
   images = pixels(131)
   run = on(network, 2, ['pool1'])
   found = run.fetch(run(images))
@@ -194,7 +194,7 @@ import os
 del os.sched_getaffinity
 os.cpu_count = lambda: {cores}
 os.environ.pop('XLA_FLAGS', None)
-from resnet_jax import devices
+from resnet_jax.engine import devices
 devices.use_cores()
 import jax
 print(jax.local_device_count('cpu'), 'XLA_FLAGS' in os.environ)
@@ -208,7 +208,7 @@ def test_cores_are_those_that_the_process_may_use():
 import os
 os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
 os.cpu_count = lambda: 64
-from resnet_jax import cores
+from resnet_jax.system import cores
 from resnet_jax.jobs import common
 from ml_collections import ConfigDict
 print(cores.count(), common.threads(ConfigDict({'threads': 0})))

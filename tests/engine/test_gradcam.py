@@ -7,10 +7,10 @@ from conftest import ROOT
 from numpy_resnet import NumpyCifar
 
 import resnet_jax
+from resnet_jax.data import recipe
 from resnet_jax.engine import gradcam, runner
 from resnet_jax.models import resnet
 from resnet_jax.system import errors
-from resnet_jax.weights import recipe
 
 MEAN = np.array(recipe.CIFAR.mean, np.float32).reshape(3, 1, 1)
 
@@ -30,11 +30,11 @@ def model():
 @pytest.mark.parametrize('label', [None, 7])
 def test_of_the_last_block_it_is_the_classifiers_own_row(model, label):
   """There d logit / d value = weight / positions, exactly."""
-  pictures = _noise(3, 96)
-  cam = model.grad_cam(pictures, label)
-  values = model.features(pictures, 'res5_2_addto').astype(np.float64)
+  images = _noise(3, 96)
+  cam = model.grad_cam(images, label)
+  values = model.features(images, 'res5_2_addto').astype(np.float64)
   weights = model.weights.parameters['logits/kernel'].astype(np.float64)
-  for row, prediction in enumerate(model.predict(pictures)):
+  for row, prediction in enumerate(model.predict(images)):
     own = weights[:, prediction.label if label is None else label] / 9
     expected = np.maximum(np.einsum('chw,c->hw', values[row], own), 0)
     assert cam[row].max() > 0
@@ -48,8 +48,8 @@ def test_of_a_middle_layer_it_agrees_with_finite_differences():
   """
   layer, label = 'res2_2_branch2b_bn', 4
   network = NumpyCifar(20, classes=10)
-  pictures = _noise(1, 32)
-  x = pictures.transpose(0, 3, 1, 2).astype(np.float64)
+  images = _noise(1, 32)
+  x = images.transpose(0, 3, 1, 2).astype(np.float64)
   x = (x - MEAN) / 60
   base = dict(network(x))
   values = base[layer]
@@ -73,7 +73,7 @@ def test_of_a_middle_layer_it_agrees_with_finite_differences():
     std=(60.0, 60.0, 60.0),
     grad_cam=gradcam.GradCam(layer, label),
   )
-  found = run.fetch(run(pictures[:, None]))
+  found = run.fetch(run(images[:, None]))
   np.testing.assert_allclose(
     found[layer], values, atol=1e-4 * np.abs(values).max()
   )
@@ -82,10 +82,10 @@ def test_of_a_middle_layer_it_agrees_with_finite_differences():
   np.testing.assert_allclose(cam, expected, atol=1e-3 * expected.max())
 
 
-def test_a_picture_does_not_depend_on_its_neighbours(model):
-  pictures = _noise(3, 96)
-  together = model.grad_cam(pictures, 5, 'layer3.0.conv1')
-  alone = model.grad_cam(pictures[1:2], 5, 'layer3.0.conv1')
+def test_a_image_does_not_depend_on_its_neighbours(model):
+  images = _noise(3, 96)
+  together = model.grad_cam(images, 5, 'layer3.0.conv1')
+  alone = model.grad_cam(images[1:2], 5, 'layer3.0.conv1')
   assert together.shape == (3, 6, 6)
   np.testing.assert_allclose(
     together[1], alone[0], atol=1e-4 * together[1].max()
@@ -93,14 +93,14 @@ def test_a_picture_does_not_depend_on_its_neighbours(model):
 
 
 def test_values_beside_it_are_those_without_it(model):
-  pictures = _noise(1, 96)
+  images = _noise(1, 96)
   what = gradcam.GradCam('res4_1_addto')
   beside = model._values(
-    pictures, ('res3_1_addto', 'output'), runner.Reduction(), what
+    images, ('res3_1_addto', 'output'), runner.Reduction(), what
   )
   assert list(beside) == ['res3_1_addto', 'output', gradcam.GRAD_CAM]
   for name, values in model.features(
-    pictures, ['res3_1_addto', 'output']
+    images, ['res3_1_addto', 'output']
   ).items():
     np.testing.assert_allclose(beside[name], values, rtol=1e-4, atol=1e-5)
 
@@ -119,13 +119,13 @@ def test_what_it_cannot_look_at(model, arguments, message):
     model.grad_cam(_noise(1, 64), **arguments)
 
 
-def test_ten_crops_are_not_one_picture():
+def test_ten_crops_are_not_one_image():
   model = resnet_jax.load('resnet18', weights='random', multi_crop=True)
-  picture = ROOT / 'example/chelsea.png'
+  image = ROOT / 'example/chelsea.png'
   with pytest.raises(errors.UserError, match='Grad-CAM looks at one crop'):
-    model.grad_cam(picture)
+    model.grad_cam(image)
   with pytest.raises(errors.UserError, match='averages over ten crops'):
-    model.crops(picture)
+    model.crops(image)
 
 
 def test_crops_are_what_the_network_sees(model):

@@ -13,13 +13,13 @@ import pytest
 from conftest import ROOT
 
 import resnet_jax
-from resnet_jax.data import mean as mean_room
+from resnet_jax.data import mean as mean_lib
 from resnet_jax.engine import runner, sizing
 from resnet_jax.models import resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import random
 
-MEAN = mean_room.parse_mean('1,2,3', 32)
+MEAN = mean_lib.parse_mean('1,2,3', 32)
 CPU = tuple(jax.devices('cpu')[:1])
 EXHAUSTED = 'RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.'
 
@@ -40,7 +40,7 @@ def pixels(count):
 
 
 class Limited:
-  """A runner on a device that holds `most` pictures at a time."""
+  """A runner on a device that holds `most` images at a time."""
 
   def __init__(self, run, most, late=False):
     self._run, self.most, self._late = run, most, late
@@ -90,7 +90,7 @@ def test_out_of_memory_halves_and_gives_the_same_values(network18, most, late):
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
   halvings = [rows for rows in (7, 4, 2) if rows > most]
   assert [line for line in said if 'memory' in line] == [
-    f'NOTE: out of memory with {rows} pictures at a time; going on with'
+    f'NOTE: out of memory with {rows} images at a time; going on with'
     f' {-(-rows // 2)}'
     for rows in halvings
   ]
@@ -100,10 +100,10 @@ def test_out_of_memory_halves_and_gives_the_same_values(network18, most, late):
   assert set(limited.shapes) == {network.rows or 7}
 
 
-def test_not_even_one_picture_is_an_error_with_ways_out(network18):
+def test_not_even_one_image_is_an_error_with_ways_out(network18):
   limited = Limited(small(network18), 0)
   network = sizing.Network(lambda: limited, CPU, lambda text: None)
-  with pytest.raises(errors.UserError, match=r'single picture.*pool=avg'):
+  with pytest.raises(errors.UserError, match=r'single image.*pool=avg'):
     network(pixels(2))
 
 
@@ -149,7 +149,7 @@ def test_the_memory_that_the_program_states_decides(network18, monkeypatch):
     )
     for rows in (16, 8, 4)
   }
-  # The values and the pictures, each twice, are the least.
+  # The values and the images, each twice, are the least.
   assert needs[16] >= 2 * 16 * (64 * 8 * 8 * 4 + 32 * 32 * 3)
   assert needs[4] < needs[8] < needs[16]
   room = int(needs[8] / sizing._SHARE) + 1
@@ -157,7 +157,7 @@ def test_the_memory_that_the_program_states_decides(network18, monkeypatch):
   network = sizing.Network(lambda: run, CPU, said.append)
   assert network.fitting(shape) == 8
   [line] = [line for line in said if 'fit' in line]
-  assert line.startswith('batches of 16 pictures do not fit into the memory: ')
+  assert line.startswith('batches of 16 images do not fit into the memory: ')
   assert line.endswith(f' MB of {room >> 20} free; taking 8 at a time')
   monkeypatch.setattr(sizing, 'available_bytes', lambda devices: 0)
   assert network.fitting(shape) == 1
@@ -228,20 +228,20 @@ main.run()
 FLAGS = (
   '--job=extract',
   '--config=configs/resnet.py:18,weights=random,resize_size=32,crop_size=32',
-  '--config.data=pictures',
+  '--config.data=images',
   '--config.output_layer=pool1',
 )
 
 
-def test_a_run_compiles_once(tmp_path, pictures):
+def test_a_run_compiles_once(tmp_path, image_folder):
   """Its last batch is a part of one, and a warm-up comes before the first."""
   # 21 batches: fewer have no warm-up.
-  (pictures / 'many.list').write_text('a.png\n' * 41)
+  (image_folder / 'many.list').write_text('a.png\n' * 41)
   (tmp_path / 'script.py').write_text(COUNT)
   done = subprocess.run(
     [
       *(sys.executable, 'script.py', *FLAGS, '--config.batch_size=2'),
-      '--config.data=pictures/many.list',
+      '--config.data=images/many.list',
     ],
     cwd=tmp_path,
     env=os.environ | {'PYTHONPATH': str(ROOT)},
@@ -254,18 +254,20 @@ def test_a_run_compiles_once(tmp_path, pictures):
   assert done.stderr.count('compiled in') == 1
 
 
-def test_a_run_is_gone_on_with_in_its_own_batches(run_main, tmp_path, pictures):
-  del pictures
+def test_a_run_is_gone_on_with_in_its_own_batches(
+  run_main, tmp_path, image_folder
+):
+  del image_folder
   done = run_main(*FLAGS, '--config.batch_size=2', check=0)
-  assert 'float32, 2 pictures at a time' in done.stderr
+  assert 'float32, 2 images at a time' in done.stderr
   # Left to itself it would take all seven.
   again = run_main(*FLAGS, '--config.batch_size=auto', check=0)
   assert 'is finished already' in again.stderr
   (tmp_path / 'features').rename(tmp_path / 'features.part')
   again = run_main(*FLAGS, check=0)
-  assert 'going on after 7 of 7 pictures' in again.stderr
+  assert 'going on after 7 of 7 images' in again.stderr
   other = run_main(*FLAGS, '--config.output_dir=other', check=0)
-  assert 'float32, 7 pictures at a time' in other.stderr
+  assert 'float32, 7 images at a time' in other.stderr
 
 
 @pytest.mark.parametrize(

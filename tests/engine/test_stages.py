@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from resnet_jax.data import mean as mean_room
+from resnet_jax.data import mean as mean_lib
 from resnet_jax.data import preprocess, sources
 from resnet_jax.engine import runner
 from resnet_jax.jobs import common
@@ -21,7 +21,7 @@ from resnet_jax.system import errors, timing
 from resnet_jax.weights import random
 
 HOW = preprocess.Preprocess(
-  mean_room.parse_mean('1,2,3', 32), resize_size=36, crop_size=32
+  mean_lib.parse_mean('1,2,3', 32), resize_size=36, crop_size=32
 )
 ROWS = 2
 
@@ -43,13 +43,13 @@ def spend(now, context, seconds):
     now.value += seconds
 
 
-def test_rates_are_pictures_over_busy_seconds(now):
+def test_rates_are_images_over_busy_seconds(now):
   clock = timing.Clock()
   for _ in range(10):
     spend(now, clock.measure('read', 1, workers=4), 0.5)
     spend(now, clock.measure('decode', 1, workers=2), 0.5)
   spend(now, clock.measure('transfer', 32), 1)
-  # Back from the device: more time, no more pictures.
+  # Back from the device: more time, no more images.
   spend(now, clock.measure('transfer', 0), 3)
   spend(now, clock.measure('compute', 32), 64)
   assert clock.rates() == {
@@ -63,9 +63,9 @@ def test_rates_are_pictures_over_busy_seconds(now):
 @pytest.mark.parametrize(
   ('waits', 'stage', 'share'),
   [
-    ({'pictures': 6, 'device': 1, 'writer': 1}, 'decode', 0.75),
-    ({'pictures': 1, 'device': 8, 'writer': 1}, 'compute', 0.8),
-    ({'pictures': 1, 'device': 2, 'writer': 3}, 'write', 0.5),
+    ({'images': 6, 'device': 1, 'writer': 1}, 'decode', 0.75),
+    ({'images': 1, 'device': 8, 'writer': 1}, 'compute', 0.8),
+    ({'images': 1, 'device': 2, 'writer': 3}, 'write', 0.5),
   ],
 )
 def test_the_bound_is_the_slower_stage_of_what_was_waited_for(
@@ -79,20 +79,20 @@ def test_the_bound_is_the_slower_stage_of_what_was_waited_for(
     spend(now, clock.waiting(what), value)
   assert clock.bound() == (stage, pytest.approx(share))
   assert clock.line() == (
-    'stages, pictures/s: read 100, decode 50.0, transfer 10000, compute 33.3,'
+    'stages, images/s: read 100, decode 50.0, transfer 10000, compute 33.3,'
     f' write 100; bound by {stage} ({100 * share:.0f}% of the time)'
   )
   figures = json.loads(json.dumps(clock.figures()))
   assert figures['bound'] == stage
   assert figures['bound_share'] == pytest.approx(share)
-  assert figures['pictures_per_second']['decode'] == pytest.approx(50)
+  assert figures['images_per_second']['decode'] == pytest.approx(50)
 
 
 def test_a_failure_counts_too_and_nothing_done_is_no_line(now):
   clock = timing.Clock()
   assert clock.line() == ''
   assert clock.figures() == {
-    'pictures_per_second': {},
+    'images_per_second': {},
     'bound': '',
     'bound_share': 0,
   }
@@ -117,7 +117,7 @@ def test_threads_lose_nothing():
     thread.join()
   with clock.measure('decode', 0):
     pass
-  assert clock._pictures['decode'] == 16000
+  assert clock._images['decode'] == 16000
 
 
 # ----------------------------------------------------------------- the loop
@@ -145,7 +145,7 @@ class Log:
     self.events.append(('warm up', shape))
 
   def __call__(self, images):
-    """The result is the pictures."""
+    """The result is the images."""
     self.events.append(('start', int(images[0].max())))
     return images
 
@@ -166,7 +166,7 @@ class Log:
 
 @pytest.fixture
 def compute():
-  """Runs the loop over grey pictures, of values 1, 2, ... ."""
+  """Runs the loop over grey images, of values 1, 2, ... ."""
 
   def run(count, log, contents=None, **settings):
     contents = contents or [grey(value + 1) for value in range(count)]
@@ -175,7 +175,7 @@ def compute():
       for n, data in enumerate(contents)
     ]
     setup = types.SimpleNamespace(
-      source=sources.Source(items, 'pictures'), how=HOW
+      source=sources.Source(items, 'images'), how=HOW
     )
     config = ConfigDict({'threads': 2, 'on_error': 'fail'})
     clock = timing.Clock()
@@ -219,9 +219,9 @@ def test_a_batch_is_on_its_way_before_the_last_one_is_fetched(
     *(('fetch', 13), ('yield', 13)),
   ]
   assert list(clock.rates()) == [s for s in timing.STAGES if s != 'write']
-  assert clock._pictures['read'] == 14
-  # The same number of pictures for both ways.
-  assert clock._pictures['transfer'] == clock._pictures['compute'] == 2 * ROWS
+  assert clock._images['read'] == 14
+  # The same number of images for both ways.
+  assert clock._images['transfer'] == clock._images['compute'] == 2 * ROWS
 
 
 @pytest.mark.parametrize(('start', 'starts'), [(0, [0, 2, 4]), (4, [4])])
@@ -243,14 +243,14 @@ def test_nothing_left_compiles_nothing(compute):
   assert clock.line() == ''
 
 
-def test_a_broken_picture_is_said_before_the_compiler_works(compute):
+def test_a_broken_image_is_said_before_the_compiler_works(compute):
   log = Log()
-  with pytest.raises(errors.UserError, match='picture in/1: the file is empty'):
+  with pytest.raises(errors.UserError, match='image in/1: the file is empty'):
     compute(2, log, contents=[grey(1), b''])
   assert log.events == []
 
 
-def test_errors_of_the_network_name_the_pictures(compute):
+def test_errors_of_the_network_name_the_images(compute):
   found, _ = compute(8, Log(errors.UserError('values are too large.')))
   with pytest.raises(
     errors.UserError, match=r'^in/4 to in/5: values are too large\.$'
@@ -259,7 +259,7 @@ def test_errors_of_the_network_name_the_pictures(compute):
   found, _ = compute(5, Log(RuntimeError('no memory')))
   with pytest.raises(RuntimeError, match='no memory') as caught:
     list(found)
-  assert caught.value.__notes__ == ['It was at the pictures in/4.']
+  assert caught.value.__notes__ == ['It was at the images in/4.']
 
 
 def test_a_measured_batch_has_the_same_values():

@@ -8,12 +8,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.engine import transposes
 
-MESH = Mesh(np.array(jax.devices()[:2]), ('pictures',))
+MESH = Mesh(np.array(jax.devices()[:2]), ('images',))
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float16'])
 @pytest.mark.parametrize(
-  'spec', [PartitionSpec(), PartitionSpec(None, 'pictures')]
+  'spec', [PartitionSpec(), PartitionSpec(None, 'images')]
 )
 @pytest.mark.parametrize(
   'shape',

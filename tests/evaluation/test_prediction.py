@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The 1000 classes, and the best of them for a picture."""
+"""The 1000 classes, and the best of them for an image."""
 
 import collections
 import itertools

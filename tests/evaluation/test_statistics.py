@@ -98,7 +98,7 @@ def test_mcnemars_test_on_a_table_of_a_textbook():
 # --------------------------------------------------------------------- counts
 
 
-def _random_pictures(classes=12, count=600):
+def _random_images(classes=12, count=600):
   random = np.random.default_rng(3)
   for _ in range(count):
     answers = frozenset(
@@ -109,13 +109,13 @@ def _random_pictures(classes=12, count=600):
 
 
 def test_the_counts_are_those_of_loops():
-  pictures = list(_random_pictures())
+  images = list(_random_images())
   tally = metrics.Tally(12)
-  for answers, best in pictures:
+  for answers, best in images:
     tally.add(answers, best)
-  counted = [(a, b) for a, b in pictures if a]
-  assert tally.pictures == len(counted)
-  assert tally.unlabelled == len(pictures) - len(counted) > 50
+  counted = [(a, b) for a, b in images if a]
+  assert tally.images == len(counted)
+  assert tally.unlabelled == len(images) - len(counted) > 50
   assert tally.failed == sum(not b for _, b in counted) > 5
   assert tally.several == sum(len(a) > 1 for a, _ in counted)
   for rate, k in ((tally.top1, 1), (tally.top5, 5)):
@@ -130,7 +130,7 @@ def test_the_counts_are_those_of_loops():
   assert [row.label for row in tally.classes()] == list(range(12))
   for row in tally.classes():
     of = [(a, b) for a, b in counted if row.label in a]
-    assert row.pictures == len(of)
+    assert row.images == len(of)
     assert row.top1 == sum(not (set(b[:1]) & a) for a, b in of)
     assert row.top5 == sum(not (set(b) & a) for a, b in of)
   pairs = []
@@ -148,7 +148,7 @@ def test_the_counts_are_those_of_loops():
   assert tally.confusions(3) == expected[:3]
 
 
-def test_a_class_without_pictures_is_not_in_the_table():
+def test_a_class_without_images_is_not_in_the_table():
   tally = metrics.Tally(1000)
   tally.add({7}, [7, 1, 2, 3, 4])
   tally.add({7, 9}, [3, 9, 1, 2, 4])
@@ -242,7 +242,7 @@ def _cka(a, b):
 @pytest.mark.parametrize('piece', [1, 900, 1 << 20])
 def test_similarities_are_those_of_whole_arrays(max_side, piece):
   random = np.random.default_rng(0)
-  # 8: by the squares of pictures, since a picture has 12 values; 100: by those
+  # 8: by the squares of images, since an image has 12 values; 100: by those
   # of values.
   rows = 8 if max_side == 8 else 30
   a = random.normal(5, 1, (rows, 3, 2, 2)).astype(np.float32)
@@ -305,7 +305,7 @@ def test_other_shapes_have_a_cka_and_no_error():
   [
     (4, 'no CKA: a table does not vary'),
     (0, 'no CKA: a table does not vary'),
-    (9, 'no CKA: more than 5 pictures and values a picture'),
+    (9, 'no CKA: more than 5 images and values an image'),
   ],
 )
 def test_what_has_no_cka_says_why(rows, note):

@@ -11,17 +11,19 @@ import zarr
 
 import resnet_jax
 from resnet_jax import features
-from resnet_jax.features import layout, output, stream
+from resnet_jax.features import output, stream, table
 from resnet_jax.system import errors
 
 LAYERS = {'b_layer': (3, 2, 2), 'a_layer': (4, 1, 1)}
-FACTS = layout.Facts({'model': 'x', 'seed': 1}, {'note': 'ü'})
+FACTS = table.Facts({'model': 'x', 'seed': 1}, {'note': 'ü'})
 FORMS = tuple(features.FORMATS)
 
 
 def plan_of(rows, batch=3, dtype='float32', layers=None):
   keys = [f'd{i % 2}/p{i} ü.png' for i in range(rows)]
-  return layout.Layout(keys, list(range(rows)), layers or LAYERS, dtype, batch)
+  return table.FeatureTable(
+    keys, list(range(rows)), layers or LAYERS, dtype, batch
+  )
 
 
 def values_of(plan):

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from resnet_jax import features
-from resnet_jax.features import layout, output
+from resnet_jax.features import output, table
 from resnet_jax.system import errors, files
 
 FORMS = tuple(features.FORMATS)
 SETTINGS = {'model': 'ResNet-50', 'layers': ['a', 'b'], 'mean': {'x': [1.5]}}
-PLAN = layout.Layout(
+PLAN = table.FeatureTable(
   [f'{i}.png' for i in range(5)], [-1] * 5, {'a': (4, 2, 2)}, 'float32', 2
 )
 LIMIT = 100
@@ -26,7 +26,7 @@ LIMIT = 100
 def start(form, directory, settings=None):
   """Makes `.part` unless it is there, and opens it."""
   kind = features.FORMATS[form]
-  facts = layout.Facts(settings or SETTINGS, {})
+  facts = table.Facts(settings or SETTINGS, {})
   path = output.make_part(directory, lambda p: kind.create(p, PLAN, facts))
   return kind.writer(path, PLAN)
 

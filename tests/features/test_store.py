@@ -10,19 +10,19 @@ import pytest
 import zarr
 
 from resnet_jax import features
-from resnet_jax.features import layout, output, store
+from resnet_jax.features import output, store, table
 from resnet_jax.system import errors
 
 # Not in the order of the alphabet.
 LAYERS = {'wide': (3, 2, 2), 'flat': (5, 1, 1)}
-FACTS = layout.Facts({'model': 'x', 'seed': 1}, {'note': 'ü', 'list': [1, 2]})
+FACTS = table.Facts({'model': 'x', 'seed': 1}, {'note': 'ü', 'list': [1, 2]})
 ZARR = features.FORMATS['zarr']
 
 
 def plan_of(rows=8, batch=3, dtype='float32', layers=None):
   keys = [f'd{i % 2}/猫 {i} ü😀.png' for i in range(rows)]
   labels = [i - 1 for i in range(rows)]
-  return layout.Layout(keys, labels, layers or LAYERS, dtype, batch)
+  return table.FeatureTable(keys, labels, layers or LAYERS, dtype, batch)
 
 
 def values_of(plan, failed=()):
@@ -317,7 +317,7 @@ def test_the_reasons_of_a_killed_try_are_forgotten(tmp_path):
   write(tmp_path / 'whole', plan)
   part = write(tmp_path / 'halted', plan, stop=6, failed=(4,))
   (part / 'status' / 'c' / '1').unlink()
-  # This time the picture of row 4 can be read.
+  # This time the image of row 4 can be read.
   write(tmp_path / 'halted', plan, done=3)
   assert features.load_features(tmp_path / 'halted').reasons == [''] * 8
   assert contents(tmp_path / 'halted') == contents(tmp_path / 'whole')

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from resnet_jax import features
-from resnet_jax.features import layout, output, stream
+from resnet_jax.features import output, stream, table
 from resnet_jax.system import errors
 
 # Not in the order of the alphabet.
 LAYERS = {'wide': (3, 2, 2), 'flat': (5, 1, 1)}
-FACTS = layout.Facts({'model': 'x', 'seed': 1}, {'note': 'ü'})
+FACTS = table.Facts({'model': 'x', 'seed': 1}, {'note': 'ü'})
 FORMS = ('pickle', 'text')
 # Rows 0 to 3, 4 to 7 and 8 to 11 in a file each.
 SHORT = dataclasses.replace(stream.PICKLE, rows_per_file=4)
@@ -24,7 +24,7 @@ SHORT = dataclasses.replace(stream.PICKLE, rows_per_file=4)
 
 def plan_of(rows=8, batch=3, dtype='float32', layers=None):
   keys = [f'd{i % 2}/猫 {i} ü.png' for i in range(rows)]
-  return layout.Layout(keys, [-1] * rows, layers or LAYERS, dtype, batch)
+  return table.FeatureTable(keys, [-1] * rows, layers or LAYERS, dtype, batch)
 
 
 def names_of(plan):
@@ -187,10 +187,8 @@ def test_a_file_holds_ten_thousand_samples(tmp_path):
     (['x/a', 'x/b', 'a'], ['x/a', 'x/b', 'a'], True),
   ],
 )
-def test_pictures_of_one_base_name_keep_their_paths(
-  tmp_path, keys, names, noted
-):
-  plan = layout.Layout(keys, [-1] * len(keys), LAYERS, 'float32', 2)
+def test_images_of_one_base_name_keep_their_paths(tmp_path, keys, names, noted):
+  plan = table.FeatureTable(keys, [-1] * len(keys), LAYERS, 'float32', 2)
   write('pickle', tmp_path / 'out', plan)
   loaded = features.load_feature_py(tmp_path / 'out')
   assert list(loaded) == names
@@ -204,9 +202,9 @@ def test_pictures_of_one_base_name_keep_their_paths(
   assert features.notes('zarr', plan) == features.notes('text', plan) == []
 
 
-def test_a_picture_listed_twice_is_refused_by_pickle_only(tmp_path):
+def test_a_image_listed_twice_is_refused_by_pickle_only(tmp_path):
   keys = ['x/a', 'b', 'x/a']
-  plan = layout.Layout(keys, [-1] * 3, LAYERS, 'float32', 2)
+  plan = table.FeatureTable(keys, [-1] * 3, LAYERS, 'float32', 2)
   for attempt in (
     lambda: features.notes('pickle', plan),
     lambda: write('pickle', tmp_path / 'pickle', plan),
@@ -214,7 +212,7 @@ def test_a_picture_listed_twice_is_refused_by_pickle_only(tmp_path):
     with pytest.raises(errors.UserError) as caught:
       attempt()
     assert str(caught.value) == (
-      "'x/a' is listed twice, and the pickle format holds a picture once. List"
+      "'x/a' is listed twice, and the pickle format holds an image once. List"
       ' it once, or use feature_format=zarr.'
     )
   assert features.notes('text', plan) == []
@@ -315,7 +313,7 @@ def test_the_reader_of_pickles_says_what_is_not_there(tmp_path):
 
 def test_a_line_is_values_and_semicolons_in_the_order_asked_for(tmp_path):
   layers = {'z': (2, 1, 2), 'a': (1, 1, 1), 'm': (2, 1, 1)}
-  plan = layout.Layout(['p', 'q'], [-1, -1], layers, 'float32', 2)
+  plan = table.FeatureTable(['p', 'q'], [-1, -1], layers, 'float32', 2)
   values = {
     'z': np.array([0, -1, 0.5, 1e-30, 1, 2, 3, 4]).reshape(2, 2, 1, 2),
     'a': np.array([7, 1 / 3]).reshape(2, 1, 1, 1),
@@ -344,7 +342,9 @@ def test_text_gives_every_float32_back(tmp_path):
   special += [single.smallest_subnormal, np.nextafter(np.float32(1), 2), 0.1]
   array = np.concatenate([bits.view(np.float32), np.float32(special)])
   array[np.isnan(array)] = np.float32(1 / 3)
-  plan = layout.Layout(['p'], [-1], {'a': (array.size, 1, 1)}, 'float32', 1)
+  plan = table.FeatureTable(
+    ['p'], [-1], {'a': (array.size, 1, 1)}, 'float32', 1
+  )
   write(
     'text', tmp_path / 'out', plan, values={'a': array.reshape(1, -1, 1, 1)}
   )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's CIFAR networks: layers, weights, pictures, settings."""
+"""The paper's CIFAR networks: layers, weights, images, settings."""
 
 import dataclasses
 import runpy
@@ -13,12 +13,12 @@ from PIL import Image
 from scipy import ndimage
 
 from resnet_jax import inputs, weights
-from resnet_jax.data import decoding, labels, preprocess
+from resnet_jax.data import decoding, labels, preprocess, recipe
 from resnet_jax.data import mean as means
 from resnet_jax.engine import runner
 from resnet_jax.models import aliases, costs, layers, names, resnet
 from resnet_jax.system import errors
-from resnet_jax.weights import paddle, recipe
+from resnet_jax.weights import paddle
 
 # In units of a layer's rms, as in test_network.
 TOLERANCE = 5e-4
@@ -112,9 +112,9 @@ def test_a_depth_that_nobody_published_lists_all():
   ('depth', 'size'), [(20, (32, 32)), (32, (32, 32)), (20, (37, 50))]
 )
 def test_every_layer_agrees_with_a_direct_numpy_network(depth, size):
-  pictures = noise(2, *size, 3)
+  images = noise(2, *size, 3)
   independent = NumpyCifar(depth, classes=10)
-  rgb = (pictures - np.array(recipe.CIFAR.mean)) / recipe.CIFAR.std
+  rgb = (images - np.array(recipe.CIFAR.mean)) / recipe.CIFAR.std
   expected = independent(rgb.transpose(0, 3, 1, 2))
 
   model = resnet.published(depth)
@@ -128,7 +128,7 @@ def test_every_layer_agrees_with_a_direct_numpy_network(depth, size):
     channels='RGB',
     std=recipe.CIFAR.std,
   )
-  got = run.fetch(run(pictures[:, None]))
+  got = run.fetch(run(images[:, None]))
   shapes = resnet.layer_shapes(model, *size)
   for name in wanted:
     assert got[name].shape == (2, *shapes[name]) == expected[name].shape
@@ -228,7 +228,7 @@ def test_pytorchs_names_are_read(tmp_path, trained, prefix):
     errors.UserError,
     match='holds ResNet-20, not ResNet-56: set layer_num=20',
   ):
-    weights.load(str(path), weights.Wishes(56))
+    weights.load(str(path), weights.LoadOptions(56))
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_a_paddle_directory_keeps_them(tmp_path, trained):
 def test_there_is_no_checkpoint_to_download(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(errors.UserError) as caught:
-    weights.load('auto', weights.Wishes(20))
+    weights.load('auto', weights.LoadOptions(20))
   assert str(caught.value).startswith(
     'no weights found: model/resnet_20 is not there, and the zoo has no'
     ' checkpoint of ResNet-20. Give weights=PATH'
@@ -290,13 +290,13 @@ def test_there_is_no_checkpoint_to_download(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('depth', [20, 56])
 def test_features_of_untrained_networks_are_not_degenerate(depth):
-  loaded = weights.load('random', weights.Wishes(depth))
+  loaded = weights.load('random', weights.LoadOptions(depth))
   assert loaded.model == resnet.published(depth)
   assert loaded.recipe == recipe.CIFAR
   # Smooth, as photographs are.
   coarse = np.random.default_rng(0).normal(0, 1, (8, 32, 32, 3))
   smooth = ndimage.gaussian_filter(coarse, (0, 2, 2, 0))
-  pictures = np.clip(120 + 63 * smooth / smooth.std(), 0, 255).astype(np.uint8)
+  images = np.clip(120 + 63 * smooth / smooth.std(), 0, 255).astype(np.uint8)
   wanted = [n for n in names.layer_names(depth) if n.endswith(('addto', 'put'))]
   run = runner.Runner(
     loaded.model,
@@ -306,7 +306,7 @@ def test_features_of_untrained_networks_are_not_degenerate(depth):
     channels='RGB',
     std=recipe.CIFAR.std,
   )
-  values = run.fetch(run(pictures[:, None]))
+  values = run.fetch(run(images[:, None]))
   probabilities = values.pop('output').reshape(8, 10)
   for name, value in values.items():
     assert 0.2 < np.sqrt(np.mean(value**2)) < 10, name
@@ -316,14 +316,14 @@ def test_features_of_untrained_networks_are_not_degenerate(depth):
   assert probabilities.max() < 0.9
 
 
-# ------------------------------------------------------------- the pictures
+# ------------------------------------------------------------- the images
 
 
-def test_pictures_are_taken_as_they_are():
+def test_images_are_taken_as_they_are():
   how = inputs.preprocess_for(inputs.Wishes(), recipe.CIFAR)
   assert how.resize == 'none'
   assert how.describe() == (
-    'pictures of 32x32 as they are, RGB, minus (123.675, 116.28, 103.53), over'
+    'images of 32x32 as they are, RGB, minus (123.675, 116.28, 103.53), over'
     ' (58.395, 57.12, 57.375)'
   )
   pixels = noise(32, 32, 3)
@@ -337,9 +337,9 @@ def test_pictures_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize('size', [(33, 32), (32, 31), (64, 64)])
-def test_a_picture_of_another_size_is_an_error(size):
+def test_a_image_of_another_size_is_an_error(size):
   how = inputs.preprocess_for(inputs.Wishes(), recipe.CIFAR)
-  with pytest.raises(decoding.PictureError) as caught:
+  with pytest.raises(decoding.ImageError) as caught:
     preprocess.cut(Image.new('RGB', size), how)
   assert str(caught.value) == (
     f'it has {size[0]}x{size[1]} pixels, and resize=none takes 32x32 only; set'
@@ -351,7 +351,7 @@ def test_the_user_can_resize_all_the_same():
   wishes = inputs.Wishes(resize='short_side')
   how = inputs.preprocess_for(wishes, recipe.CIFAR)
   assert how.describe().startswith('shorter side to 32 (bilinear), centre crop')
-  # What that does to a picture of 32x32: nothing.
+  # What that does to an image of 32x32: nothing.
   pixels = noise(32, 32, 3)
   np.testing.assert_array_equal(
     preprocess.cut(Image.fromarray(pixels), how)[0], pixels
@@ -367,7 +367,7 @@ def test_ten_crops_need_room():
   with pytest.raises(errors.UserError) as caught:
     preprocess.Preprocess(mean, 'none', crop_size=32, multi_crop=True)
   assert str(caught.value) == (
-    'multi_crop=true needs resize=short_side: with resize=none a picture is no'
+    'multi_crop=true needs resize=short_side: with resize=none an image is no'
     ' larger than one crop.'
   )
 

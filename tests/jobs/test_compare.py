@@ -12,7 +12,7 @@ from scipy import stats
 
 from resnet_jax import configuration, features, jobs
 from resnet_jax.evaluation import pairs, predictions
-from resnet_jax.features import layout
+from resnet_jax.features import table
 from resnet_jax.system import errors
 
 COUNT = 300
@@ -33,15 +33,15 @@ def _compare(first, second, **settings):
 # ---------------------------------------------------------------- predictions
 
 
-def _write(path, pictures, classes=6, **facts):
+def _write(path, images, classes=6, **facts):
   header = predictions.Header({'classes': classes} | facts, {}, {})
   with predictions.Writer(path, header, 1) as writer:
-    writer.write(pictures)
+    writer.write(images)
     writer.publish()
   return path
 
 
-def _pictures(seed, count=COUNT, failed=(), right=0.6):
+def _images(seed, count=COUNT, failed=(), right=0.6):
   """Labels are the same for all seeds, guesses are not."""
   labels = np.random.default_rng(0).integers(0, 6, count)
   random = np.random.default_rng(seed)
@@ -53,7 +53,7 @@ def _pictures(seed, count=COUNT, failed=(), right=0.6):
     best = tuple((v, round(0.4 - 0.05 * k, 2)) for k, v in enumerate(order))
     bad = row in failed
     found.append(
-      predictions.Picture(
+      predictions.Predicted(
         f'k{row}',
         {'val': (int(label),), 'real': (int(label), 5) if row % 3 else ()},
         () if bad else best,
@@ -65,7 +65,7 @@ def _pictures(seed, count=COUNT, failed=(), right=0.6):
 
 @pytest.fixture
 def files(tmp_path):
-  a, b = _pictures(1), _pictures(2, failed=(7, 9), right=0.7)
+  a, b = _images(1), _images(2, failed=(7, 9), right=0.7)
   return (
     _write(tmp_path / 'a.jsonl', a, weights_sha256='aa', model='x'),
     _write(tmp_path / 'b.jsonl', b, weights_sha256='bb', model='x'),
@@ -81,7 +81,7 @@ def test_two_files_are_counted_as_by_hand(files):
     tuple(p.best[0][0] if p.best else None for p in pair)
     for pair in zip(a, b, strict=True)
   ]
-  assert found.pictures == COUNT
+  assert found.images == COUNT
   assert found.failed == (0, 2)
   assert found.agreed == sum(x == y for x, y in guesses)
   assert [flip.key for flip in found.flips] == [
@@ -98,7 +98,7 @@ def test_two_files_are_counted_as_by_hand(files):
       [pair.neither, pair.test.only_second],
       [pair.test.only_first, pair.both],
     ] == table.tolist()
-    assert pair.pictures == table.sum()
+    assert pair.images == table.sum()
     one, other = pair.errors()
     assert one.percent == pytest.approx(100 * table[0].sum() / table.sum())
     assert other.percent == pytest.approx(100 * table[:, 0].sum() / table.sum())
@@ -116,10 +116,10 @@ def test_the_program_prints_both_answers(run_main, files):
   assert "weights_sha256: 'aa' in the first, 'bb' in the second" in done.stderr
   assert 'model' not in done.stderr
   assert f'in {second} 2 could not be read: no guess, wrong' in done.stderr
-  assert f'{COUNT} pictures in both' in done.stdout
+  assert f'{COUNT} images in both' in done.stdout
   assert 'McNemar exact p' in done.stdout
   found = pairs.compare(first, second)
-  assert f'{len(found.flips)} pictures with another best guess' in done.stdout
+  assert f'{len(found.flips)} images with another best guess' in done.stdout
   for flip in found.flips:
     (line,) = [
       line
@@ -155,15 +155,15 @@ def test_what_is_in_one_file_only_is_said(tmp_path, files, capsys):
   few = _write(tmp_path / 'few.jsonl', a[10:40])
   assert _compare(first, few) == 0
   said = capsys.readouterr()
-  assert f'only in {first}: 270 pictures, left out' in said.err
-  assert '30 pictures in both' in said.out
+  assert f'only in {first}: 270 images, left out' in said.err
+  assert '30 images in both' in said.out
   assert 'the same best guess: 30 (100.000 %)' in said.out
 
 
 def test_other_labels_are_not_tested(tmp_path, files, capsys):
   first, _, a, _ = files
   others = [
-    predictions.Picture(p.key, {'val': p.labels['val'], 'real': (1,)}, p.best)
+    predictions.Predicted(p.key, {'val': p.labels['val'], 'real': (1,)}, p.best)
     for p in a
   ]
   assert _compare(first, _write(tmp_path / 'o.jsonl', others)) == 0
@@ -182,12 +182,10 @@ def test_keys_twice_are_told_apart_by_their_place_only(tmp_path, files):
     pairs.compare(first, one)
 
 
-def test_no_picture_in_common_is_an_error(tmp_path, files):
-  other = predictions.Picture('z', {}, ((1, 0.5),))
+def test_no_image_in_common_is_an_error(tmp_path, files):
+  other = predictions.Predicted('z', {}, ((1, 0.5),))
   path = _write(tmp_path / 'z.jsonl', [other])
-  with pytest.raises(
-    errors.UserError, match=r"no picture in common.*'k0'.*'z'"
-  ):
+  with pytest.raises(errors.UserError, match=r"no image in common.*'k0'.*'z'"):
     pairs.compare(files[0], path)
   empty = _write(tmp_path / 'empty.jsonl', [])
   with pytest.raises(errors.UserError, match='has no predictions'):
@@ -207,12 +205,12 @@ def test_folders_in_one_of_them_are_no_hindrance(tmp_path, files, capsys):
   # The folder of an evaluation stands for its predictions.
   _compare(first, tmp_path / 'results')
   said = capsys.readouterr()
-  assert f'{COUNT} pictures in both' in said.out
-  assert 'NOTE: pictures are matched by their file names' in said.err
+  assert f'{COUNT} images in both' in said.out
+  assert 'NOTE: images are matched by their file names' in said.err
   # A file name that is there twice tells nothing.
   inside[1] = dataclasses.replace(inside[1], key='n9/k0')
   path = _write(tmp_path / 'c.jsonl', inside)
-  with pytest.raises(errors.UserError, match='no picture in common'):
+  with pytest.raises(errors.UserError, match='no image in common'):
     pairs.compare(first, path)
 
 
@@ -221,7 +219,7 @@ def test_folders_in_one_of_them_are_no_hindrance(tmp_path, files, capsys):
 
 def _store(path, values, keys=None, failed=()):
   count = len(next(iter(values.values())))
-  plan = layout.Layout(
+  plan = table.FeatureTable(
     keys or [f'k{row}' for row in range(count)],
     [-1] * count,
     {name: array.shape[1:] for name, array in values.items()},
@@ -230,7 +228,7 @@ def _store(path, values, keys=None, failed=()):
   )
   path.mkdir()
   form = features.FORMATS['zarr']
-  form.create(path, plan, layout.Facts({}, {}))
+  form.create(path, plan, table.Facts({}, {}))
   writer = form.writer(path, plan)
   for start in range(0, count, 4):
     stop = min(start + 4, count)
@@ -268,10 +266,10 @@ def test_two_stores_are_compared_layer_by_layer(tmp_path, capsys):
   said = capsys.readouterr()
   assert f'only in {first}: old, left out' in said.err
   assert f'only in {second}: new, left out' in said.err
-  assert '2 pictures that could not be read' in said.err
+  assert '2 images that could not be read' in said.err
   good = [row for row in range(18) if row not in (3, int(order[6]))]
   found = json.loads(said.out)
-  assert found['pictures'] == 16
+  assert found['images'] == 16
   rows = {row['layer']: row for row in found['rows']}
   assert set(rows) == {'pool', 'map'}
   for layer, row in rows.items():
@@ -305,7 +303,7 @@ def test_two_stores_are_compared_layer_by_layer(tmp_path, capsys):
   ('layers', 'keys', 'expected'),
   [
     (('x',), None, 'have no layer in common: pool; and x'),
-    (('pool',), ['z0', 'z1'], "no picture in common.*'k0' and 'z0'"),
+    (('pool',), ['z0', 'z1'], "no image in common.*'k0' and 'z0'"),
     (('pool',), ['z0', 'z0'], 'b has the same key twice'),
   ],
 )
@@ -327,7 +325,7 @@ def test_stores_of_the_same_file_names_are_compared(tmp_path, capsys):
   (row,) = json.loads(said.out)['rows']
   assert row['rows'] == 3
   assert row['relative_error'] == 0
-  assert 'NOTE: pictures are matched by their file names' in said.err
+  assert 'NOTE: images are matched by their file names' in said.err
 
 
 def test_what_is_there_decides_and_mistakes_say_so(tmp_path, files):

@@ -22,8 +22,8 @@ from scipy import stats
 
 import resnet_jax
 from resnet_jax import configuration, jobs
-from resnet_jax import weights as weights_room
-from resnet_jax.data import labels as label_room
+from resnet_jax import weights as weights_lib
+from resnet_jax.data import labels as label_lib
 from resnet_jax.evaluation import evidence, metrics, predictions, report
 from resnet_jax.system import errors
 from resnet_jax.zoo import lookup
@@ -64,7 +64,7 @@ def _make_photos(folder):
   lines = []
   for row, path in enumerate(paths):
     lines.append(f'"{path.name}" {labels[row]}\n')
-  classes = label_room.imagenet_classes()
+  classes = label_lib.imagenet_classes()
   text = ''.join(f'{classes[label].wnid}\n' for label in labels)
   (folder / 'labels.txt').write_text(text)
   (folder / 'all.list').write_text(''.join(lines))
@@ -79,7 +79,7 @@ def photographs(tmp_path_factory):
 
 @pytest.fixture
 def photos(photographs, tmp_path):
-  """The pictures in `tmp_path`, where the program runs."""
+  """The images in `tmp_path`, where the program runs."""
   shutil.copytree(photographs[0], tmp_path / 'photos')
   return tmp_path / 'photos'
 
@@ -135,14 +135,14 @@ def _damage(folder):
 def test_the_predictions_and_the_errors(finished, photographs):
   folder, done = finished
   _, output, order, labels = photographs
-  header, *pictures = _lines(folder / 'results' / 'predictions.jsonl')
-  assert header['settings']['pictures'] == COUNT == len(pictures)
-  for row, picture in enumerate(pictures):
-    assert picture['key'] == f'photo {row:02}.jpg'
-    (answers,) = picture['labels'].values()
+  header, *images = _lines(folder / 'results' / 'predictions.jsonl')
+  assert header['settings']['images'] == COUNT == len(images)
+  for row, image in enumerate(images):
+    assert image['key'] == f'photo {row:02}.jpg'
+    (answers,) = image['labels'].values()
     assert answers == [labels[row]]
-    assert [label for label, _ in picture['best']] == list(order[row, :5])
-    for label, probability in picture['best']:
+    assert [label for label, _ in image['best']] == list(order[row, :5])
+    for label, probability in image['best']:
       assert probability == pytest.approx(output[row, label], rel=1e-3)
 
   for key, k in (('top1_error', 1), ('top5_error', 5)):
@@ -155,9 +155,9 @@ def test_the_predictions_and_the_errors(finished, photographs):
     assert figure['high'] == pytest.approx(100 * high, abs=1e-5)
     assert f'{figure["low"]:.3f} to {figure["high"]:.3f}' in done.stdout
   found = _the_one(_results(folder / 'results'))
-  assert (found['pictures'], found['unlabelled']) == (COUNT, 0)
+  assert (found['images'], found['unlabelled']) == (COUNT, 0)
   assert found['published'] == report.NO_CHECKPOINT
-  assert sum(row['pictures'] for row in found['classes']) == COUNT
+  assert sum(row['images'] for row in found['classes']) == COUNT
   assert 'most errors' in done.stdout
   assert 'taken for' in done.stdout
 
@@ -178,7 +178,7 @@ def test_the_results_say_how_to_find_them_again(finished, photographs):
     for row in range(COUNT)
   ]
   digest = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
-  assert results['pictures_sha256'] == digest
+  assert results['images_sha256'] == digest
   file = (folder / 'results' / 'predictions.jsonl').read_bytes()
   assert results['predictions_sha256'] == hashlib.sha256(file).hexdigest()
   assert re.fullmatch(r'cpu( x \d+)?', results['device'])
@@ -200,7 +200,7 @@ def test_the_results_say_how_to_find_them_again(finished, photographs):
 
 
 def _killed(folder, *settings):
-  """Starts a run and kills it when some pictures are written."""
+  """Starts a run and kills it when some images are written."""
   process = subprocess.Popen(
     [sys.executable, '-m', 'resnet_jax.main', *_flags(*settings)],
     cwd=folder,
@@ -235,7 +235,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
   part.write_bytes(b''.join(lines[:-1]) + lines[-1][:-9])
   done = run_main(*_flags(), check=0)
   kept = (len(lines) - 2) // 4 * 4
-  assert f'going on after {kept} of 41 pictures' in done.stderr
+  assert f'going on after {kept} of 41 images' in done.stderr
   assert kept > 0
   assert whole.read_bytes() == expected
   assert not part.exists()
@@ -269,10 +269,10 @@ def test_a_finished_file_needs_no_network_and_takes_other_labels(
   assert '0 new results are in all.jsonl' in done.stderr
   assert len(_lines(tmp_path / 'all.jsonl')) == 1
 
-  _, *pictures = _lines(tmp_path / 'results' / 'predictions.jsonl')
+  _, *images = _lines(tmp_path / 'results' / 'predictions.jsonl')
   several = [
     [p['best'][0][0], p['best'][2][0]] if row % 2 else []
-    for row, p in enumerate(pictures)
+    for row, p in enumerate(images)
   ]
   (tmp_path / 'real.json').write_text(json.dumps(several))
   done = run_main(
@@ -282,12 +282,12 @@ def test_a_finished_file_needs_no_network_and_takes_other_labels(
   assert 'has the labels of this run now' in done.stderr
   own, real = _results(tmp_path / 'results')['labels'].values()
   assert own['top1_error'] == _the_one(before)['top1_error']
-  assert (real['pictures'], real['unlabelled']) == (20, 21)
+  assert (real['images'], real['unlabelled']) == (20, 21)
   assert 'labels real: 21 without a label left out' in done.stdout
   assert real['top1_error']['wrong'] == 0
   assert real['published'] == report.NOT_THESE
   _, *again = _lines(tmp_path / 'results' / 'predictions.jsonl')
-  for row, (old, new) in enumerate(zip(pictures, again, strict=True)):
+  for row, (old, new) in enumerate(zip(images, again, strict=True)):
     assert new['best'] == old['best']
     assert list(new['labels'].values())[1] == sorted(several[row])
   # The same two sets in the other order of one run: nothing is written anew.
@@ -301,7 +301,7 @@ def test_other_settings_are_refused_and_named(run_main, tmp_path, finished):
   assert 'predictions.jsonl holds predictions with other' in refused.stderr
   assert 'weights_sha256 is ' in refused.stderr
   assert "preprocessing is 'shorter side to 40" in refused.stderr
-  assert 'pictures' not in refused.stderr.split('other settings')[1]
+  assert 'images' not in refused.stderr.split('other settings')[1]
   # The batch is no setting of what is finished; of what is not, it is.
   run_main(*_flags('batch_size=8'), check=0)
   results = tmp_path / 'results'
@@ -312,7 +312,7 @@ def test_other_settings_are_refused_and_named(run_main, tmp_path, finished):
   with (tmp_path / 'photos' / 'photo 07.jpg').open('ab') as file:
     file.write(b'more')
   refused = run_main(*_flags(), check=1)
-  assert 'pictures_sha256 is ' in refused.stderr
+  assert 'images_sha256 is ' in refused.stderr
   assert 'batch_rows' not in refused.stderr
 
 
@@ -321,9 +321,9 @@ def test_a_wrong_order_of_labels_is_named(
 ):
   shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
   monkeypatch.chdir(tmp_path)
-  _, *pictures = _lines(tmp_path / 'results' / 'predictions.jsonl')
+  _, *images = _lines(tmp_path / 'results' / 'predictions.jsonl')
   text = ''.join(
-    f'"{p["key"]}" {(p["best"][0][0] + 1) % 1000}\n' for p in pictures
+    f'"{p["key"]}" {(p["best"][0][0] + 1) % 1000}\n' for p in images
   )
   (tmp_path / 'photos' / 'one.list').write_text(text)
   # Of an untrained network nothing else is to be expected.
@@ -333,7 +333,7 @@ def test_a_wrong_order_of_labels_is_named(
   assert found['top1_error']['percent'] == 100
   assert 'diagnosis' not in found
   assert found['published'] == report.NO_PROTOCOL
-  monkeypatch.setattr(weights_room.Weights, 'trained', True)
+  monkeypatch.setattr(weights_lib.Weights, 'trained', True)
   capsys.readouterr()
   assert jobs.run('evaluate', _config(*settings)) == 0
   found = _the_one(_results(tmp_path / 'results'))
@@ -344,29 +344,29 @@ def test_a_wrong_order_of_labels_is_named(
 # ------------------------------------------------------------ what can be wrong
 
 
-def test_a_truncated_picture_fails_or_counts_as_wrong(
+def test_a_truncated_image_fails_or_counts_as_wrong(
   run_main, photos, tmp_path, finished
 ):
   broken = photos / 'photo 06.jpg'
   broken.write_bytes(broken.read_bytes()[:300])
   stopped = run_main(*_flags(), check=1)
-  assert 'cannot read the picture photos/photo 06.jpg: ' in stopped.stderr
+  assert 'cannot read the image photos/photo 06.jpg: ' in stopped.stderr
   assert not (tmp_path / 'results' / 'predictions.jsonl').exists()
   assert not (tmp_path / 'results' / 'results.json').exists()
   done = run_main(*_flags('on_error=record'))
   assert done.returncode == 3
-  assert '1 pictures could not be read; they count as wrong' in done.stderr
+  assert '1 images could not be read; they count as wrong' in done.stderr
   assert '1 that could not be read count as wrong' in done.stdout
   found = _the_one(_results(tmp_path / 'results'))
   whole = _the_one(_results(finished[0] / 'results'))
-  assert found['pictures'] == whole['pictures']
+  assert found['images'] == whole['images']
   assert found['failed'] == 1
   # Its label was the best guess.
   for key in ('top1_error', 'top5_error'):
     assert found[key]['wrong'] == whole[key]['wrong'] + 1
-  _, *pictures = _lines(tmp_path / 'results' / 'predictions.jsonl')
-  assert 'best' not in pictures[6]
-  assert 'truncated' in pictures[6]['failed'].lower()
+  _, *images = _lines(tmp_path / 'results' / 'predictions.jsonl')
+  assert 'best' not in images[6]
+  assert 'truncated' in images[6]['failed'].lower()
   # Finished it stays, and is said again.
   again = run_main(*_flags())
   assert again.returncode == 3
@@ -386,7 +386,7 @@ def test_a_truncated_picture_fails_or_counts_as_wrong(
     ),
     (['labels=a.txt,a.txt'], "labels='a.txt,a.txt' names a label set twice"),
     (['checkpoint=msra-5'], "unknown checkpoint 'msra-5'. Did you mean 'msra-"),
-    (['data=photos'], '41 of 41 pictures have no label of their own'),
+    (['data=photos'], '41 of 41 images have no label of their own'),
     (['labels=,photos/labels.txt'], "two of these are called 'labels'"),
   ],
 )
@@ -413,14 +413,14 @@ def test_a_label_beyond_the_classes_is_said_at_once(run_main, photos, tmp_path):
 HEADER = predictions.Header({'model': 'x', 'classes': 9}, {'rows': 2}, {})
 
 
-def _picture(key, best=((1, 0.5), (2, 0.25)), failed=''):
-  return predictions.Picture(key, {'own': (1,)}, best, failed)
+def _image(key, best=((1, 0.5), (2, 0.25)), failed=''):
+  return predictions.Predicted(key, {'own': (1,)}, best, failed)
 
 
 def _write(path, count=5):
   with predictions.Writer(path, HEADER, 2) as writer:
-    writer.write([_picture(f'ü {row}') for row in range(count - 1)])
-    writer.write([_picture('last', (), 'it is\nbroken')])
+    writer.write([_image(f'ü {row}') for row in range(count - 1)])
+    writer.write([_image('last', (), 'it is\nbroken')])
     writer.publish()
 
 
@@ -428,9 +428,9 @@ def test_what_is_written_is_read(tmp_path):
   path = tmp_path / 'p.jsonl'
   _write(path)
   keys = [*(f'ü {row}' for row in range(4)), 'last']
-  found = list(predictions.pictures(path, keys))
-  assert found[:4] == [_picture(key) for key in keys[:4]]
-  assert found[4] == _picture('last', (), 'it is\nbroken')
+  found = list(predictions.images(path, keys))
+  assert found[:4] == [_image(key) for key in keys[:4]]
+  assert found[4] == _image('last', (), 'it is\nbroken')
   assert predictions.is_finished(path, HEADER)
   assert not predictions.is_finished(tmp_path / 'other', HEADER)
 
@@ -438,18 +438,18 @@ def test_what_is_written_is_read(tmp_path):
 @pytest.mark.parametrize(
   ('keys', 'expected'),
   [
-    (['a'], 'picture 0, is ü 0, and should be a'),
-    (['ü 0', 'ü 1', 'ü 2', 'ü 3'], 'picture 4, is last, and should be none'),
+    (['a'], 'image 0, is ü 0, and should be a'),
+    (['ü 0', 'ü 1', 'ü 2', 'ü 3'], 'image 4, is last, and should be none'),
     (
       ['ü 0', 'ü 1', 'ü 2', 'ü 3', 'last', 'z'],
-      'picture 5, is missing, and should be z',
+      'image 5, is missing, and should be z',
     ),
   ],
 )
-def test_other_pictures_are_an_error(tmp_path, keys, expected):
+def test_other_images_are_an_error(tmp_path, keys, expected):
   _write(tmp_path / 'p.jsonl')
   with pytest.raises(errors.UserError, match=expected):
-    list(predictions.pictures(tmp_path / 'p.jsonl', keys))
+    list(predictions.images(tmp_path / 'p.jsonl', keys))
 
 
 @pytest.mark.parametrize(
@@ -555,7 +555,7 @@ def test_the_published_figure_stands_beside_the_measured():
   assert 'published' not in found['top5_error']
   assert found['published']['notes'] == [
     'run with rounding x',
-    'of 50000 validation pictures; these are 100',
+    'of 50000 validation images; these are 100',
   ]
   first, second = report.rows('val', found)
   assert first['published'] == '24.9'
@@ -604,7 +604,7 @@ def test_every_published_figure_of_the_two_pages_is_a_target():
   ]
 
 
-def test_evidence_is_of_all_pictures_and_the_last_counts(tmp_path, monkeypatch):
+def test_evidence_is_of_all_images_and_the_last_counts(tmp_path, monkeypatch):
   target = reproduce.TARGETS[8]
   of = {
     'checkpoint': 'msra-152',
@@ -614,7 +614,7 @@ def test_evidence_is_of_all_pictures_and_the_last_counts(tmp_path, monkeypatch):
   line = {
     'published': of,
     'trained': True,
-    'pictures': 50_000,
+    'images': 50_000,
     'top1_error': {'percent': 21.5, 'low': 21.1, 'high': 21.9},
     'device': 'gpu H200',
     'date': '2026-11-24T00:00:00+00:00',
@@ -624,7 +624,7 @@ def test_evidence_is_of_all_pictures_and_the_last_counts(tmp_path, monkeypatch):
   empty = tables.results_table()
   assert empty.count('not measured here') == 9
   for no in (
-    {'pictures': 100},
+    {'images': 100},
     {'trained': False},
     {'published': report.NO_PROTOCOL},
     {'published': of | {'checkpoint': 'keras-152'}},

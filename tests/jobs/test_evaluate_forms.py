@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One set of pictures in every form of ImageNet, through the whole program."""
+"""One set of images in every form of ImageNet, through the whole program."""
 
 import json
 import pathlib
@@ -19,8 +19,8 @@ SMALL = '18,weights=random,resize_size=40,crop_size=32,batch_size=64'
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
-  """The pictures; and the root with all of their forms."""
-  chosen = imagenet_forms.pictures(COUNT)
+  """The images; and the root with all of their forms."""
+  chosen = imagenet_forms.images(COUNT)
   root = tmp_path_factory.mktemp('forms')
   imagenet_forms.folder(root / 'flat', chosen)
   imagenet_forms.class_folders(root / 'classes', chosen)
@@ -37,7 +37,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def expected(photos):
-  """The five best of each picture by its name, from another way in."""
+  """The five best of each image by its name, from another way in."""
   chosen, root = photos
   model = resnet_jax.load(
     'resnet18',
@@ -93,7 +93,7 @@ def test_every_form_gives_the_same_predictions(
   wrong = sum(expected[one.stem][0] != one.label for one in chosen)
   results = json.loads((tmp_path / 'results' / 'results.json').read_text())
   (counted,) = results['labels'].values()
-  assert counted['pictures'] == COUNT
+  assert counted['images'] == COUNT
   assert counted['top1_error']['wrong'] == wrong
   low, high = stats.binomtest(wrong, COUNT).proportion_ci(method='wilson')
   assert counted['top1_error']['low'] == pytest.approx(100 * low, abs=1e-4)

@@ -16,12 +16,12 @@ import time
 import numpy as np
 import pytest
 import zarr
-from conftest import ROOT, make_pictures, run_program
+from conftest import ROOT, make_image_folder, run_program
 from PIL import Image
 
 import resnet_jax
 from resnet_jax import jobs
-from resnet_jax.data import mean as mean_room
+from resnet_jax.data import mean as mean_lib
 from resnet_jax.data import preprocess
 from resnet_jax.engine import runner
 from resnet_jax.models import resnet
@@ -31,8 +31,8 @@ SMALL = '18,weights=random,resize_size=72,crop_size=64,batch_size=2'
 LAYERS = ('res5_2_branch2b_conv', 'res5_2_branch2b_bn')
 # What a run ends with.
 STAGES = re.compile(
-  r'^7 pictures in [\d.]+ s, [\d.]+ pictures/s\n'
-  r'stages, pictures/s: read [\d.]+, decode [\d.]+, transfer [\d.]+, compute'
+  r'^7 images in [\d.]+ s, [\d.]+ images/s\n'
+  r'stages, images/s: read [\d.]+, decode [\d.]+, transfer [\d.]+, compute'
   r' [\d.]+, write [\d.]+; bound by \w+ \(\d+% of the time\)$',
   re.M,
 )
@@ -45,7 +45,7 @@ def flags(
 ):
   return [
     '--job=extract',
-    f'--config=configs/resnet.py:{SMALL},data=pictures',
+    f'--config=configs/resnet.py:{SMALL},data=images',
     f'--config.output_layer={",".join(LAYERS)}',
     f'--config.output_dir={output}',
     *(f'--config.{setting}' for setting in settings),
@@ -67,7 +67,7 @@ def whole(tmp_path_factory):
   @functools.cache
   def run(form):
     folder = tmp_path_factory.mktemp(form)
-    make_pictures(folder)
+    make_image_folder(folder)
     done = run_program(folder, *flags(f'feature_format={form}'), check=0)
     return folder / 'out', done.stderr
 
@@ -75,8 +75,8 @@ def whole(tmp_path_factory):
 
 
 def expected_values(parameters, paths, multi_crop=False):
-  """By hand, without pipeline, job and store: one picture after another."""
-  mean = mean_room.parse_mean('103.939,116.779,123.68', 64)
+  """By hand, without pipeline, job and store: one image after another."""
+  mean = mean_lib.parse_mean('103.939,116.779,123.68', 64)
   how = preprocess.Preprocess(
     mean, resize_size=72, crop_size=64, multi_crop=multi_crop
   )
@@ -100,15 +100,15 @@ def contents(directory):
 
 def test_the_store_holds_the_values_in_order(run_main, whole, parameters):
   out, said = whole('zarr')
-  pictures = out.parent / 'pictures'
+  image_folder = out.parent / 'images'
   assert 'UNTRAINED' in said
-  assert '7 pictures in the folder pictures' in said
+  assert '7 images in the folder images' in said
   assert 'to write: 7 rows, at most 131.4 kB, to out' in said
   assert STAGES.search(said)
   features = resnet_jax.load_features(out)
   assert features.rows == KEYS
   assert set(features) == set(LAYERS)
-  expected = expected_values(parameters, [pictures / key for key in KEYS])
+  expected = expected_values(parameters, [image_folder / key for key in KEYS])
   for layer in LAYERS:
     assert features[layer].shape == (7, 512, 2, 2)
     np.testing.assert_allclose(
@@ -126,10 +126,10 @@ def test_the_store_holds_the_values_in_order(run_main, whole, parameters):
   assert 'stages' not in again.stderr
 
 
-def test_multi_crop_is_the_average_over_ten(run_main, pictures, parameters):
+def test_multi_crop_is_the_average_over_ten(run_main, image_folder, parameters):
   run_main(*flags('multi_crop=true', 'batch_size=20'), check=0)
-  features = resnet_jax.load_features(pictures.parent / 'out')
-  paths = [pictures / key for key in KEYS]
+  features = resnet_jax.load_features(image_folder.parent / 'out')
+  paths = [image_folder / key for key in KEYS]
   expected = expected_values(parameters, paths, multi_crop=True)
   for layer in LAYERS:
     np.testing.assert_allclose(
@@ -157,10 +157,10 @@ def test_the_three_formats_hold_the_same_numbers(whole):
     assert list(pickle.load(file)) == KEYS
 
 
-def test_pooled_and_half_precision(run_main, pictures, whole):
+def test_pooled_and_half_precision(run_main, image_folder, whole):
   run_main(*flags('pool=max', 'dtype=float16', output='small'), check=0)
   full = resnet_jax.load_features(whole('zarr')[0])
-  small = resnet_jax.load_features(pictures.parent / 'small')
+  small = resnet_jax.load_features(image_folder.parent / 'small')
   for layer in LAYERS:
     assert small[layer].shape == (7, 512, 1, 1)
     assert small[layer].dtype == np.float16
@@ -169,11 +169,11 @@ def test_pooled_and_half_precision(run_main, pictures, whole):
     )
 
 
-def test_bytes_do_not_depend_on_threads(run_main, pictures):
+def test_bytes_do_not_depend_on_threads(run_main, image_folder):
   found = {}
   for threads in (1, 2, 8):
     run_main(*flags(f'threads={threads}', output=f't{threads}'), check=0)
-    found[threads] = contents(pictures.parent / f't{threads}')
+    found[threads] = contents(image_folder.parent / f't{threads}')
     # The number of threads and the folder's name are in the run's record.
     group = json.loads(found[threads].pop('zarr.json'))
     for setting in ('threads', 'output_dir'):
@@ -194,9 +194,9 @@ def test_bytes_do_not_depend_on_threads(run_main, pictures):
   ],
 )
 def test_a_killed_run_goes_on_to_the_same_bytes(
-  run_main, pictures, whole, form, marker
+  run_main, image_folder, whole, form, marker
 ):
-  out = pictures.parent
+  out = image_folder.parent
   arguments = flags(f'feature_format={form}')
   process = subprocess.Popen(
     [sys.executable, '-m', 'resnet_jax.main', *arguments],
@@ -220,12 +220,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
   assert 'going on after' in resumed.stderr or 'finished' in resumed.stderr
 
 
-def test_other_settings_are_refused_and_named(run_main, pictures):
-  (pictures / 'broken.png').write_bytes(b'not a picture')
+def test_other_settings_are_refused_and_named(run_main, image_folder):
+  (image_folder / 'broken.png').write_bytes(b'not an image')
   stopped = run_main(*flags())
   assert stopped.returncode == 1
-  assert 'cannot read the picture pictures/broken.png' in stopped.stderr
-  out = pictures.parent
+  assert 'cannot read the image images/broken.png' in stopped.stderr
+  out = image_folder.parent
   assert (out / 'out.part').exists()
   assert not (out / 'out').exists()
   refused = run_main(*flags('pool=avg', 'seed=1'))
@@ -235,18 +235,18 @@ def test_other_settings_are_refused_and_named(run_main, pictures):
   assert 'dtype' not in refused.stderr
   with pytest.raises(resnet_jax.UserError, match='is not finished'):
     resnet_jax.load_features(out / 'out')
-  (pictures / 'a.png').write_bytes((pictures / 'e.png').read_bytes())
+  (image_folder / 'a.png').write_bytes((image_folder / 'e.png').read_bytes())
   refused = run_main(*flags())
-  assert 'pictures_sha256 is' in refused.stderr
+  assert 'images_sha256 is' in refused.stderr
   refused = run_main(*flags('feature_format=text'))
   assert "feature_format is 'zarr' there, 'text' now" in refused.stderr
 
 
-def test_ctrl_c_ends_the_program_at_once(pictures):
+def test_ctrl_c_ends_the_program_at_once(image_folder):
   for delay in (0.5, 1.0, 3.0):
     process = subprocess.Popen(
       [sys.executable, '-m', 'resnet_jax.main', *flags(output=f'c{delay}')],
-      cwd=pictures.parent,
+      cwd=image_folder.parent,
       env=os.environ | {'PYTHONPATH': str(ROOT)},
       stderr=subprocess.PIPE,
       text=True,
@@ -261,11 +261,11 @@ def test_ctrl_c_ends_the_program_at_once(pictures):
 
 
 def test_ctrl_c_in_the_middle_ends_it_soon_and_the_rest_follows(
-  run_main, pictures
+  run_main, image_folder
 ):
-  out, count = pictures.parent, 1000
-  (pictures / 'many.list').write_text('a.png\nb.jpg\n' * (count // 2))
-  arguments = flags('data=pictures/many.list', 'threads=8', 'pool=avg')
+  out, count = image_folder.parent, 1000
+  (image_folder / 'many.list').write_text('a.png\nb.jpg\n' * (count // 2))
+  arguments = flags('data=images/many.list', 'threads=8', 'pool=avg')
   arguments += ['--config.output_layer=pool1', '--config.batch_size=20']
   process = subprocess.Popen(
     [sys.executable, '-m', 'resnet_jax.main', *arguments],
@@ -297,20 +297,20 @@ def test_ctrl_c_in_the_middle_ends_it_soon_and_the_rest_follows(
 
 
 @pytest.mark.parametrize('form', ['zarr', 'pickle', 'text'])
-def test_a_broken_picture_is_recorded_if_asked(run_main, pictures, form):
-  whole = (pictures / 'e.png').read_bytes()
-  (pictures / 'e.png').write_bytes(whole[: len(whole) // 2])
+def test_a_broken_image_is_recorded_if_asked(run_main, image_folder, form):
+  whole = (image_folder / 'e.png').read_bytes()
+  (image_folder / 'e.png').write_bytes(whole[: len(whole) // 2])
   # First refused, then gone on with: what was done is kept.
   settings = f'feature_format={form}'
   assert run_main(*flags(settings)).returncode == 1
   done = run_main(*flags(settings, 'on_error=record'))
   assert done.returncode == 3
-  assert '1 pictures could not be read' in done.stderr
+  assert '1 images could not be read' in done.stderr
   again = run_main(*flags(settings, 'on_error=record'))
   assert again.returncode == 3
   assert 'finished already' in again.stderr
-  assert '1 pictures could not be read' in again.stderr
-  out = pictures.parent / 'out'
+  assert '1 images could not be read' in again.stderr
+  out = image_folder.parent / 'out'
   if form == 'zarr':
     features = resnet_jax.load_features(out)
     assert list(features.status) == [1, 1, 1, 2, 1, 1, 1]
@@ -326,47 +326,47 @@ def test_a_broken_picture_is_recorded_if_asked(run_main, pictures, form):
   assert np.isfinite(np.delete(rows, 3, axis=0)).all()
 
 
-def test_a_list_with_a_missing_picture_is_refused_before_the_start(
-  run_main, pictures
+def test_a_list_with_a_missing_image_is_refused_before_the_start(
+  run_main, image_folder
 ):
-  (pictures / 'all.list').write_text('a.png 3\nmissing.png 4\nc d.png 5\n')
-  done = run_main(*flags('data=pictures/all.list'))
+  (image_folder / 'all.list').write_text('a.png 3\nmissing.png 4\nc d.png 5\n')
+  done = run_main(*flags('data=images/all.list'))
   assert done.returncode == 1
-  assert '1 of 3 pictures listed in pictures/all.list are not' in done.stderr
-  assert 'pictures/missing.png' in done.stderr
-  done = run_main(*flags('data=pictures/all.list', 'on_error=record'))
+  assert '1 of 3 images listed in images/all.list are not' in done.stderr
+  assert 'images/missing.png' in done.stderr
+  done = run_main(*flags('data=images/all.list', 'on_error=record'))
   assert done.returncode == 3
-  features = resnet_jax.load_features(pictures.parent / 'out')
+  features = resnet_jax.load_features(image_folder.parent / 'out')
   assert list(features.labels) == [3, 4, 5]
   assert features.rows == ['a.png', 'missing.png', 'c d.png']
   assert features.reasons[1] == 'No such file or directory'
 
 
-def test_places_that_cannot_be_written_to(run_main, pictures):
-  (pictures.parent / 'file').write_text('')
+def test_places_that_cannot_be_written_to(run_main, image_folder):
+  (image_folder.parent / 'file').write_text('')
   # Left by whoever: no run, and in nobody's way.
-  (pictures.parent / 'fine.part').mkdir()
+  (image_folder.parent / 'fine.part').mkdir()
   run_main(*flags(output='fine'), check=0)
   done = run_main(*flags(output='file/out'))
   assert done.returncode == 1
   assert 'Traceback' not in done.stderr
   assert 'file/out' in done.stderr
-  done = run_main(*flags(output='pictures'))
-  assert 'pictures holds something that is not a run' in done.stderr
+  done = run_main(*flags(output='images'))
+  assert 'images holds something that is not a run' in done.stderr
 
 
-def test_a_full_disk_is_said_before_the_run(pictures, monkeypatch, capsys):
+def test_a_full_disk_is_said_before_the_run(image_folder, monkeypatch, capsys):
   get_config = runpy.run_path(str(ROOT / 'configs/resnet.py'))['get_config']
-  config = get_config(f'{SMALL},data={pictures}')
-  config.output_dir = str(pictures.parent / 'out')
-  usage = shutil.disk_usage(pictures)
+  config = get_config(f'{SMALL},data={image_folder}')
+  config.output_dir = str(image_folder.parent / 'out')
+  usage = shutil.disk_usage(image_folder)
   monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage._replace(free=99))
   with pytest.raises(resnet_jax.UserError, match='99 are free there'):
     jobs.run('extract', config)
-  assert not (pictures.parent / 'out').exists()
+  assert not (image_folder.parent / 'out').exists()
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
   Image.effect_noise((40, 40), 90).convert('RGB').save(tmp_path / 'p.jpg')
 
   def peak(count):

@@ -119,16 +119,16 @@ def test_a_mistake_gets_one_clear_message(run_main, arguments, expected):
   ],
 )
 def test_a_wrong_value_says_what_is_allowed(
-  run_main, pictures, settings, expected
+  run_main, image_folder, settings, expected
 ):
-  good = {'data': pictures, 'weights': 'random', 'layer_num': 18}
+  good = {'data': image_folder, 'weights': 'random', 'layer_num': 18}
   flags = [f'--config.{k}={v}' for k, v in (good | settings).items()]
   # On a machine with a GPU, too, the one setting must be an error.
   done = run_main('--job=extract', *flags, env={'JAX_PLATFORMS': 'cpu'})
   assert done.returncode == 1
   assert expected in done.stderr
   assert 'Traceback' not in done.stderr
-  assert not (pictures.parent / 'features').exists()
+  assert not (image_folder.parent / 'features').exists()
 
 
 def test_settings_behind_the_colon_get_the_type_of_the_default():
@@ -158,19 +158,19 @@ def test_every_key_is_in_the_file_once_below_a_comment():
   assert lines[first - 1].startswith('  # ')
 
 
-def test_a_config_of_ones_own_works(run_main, tmp_path, pictures):
+def test_a_config_of_ones_own_works(run_main, tmp_path, image_folder):
   (tmp_path / 'mine.py').write_text(
     'import runpy\n'
     'from resnet_jax import configuration\n'
     'def get_config(arg="18"):\n'
     '  path = configuration.find(configuration.DEFAULT)\n'
     '  config = runpy.run_path(path)["get_config"](arg)\n'
-    '  config.data = "pictures/a.png"\n'
+    '  config.data = "images/a.png"\n'
     '  return config\n'
   )
   flags = ('--config=mine.py:18,weights=random', '--job=predict')
   done = run_main(*flags, check=0)
-  assert 'Label of pictures/a.png is: ' in done.stdout
+  assert 'Label of images/a.png is: ' in done.stdout
   done = run_main('--config', 'mine.py:18', '--config.wights=random')
   assert "unknown setting 'wights'. Did you mean 'weights'?" in done.stderr
 

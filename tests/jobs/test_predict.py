@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:UNTRAINED')
 
 FLAGS = (
   '--job=predict',
-  '--config=configs/resnet.py:18,weights=random,data=pictures',
+  '--config=configs/resnet.py:18,weights=random,data=images',
 )
 
 
@@ -29,31 +29,31 @@ def _records(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_originals_line_and_the_five_best(run_main, pictures):
-  (pictures / 'all.list').write_text('c d.png 7\nx/g.png\n')
+def test_the_originals_line_and_the_five_best(run_main, image_folder):
+  (image_folder / 'all.list').write_text('c d.png 7\nx/g.png\n')
   flags = (
-    '--config.data=pictures/all.list',
+    '--config.data=images/all.list',
     '--config.predictions=new/predictions.jsonl',
   )
   done = run_main(*FLAGS, *flags, check=0)
   assert done.stderr.count('UNTRAINED') == 2
-  assert 'stages, pictures/s: read ' in done.stderr
+  assert 'stages, images/s: read ' in done.stderr
   lines = done.stdout.splitlines()
   assert len(lines) == 12
 
   model = resnet_jax.load('resnet18', weights='random')
-  paths = [pictures / 'c d.png', pictures / 'x' / 'g.png']
+  paths = [image_folder / 'c d.png', image_folder / 'x' / 'g.png']
   logits = model.features(paths, 'logits')[:, :, 0, 0].astype(np.float64)
-  records = _records(pictures.parent / 'new/predictions.jsonl')
+  records = _records(image_folder.parent / 'new/predictions.jsonl')
   for row, name in enumerate(['c d.png', 'x/g.png']):
     powers = np.exp(logits[row] - logits[row].max())
     probabilities = powers / powers.sum()
     best = np.argsort(-probabilities)[:5]
     header, *guesses = lines[6 * row : 6 * row + 6]
-    assert header == f'Label of pictures/{name} is: {best[0]}'
+    assert header == f'Label of images/{name} is: {best[0]}'
     record = records[row]
     assert record['key'] == name
-    assert record['path'] == f'pictures/{name}'
+    assert record['path'] == f'images/{name}'
     assert record['predicted'] == best[0]
     assert record['trained'] is False
     assert record.get('label') == (7 if row == 0 else None)
@@ -69,11 +69,11 @@ def test_the_originals_line_and_the_five_best(run_main, pictures):
       )
 
 
-def test_ten_crops_average_probabilities_not_logits(run_main, pictures):
+def test_ten_crops_average_probabilities_not_logits(run_main, image_folder):
   done = run_main(
     *FLAGS,
     '--config.multi_crop=true',
-    '--config.data=pictures/b.jpg',
+    '--config.data=images/b.jpg',
     '--config.predictions=p.jsonl',
     check=0,
   )
@@ -81,11 +81,11 @@ def test_ten_crops_average_probabilities_not_logits(run_main, pictures):
   single = resnet_jax.load('resnet18', weights='random')
   many = resnet_jax.load('resnet18', weights='random', multi_crop=True)
   cuts = preprocess.cut(
-    Image.open(pictures / 'b.jpg').convert('RGB'), many.preprocess
+    Image.open(image_folder / 'b.jpg').convert('RGB'), many.preprocess
   )
   ten = np.concatenate([cuts, cuts[:, :, ::-1]])
   expected = single.features(ten, 'output').mean(axis=0).ravel()
-  record = json.loads((pictures.parent / 'p.jsonl').read_text())
+  record = json.loads((image_folder.parent / 'p.jsonl').read_text())
   assert record['predicted'] == expected.argmax()
   for entry in record['best']:
     assert entry['probability'] == pytest.approx(
@@ -93,18 +93,18 @@ def test_ten_crops_average_probabilities_not_logits(run_main, pictures):
     )
 
 
-def test_a_broken_picture_fails_or_is_recorded(run_main, pictures):
-  (pictures / 'c d.png').write_bytes(b'\x89PNG broken')
+def test_a_broken_image_fails_or_is_recorded(run_main, image_folder):
+  (image_folder / 'c d.png').write_bytes(b'\x89PNG broken')
   flags = (*FLAGS, '--config.predictions=p.jsonl')
   done = run_main(*flags)
   assert done.returncode == 1
-  assert 'cannot read the picture pictures/c d.png' in done.stderr
-  assert not (pictures.parent / 'p.jsonl').exists()
+  assert 'cannot read the image images/c d.png' in done.stderr
+  assert not (image_folder.parent / 'p.jsonl').exists()
   done = run_main(*flags, '--config.on_error=record')
   assert done.returncode == 3
-  assert 'FAILED: pictures/c d.png: ' in done.stderr
+  assert 'FAILED: images/c d.png: ' in done.stderr
   assert done.stdout.count('Label of ') == 6
-  records = _records(pictures.parent / 'p.jsonl')
+  records = _records(image_folder.parent / 'p.jsonl')
   assert len(records) == 7
   assert 'predicted' not in records[2]
   assert 'formats JPEG' in records[2]['failed']
@@ -113,16 +113,16 @@ def test_a_broken_picture_fails_or_is_recorded(run_main, pictures):
 SMALL = (
   '--job=predict',
   '--config=configs/resnet.py:18,weights=random,resize_size=40,crop_size=32,'
-  'batch_size=2,data=pictures,predictions=p.jsonl',
+  'batch_size=2,data=images,predictions=p.jsonl',
 )
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes(run_main, pictures):
-  (pictures / 'a.png').write_bytes(b'broken')
+def test_a_stopped_run_goes_on_to_the_same_bytes(run_main, image_folder):
+  (image_folder / 'a.png').write_bytes(b'broken')
   flags = (*SMALL, '--config.on_error=record')
   whole = run_main(*flags, check=3)
-  path = pictures.parent / 'p.jsonl'
-  part = pictures.parent / 'p.jsonl.part'
+  path = image_folder.parent / 'p.jsonl'
+  part = image_folder.parent / 'p.jsonl.part'
   text = path.read_bytes()
   lines = text.splitlines(keepends=True)
   assert len(lines) == 7
@@ -135,11 +135,11 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(run_main, pictures):
     path.unlink()
     part.write_bytes(left)
     again = run_main(*flags, check=3)
-    said = f'going on after {kept} of 7 pictures'
+    said = f'going on after {kept} of 7 images'
     assert (said in again.stderr) == bool(kept)
     assert path.read_bytes() == text
     assert again.stdout == whole.stdout
-    assert 'FAILED: pictures/a.png' in again.stderr
+    assert 'FAILED: images/a.png' in again.stderr
     assert not part.exists()
 
 
@@ -151,16 +151,16 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(run_main, pictures):
       ['multi_crop=true'],
       "in line 1 preprocessing is 'shorter side to 40 (lanczos), centre crop",
     ),
-    (lambda text: text, ['data=pictures/x'], "key is 'c d.png', None now"),
-    (lambda text: b'{}\n' + text, [], 'line 1 is no prediction of a picture'),
+    (lambda text: text, ['data=images/x'], "key is 'c d.png', None now"),
+    (lambda text: b'{}\n' + text, [], 'line 1 is no prediction of an image'),
     (lambda text: b'my notes\n', [], 'line 1 is not JSON in UTF-8'),
     (lambda text: b'my notes', [], 'it does not begin with a prediction'),
   ],
 )
 def test_what_is_not_of_this_run_stays(
-  run_main, pictures, change, settings, expected
+  run_main, image_folder, change, settings, expected
 ):
-  part = pictures.parent / 'p.jsonl.part'
+  part = image_folder.parent / 'p.jsonl.part'
   line = {
     'model': 'ResNet-18',
     'trained': False,
@@ -189,10 +189,10 @@ def _digest():
   return resnet_jax.load('resnet18', weights='random').weights.digest
 
 
-def test_ctrl_c_ends_it_soon_and_the_rest_follows(run_main, pictures):
-  out, count = pictures.parent, 240
-  (pictures / 'many.list').write_text('a.png\nb.jpg\n' * (count // 2))
-  flags = (*SMALL, '--config.data=pictures/many.list')
+def test_ctrl_c_ends_it_soon_and_the_rest_follows(run_main, image_folder):
+  out, count = image_folder.parent, 240
+  (image_folder / 'many.list').write_text('a.png\nb.jpg\n' * (count // 2))
+  flags = (*SMALL, '--config.data=images/many.list')
   process = subprocess.Popen(
     [sys.executable, '-m', 'resnet_jax.main', *flags],
     cwd=out,
@@ -222,19 +222,19 @@ def test_ctrl_c_ends_it_soon_and_the_rest_follows(run_main, pictures):
   assert all(record == records[row % 2] for row, record in enumerate(records))
 
 
-def test_a_folder_is_no_place_for_predictions(run_main, pictures):
-  done = run_main(*FLAGS, '--config.predictions=pictures')
+def test_a_folder_is_no_place_for_predictions(run_main, image_folder):
+  done = run_main(*FLAGS, '--config.predictions=images')
   assert done.returncode == 1
-  assert 'predictions=pictures is a folder; name a file' in done.stderr
+  assert 'predictions=images is a folder; name a file' in done.stderr
 
 
-def test_reading_the_output_to_its_head_only_is_no_crash(pictures):
+def test_reading_the_output_to_its_head_only_is_no_crash(image_folder):
   command = [sys.executable, '-m', 'resnet_jax.main', *FLAGS]
   text = ' '.join(f"'{part}'" for part in command) + ' | head -1'
   done = subprocess.run(
     text,
     shell=True,
-    cwd=pictures.parent,
+    cwd=image_folder.parent,
     env=os.environ | {'PYTHONPATH': str(ROOT)},
     capture_output=True,
     text=True,
@@ -244,13 +244,13 @@ def test_reading_the_output_to_its_head_only_is_no_crash(pictures):
   assert 'Traceback' not in done.stderr
 
 
-def test_a_full_disk_is_one_message(pictures):
+def test_a_full_disk_is_one_message(image_folder):
   command = [sys.executable, '-m', 'resnet_jax.main', *FLAGS]
   text = ' '.join(f"'{part}'" for part in command)
   done = subprocess.run(
     f'ulimit -f 1; trap "" XFSZ; {text} --config.predictions=p.jsonl',
     shell=True,
-    cwd=pictures.parent,
+    cwd=image_folder.parent,
     # Python would leave its own compiled files cut off, beside the sources; and
     # programs that cannot be kept are not what is tested.
     env=os.environ
@@ -266,4 +266,4 @@ def test_a_full_disk_is_one_message(pictures):
   assert done.returncode == 1
   assert 'cannot write predictions to p.jsonl: File too large' in done.stderr
   assert 'Traceback' not in done.stderr
-  assert not (pictures.parent / 'p.jsonl').exists()
+  assert not (image_folder.parent / 'p.jsonl').exists()

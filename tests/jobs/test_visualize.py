@@ -28,7 +28,7 @@ from resnet_jax.weights import torch_names
 pytestmark = pytest.mark.filterwarnings('ignore:UNTRAINED')
 
 LAYERS = ('conv1_bn', 'res3_1_branch2b_bn', 'res5_2_addto')
-# In the order of a folder's pictures.
+# In the order of a folder's images.
 NAMES = (
   '"><script>alert(1)</script>.png',
   '</script><script>alert(2)<!--.png',
@@ -58,15 +58,15 @@ def _run(folder, *flags):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """Where the program was run once: hostile names, and one broken picture."""
+  """Where the program was run once: hostile names, and one broken image."""
   folder = tmp_path_factory.mktemp('visualize')
   random = np.random.default_rng(0)
   for name in NAMES:
-    path = folder / 'pictures' / name
+    path = folder / 'images' / name
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = random.integers(0, 256, (6, 8, 3), np.uint8)
     Image.fromarray(coarse).resize((120, 90)).save(path)
-  (folder / 'pictures/broken.png').write_bytes(b'\x89PNG broken')
+  (folder / 'images/broken.png').write_bytes(b'\x89PNG broken')
   classes = ''.join(f'{CLASS.format(i)}\n' for i in range(1000))
   (folder / 'classes.txt').write_text(classes)
   # An earlier report, which is replaced.
@@ -75,7 +75,7 @@ def folder(tmp_path_factory):
   (folder / 'report/report.html').touch()
   done = _run(
     folder,
-    '--config.data=pictures',
+    '--config.data=images',
     '--config.class_names=classes.txt',
     '--config.on_error=record',
     f'--config.map_layers={",".join(LAYERS)},avgpool',
@@ -88,7 +88,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def entries(folder):
-  """The pictures' parts of the page."""
+  """The images' parts of the page."""
   text = (folder / 'report/report.html').read_text()
   found = re.findall(r'class="entry">(.*?)</script>', text)
   return [json.loads(part) for part in found]
@@ -118,8 +118,8 @@ def test_it_says_what_it_does_and_writes_what_it_says(folder):
   assert 'Grad-CAM: res5_2_addto, for the predicted class' in said
   assert 'page: at most 32 MB, maps at most 112 pixels a side' in said
   assert 'to write: the page and at most 26 PNG files, to report' in said
-  assert 'FAILED: pictures/broken.png: ' in said
-  assert '1 pictures could not be read' in said
+  assert 'FAILED: images/broken.png: ' in said
+  assert '1 images could not be read' in said
   assert re.search(r'the report is report/report.html \(0\.\d MB\)', said)
   report = folder / 'report'
   assert not (folder / 'report.part').exists()
@@ -142,11 +142,11 @@ def test_it_says_what_it_does_and_writes_what_it_says(folder):
 def test_the_page_holds_what_the_network_says(folder, entries, model):
   assert [entry['key'] for entry in entries] == list(NAMES)
   for entry in entries:
-    path = folder / 'pictures' / entry['key']
+    path = folder / 'images' / entry['key']
     if entry['key'] == 'broken.png':
       assert 'formats JPEG' in entry['reason']
       assert not entry['layers']
-      assert 'picture' not in entry
+      assert 'image' not in entry
       continue
     best = model.predict(path).best
     assert [guess['label'] for guess in entry['best']] == [
@@ -157,7 +157,7 @@ def test_the_page_holds_what_the_network_says(folder, entries, model):
     )
     first = entry['best'][0]
     assert first['name'] == CLASS.format(first['label'])
-    crop = np.asarray(_image(entry['picture'])).astype(float)
+    crop = np.asarray(_image(entry['image'])).astype(float)
     assert np.abs(crop - model.crops(path)[0]).mean() < 8
 
     cam = model.grad_cam(path)[0]
@@ -217,7 +217,7 @@ def test_a_headless_network_predicts_nothing(
       stored[theirs] = np.ascontiguousarray(array)
   safetensors.numpy.save_file(stored, tmp_path / 'w.safetensors')
   monkeypatch.chdir(tmp_path)
-  data = str(folder / 'pictures' / NAMES[2])
+  data = str(folder / 'images' / NAMES[2])
   config = _config(weights='w.safetensors', data=data)
   assert visualize.run(config) == 0
   said = capsys.readouterr().err
@@ -241,7 +241,7 @@ def test_a_class_and_a_layer_of_ones_own(
   folder, model, tmp_path, monkeypatch, capsys
 ):
   monkeypatch.chdir(tmp_path)
-  (tmp_path / 'list').write_text(f'{folder / "pictures" / NAMES[2]} 7\n')
+  (tmp_path / 'list').write_text(f'{folder / "images" / NAMES[2]} 7\n')
   config = _config(
     data='list',
     cam_class='n02123045',
@@ -253,7 +253,7 @@ def test_a_class_and_a_layer_of_ones_own(
   assert 'Grad-CAM: res4_2_addto, for 281 tabby, tabby cat' in said
   text = (tmp_path / 'report/report.html').read_text()
   (part,) = re.findall(r'class="entry">(.*?)</script>', text)
-  cam = model.grad_cam(folder / 'pictures' / NAMES[2], 281, 'res4_2_addto')
+  cam = model.grad_cam(folder / 'images' / NAMES[2], 281, 'res4_2_addto')
   entry = json.loads(part)
   assert entry['stated'] == '7 cock'
   assert entry['cam']['name'] == '281 tabby, tabby cat'
@@ -264,12 +264,12 @@ def test_a_class_and_a_layer_of_ones_own(
 # ------------------------------------------------------------------ messages
 
 
-def test_a_broken_picture_ends_it_and_leaves_no_report(folder, tmp_path):
+def test_a_broken_image_ends_it_and_leaves_no_report(folder, tmp_path):
   done = _run(
-    tmp_path, f'--config.data={folder / "pictures"}', '--config.report=new'
+    tmp_path, f'--config.data={folder / "images"}', '--config.report=new'
   )
   assert done.returncode == 1
-  assert 'pictures/broken.png: it is in none of the formats' in done.stderr
+  assert 'images/broken.png: it is in none of the formats' in done.stderr
   assert 'Traceback' not in done.stderr
   assert not (tmp_path / 'new').exists()
 
@@ -284,11 +284,11 @@ def test_a_broken_picture_ends_it_and_leaves_no_report(folder, tmp_path):
     ({'report': ''}, "report='': name a folder of its own"),
     ({'report': 'list'}, 'report=list is a file; name a folder'),
     ({'report': 'mine'}, 'mine holds something that is not a report of this'),
-    ({'data': 'list'}, r'201 pictures \(.*\): this job shows 1 to 200. Give'),
+    ({'data': 'list'}, r'201 images \(.*\): this job shows 1 to 200. Give'),
     ({'cam_class': 'tiger'}, "cam_class='tiger' is none of these weights' 10"),
     ({'cam_class': '1000'}, r'Give an index \(0 to 999\), a WordNet id such'),
     ({'cam_layer': 'logits'}, "'logits' stands for logits. Such as res5_2_add"),
-    ({'map_layers': '*', 'data': '200'}, '200 pictures with 16 maps of each'),
+    ({'map_layers': '*', 'data': '200'}, '200 images with 16 maps of each'),
   ],
 )
 def test_settings_that_cannot_be(tmp_path, monkeypatch, settings, message):
@@ -350,7 +350,7 @@ def test_a_click_shows_the_layers_own_maps(opened, folder, model):
   for layer in (LAYERS[1], LAYERS[0], LAYERS[2]):
     opened.click(f'button[data-layer={layer}]')
     assert _text(opened, 'layer') == f'Maps of {layer}'
-    values = model.features(folder / 'pictures' / NAMES[0], layer)[0]
+    values = model.features(folder / 'images' / NAMES[0], layer)[0]
     side = values.shape[1]
     opened.wait(
       "document.querySelector('#maps canvas').getAttribute('aria-label')"
@@ -427,7 +427,7 @@ def test_hostile_names_do_nothing(opened, entries):
   scripts = opened.value('document.scripts.length')
   assert scripts == 3 + len(NAMES)
   for number, name in enumerate(NAMES):
-    opened.click(f'#pictures button:nth-child({number + 1})')
+    opened.click(f'#images button:nth-child({number + 1})')
     assert _text(opened, 'key') == name
     if entries[number]['best']:
       label = entries[number]['best'][0]['label']
@@ -453,13 +453,13 @@ def test_foreign_scripts_are_refused_by_the_page(browser, folder):
   assert 'Content Security Policy' in ' '.join(browser.complaints)
 
 
-def test_a_picture_that_failed_says_so(opened):
-  opened.click('#pictures button:nth-child(4)')
+def test_a_image_that_failed_says_so(opened):
+  opened.click('#images button:nth-child(4)')
   assert _text(opened, 'key') == 'broken.png'
   assert 'It could not be read: it is in none of the' in _text(opened, 'reason')
   assert opened.value("document.getElementById('seen').hidden")
   assert opened.value("document.getElementById('maps-shown').hidden")
-  opened.click('#pictures button:nth-child(5)')
+  opened.click('#images button:nth-child(5)')
   assert opened.value("document.getElementById('reason').hidden")
   assert not opened.value("document.getElementById('seen').hidden")
 
@@ -468,7 +468,7 @@ def test_the_filter_finds_names_and_classes(opened, entries):
   opened.value("document.getElementById('filter').focus()")
   opened.type("C D'S")
   shown = (
-    "[...document.querySelectorAll('#pictures button')]"
+    "[...document.querySelectorAll('#images button')]"
     '.filter(b => b.offsetParent).length'
   )
   assert opened.value(shown) == 1

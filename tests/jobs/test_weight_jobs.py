@@ -115,7 +115,7 @@ def test_untrained_weights_stay_untrained_in_every_format(run_main, tmp_path):
     (['output=n.safetensors', 'convert_to=paddle'], 'does not go with convert'),
     (
       ['output=n.safetensors', 'mean=mean.npz'],
-      'a mean picture cannot be stored',
+      'a mean image cannot be stored',
     ),
     (
       ['output=file/n.safetensors'],

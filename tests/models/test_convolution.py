@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from resnet_jax.data import mean as mean_room
+from resnet_jax.data import mean as mean_lib
 from resnet_jax.engine import runner
 from resnet_jax.models import convolution, layers, resnet
 from resnet_jax.system import errors
@@ -135,7 +135,7 @@ def values():
   """A small network's `avgpool`, for each arithmetic."""
   model = resnet.ResNet(18)
   parameters = random.initialise(resnet.parameter_shapes(model), 0)
-  mean = mean_room.parse_mean('1,2,3', 32).values
+  mean = mean_lib.parse_mean('1,2,3', 32).values
   images = np.random.default_rng(0).integers(
     0, 256, (2, 1, 40, 40, 3), np.uint8
   )

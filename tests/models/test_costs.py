@@ -60,13 +60,13 @@ def test_a_receptive_field_is_what_a_value_depends_on(
   cost = {c.layer: c for c in costs.costs(model, 32, 160)}[layer]
   parameters = random.initialise(resnet.parameter_shapes(model), 0)
 
-  def value(pictures):
-    found = resnet.capture(model, parameters, pictures, [layer])[layer]
+  def value(images):
+    found = resnet.capture(model, parameters, images, [layer])[layer]
     return found[:, :, found.shape[2] // 2].sum()
 
   # Several, as a maximum depends on one of its values only.
-  pictures = np.random.default_rng(0).normal(0, 50, (8, 32, 160, 3))
-  gradient = jax.jit(jax.grad(value))(pictures.astype(np.float32))
+  images = np.random.default_rng(0).normal(0, 50, (8, 32, 160, 3))
+  gradient = jax.jit(jax.grad(value))(images.astype(np.float32))
   columns = np.flatnonzero(np.any(np.asarray(gradient) != 0, axis=(0, 1, 3)))
   assert np.ptp(columns) + 1 == cost.receptive_field
 

@@ -182,7 +182,7 @@ def test_a_network_in_pieces_is_the_network(depth, count, pieces, wanted):
     (1, 1, []),
   ],
 )
-def test_as_many_pieces_as_the_pictures_can_be_cut_into(count, pieces, lengths):
+def test_as_many_pieces_as_the_images_can_be_cut_into(count, pieces, lengths):
   cut, _, given = in_pieces(20, count, pieces, ('res2_1_addto',))
   program = str(jax.make_jaxpr(cut)(*given))
   assert [int(n) for n in re.findall(r'length=(\d+)', program)] == lengths

@@ -13,14 +13,14 @@ from numpy_resnet import NumpyResNet
 from PIL import Image
 from reference_weights import parameters_crc32, reference_parameters
 
-from resnet_jax.data import mean as mean_room
+from resnet_jax.data import mean as mean_lib
 from resnet_jax.engine import runner
 from resnet_jax.models import layers, names, resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import paddle, random
 
 REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
-MEAN = np.array(mean_room.MEAN_BGR, np.float32).reshape(3, 1, 1)
+MEAN = np.array(mean_lib.MEAN_BGR, np.float32).reshape(3, 1, 1)
 # In units of a layer's rms; correct float32 programs reach 1.3e-4.
 TOLERANCE = 5e-4
 
@@ -62,7 +62,7 @@ def test_every_layer_agrees_with_the_float64_reference(
       for name in map(str, reference['names'])
       if not name.endswith(left_out)
     ]
-    pictures = [
+    images = [
       np.asarray(Image.open(REFERENCE / 'inputs' / f'{name}.png'))
       for name in reference['pictures']
     ]
@@ -73,7 +73,7 @@ def test_every_layer_agrees_with_the_float64_reference(
     MEAN,
     execution=runner.Execution(arithmetic=arithmetic),
   )
-  images = np.stack(pictures)[:, None]
+  images = np.stack(images)[:, None]
   worst = check_reference(path, lambda: run.fetch(run(images)))
   capsys.readouterr()
   assert set(worst) == set(names_there)
@@ -110,16 +110,16 @@ def _from_paddle(array):
 def test_every_layer_agrees_with_a_direct_numpy_network(
   depth, stride_in, pool, size
 ):
-  pictures = np.random.default_rng(1).integers(0, 256, (2, *size, 3), np.uint8)
+  images = np.random.default_rng(1).integers(0, 256, (2, *size, 3), np.uint8)
   independent = NumpyResNet(depth, stride_in, pool)
-  bgr = pictures[..., ::-1].astype(np.float64) - MEAN.ravel()
+  bgr = images[..., ::-1].astype(np.float64) - MEAN.ravel()
   expected = independent(bgr.transpose(0, 3, 1, 2))
 
   model = resnet.ResNet(depth, stride_in=stride_in, stem_pool=pool)
   wanted = names.layer_names(depth)
   assert set(wanted) == set(expected)
   run = runner.Runner(model, independent.parameters, wanted, MEAN)
-  got = run.fetch(run(pictures[:, None]))
+  got = run.fetch(run(images[:, None]))
   shapes = resnet.layer_shapes(model, *size)
   for name in wanted:
     assert got[name].shape == (2, *shapes[name]) == expected[name].shape
@@ -235,7 +235,7 @@ def test_float16_rounds_and_refuses_what_does_not_fit():
   run.fetch(run(images), np.array([False]))
 
 
-def test_too_small_pictures_and_unknown_variants_are_errors():
+def test_too_small_images_and_unknown_variants_are_errors():
   x = jnp.zeros((1, 31, 64, 3))
   with pytest.raises(ValueError, match='31x64: a ResNet takes 32x32 or more'):
     resnet.ResNet(18).init(jax.random.key(0), x)

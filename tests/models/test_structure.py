@@ -77,7 +77,7 @@ def test_parameters_of_joined_layers_are_those_that_flax_traces(depth, how):
 
 
 @pytest.mark.parametrize('size', [(31, 224), (224, 31)])
-def test_pictures_that_are_too_small_are_refused(size):
+def test_images_that_are_too_small_are_refused(size):
   with pytest.raises(ValueError, match='a ResNet takes 32x32 or more'):
     resnet.layer_shapes(resnet.ResNet(18), *size)
 

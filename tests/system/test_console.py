@@ -96,38 +96,38 @@ def test_warnings_and_errors_have_colours_on_a_terminal_only(
   assert done.stderr.startswith('error: flag --job=extrct')
 
 
-def test_the_bar_goes_when_its_summary_comes(pictures):
+def test_the_bar_goes_when_its_summary_comes(image_folder):
   settings = '18,weights=random,resize_size=40,crop_size=32,batch_size=2'
   _, shown = _on_a_terminal(
-    [f'--config=configs/resnet.py:{settings},data=pictures', '--job=extract'],
-    pictures.parent,
+    [f'--config=configs/resnet.py:{settings},data=images', '--job=extract'],
+    image_folder.parent,
     columns=100,
   )
   # Frames follow one another by a carriage return, and the last is blank.
-  frame = r'\r +\d+%\|.*\d/7 \[\d\d:\d\d<[\d:?]+, +[\d.?]+ pictures/s\]'
+  frame = r'\r +\d+%\|.*\d/7 \[\d\d:\d\d<[\d:?]+, +[\d.?]+ images/s\]'
   assert re.search(frame, shown)
-  assert re.search(r'\r *\r7 pictures in [\d.]+ s, [\d.]+ pictures/s\n', shown)
+  assert re.search(r'\r *\r7 images in [\d.]+ s, [\d.]+ images/s\n', shown)
   assert '\x1b[1;33mWARNING:\x1b[0m UNTRAINED' in shown
 
 
-def test_predict_shows_a_bar_while_its_results_go_to_a_file(pictures):
-  (pictures / 'b.jpg').write_bytes(b'no picture')
+def test_predict_shows_a_bar_while_its_results_go_to_a_file(image_folder):
+  (image_folder / 'b.jpg').write_bytes(b'no image')
   settings = '18,weights=random,resize_size=40,crop_size=32,batch_size=2'
-  with open(pictures.parent / 'labels.txt', 'wb') as file:
+  with open(image_folder.parent / 'labels.txt', 'wb') as file:
     status, shown = _on_a_terminal(
       [
-        f'--config=configs/resnet.py:{settings},data=pictures,on_error=record',
+        f'--config=configs/resnet.py:{settings},data=images,on_error=record',
         '--job=predict',
       ],
-      pictures.parent,
+      image_folder.parent,
       results=file,
     )
   assert status == 3
   assert re.search(r'\d+%\|.*\d/7 \[', shown)
-  assert re.search(r'\n7 pictures in [\d.]+ s', shown.replace('\r', '\n'))
+  assert re.search(r'\n7 images in [\d.]+ s', shown.replace('\r', '\n'))
   # A message has a line of its own, not the bar's.
   lines = [line for line in re.split(r'[\r\n]', shown) if 'FAILED:' in line]
   assert len(lines) == 1
-  assert lines[0].startswith('\x1b[1;31mFAILED:\x1b[0m pictures/b.jpg: ')
-  text = (pictures.parent / 'labels.txt').read_text()
+  assert lines[0].startswith('\x1b[1;31mFAILED:\x1b[0m images/b.jpg: ')
+  text = (image_folder.parent / 'labels.txt').read_text()
   assert text.count('Label of ') == 6

@@ -16,11 +16,11 @@ def test_elsewhere_there_are_plain_lines(monkeypatch, capsys):
   lines = capsys.readouterr().err.splitlines()
   # Every 15 s at most; the first batch, with the compiler in it, is no rate.
   assert lines == [
-    '30 of 100 pictures, 1.0 pictures/s, 70 s left',
-    '50 of 100 pictures, 1.0 pictures/s, 50 s left',
-    '70 of 100 pictures, 1.0 pictures/s, 30 s left',
-    '90 of 100 pictures, 1.0 pictures/s, 10 s left',
-    '90 pictures in 90.0 s, 1.0 pictures/s',
+    '30 of 100 images, 1.0 images/s, 70 s left',
+    '50 of 100 images, 1.0 images/s, 50 s left',
+    '70 of 100 images, 1.0 images/s, 30 s left',
+    '90 of 100 images, 1.0 images/s, 10 s left',
+    '90 images in 90.0 s, 1.0 images/s',
   ]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `diagram`: text, pictures, and what it refuses."""
+"""The job `diagram`: text, images, and what it refuses."""
 
 import io
 import json
@@ -263,10 +263,10 @@ def test_other_formats(tmp_path, capsys, suffix):
   if suffix == 'pdf':
     assert data.startswith(b'%PDF-')
     return
-  picture = Image.open(io.BytesIO(data)).convert('RGB')
-  assert picture.getpixel((1, 1)) == (255, 255, 255)
-  assert picture.width > 400
-  assert picture.height > 600
+  image = Image.open(io.BytesIO(data)).convert('RGB')
+  assert image.getpixel((1, 1)) == (255, 255, 255)
+  assert image.width > 400
+  assert image.height > 600
 
 
 @needs_graphviz
@@ -412,7 +412,7 @@ def test_a_loaded_network_is_drawn_as_it_is():
     model.diagram(level='all')
 
 
-def test_the_documents_picture_is_of_todays_diagram():
+def test_the_documents_image_is_of_todays_diagram():
   tree = ET.parse(ROOT / 'docs/images/resnet50.svg')
   text = Text(resnet_jax.diagram(50).dot)
   drawn = {g.findtext(f'{SVG}title') for g in _of_class(tree, 'node')}

@@ -172,6 +172,6 @@ def test_details_are_the_modules():
   ]
 
 
-def test_pictures_that_are_too_small_are_refused():
+def test_images_that_are_too_small_are_refused():
   with pytest.raises(errors.UserError, match='31x32: a ResNet takes 32x32'):
     graph.trace(resnet.ResNet(18), 31, 32)

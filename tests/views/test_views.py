@@ -84,23 +84,21 @@ def test_neighbours_are_the_others_by_their_cosine():
 
 
 def test_a_neighbour_that_cannot_be_named_is_an_error():
-  with pytest.raises(errors.UserError, match='1 pictures, 2 neighbours: 2 and'):
+  with pytest.raises(errors.UserError, match='1 images, 2 neighbours: 2 and'):
     maps.nearest(np.ones((1, 3)), 2)
   with pytest.raises(errors.UserError, match='all 0 or not finite'):
     maps.nearest(np.array([[1.0, 0.0], [0.0, 0.0]]), 1)
-  with pytest.raises(
-    errors.UserError, match='2 pictures, 2 rows of features a'
-  ):
+  with pytest.raises(errors.UserError, match='2 images, 2 rows of features a'):
     views.neighbours(
       np.zeros((2, 32, 32, 3), np.uint8), np.ones((2, 3)), ['a.png']
     )
 
 
-def test_neighbours_stand_beside_their_picture():
-  pictures = np.zeros((3, 40, 40, 3), np.uint8)
-  pictures[0, :, :, 0] = pictures[1, :, :, 1] = pictures[2, :, :, 2] = 255
+def test_neighbours_stand_beside_their_image():
+  images = np.zeros((3, 40, 40, 3), np.uint8)
+  images[0, :, :, 0] = images[1, :, :, 1] = images[2, :, :, 2] = 255
   features = np.array([[1, 0.1], [0, 1], [1, 0]])
-  figure = views.neighbours(pictures, features, ['red', 'green', '$blue$'])
+  figure = views.neighbours(images, features, ['red', 'green', '$blue$'])
   texts = _texts(figure)
   assert 'red $blue$  0.995 green  0.100 green red  0.100' in texts
   shown = _pixels(figure)
@@ -142,12 +140,12 @@ def test_zero_is_white_and_signs_are_blue_and_red():
   assert np.abs(table[place] - expected).max() < 4
 
 
-def test_nothing_hot_leaves_the_picture_alone():
-  picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-  assert (colours.overlaid(picture, np.zeros((8, 8)), 0.0) == picture).all()
-  hot = colours.overlaid(picture, np.ones((8, 8)), 1.0)
+def test_nothing_hot_leaves_the_image_alone():
+  image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+  assert (colours.overlaid(image, np.zeros((8, 8)), 0.0) == image).all()
+  hot = colours.overlaid(image, np.ones((8, 8)), 1.0)
   bright = colours.palette(colours.HEAT)[-1]
-  assert np.abs(hot - (0.25 * picture + 0.75 * bright)).max() < 2
+  assert np.abs(hot - (0.25 * image + 0.75 * bright)).max() < 2
 
 
 @pytest.mark.parametrize('channels', ['BGR', 'RGB'])
@@ -190,15 +188,15 @@ def test_a_map_has_the_colours_of_its_values_and_a_labelled_scale():
   assert scale.get_ylim() == (-2.0, 2.0)
 
 
-def test_grad_cam_shows_the_picture_and_the_scale():
-  picture = np.full((64, 64, 3), 90, np.uint8)
+def test_grad_cam_shows_the_image_and_the_scale():
+  image = np.full((64, 64, 3), 90, np.uint8)
   cam = np.zeros((2, 2))
-  figure = views.grad_cam(picture, cam, title='n: $5')
+  figure = views.grad_cam(image, cam, title='n: $5')
   assert '2x2 positions, enlarged; 0 everywhere: nothing' in _texts(figure)
   assert 'n: $5' in _texts(figure)
   assert (_pixels(figure) == 90).all(axis=-1).sum() == 2 * 256 * 256
   cam[0, 0] = 0.5
-  figure = views.grad_cam(picture, cam)
+  figure = views.grad_cam(image, cam)
   assert '0 everywhere' not in _texts(figure)
   assert figure.axes[-1].get_ylim() == (0.0, 0.5)
   shown = np.asarray(figure.axes[1].images[0].get_array())
@@ -234,8 +232,8 @@ def _noise_entry(shapes, count, side):
     )
     for i, (channels, *size) in enumerate(shapes)
   }
-  guess = page.Guess(999, 'n' * 5000, 0.123456789)
-  picture = page.Picture(
+  guess = page.ShownClass(999, 'n' * 5000, 0.123456789)
+  image = page.ShownImage(
     'k' * 5000,
     '200_' + 'k' * 60,
     crop=random.integers(0, 256, (224, 224, 3), np.uint8),
@@ -245,7 +243,7 @@ def _noise_entry(shapes, count, side):
     cam_class='c' * 5000,
     layers=layers,
   )
-  return page.entry(picture, side)
+  return page.entry(image, side)
 
 
 def test_even_noise_does_not_make_the_page_larger_than_promised():
@@ -266,13 +264,11 @@ def test_even_noise_does_not_make_the_page_larger_than_promised():
   )
 
 
-def test_map_sizes_in_the_page_follow_the_number_of_pictures():
+def test_map_sizes_in_the_page_follow_the_number_of_images():
   shapes = [(64, 112, 112), (256, 56, 56), (2048, 7, 7)]
   sides = [page.map_side(shapes, 16, count) for count in (1, 100, 200)]
   assert sides == [112, 56, 28]
-  with pytest.raises(
-    errors.UserError, match=r'200 pictures with 16 maps of ea'
-  ):
+  with pytest.raises(errors.UserError, match=r'200 images with 16 maps of ea'):
     page.map_side([(64, 112, 112)] * 500, 16, 200)
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from resnet_jax.data import recipe
 from resnet_jax.models import names, resnet
 from resnet_jax.system import errors
-from resnet_jax.weights import archive, assemble, paddle, random, recipe
+from resnet_jax.weights import archive, assemble, paddle, random
 
 OPTIONS = assemble.Options()
 # Small: 45 MB.

@@ -16,9 +16,10 @@ from reference_weights import (
 )
 
 from resnet_jax import weights
+from resnet_jax.data import recipe
 from resnet_jax.models import names, resnet
 from resnet_jax.system import errors
-from resnet_jax.weights import assemble, caffe, paddle, recipe
+from resnet_jax.weights import assemble, caffe, paddle
 
 OPTIONS = assemble.Options()
 V1_TYPES = {'Convolution': 4, 'InnerProduct': 14, 'ReLU': 18}
@@ -154,7 +155,7 @@ def _no_large_files_stay(tmp_path):
 
 
 def prototxt(depth, size):
-  """A deploy prototxt for pictures of any size, which the authors' are not."""
+  """A deploy prototxt for images of any size, which the authors' are not."""
   theirs = make_reference.caffe_names(depth)
   text = [
     f'name: "ResNet-{depth}" input: "data"',
@@ -606,7 +607,7 @@ def test_a_missing_file(tmp_path):
     b'\x80\x02}q\0.',
     b'\x1f\x8b\x08\0',
     b'\0' * 512,
-    b'\x08\x01\x10\x03\x18\x80\x02',  # a mean picture
+    b'\x08\x01\x10\x03\x18\x80\x02',  # a mean image
     b'\x08\x07\x12\x07pytorch\x1a\x041.13',  # ONNX
     b'\x0a\x10\x0a\x04node\x12\x08Identity' * 9,  # TensorFlow
     _bytes_field(1, 'net'),

@@ -8,9 +8,10 @@ import pytest
 import safetensors.numpy
 
 from resnet_jax import weights
+from resnet_jax.data import recipe
 from resnet_jax.models import resnet
 from resnet_jax.system import errors
-from resnet_jax.weights import recipe, torch_names
+from resnet_jax.weights import torch_names
 
 # What ships with microsoft/resnet-50.
 PREPROCESSOR = {

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published weights, where a user has some.
 
-  pytest -m pretrained --weights-dir=DIR [--pictures-dir=DIR] -n 0
+  pytest -m pretrained --weights-dir=DIR [--images-dir=DIR] -n 0
 
 DIR holds checkpoints as `--job=download` stores them (`msra-50/...`; the cache
 is such a folder), or the files themselves, or Paddle's unpacked directories
-(`resnet_50`).  The document's values need its pictures, dog.jpg and cat.jpg.
+(`resnet_50`).  The document's values need its images, dog.jpg and cat.jpg.
 """
 
 import functools
@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 # PaddlePaddle, "Model Zoo - ImageNet": the first and last three values that
-# the page prints for ResNet-50, pictures squashed to 224x224, minus the mean
+# the page prints for ResNet-50, images squashed to 224x224, minus the mean
 # file; and the labels, of ten crops.
 PUBLISHED = {
   'dog.jpg': {
@@ -140,10 +140,10 @@ def _originals(directory):
   return None
 
 
-def _picture(request, name):
-  given = request.config.getoption('--pictures-dir')
+def _image(request, name):
+  given = request.config.getoption('--images-dir')
   if not given:
-    pytest.skip("no pictures: name the document's by --pictures-dir=DIR")
+    pytest.skip("no images: name the document's by --images-dir=DIR")
   path = pathlib.Path(given).expanduser() / name
   if not path.is_file():
     pytest.skip(f'{path} is not there')
@@ -166,9 +166,9 @@ def _mean(directory):
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_the_documents_features(directory, request, name):
-  path, picture = _originals(directory), _picture(request, name)
+  path, image = _originals(directory), _image(request, name)
   model = resnet_jax.load(weights=path, mean=_mean(directory), resize='squash')
-  found = model.features(picture, list(PUBLISHED[name]))
+  found = model.features(image, list(PUBLISHED[name]))
   for layer, published in PUBLISHED[name].items():
     values = found[layer].ravel()
     shown = np.concatenate([values[:3], values[-3:]])
@@ -177,6 +177,6 @@ def test_the_documents_features(directory, request, name):
 
 @pytest.mark.parametrize('name', LABELS)
 def test_the_documents_labels(directory, request, name):
-  path, picture = _originals(directory), _picture(request, name)
+  path, image = _originals(directory), _image(request, name)
   model = resnet_jax.load(weights=path, mean=_mean(directory), multi_crop=True)
-  assert model.predict(picture).label == LABELS[name]
+  assert model.predict(image).label == LABELS[name]

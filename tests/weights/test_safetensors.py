@@ -10,15 +10,10 @@ import pytest
 import safetensors.numpy
 
 from resnet_jax import weights
+from resnet_jax.data import recipe
 from resnet_jax.models import resnet
 from resnet_jax.system import errors
-from resnet_jax.weights import (
-  assemble,
-  formats,
-  metadata,
-  recipe,
-  torch_names,
-)
+from resnet_jax.weights import assemble, formats, metadata, torch_names
 from resnet_jax.weights import (
   safetensors as ours,
 )
@@ -157,7 +152,7 @@ def test_wrong_tensors_are_named(file, value, message):
 def test_inspection_may_see_what_is_not_finite(file):
   value = np.full(64, np.nan, np.float32)
   _edit(file, lambda arrays, stated: arrays.update({'conv1_bn/var': value}))
-  loaded = weights.load(str(file), weights.Wishes(finite=False))
+  loaded = weights.load(str(file), weights.LoadOptions(finite=False))
   assert np.isnan(loaded.parameters['conv1_bn/var']).all()
 
 
@@ -265,7 +260,7 @@ def test_what_is_no_weights_is_said(tmp_path):
     (b'', 'is empty'),
     (b'<!DOCTYPE html><html>', 'a web page or XML, not weights'),
     (b'version https://git-lfs.github.com/spec/v1\n', 'a Git LFS pointer'),
-    (b'\x89PNG\r\n', 'a picture'),
+    (b'\x89PNG\r\n', 'an image'),
     (b'hello world, this is text', "it begins with b'hello world, thi'"),
   ):
     path = tmp_path / 'w'

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from resnet_jax import weights
+from resnet_jax.data import recipe
 from resnet_jax.models import names, resnet
 from resnet_jax.system import errors
-from resnet_jax.weights import assemble, recipe, torch_names
+from resnet_jax.weights import assemble, torch_names
 from resnet_jax.weights import torch as reader
 
 torch = pytest.importorskip('torch')
@@ -140,19 +141,17 @@ def load_file(path):
   return reader.load(path, OPTIONS)
 
 
-PICTURES = np.random.default_rng(0).normal(0, 1, (2, 96, 96, 3)).astype('f4')
+IMAGES = np.random.default_rng(0).normal(0, 1, (2, 96, 96, 3)).astype('f4')
 
 
 @torch.no_grad()
-def computed(network, pictures=PICTURES):
-  return network(torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy()))
+def computed(network, images=IMAGES):
+  return network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
 
 
-def assert_alike(loaded, expected, pictures=PICTURES):
+def assert_alike(loaded, expected, images=IMAGES):
   """Every value, within 5e-4 of its layer's root mean square."""
-  got = resnet.capture(
-    loaded.model, loaded.parameters, pictures, list(expected)
-  )
+  got = resnet.capture(loaded.model, loaded.parameters, images, list(expected))
   for name, theirs in expected.items():
     values = np.asarray(theirs)
     values = values.reshape(*values.shape, *[1] * (4 - values.ndim))
@@ -351,9 +350,9 @@ def hugging_face(depth, classes=1000):
 
 @torch.no_grad()
 def hugging_face_values(network):
-  pictures = torch.from_numpy(PICTURES.transpose(0, 3, 1, 2).copy())
-  found = network.resnet(pictures, output_hidden_states=True)
-  logits = network(pictures).logits
+  images = torch.from_numpy(IMAGES.transpose(0, 3, 1, 2).copy())
+  found = network.resnet(images, output_hidden_states=True)
+  logits = network(images).logits
   last = names.ARCHITECTURES[_depth(network)].blocks
   stages = [f'res{s}_{n}_addto' for s, n in enumerate(last, start=2)]
   values = dict(zip(['pool1', *stages], found.hidden_states, strict=True))

@@ -16,7 +16,7 @@ from resnet_jax.weights import torch_names
 from resnet_jax.zoo import lookup, records
 
 CONFIG = '--config=configs/resnet.py'
-PICTURE = ROOT / 'example' / 'chelsea.png'
+IMAGE = ROOT / 'example' / 'chelsea.png'
 
 
 def _write(path, model, held=None):
@@ -49,7 +49,7 @@ def test_without_a_head_features_work(run_main, headless, tmp_path):
     CONFIG,
     '--job=extract',
     f'--config.weights={headless}',
-    f'--config.data={PICTURE}',
+    f'--config.data={IMAGE}',
     '--config.output_layer=layer1.0.conv1,avgpool',
     check=0,
   )
@@ -77,7 +77,7 @@ def test_without_a_head_predict_says_so(run_main, headless, arguments, message):
     CONFIG,
     *arguments,
     f'--config.weights={headless}',
-    f'--config.data={PICTURE}',
+    f'--config.data={IMAGE}',
     check=1,
   )
   assert message in done.stderr
@@ -86,16 +86,16 @@ def test_without_a_head_predict_says_so(run_main, headless, arguments, message):
 def test_without_a_head_in_a_notebook(headless):
   model = resnet_jax.load(weights=headless)
   assert model.layers[-1] == 'avgpool'
-  assert model.features(PICTURE, 'global_pool').shape == (1, 512, 1, 1)
+  assert model.features(IMAGE, 'global_pool').shape == (1, 512, 1, 1)
   with pytest.raises(resnet_jax.UserError, match='have no head'):
-    model.predict(PICTURE)
+    model.predict(IMAGE)
 
 
 def test_other_classes_have_the_names_that_the_user_gives(
   run_main, three, tmp_path
 ):
   (tmp_path / 'names.txt').write_text('Katze\nHund\n Maus \n', 'utf-8')
-  common = [f'--config.weights={three}', f'--config.data={PICTURE}']
+  common = [f'--config.weights={three}', f'--config.data={IMAGE}']
   done = run_main(
     CONFIG,
     '--job=predict',
@@ -123,7 +123,7 @@ def test_other_classes_have_the_names_that_the_user_gives(
   )
   model = resnet_jax.load(weights=tmp_path / 'w.safetensors')
   assert [c.name for c in model.classes] == ['Katze', 'Hund', 'Maus']
-  assert model.predict(PICTURE).best[0].name in ('Katze', 'Hund', 'Maus')
+  assert model.predict(IMAGE).best[0].name in ('Katze', 'Hund', 'Maus')
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_the_users_variant_is_run_and_recorded(run_main, tmp_path):
     CONFIG,
     '--job=extract',
     f'--config.weights={path}',
-    f'--config.data={PICTURE}',
+    f'--config.data={IMAGE}',
     '--config.stride_in=1x1',
     '--config.epsilon=2e-5',
     check=0,
@@ -169,19 +169,19 @@ def test_the_users_variant_is_run_and_recorded(run_main, tmp_path):
   }
   own = resnet_jax.load(weights=path)
   other = resnet_jax.load(weights=path, stride_in='1x1', epsilon=2e-5)
-  expected = other.features(PICTURE, 'avgpool')
+  expected = other.features(IMAGE, 'avgpool')
   found = resnet_jax.load_features(tmp_path / 'features')['avgpool'][:]
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-  assert np.abs(own.features(PICTURE, 'avgpool') - expected).max() > 1e-3
+  assert np.abs(own.features(IMAGE, 'avgpool') - expected).max() > 1e-3
 
 
 def test_a_value_before_the_relu_is_warned_of_in_a_notebook(three):
   model = resnet_jax.load(weights=three)
   with pytest.warns(UserWarning, match='before the ReLU'):
-    found = model.features(PICTURE, 'layer1.0.bn1')
+    found = model.features(IMAGE, 'layer1.0.bn1')
   assert found.shape == (1, 64, 56, 56)
   with pytest.warns(UserWarning, match='and so for 1 more'):
-    several = model.features(PICTURE, 'layer4.*')
+    several = model.features(IMAGE, 'layer4.*')
   assert 'res5_2_addto' in several
 
 

@@ -1149,7 +1149,7 @@ def test_two_threads_download_once(site):
 def _other_process(site):
   """Another process that fetches the file, and waits for 20 s."""
   code = (
-    'from resnet_jax.weights import download, records\n'
+    'from resnet_jax.zoo import download, records\n'
     f'file = records.File({site.file().urls}, None, {SIZE})\n'
     "print(download.fetch(file, 'test-50', report=None, say=print,"
     ' patience=20))'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where pictures come from, whatever form they lie in.
+"""Where images come from, whatever form they lie in.
 
 A source is a sequence of items, each a key, a label and a way to read it;
 nothing later knows which form it was.  Nothing is unpacked, and items are read
@@ -38,11 +38,11 @@ _OPENERS: dict[str, tuple[str, _Opener]] = {
 
 
 def open_source(data: str, *, must_exist: bool = True) -> Source:
-  """The pictures of a list file, a folder, archives or a single picture.
+  """The images of a list file, a folder, archives or a single image.
 
-  A folder is searched to the bottom for files with the suffix of a picture,
-  in the order of their relative paths; one without pictures for tar archives
-  (shards) or Parquet files.  A list holds one picture a line: its path,
+  A folder is searched to the bottom for files with the suffix of an image,
+  in the order of their relative paths; one without images for tar archives
+  (shards) or Parquet files.  A list holds one image a line: its path,
   relative to the list, and, if the last of several blank-separated fields is a
   whole number, its label.  A path may hold blanks; one that ends on a blank
   and a number goes in double quotes.  A file is known by its content.
@@ -50,10 +50,10 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
   Args:
     data: the path of one of them, or a pattern of archives' or Parquet files'
       paths with braces or wildcards.
-    must_exist: whether a picture that is listed and not there is an error.
+    must_exist: whether an image that is listed and not there is an error.
 
   Raises:
-    UserError: nothing is there, no picture in it, or a listed one missing; an
+    UserError: nothing is there, no image in it, or a listed one missing; an
       archive cannot be used.
   """
   path = pathlib.Path(os.path.expanduser(data))
@@ -67,7 +67,7 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
     elif not data or not path.exists():
       raise errors.UserError(
         f"data='{data}': there is no such file or folder. Give a list file"
-        ' (a line a picture: path, label), a folder, a picture, a tar archive,'
+        ' (a line an image: path, label), a folder, an image, a tar archive,'
         ' shards (a folder of .tar files, or a pattern such as'
         " 'val-{000..049}.tar') or Parquet files."
       )
@@ -82,7 +82,7 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
       f"data='{data}' cannot be read: {error.strerror or error}."
     ) from error
   if not source.items:
-    raise errors.UserError(f'no picture to work on: {source.description}.')
+    raise errors.UserError(f'no image to work on: {source.description}.')
   return source
 
 
@@ -90,8 +90,8 @@ def _file(path: pathlib.Path, must_exist: bool) -> Source:
   form = _form(path)
   if form:
     return _OPENERS[form][1]([path], f'the {form} {path}')
-  if paths.is_picture(path):
-    return paths.picture(path)
+  if paths.is_image(path):
+    return paths.image(path)
   return paths.list_file(path, must_exist)
 
 
@@ -107,7 +107,7 @@ def _folder(root: pathlib.Path) -> Source:
   forms = [form for form, found in by_form.items() if found]
   if len(forms) > 1:
     raise errors.UserError(
-      f'the folder {root} holds no picture but {" and ".join(forms)}s. Name'
+      f'the folder {root} holds no image but {" and ".join(forms)}s. Name'
       f" one of the two, as in data='{root}/*.tar'."
     )
   if not forms:
@@ -129,14 +129,14 @@ def _several(found: Sequence[pathlib.Path], what: str) -> Source:
     raise errors.UserError(
       f'{odd[0]} is {forms[odd[0]] or "neither a tar archive nor Parquet"}'
       f'{f", and {found[0]} a {first}" if first else ""}. Several files are'
-      ' either all tar archives or all Parquet files; for pictures give a'
+      ' either all tar archives or all Parquet files; for images give a'
       ' folder or a list.'
     )
   return _OPENERS[first][1](found, what.replace('{}', first))
 
 
 def _form(path: pathlib.Path) -> str:
-  """A key of _OPENERS, or '' for pictures and lists.
+  """A key of _OPENERS, or '' for images and lists.
 
   Raises:
     UserError: it is compressed.
@@ -146,7 +146,7 @@ def _form(path: pathlib.Path) -> str:
   for magic, (name, command) in _PACKED.items():
     if re.match(magic, head):
       raise errors.UserError(
-        f'{path} is compressed ({name}), so a picture in it could only be'
+        f'{path} is compressed ({name}), so an image in it could only be'
         ' reached through all those before it. Unpack it once:'
         f' {command} {path}. Uncompressed tar archives are read in place.'
       )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures inside tar archives, read where they lie.
+"""Images inside tar archives, read where they lie.
 
 One archive, such as ILSVRC2012_img_val.tar, or shards in WebDataset's form: in
 a shard the members whose paths agree up to the first dot of the file name make
@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from resnet_jax.codecs import tar
 from resnet_jax.data import decoding
-from resnet_jax.data.sources import item as items_room
+from resnet_jax.data.sources import item as item_lib
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source
 from resnet_jax.system import errors
 
@@ -49,15 +49,15 @@ class Slice:
     """The bytes.
 
     Raises:
-      PictureError: the file is another by now, or the part is too large.
+      ImageError: the file is another by now, or the part is too large.
     """
-    items_room.check_size(self.size)
+    item_lib.check_size(self.size)
     with open(self.path, 'rb') as file:
       check_unchanged(file, self.stamp)
       file.seek(self.offset)
       data = file.read(self.size)
     if len(data) != self.size:
-      raise decoding.PictureError('the archive ends in the middle of it')
+      raise decoding.ImageError('the archive ends in the middle of it')
     return data
 
 
@@ -71,10 +71,10 @@ def check_unchanged(file: BinaryIO, stamp: tuple[int, int]) -> None:
   """Refuses a file that is no longer the one that was indexed.
 
   Raises:
-    PictureError: it is another.
+    ImageError: it is another.
   """
   if stamp_of(file) != stamp:
-    raise decoding.PictureError(
+    raise decoding.ImageError(
       'its archive was changed while the program was running'
     )
 
@@ -84,20 +84,20 @@ class _Archive:
   """What one pass over an archive's headers finds.
 
   Attributes:
-    pictures: in the order of their names.
+    images: in the order of their names.
     stated: the labels that members state, by the sample.
     others: how many members are neither.
   """
 
   path: pathlib.Path
-  pictures: list[tar.Member]
+  images: list[tar.Member]
   stated: dict[str, int]
   others: int
   stamp: tuple[int, int]
 
 
 def open_archives(paths: Sequence[pathlib.Path], what: str) -> Source:
-  """The pictures of tar archives, each archive's in the order of their paths.
+  """The images of tar archives, each archive's in the order of their paths.
 
   Keys are the paths inside the archives; where one occurs in two archives, all
   keys begin with the archive's name.
@@ -107,11 +107,11 @@ def open_archives(paths: Sequence[pathlib.Path], what: str) -> Source:
     what: the words for them in the description.
 
   Raises:
-    UserError: an archive is damaged, or names a picture twice, or a label
+    UserError: an archive is damaged, or names an image twice, or a label
       cannot be read.
   """
   archives = [_scan(path) for path in paths]
-  names = [m.name for one in archives for m in one.pictures]
+  names = [m.name for one in archives for m in one.images]
   recur = len(set(names)) != len(names)
   items = [
     Item(
@@ -122,26 +122,24 @@ def open_archives(paths: Sequence[pathlib.Path], what: str) -> Source:
       member.size,
     )
     for one in archives
-    for member in one.pictures
+    for member in one.images
   ]
-  described = (
-    f'{items_room.plural(len(items), "picture", "pictures")} in {what}'
-  )
+  described = f'{item_lib.plural(len(items), "image", "images")} in {what}'
   others = sum(one.others for one in archives)
   if others:
-    plural = items_room.plural(others, 'other member', 'other members')
+    plural = item_lib.plural(others, 'other member', 'other members')
     described += f'; {plural} left out'
   if recur:
     described += '; keys begin with the names of the archives'
   if any(one.stated for one in archives):
     return Source(items, f'{described}; labels by the members beside them')
-  stated = items_room.labels_of_keys(
+  stated = item_lib.labels_of_keys(
     i.key for i in items
-  ) or items_room.labels_of_keys(
-    f'{one.path.stem}/-' for one in archives for _ in one.pictures
+  ) or item_lib.labels_of_keys(
+    f'{one.path.stem}/-' for one in archives for _ in one.images
   )
   if items and stated:
-    items = items_room.labelled(items, stated)
+    items = item_lib.labelled(items, stated)
     described += '; labels by the WordNet ids in their paths'
   return Source(items, described)
 
@@ -153,9 +151,9 @@ def _scan(path: pathlib.Path) -> _Archive:
     for member in tar.members(file, path):
       if member.kind == 'folder':
         continue
-      if items_room.is_picture_name(member.name):
+      if item_lib.is_image_name(member.name):
         _check_regular(member, path)
-        result.pictures.append(member)
+        result.images.append(member)
         continue
       label = _stated(file, member, path)
       if label is None:
@@ -165,11 +163,11 @@ def _scan(path: pathlib.Path) -> _Archive:
       if result.stated.setdefault(sample, label) != label:
         raise errors.UserError(
           f'{path}: {where[sample]} states the label {result.stated[sample]},'
-          f' and {member.name} the label {label}, for the same picture. Mend'
+          f' and {member.name} the label {label}, for the same image. Mend'
           ' the shard.'
         )
       where[sample] = member.name
-  result.pictures.sort(key=lambda member: member.name)
+  result.images.sort(key=lambda member: member.name)
   _check_names(result)
   return result
 
@@ -184,30 +182,30 @@ def _check_regular(member: tar.Member, path: pathlib.Path) -> None:
 
 
 def _check_names(archive: _Archive) -> None:
-  """One picture a name, and in a shard with labels one a sample."""
-  used = collections.Counter(member.name for member in archive.pictures)
+  """One image a name, and in a shard with labels one a sample."""
+  used = collections.Counter(member.name for member in archive.images)
   twice = [name for name, count in used.items() if count > 1]
   if twice:
     raise errors.UserError(
       f'{archive.path} holds {", ".join(twice[:_EXAMPLES])} more than once, so'
-      ' a name does not say which picture it is. Make the archive again.'
+      ' a name does not say which image it is. Make the archive again.'
     )
   if not archive.stated:
     return
-  samples = collections.Counter(_sample(m.name) for m in archive.pictures)
+  samples = collections.Counter(_sample(m.name) for m in archive.images)
   twice = [name for name, count in samples.items() if count > 1]
   if twice:
     raise errors.UserError(
-      f'{archive.path}: the sample {twice[0]} has {samples[twice[0]]} pictures,'
-      ' and a label cannot be given to one of them. A shard has one picture'
+      f'{archive.path}: the sample {twice[0]} has {samples[twice[0]]} images,'
+      ' and a label cannot be given to one of them. A shard has one image'
       ' for each NAME, up to the first dot.'
     )
   unused = archive.stated.keys() - samples.keys()
   if unused:
     raise errors.UserError(
       f'{archive.path} has labels for'
-      f' {items_room.plural(len(unused), "sample", "samples")} without a'
-      f' picture: {", ".join(sorted(unused)[:_EXAMPLES])}. Get or make the'
+      f' {item_lib.plural(len(unused), "sample", "samples")} without an'
+      f' image: {", ".join(sorted(unused)[:_EXAMPLES])}. Get or make the'
       ' shard again.'
     )
 
@@ -219,7 +217,7 @@ def _sample(name: str) -> str:
 
 
 def _from_class(text: str) -> int:
-  label = items_room.label_of(text)
+  label = item_lib.label_of(text)
   if label is None:
     raise ValueError(f'{text[:20]!r} is no label')
   return label
@@ -231,7 +229,7 @@ def _from_json(text: str) -> int | None:
     return None
   for key in _JSON_KEYS:
     if key in values:
-      label = items_room.label_of(values[key])
+      label = item_lib.label_of(values[key])
       if label is None:
         raise ValueError(f'its {key} is no label')
       return label
@@ -242,7 +240,7 @@ def _from_json(text: str) -> int | None:
 _READERS: dict[str, Callable[[str], int | None]] = {
   '.cls': _from_class,
   '.json': _from_json,
-  '.txt': items_room.label_of,
+  '.txt': item_lib.label_of,
 }
 
 

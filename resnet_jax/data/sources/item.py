@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture that has not been read yet, and what its name says of its class.
+"""An image that has not been read yet, and what its name says of its class.
 
-Where pictures lie in folders named by WordNet id, or are named as the original
+Where images lie in folders named by WordNet id, or are named as the original
 archives of Hugging Face's ILSVRC/imagenet-1k name them (NAME_WNID.JPEG) or as
-ILSVRC's training pictures are (WNID_NAME.JPEG), the key states the label.
+ILSVRC's training images are (WNID_NAME.JPEG), the key states the label.
 Source: that data set's card and its loading script; torchvision's ImageFolder
 for the folders.
 """
@@ -33,7 +33,7 @@ _WNID_OF_NAME = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-  """A picture that has not been read yet.
+  """An image that has not been read yet.
 
   Attributes:
     key: its path relative to the list file, the folder or the archive, with
@@ -54,10 +54,10 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Pictures in order.
+  """Images in order.
 
   Attributes:
-    items: the pictures.
+    items: the images.
     description: for a person: what was read and what was left out.
   """
 
@@ -66,7 +66,7 @@ class Source:
 
 
 def file_item(path: pathlib.Path, key: str, label: int = NO_LABEL) -> Item:
-  """The picture in a file, which need not be there.
+  """The image in a file, which need not be there.
 
   Raises:
     UserError: the key is not UTF-8.
@@ -83,19 +83,19 @@ def _read(path: pathlib.Path) -> bytes:
   """The bytes of a file; not of a pipe or a device, which may never end."""
   status = path.stat()
   if not stat.S_ISREG(status.st_mode):
-    raise decoding.PictureError('it is not a regular file')
+    raise decoding.ImageError('it is not a regular file')
   check_size(status.st_size)
   return path.read_bytes()
 
 
 def check_size(size: int) -> None:
-  """Refuses what no picture's file is as large as.
+  """Refuses what no image's file is as large as.
 
   Raises:
-    PictureError: it is too large.
+    ImageError: it is too large.
   """
   if size > MAX_BYTES:
-    raise decoding.PictureError(f'its {size} bytes are more than {MAX_BYTES}')
+    raise decoding.ImageError(f'its {size} bytes are more than {MAX_BYTES}')
 
 
 def check_text(key: str) -> None:
@@ -119,8 +119,8 @@ def is_relative(key: str) -> bool:
   return not drive and '\0' not in key and bool(parts[0]) and '..' not in parts
 
 
-def is_picture_name(name: str) -> bool:
-  """Whether the suffix is that of a picture."""
+def is_image_name(name: str) -> bool:
+  """Whether the suffix is that of an image."""
   return os.path.splitext(name)[1].lower() in decoding.SUFFIXES
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures in the rows of Parquet files, as Hugging Face's data sets have them.
+"""Images in the rows of Parquet files, as Hugging Face's data sets have them.
 
 A row is {image: {bytes, path}, label}; the names of the two columns may be
 others.  A row group is read when one of its rows is asked for, and the last few
@@ -19,7 +19,7 @@ from typing import Any
 
 from resnet_jax.data import decoding
 from resnet_jax.data.sources import archives
-from resnet_jax.data.sources import item as items_room
+from resnet_jax.data.sources import item as item_lib
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source
 from resnet_jax.system import errors
 
@@ -29,7 +29,7 @@ MAGIC = _MAGIC + b'\x15'
 _MAX_GROUP_BYTES = 1 << 30
 _MAX_TEXT_BYTES = 1 << 28
 _MAX_METADATA_BYTES = 1 << 26
-# Of pictures that are kept: of the group that is read, and its neighbours.
+# Of images that are kept: of the group that is read, and its neighbours.
 _KEEP_BYTES = 1 << 28
 # Rows that are decoded at once, before the sum of their bytes is looked at.
 _ROWS = 16
@@ -38,7 +38,7 @@ _SHARD = re.compile(r'(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b.*')
 
 
 def open_files(paths: Sequence[pathlib.Path], what: str) -> Source:
-  """The pictures of Parquet files, file by file, in the order of the rows.
+  """The images of Parquet files, file by file, in the order of the rows.
 
   A key is the row's path, where all are relative and no two are equal; else
   FILE/ROW.
@@ -49,20 +49,20 @@ def open_files(paths: Sequence[pathlib.Path], what: str) -> Source:
 
   Raises:
     UserError: pyarrow is not installed, a file is damaged, has no column of
-      pictures or several, or is one of a split whose others are not there.
+      images or several, or is one of a split whose others are not there.
   """
   _check_split(paths)
   rows = [row for path in paths for row in _rows(path, _Groups(path))]
   paths_of_rows = {row.path for row in rows}
   by_path = len(paths_of_rows) == len(rows) and all(
-    path and items_room.is_relative(path) for path in paths_of_rows
+    path and item_lib.is_relative(path) for path in paths_of_rows
   )
   items = []
   for row in rows:
     key = row.path if by_path and row.path else f'{row.file.stem}/{row.row:08d}'
-    items_room.check_text(key)
+    item_lib.check_text(key)
     items.append(Item(key, f'{row.file}:{key}', row.label, row.read))
-  count = items_room.plural(len(items), 'picture', 'pictures')
+  count = item_lib.plural(len(items), 'image', 'images')
   keyed = '' if by_path else '; keys are FILE/ROW, as paths are not unique'
   return Source(items, f'{count} in {what}{keyed}')
 
@@ -77,13 +77,13 @@ class _Row:
 
 
 def _rows(path: pathlib.Path, groups: '_Groups') -> list[_Row]:
-  """The rows of a file, all but their pictures."""
+  """The rows of a file, all but their images."""
   result: list[_Row] = []
   for group, (names, labels) in enumerate(groups.names_and_labels()):
     for within, (name, stated) in enumerate(zip(names, labels, strict=True)):
       row = len(result)
       label = NO_LABEL if stated is None else stated
-      if not NO_LABEL <= label <= items_room.MAX_LABEL:
+      if not NO_LABEL <= label <= item_lib.MAX_LABEL:
         raise errors.UserError(
           f'{path}: row {row} has the label {label}; a label is a whole number'
           ' from 0, or -1 for none.'
@@ -102,7 +102,7 @@ class _Groups:
   def __init__(self, path: pathlib.Path) -> None:
     self._path = path
     self._lock = threading.Lock()
-    # The pictures of a group, and the sum of their bytes.
+    # The images of a group, and the sum of their bytes.
     self._kept: _Kept = collections.OrderedDict()
     parquet = _pyarrow()
     try:
@@ -130,14 +130,14 @@ class _Groups:
     return texts
 
   def read(self, group: int, row: int) -> bytes:
-    """The bytes of the picture in a row of a group.
+    """The bytes of the image in a row of a group.
 
     Raises:
-      PictureError: it cannot be read; says why.
+      ImageError: it cannot be read; says why.
     """
     with self._lock:
-      pictures, size = self._kept.get(group) or self._load(group)
-      self._kept[group] = pictures, size
+      images, size = self._kept.get(group) or self._load(group)
+      self._kept[group] = images, size
       self._kept.move_to_end(group)
       # Threads that decode stand in two groups at once where one ends.
       while (
@@ -145,14 +145,14 @@ class _Groups:
         and sum(kept for _, kept in self._kept.values()) > _KEEP_BYTES
       ):
         self._kept.popitem(last=False)
-    picture = pictures[row]
-    if picture is None:
-      raise decoding.PictureError('its row has no bytes')
-    items_room.check_size(len(picture))
-    return picture
+    image = images[row]
+    if image is None:
+      raise decoding.ImageError('its row has no bytes')
+    item_lib.check_size(len(image))
+    return image
 
   def _load(self, group: int) -> tuple[list[bytes | None], int]:
-    pictures: list[bytes | None] = []
+    images: list[bytes | None] = []
     total = 0
     try:
       with open(self._path, 'rb') as file:
@@ -163,18 +163,18 @@ class _Groups:
           (column,) = batch.column(0).flatten()
           total += column.nbytes
           if total > _MAX_GROUP_BYTES:
-            raise decoding.PictureError(
+            raise decoding.ImageError(
               f'its row group has more than {_MAX_GROUP_BYTES} bytes; write the'
               ' file with fewer rows a group'
             )
-          pictures += column.to_pylist()
-    except decoding.PictureError:
+          images += column.to_pylist()
+    except decoding.ImageError:
       raise
     except Exception as error:
-      raise decoding.PictureError(
+      raise decoding.ImageError(
         f'its row group cannot be read: {_first_line(error)}'
       ) from error
-    return pictures, total
+    return images, total
 
 
 def _pyarrow() -> Any:
@@ -201,7 +201,7 @@ def _check_metadata(file: Any, size: int) -> None:
 
 
 def _columns(schema: Any, path: pathlib.Path) -> tuple[str, str]:
-  """The names of the column of pictures and of that of labels ('': none)."""
+  """The names of the column of images and of that of labels ('': none)."""
   import pyarrow  # noqa: PLC0415
 
   images = [
@@ -220,7 +220,7 @@ def _columns(schema: Any, path: pathlib.Path) -> tuple[str, str]:
   ]
   if len(images) != 1 or len(labels) > 1 or '.' in images[0]:
     raise errors.UserError(
-      f'{path} has {len(images)} columns of pictures: its columns are'
+      f'{path} has {len(images)} columns of images: its columns are'
       f' {", ".join(schema.names)}. It needs exactly one of {{bytes, path}},'
       " and may have one of whole numbers named 'label'."
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures in files of their own: a list of them, a folder, or one."""
+"""Images in files of their own: a list of them, a folder, or one."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from PIL import Image
 
 from resnet_jax.data import decoding
-from resnet_jax.data.sources import item as items_room
+from resnet_jax.data.sources import item as item_lib
 from resnet_jax.data.sources.item import NO_LABEL, Source, file_item
 from resnet_jax.system import errors
 
@@ -19,14 +19,14 @@ _LINE = re.compile(
 )
 
 
-def picture(path: pathlib.Path) -> Source:
-  """A single picture."""
-  return Source([file_item(path, path.name)], f'the picture {path}')
+def image(path: pathlib.Path) -> Source:
+  """A single image."""
+  return Source([file_item(path, path.name)], f'the image {path}')
 
 
-def is_picture(path: pathlib.Path) -> bool:
-  """Whether a file is a picture, by its suffix or its content."""
-  if items_room.is_picture_name(path.name):
+def is_image(path: pathlib.Path) -> bool:
+  """Whether a file is an image, by its suffix or its content."""
+  if item_lib.is_image_name(path.name):
     return True
   try:
     with Image.open(path, formats=decoding.FORMATS):
@@ -37,23 +37,23 @@ def is_picture(path: pathlib.Path) -> bool:
 
 
 def folder(root: pathlib.Path, files: list[pathlib.Path]) -> Source:
-  """The pictures among the files below a folder, in the order of their keys.
+  """The images among the files below a folder, in the order of their keys.
 
   Labels are read from the folders where all of them are WordNet ids.
   """
   found = sorted(
     (path.relative_to(root).as_posix(), path)
     for path in files
-    if items_room.is_picture_name(path.name)
+    if item_lib.is_image_name(path.name)
   )
   others = len(files) - len(found)
   left_out = f'; {others} other files left out' if others else ''
   items = [file_item(path, key) for key, path in found]
-  stated = items_room.labels_of_keys(key for key, _ in found)
+  stated = item_lib.labels_of_keys(key for key, _ in found)
   if items and stated:
-    items = items_room.labelled(items, stated)
+    items = item_lib.labelled(items, stated)
     left_out += '; labels by the WordNet ids in their paths'
-  return Source(items, f'{len(found)} pictures in the folder {root}{left_out}')
+  return Source(items, f'{len(found)} images in the folder {root}{left_out}')
 
 
 def walk(
@@ -71,21 +71,21 @@ def walk(
 
 
 def list_file(path: pathlib.Path, must_exist: bool) -> Source:
-  """The pictures of a list.
+  """The images of a list.
 
   Raises:
-    UserError: it is no list, or a picture is missing that must be there.
+    UserError: it is no list, or an image is missing that must be there.
   """
   try:
     text = path.read_text('utf-8-sig')
   except UnicodeDecodeError as error:
     raise errors.UserError(
-      f'{path} is neither a picture that can be read nor a list of pictures in'
+      f'{path} is neither an image that can be read nor a list of images in'
       ' UTF-8.'
     ) from error
   if '\0' in text:
     raise errors.UserError(
-      f'{path} is neither a picture that can be read nor a list of pictures.'
+      f'{path} is neither an image that can be read nor a list of images.'
     )
   items = []
   for line in text.split('\n'):
@@ -98,7 +98,7 @@ def list_file(path: pathlib.Path, must_exist: bool) -> Source:
     label = int(match['label']) if match['label'] else NO_LABEL
     key = pathlib.PurePath(name).as_posix()
     items.append(file_item(path.parent / name, key, label))
-  source = Source(items, f'{len(items)} pictures listed in {path}')
+  source = Source(items, f'{len(items)} images listed in {path}')
   if must_exist:
     _check_present(source, path)
   return source
@@ -110,7 +110,7 @@ def _check_present(source: Source, path: pathlib.Path) -> None:
     shown = ', '.join(missing[:5])
     more = f' and {len(missing) - 5} more' if len(missing) > 5 else ''
     raise errors.UserError(
-      f'{len(missing)} of {len(source.items)} pictures listed in {path} are'
+      f'{len(missing)} of {len(source.items)} images listed in {path} are'
       f' not there: {shown}{more}. Paths are relative to the list. Mend it, or'
       ' set on_error=record to go on without them.'
     )

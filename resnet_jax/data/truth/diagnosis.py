@@ -2,7 +2,7 @@
 """Which wrong order of labels predictions that hit nothing look like.
 
 Known ways to a top-1 accuracy of 0.1 to 0.6%: ILSVRC ids taken for labels
-(raoyongming/DynamicViT, issue 17), pictures not sorted
+(raoyongming/DynamicViT, issue 17), images not sorted
 (huggingface/pytorch-image-models, issue 1081), labels that count from one, and
 numbered folders sorted as text.
 """
@@ -38,8 +38,8 @@ def diagnose(
   """What wrong order of the labels would explain the predictions.
 
   Args:
-    predicted: (pictures,) the best label of each; negative: it has none.
-    keys: of the pictures.
+    predicted: (images,) the best label of each; negative: it has none.
+    keys: of the images.
     labels: what the predictions were counted against.
     wnids: the classes' WordNet ids or names, in the order of the labels.
     beside: paths (of the label file, of the data) where a meta.mat may lie.
@@ -58,7 +58,7 @@ def diagnose(
   )
   tries = [
     *_other_labels(predicted, classes, _order_of_ids(wnids, beside)),
-    *_other_pictures(predicted, keys),
+    *_other_images(predicted, keys),
   ]
   hits = [_hits(other, answers) for _, other in tries]
   best = int(np.argmax(hits))
@@ -74,7 +74,7 @@ def diagnose(
     'the labels or the preprocessing look wrong, but none of the known wrong'
     f' orders explains it (best: {share:.2%}, if {tries[best][0]}).'
     ' See whether the weights and their preprocessing (order of channels,'
-    ' mean) belong together, with --job=predict on a picture you know.'
+    ' mean) belong together, with --job=predict on an image you know.'
   )
 
 
@@ -130,10 +130,8 @@ def _other_labels(
     yield what, np.where(inside, table[np.where(inside, predicted, 0)], -1)
 
 
-def _other_pictures(
-  predicted: np.ndarray, keys: Sequence[str]
-) -> Iterator[_Try]:
-  """The predictions, given to other pictures as the labels may have been."""
+def _other_images(predicted: np.ndarray, keys: Sequence[str]) -> Iterator[_Try]:
+  """The predictions, given to other images as the labels may have been."""
   names: dict[str, list[Any]] = {
     'of their paths': list(keys),
     'of the names of their files': [key.rpartition('/')[2] for key in keys],
@@ -142,12 +140,12 @@ def _other_pictures(
   for what, values in names.items():
     order = np.array(sorted(range(len(keys)), key=values.__getitem__))
     yield (
-      f'the pictures are in the order {what}, and the labels in that of the'
+      f'the images are in the order {what}, and the labels in that of the'
       ' source',
       predicted[np.argsort(order)],
     )
     yield (
-      f'the labels are in the order {what}, and the pictures in that of the'
+      f'the labels are in the order {what}, and the images in that of the'
       ' source',
       predicted[order],
     )

@@ -39,7 +39,7 @@ class Entries:
   """What a label file says.
 
   Attributes:
-    names: the names of the pictures, or None where the file has none and goes
+    names: the names of the images, or None where the file has none and goes
       by their numbers.
     answers: the labels of each.
     form: for a person.
@@ -89,7 +89,7 @@ def _text(path: pathlib.Path) -> str:
     if not path.is_file():
       raise errors.UserError(
         f"labels='{path}': there is no such file. {ALLOWED}; 'folders' takes"
-        " the names of the pictures' folders, '' what the source itself says."
+        " the names of the images' folders, '' what the source itself says."
       )
     if path.stat().st_size > _MAX_BYTES:
       raise errors.UserError(
@@ -159,7 +159,7 @@ def _numbers(
   for line, number in enumerate(numbers, 1):
     if number > len(wnids):
       raise errors.UserError(
-        f'the label file {path}: picture {line} has the ILSVRC id {number}, and'
+        f'the label file {path}: image {line} has the ILSVRC id {number}, and'
         f' they end at {len(wnids)}. {ALLOWED}.'
       )
   labels = devkit.label_of_id(meta, wnids)
@@ -177,7 +177,7 @@ def _wnids(
   for number, line in enumerate(lines, 1):
     if line not in index:
       raise errors.UserError(
-        f'the label file {path}: picture {number} has the WordNet id {line},'
+        f'the label file {path}: image {number} has the WordNet id {line},'
         f' which is none of the {len(wnids)} classes of this network.'
       )
   return Entries(

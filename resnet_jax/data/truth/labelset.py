@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The labels of a source's pictures, checked before the first is decoded."""
+"""The labels of a source's images, checked before the first is decoded."""
 
 import collections
 import dataclasses
@@ -17,7 +17,7 @@ from resnet_jax.system import errors
 FOLDERS = 'folders'
 _EXAMPLES = 3
 
-# The number in a name of ILSVRC's validation pictures, whatever is behind it.
+# The number in a name of ILSVRC's validation images, whatever is behind it.
 _VAL_NUMBER = re.compile(r'ILSVRC2012_val_([0-9]{8})(?![0-9])')
 
 
@@ -45,24 +45,24 @@ class LabelSet:
 
 
 def load(text: str, items: Sequence[Item], wnids: Sequence[str]) -> LabelSet:
-  """The labels of pictures.
+  """The labels of images.
 
   A label file's names are matched with the keys: whole paths, else the names
   of the files, else these without suffix, else the numbers of ILSVRC's
-  validation pictures, which the file may also give bare (`1 65`).  A file
-  without names has a line for each picture: by these numbers where the
-  pictures have them, else in the source's order.
+  validation images, which the file may also give bare (`1 65`).  A file
+  without names has a line for each image: by these numbers where the
+  images have them, else in the source's order.
 
   Args:
-    text: '' for what the source itself states, 'folders' for the pictures'
+    text: '' for what the source itself states, 'folders' for the images'
       folders (WordNet ids or names of classes, else the numbers of classes as
       in ImageNet-V2, else in alphabetical order), or a label file's path.
-    items: the pictures.
+    items: the images.
     wnids: the WordNet ids of the classes in the order of the labels; for other
       networks the names of the classes, or nothing.
 
   Raises:
-    UserError: a label is missing, has no picture or is out of range, a name
+    UserError: a label is missing, has no image or is out of range, a name
       occurs twice, or the label file is in none of the known forms.
   """
   if not text:
@@ -76,13 +76,13 @@ def load(text: str, items: Sequence[Item], wnids: Sequence[str]) -> LabelSet:
     result = LabelSet(path.stem, answers, f'{path}: {entries.form}')
   _check_range(result, items, len(wnids))
   without = sum(not answer for answer in result.answers)
-  left_out = f'; {without} pictures without a label left out' if without else ''
+  left_out = f'; {without} images without a label left out' if without else ''
   count = len(items) - without
   if not count:
-    raise errors.UserError(f'no picture has a label: {result.description}.')
+    raise errors.UserError(f'no image has a label: {result.description}.')
   return dataclasses.replace(
     result,
-    description=f'{count} pictures labelled by {result.description}{left_out}',
+    description=f'{count} images labelled by {result.description}{left_out}',
   )
 
 
@@ -90,7 +90,7 @@ def _own(items: Sequence[Item]) -> LabelSet:
   missing = [item.name for item in items if item.label == NO_LABEL]
   if missing:
     raise errors.UserError(
-      f'{len(missing)} of {len(items)} pictures have no label of their own:'
+      f'{len(missing)} of {len(items)} images have no label of their own:'
       f' {_some(missing)}. Labels come from a list (PATH LABEL), from folders'
       ' named by WordNet ids, from shards or from Parquet files; name a label'
       f" file, or '{FOLDERS}' for other folders."
@@ -108,7 +108,7 @@ def _by_folders(items: Sequence[Item], wnids: Sequence[str]) -> LabelSet:
   bare = [item.key for item, name in zip(items, names, strict=True) if not name]
   if bare:
     raise errors.UserError(
-      f'{len(bare)} of {len(items)} pictures lie in no folder that could name'
+      f'{len(bare)} of {len(items)} images lie in no folder that could name'
       f' their class: {_some(bare)}. Name a label file.'
     )
   index, how = _folder_labels(sorted(set(names)), wnids)
@@ -156,14 +156,14 @@ def _matched(
   entries: formats.Entries, items: Sequence[Item], path: pathlib.Path
 ) -> tuple[frozenset[int], ...]:
   keys = [item.key for item in items]
-  _check_distinct(keys, 'the source has the picture')
+  _check_distinct(keys, 'the source has the image')
   if entries.names is not None:
     _check_distinct(entries.names, f'the label file {path} has')
   if len(entries.answers) != len(items):
     raise errors.UserError(
-      f'the label file {path} has labels for {len(entries.answers)} pictures,'
+      f'the label file {path} has labels for {len(entries.answers)} images,'
       f' and the source has {len(items)}.{_difference(entries, keys)} Give the'
-      ' pictures that belong to it, or for a part of them a list with their'
+      ' images that belong to it, or for a part of them a list with their'
       ' labels (PATH LABEL).'
     )
   if entries.names is None:
@@ -189,7 +189,7 @@ def _difference(entries: formats.Entries, keys: Sequence[str]) -> str:
   )
   sides = (
     ('Without a label', sorted(ours - theirs)),
-    ('Without a picture', sorted(theirs - ours)),
+    ('Without an image', sorted(theirs - ours)),
   )
   return ''.join(f' {what}: {_some(names)}.' for what, names in sides if names)
 
@@ -207,10 +207,10 @@ def _by_number(
   ]
   if strange or len(set(numbers)) != len(keys):
     raise errors.UserError(
-      f'the label file {path} goes by the numbers of the pictures, 1 to'
+      f'the label file {path} goes by the numbers of the images, 1 to'
       f' {len(keys)} as in ILSVRC2012_val_00000001.JPEG, which'
       f' {_some(strange or keys)} do not have, or not each its own. Give the'
-      ' pictures that belong to it, or a file with lines of NAME LABEL.'
+      ' images that belong to it, or a file with lines of NAME LABEL.'
     )
   return tuple(answers[int(number) - 1] for number in numbers)
 
@@ -234,8 +234,8 @@ def _by_name(
     fewest = min(fewest, unknown, key=len)
   raise errors.UserError(
     f'the label file {path} has no label for {len(fewest)} of {len(keys)}'
-    f' pictures: {_some(fewest)}. It has labels for {_some(names)}. Give the'
-    ' pictures that belong to it.'
+    f' images: {_some(fewest)}. It has labels for {_some(names)}. Give the'
+    ' images that belong to it.'
   )
 
 
@@ -249,7 +249,7 @@ def _val_number(path: str) -> str:
 
 
 def _number(path: str) -> str:
-  """The number of a validation picture, or the one that the name is."""
+  """The number of a validation image, or the one that the name is."""
   digits = _val_number(path) or _stem(path)
   return str(int(digits)) if re.fullmatch(r'[0-9]{1,9}', digits) else ''
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How pictures were prepared for a network: what a checkpoint brings along."""
+"""How images were prepared for a network: what a checkpoint brings along."""
 
 import dataclasses
 import math
@@ -19,8 +19,8 @@ class Recipe:
     crop_size: the centre crop, pixels.
     interpolation: 'lanczos', 'bilinear' or 'bicubic'.
     rounding: how sizes and offsets become whole: 'nearest', or 'torchvision'.
-    resize: 'short_side'; 'squash', the whole picture to the crop's size; or
-      'none', pictures of that size as they are.
+    resize: 'short_side'; 'squash', the whole image to the crop's size; or
+      'none', images of that size as they are.
   """
 
   channels: str
@@ -87,13 +87,13 @@ def usual(depth: int) -> Recipe:
 
 # Of a file with names of PyTorch's programs, which tells nothing else.
 GUESSED = (
-  'the file tells neither where its network has the stride nor how pictures'
+  'the file tells neither where its network has the stride nor how images'
   ' were prepared: what its names usually stand for is taken (stride_in=3x3;'
   ' input as this run says). Set stride_in, channels, mean, std, resize_size,'
   ' interpolation if it was trained otherwise.'
 )
 GUESSED_CIFAR = (
-  'the file does not tell how pictures were prepared: what is usual for its'
+  'the file does not tell how images were prepared: what is usual for its'
   ' names is taken (input as this run says). Set channels, mean, std, resize'
   ' if it was trained otherwise.'
 )

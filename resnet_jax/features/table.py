@@ -12,8 +12,8 @@ PENDING, DONE, FAILED = 0, 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-  """The table that a run fills: a row a picture, an array a layer.
+class FeatureTable:
+  """The table that a run fills: a row an image, an array a layer.
 
   Attributes:
     keys: a key a row.
@@ -32,7 +32,7 @@ class Layout:
 
   @property
   def rows(self) -> int:
-    """How many pictures there are."""
+    """How many images there are."""
     return len(self.keys)
 
   def row_bytes(self) -> int:
