@@ -55,7 +55,7 @@ def test_imports_run_downward(module, path):
   for name in _imports(path):
     if name.split('.')[0] != 'resnet_jax':
       continue
-    _, target, *_ = [*name.split('.'), '']
+    target = name.partition('.')[2].partition('.')[0]
     if target == '__version__':
       continue
     assert target, f'{module} imports resnet_jax, which imports it'

@@ -166,7 +166,7 @@ def test_a_layer_becomes_an_array_and_says_what_it_is(tmp_path):
   double = np.asarray(layer, np.float64)
   assert double.dtype == np.float64
   np.testing.assert_array_equal(double, expected.astype(np.float64))
-  assert repr(layer) == 'Layer(shape=(8, 5, 1, 1), dtype=float32)'
+  assert repr(layer) == 'StoredLayer(shape=(8, 5, 1, 1), dtype=float32)'
   assert repr(ours).startswith('Features(8 rows, flat: (8, 5, 1, 1), wide: ')
   np.testing.assert_array_equal(list(layer), expected)
   for index in (8, (0, 5), (slice(None), 0, 1), 'flat', (0, 0, 0, 0, 0)):
