@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import inputs, weights
 from resnet_jax.data import labels, recipe
-from resnet_jax.jobs import common
+from resnet_jax.jobs import setup
 from resnet_jax.system import console, errors
 from resnet_jax.weights import assemble, metadata, paddle, safetensors
 
@@ -37,8 +37,8 @@ def run(config: ConfigDict) -> int:
     raise errors.UserError(
       f'{target} exists already; remove it, or name another output.'
     )
-  said = common.input_wishes(config)
-  loaded = common.load_weights(config)
+  said = setup.input_overrides(config)
+  loaded = setup.load_weights(config)
   held = _with_the_users_word(config, said, loaded)
   text = metadata.written(
     held,

@@ -5,7 +5,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from resnet_jax.jobs import common
+from resnet_jax.jobs import setup
 from resnet_jax.system import console, errors, files
 from resnet_jax.views import boxes, graphviz
 
@@ -20,8 +20,8 @@ def run(config: ConfigDict) -> int:
   errors.check_choice('diagram_level', config.diagram_level, boxes.LEVELS)
   target = pathlib.Path(config.output).expanduser() if config.output else None
   kind = _kind(target) if target else ''
-  model, how, _ = common.network(config)
-  size = common.image_size(config, how)
+  model, how, _ = setup.described_network(config)
+  size = setup.image_size(config, how)
   drawn = graphviz.draw(
     model,
     size,

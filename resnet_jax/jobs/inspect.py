@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import weights
-from resnet_jax.jobs import common
+from resnet_jax.jobs import setup
 from resnet_jax.system import console, errors
 from resnet_jax.weights import paddle, parameters
 
@@ -20,7 +20,7 @@ _A_LINE = 4
 
 def run(config: ConfigDict) -> int:
   """Prints a table of all parameters, or the values of some."""
-  loaded = common.load_weights(config, finite=False)
+  loaded = setup.load_weights(config, finite=False)
   if config.parameter:
     chosen = parameters.select(config.parameter, loaded.loaded)
     for name in chosen:

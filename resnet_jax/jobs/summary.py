@@ -5,15 +5,15 @@ import math
 
 from ml_collections import ConfigDict
 
-from resnet_jax.jobs import common
+from resnet_jax.jobs import setup
 from resnet_jax.models import aliases, costs, resnet
 from resnet_jax.system import console
 
 
 def run(config: ConfigDict) -> int:
   """Prints a row a layer, and the totals."""
-  model, how, facts = common.network(config)
-  size = common.image_size(config, how)
+  model, how, facts = setup.described_network(config)
+  size = setup.image_size(config, how)
   found = costs.costs(model, size, size)
   usual = _usual_names(model)
   rows = [

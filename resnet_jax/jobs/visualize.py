@@ -16,7 +16,8 @@ from resnet_jax import views
 from resnet_jax.data import labels, sources
 from resnet_jax.engine import devices, gradcam
 from resnet_jax.evaluation import prediction
-from resnet_jax.jobs import common, report_folder
+from resnet_jax.jobs import report_folder
+from resnet_jax.jobs import setup as setup_lib
 from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import console, errors, files, timing, version
 from resnet_jax.views import colours, graph, maps, page
@@ -50,7 +51,7 @@ class _Run:
     folder: what is written to.
   """
 
-  setup: common.Setup
+  setup: setup_lib.Setup
   classes: Sequence[labels.ImageNetClass]
   layers: tuple[str, ...]
   count: int
@@ -63,18 +64,18 @@ def run(config: ConfigDict) -> int:
   """Draws; replaces the report of an earlier run."""
   _check(config)
   target = report_folder.checked(config.report)
-  setup = common.set_up(config, most=MAX_IMAGES)
+  setup = setup_lib.set_up(config, most=MAX_IMAGES)
   made = _prepared(config, setup, report_folder.part(target))
   _say_plan(made, target)
   clock = timing.Clock()
   with files.writing('the report', target):
     report_folder.create(target)
-    entries = _draw(config, made, clock)
+    entries = _draw(made, clock)
     text = page.document(_about(config, made), entries)
     (made.folder / report_folder.PAGE).write_text(text, 'utf-8')
     report_folder.publish(target)
-  common.say_stages(clock)
-  for warning in setup.weights.warnings:
+  setup_lib.report_stages(clock)
+  for warning in setup.model.weights.warnings:
     console.say(f'WARNING: {warning}')
   console.say(
     f'the report is {target / report_folder.PAGE}'
@@ -82,7 +83,7 @@ def run(config: ConfigDict) -> int:
   )
   if failed := sum(bool(entry['reason']) for entry in entries):
     console.say(f'{failed} images could not be read')
-    return common.SOME_FAILED
+    return setup_lib.SOME_FAILED
   return 0
 
 
@@ -106,24 +107,22 @@ def _check(config: ConfigDict) -> None:
 
 
 def _prepared(
-  config: ConfigDict, setup: common.Setup, folder: pathlib.Path
+  config: ConfigDict, setup: setup_lib.Setup, folder: pathlib.Path
 ) -> _Run:
-  model = setup.model
+  model = setup.model.module
   layers, notes = _map_layers(config.map_layers, model.depth)
   for note in notes:
     console.say(f'NOTE: {note}')
   classes: Sequence[labels.ImageNetClass] = ()
   grad_cam = None
   if model.classes:
-    classes = labels.classes(
-      model.classes, config.class_names, setup.weights.loaded.class_names
-    )
+    classes = setup.model.classes
     label = _label(config.cam_class, classes)
     grad_cam = gradcam.checked_grad_cam(model, config.cam_layer, label)
   elif config.cam_class != PREDICTED or config.cam_layer:
     # An error: what was asked for explicitly cannot be given.
     gradcam.checked_grad_cam(model)
-  size = setup.how.crop_size
+  size = setup.model.preprocess.crop_size
   shapes = resnet.layer_shapes(model, size, size)
   side = page.map_side(
     [shapes[name] for name in layers],
@@ -191,24 +190,20 @@ def _say_plan(made: _Run, target: pathlib.Path) -> None:
 # -------------------------------------------------------------- the images
 
 
-def _draw(
-  config: ConfigDict, made: _Run, clock: timing.Clock
-) -> list[dict[str, Any]]:
+def _draw(made: _Run, clock: timing.Clock) -> list[dict[str, Any]]:
   """Writes the PNG files; returns the images' parts of the page."""
   setup = made.setup
   _save(
-    views.filters(_first_kernel(setup), channels=setup.how.channels),
+    views.filters(
+      _first_kernel(setup), channels=setup.model.preprocess.channels
+    ),
     made.folder / 'filters.png',
   )
   head = ('output',) if made.classes else ()
-  size = setup.how.crop_size
-  shapes = resnet.layer_shapes(setup.model, size, size)
   layers = (*made.layers, *head)
-  row_bytes = 4 * sum(int(np.prod(shapes[name])) for name in layers)
   entries: list[dict[str, Any]] = []
-  network = common.make_network(setup, layers, grad_cam=made.grad_cam)
-  rows = common.batch_rows(config, setup, network, row_bytes)
-  computed = common.computed(config, setup, network, rows=rows, clock=clock)
+  run = setup.prepared(layers, grad_cam=made.grad_cam)
+  computed = setup.stream(run, clock)
   with console.Progress(len(setup.source.items)) as bar:
     for batch, values in computed:
       for row, (item, reason) in enumerate(
@@ -302,16 +297,17 @@ def _save(figure: 'Figure', path: pathlib.Path) -> None:
   figure.savefig(path)
 
 
-def _first_kernel(setup: common.Setup) -> np.ndarray:
-  return setup.weights.parameters['conv1_conv/kernel']
+def _first_kernel(setup: setup_lib.Setup) -> np.ndarray:
+  return setup.model.weights.parameters['conv1_conv/kernel']
 
 
 # ------------------------------------------------------------------ the page
 
 
 def _about(config: ConfigDict, made: _Run) -> page.About:
-  setup, weights, model = made.setup, made.setup.weights, made.setup.model
-  size = setup.how.crop_size
+  setup, weights = made.setup, made.setup.model.weights
+  model = weights.model
+  size = setup.model.preprocess.crop_size
   no_head = _NO_HEAD if not made.classes else _ONE_OUTPUT
   versions = version.versions() | {
     'matplotlib': importlib.metadata.version('matplotlib')
@@ -325,11 +321,11 @@ def _about(config: ConfigDict, made: _Run) -> page.About:
     ('SHA-256 of the parameters', weights.digest),
     ('Notes', ' '.join(weights.loaded.notes) or 'none'),
     ('Images', setup.source.description),
-    ('Preprocessing', setup.how.describe()),
+    ('Preprocessing', setup.model.preprocess.describe()),
     ('Maps', f'the {made.count} strongest of {", ".join(made.layers)}'),
     ('Grad-CAM', _cam_fact(made)),
-    ('Device', devices.describe(setup.execution.devices)),
-    ('Arithmetic', setup.execution.arithmetic),
+    ('Device', devices.describe(setup.model.execution.devices)),
+    ('Arithmetic', setup.model.execution.arithmetic),
     ('Versions', ', '.join(f'{k} {v}' for k, v in versions.items())),
   )
   return page.About(
@@ -338,7 +334,7 @@ def _about(config: ConfigDict, made: _Run) -> page.About:
     weights.warnings,
     graph.trace(model, size, size),
     made.layers,
-    maps.true_colours(_first_kernel(setup), setup.how.channels),
+    maps.true_colours(_first_kernel(setup), setup.model.preprocess.channels),
     made.grad_cam.layer if made.grad_cam else '',
     no_head,
     facts,

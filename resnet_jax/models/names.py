@@ -7,6 +7,7 @@ Recognition", 2015, table 1 (ImageNet) and section 4.2 (CIFAR).
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 
 from resnet_jax.system import errors
@@ -187,3 +188,21 @@ def split_list(text: str | Sequence[str]) -> list[str]:
   """Names from `a,b` or from a sequence of names."""
   parts = text.split(',') if isinstance(text, str) else text
   return [part.strip() for part in parts if part.strip()]
+
+
+def depth_of(name: str | int) -> int:
+  """The depth of a network by its name: 50 of 'resnet50', 'ResNet-50' or 50.
+
+  Raises:
+    UserError: there is no such network.
+  """
+  match = re.fullmatch(r'(?:resnet[-_]?)?(\d+)', str(name).lower())
+  if not match or int(match[1]) not in ARCHITECTURES:
+    allowed = ', '.join(f'resnet{depth}' for depth in ARCHITECTURES)
+    raise errors.unknown(
+      'network',
+      str(name),
+      (),
+      described=f'{allowed}; a file is given as weights=...',
+    )
+  return int(match[1])

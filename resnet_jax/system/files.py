@@ -4,6 +4,7 @@
 import contextlib
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import IO, Self
@@ -21,6 +22,30 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
     file.flush()
     os.fsync(file.fileno())
   os.replace(part, path)
+
+
+def cache_directory() -> pathlib.Path:
+  """The folder for downloads and compiled programs; it need not exist.
+
+  Raises:
+    UserError: the user has no home directory.
+  """
+  if own := os.environ.get('RESNET_JAX_CACHE'):
+    return pathlib.Path(os.path.expanduser(own)).absolute()
+  variable, usual = {
+    'darwin': ('', '~/Library/Caches'),
+    'win32': ('LOCALAPPDATA', '~/AppData/Local'),
+  }.get(sys.platform, ('XDG_CACHE_HOME', '~/.cache'))
+  base = os.environ.get(variable, '')
+  # The XDG specification: relative paths are to be ignored.
+  if not os.path.isabs(base):
+    base = os.path.expanduser(usual)
+  if not os.path.isabs(base):
+    raise errors.UserError(
+      'there is no home directory to keep downloads in. Name a folder in'
+      ' RESNET_JAX_CACHE.'
+    )
+  return pathlib.Path(base) / 'resnet_jax'
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -58,30 +57,6 @@ class Contents:
   digests: dict[str, str]
 
 
-def cache_directory() -> pathlib.Path:
-  """Where downloads are kept; it need not be there.
-
-  Raises:
-    UserError: the user has no home directory.
-  """
-  if own := os.environ.get('RESNET_JAX_CACHE'):
-    return pathlib.Path(os.path.expanduser(own)).absolute()
-  variable, usual = {
-    'darwin': ('', '~/Library/Caches'),
-    'win32': ('LOCALAPPDATA', '~/AppData/Local'),
-  }.get(sys.platform, ('XDG_CACHE_HOME', '~/.cache'))
-  base = os.environ.get(variable, '')
-  # The XDG specification: relative paths are to be ignored.
-  if not os.path.isabs(base):
-    base = os.path.expanduser(usual)
-  if not os.path.isabs(base):
-    raise errors.UserError(
-      'there is no home directory to keep downloads in. Name a folder in'
-      ' RESNET_JAX_CACHE.'
-    )
-  return pathlib.Path(base) / 'resnet_jax'
-
-
 def is_offline() -> bool:
   """Whether the user forbids downloads.
 
@@ -101,7 +76,7 @@ def is_offline() -> bool:
 
 def place(file: records.File, name: str) -> pathlib.Path:
   """Where a file of the checkpoint `name` belongs."""
-  return cache_directory() / name / file.name
+  return files.cache_directory() / name / file.name
 
 
 def cached(file: records.File, name: str) -> pathlib.Path | None:

@@ -108,7 +108,7 @@ def test_values_beside_it_are_those_without_it(model):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ({'label': 1000}, 'there is no class 1000: 0 to 999 are'),
+    ({'label': 1000}, r'there is no class 1000. Allowed: 0 to 999'),
     ({'layer': 'avgpool'}, "'avgpool' stands for avgpool. Such as res5_2_add"),
     ({'layer': 'res5_*'}, "'res5_\\*' stands for 12 layers"),
     ({'layer': 'res9'}, "unknown layer of ResNet-18 'res9'"),

@@ -23,7 +23,7 @@ import pytest
 from conftest import ROOT
 
 import resnet_jax
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 from resnet_jax.zoo import cache, download, records, transfer
 
 DATA = np.random.default_rng(0).bytes(300_000)
@@ -969,7 +969,7 @@ def test_the_cache_lies_where_the_system_has_caches(
   for name, value in ({'HOME': '/home/me'} | variables).items():
     monkeypatch.setenv(name, value)
   monkeypatch.setattr(sys, 'platform', platform)
-  assert cache.cache_directory().as_posix() == expected
+  assert files.cache_directory().as_posix() == expected
 
 
 def test_without_a_home(monkeypatch):
@@ -977,7 +977,7 @@ def test_without_a_home(monkeypatch):
   monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
   monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
   with pytest.raises(errors.UserError, match='Name a folder in RESNET_JAX_CAC'):
-    cache.cache_directory()
+    files.cache_directory()
 
 
 @pytest.mark.parametrize(
