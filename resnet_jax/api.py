@@ -6,12 +6,11 @@ import warnings
 from collections.abc import Sequence
 from os import PathLike, fspath
 
-from resnet_jax import inputs
 from resnet_jax import weights as weights_lib
-from resnet_jax.data import labels
+from resnet_jax.data import labels, preprocess
 from resnet_jax.engine import compilation, devices, runner
 from resnet_jax.model import Model, draw
-from resnet_jax.models import names, resnet
+from resnet_jax.models import names, resnet, variant
 from resnet_jax.system import console, errors
 from resnet_jax.views import graphviz
 
@@ -76,6 +75,7 @@ def load(
   Raises:
     UserError: says what was given, what is allowed and what to do.
   """
+  settings = dict(locals())
   depth = 0 if name is None else _depth(name)
   if batch_size == 'auto':
     batch_size = 0
@@ -83,18 +83,8 @@ def load(
     raise errors.UserError(
       f"batch_size={batch_size!r} is neither a number of crops nor 'auto'."
     )
-  wishes = inputs.Wishes(
-    _text(mean),
-    _text(std),
-    channels,
-    resize,
-    resize_size,
-    crop_size,
-    interpolation,
-    rounding,
-    multi_crop,
-    decode,
-  )
+  given = {field: settings[field] for field in preprocess.FIELDS}
+  preprocess.check_overrides(**given)
   devices.use_cores()
   execution = runner.Execution(
     devices.select(use_gpu),
@@ -104,25 +94,28 @@ def load(
   with console.Bytes() as bar:
     loaded = weights_lib.load(
       fspath(weights),
-      weights_lib.LoadOptions(
-        depth, stride_in, stem_pool, epsilon, conv_order, seed
+      weights_lib.Options(
+        depth,
+        {field: settings[field] for field in variant.FIELDS},
+        conv_order,
+        seed,
       ),
       say=console.say,
       report=bar.set,
     )
   console.say(f'weights: {loaded.source}')
-  for note in loaded.loaded.notes:
+  for note in loaded.notes:
     console.say(f'NOTE: {note}')
   for warning in loaded.warnings:
     warnings.warn(warning, stacklevel=2)
-  how = inputs.preprocess_for(wishes, loaded.recipe)
+  own = loaded.preprocess.overridden(**given)
   file, named = '', loaded.loaded.class_names
   if isinstance(class_names, str | PathLike):
     file = fspath(class_names)
   else:
     named = tuple(class_names)
   classes = labels.classes(loaded.model.classes, file, named)
-  return Model(loaded, how, classes, execution, batch_size)
+  return Model(loaded, own, classes, execution, batch_size)
 
 
 def diagram(
@@ -152,8 +145,9 @@ def diagram(
     UserError: says what was given, what is allowed and what to do.
   """
   model = resnet.published(_depth(name))
-  wishes = weights_lib.LoadOptions(stride_in=stride_in, stem_pool=stem_pool)
-  model = model.clone(**wishes.variant(model))
+  model = model.clone(
+    variant=model.variant.overridden(stride_in=stride_in, stem_pool=stem_pool)
+  )
   return draw(model, crop_size, level, highlight)
 
 
@@ -168,9 +162,3 @@ def _depth(name: str | int) -> int:
       described=f'{allowed}; a file is given as weights=...',
     )
   return int(match[1])
-
-
-def _text(value: str | PathLike[str] | Sequence[float]) -> str:
-  if isinstance(value, str | PathLike):
-    return fspath(value)
-  return ','.join(str(number) for number in value)

@@ -73,7 +73,7 @@ class Model:
       f'ResNet-{self._model.depth}, weights: {self.weights.source}',
       f'digest: {self.weights.digest}',
       f'input: {self.preprocess.describe()}',
-      *(f'note: {note}' for note in self.weights.loaded.notes),
+      *(f'note: {note}' for note in self.weights.notes),
     ]
     return '\n'.join(lines)
 

@@ -23,7 +23,7 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from resnet_jax.data import decoding, preprocess, sources
+from resnet_jax.data import crops, decoding, preprocess, sources
 from resnet_jax.system import cores, errors, timing
 
 ON_ERROR = ('fail', 'record')
@@ -178,7 +178,7 @@ class _Decoders:
       with self._clock.measure('read', 1, self._threads):
         data = item.read()
       with self._clock.measure('decode', 1, self._cores, of_a_core=True):
-        batch.images[row] = preprocess.crops_of(data, self._how)
+        batch.images[row] = crops.crops_of(data, self._how)
       batch.mask[row] = True
     except decoding.ImageError as error:
       reason = str(error)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import inputs, weights
-from resnet_jax.data import pipeline, preprocess, recipe, sources
+from resnet_jax import weights
+from resnet_jax.data import pipeline, preprocess, presets, sources
 from resnet_jax.engine import (
   compilation,
   decoding_difference,
@@ -21,7 +21,7 @@ from resnet_jax.engine import (
   runner,
   sizing,
 )
-from resnet_jax.models import resnet
+from resnet_jax.models import resnet, variant
 from resnet_jax.system import console, cores, errors, timing
 from resnet_jax.zoo import lookup
 
@@ -58,13 +58,13 @@ class Setup:
     return self.weights.model
 
 
-def wishes(config: ConfigDict, *, finite: bool = True) -> weights.LoadOptions:
-  """What the config says of the weights."""
-  return weights.LoadOptions(
+def weight_options(
+  config: ConfigDict, *, finite: bool = True
+) -> weights.Options:
+  """The config's settings of the weights."""
+  return weights.Options(
     config.layer_num,
-    config.stride_in,
-    config.stem_pool,
-    config.epsilon,
+    {name: config[name] for name in variant.FIELDS},
     config.conv_order,
     config.seed,
     finite,
@@ -76,28 +76,23 @@ def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
   with console.Bytes() as bar:
     loaded = weights.load(
       config.weights,
-      wishes(config, finite=finite),
+      weight_options(config, finite=finite),
       say=console.say,
       report=bar.set,
     )
-  model = loaded.model
-  head = f'{model.classes} classes' if model.classes else 'no head'
   console.say(f'weights: {loaded.source}')
-  console.say(
-    f'ResNet-{model.depth}, {head}, stride in {model.stride_in}, stem pool'
-    f' {model.stem_pool}, epsilon {model.epsilon:g}'
-  )
+  console.say(resnet.describe(loaded.model))
   console.say(f'digest {loaded.digest}')
   for warning in loaded.warnings:
     console.say(f'WARNING: {warning}')
-  for note in loaded.loaded.notes:
+  for note in loaded.notes:
     console.say(f'NOTE: {note}')
   return loaded
 
 
 def network(
   config: ConfigDict,
-) -> tuple[resnet.ResNet, recipe.Recipe, dict[str, str]]:
+) -> tuple[resnet.ResNet, preprocess.Preprocess, dict[str, str]]:
   """The network, how its weights take images, and what is known of those.
 
   A file's weights are read, as only they tell the network; of the zoo's
@@ -107,28 +102,24 @@ def network(
   is_path = os.path.exists(pathlib.Path(name).expanduser())
   if name in lookup.FAMILIES:
     record = lookup.find(name, depth)
-    model = resnet.published(depth).clone(
-      stride_in=record.stride_in,
-      stem_pool=record.stem_pool,
-      epsilon=record.epsilon,
-    )
-    how = record.recipe
+    model = resnet.published(depth).clone(variant=record.variant)
+    own = record.preprocess
   elif name in (weights.AUTO, weights.RANDOM) and not is_path:
-    model, how = resnet.published(depth), recipe.usual(depth)
+    model, own = resnet.published(depth), presets.usual(depth)
   else:
     loaded = load_weights(config)
     facts = {'digest': loaded.digest, 'source': loaded.source}
-    return loaded.model, loaded.recipe, facts
-  return model.clone(**wishes(config).variant(model)), how, {}
+    return loaded.model, loaded.preprocess, facts
+  return weight_options(config).applied(model), own, {}
 
 
-def image_size(config: ConfigDict, how: recipe.Recipe) -> int:
+def image_size(config: ConfigDict, own: preprocess.Preprocess) -> int:
   """The side of the images that a network is described for.
 
   Raises:
     UserError: it is out of bounds.
   """
-  size = config.crop_size or how.crop_size
+  size = config.crop_size or own.crop_size
   if not resnet.MIN_SIZE <= size <= 4096:
     raise errors.UserError(
       f'crop_size={size} is not between {resnet.MIN_SIZE} and 4096.'
@@ -136,10 +127,11 @@ def image_size(config: ConfigDict, how: recipe.Recipe) -> int:
   return size
 
 
-def input_wishes(config: ConfigDict) -> inputs.Wishes:
-  """What the config says of the preprocessing."""
-  keys = [field.name for field in dataclasses.fields(inputs.Wishes)]
-  return inputs.Wishes(**{key: config[key] for key in keys})
+def preprocess_overrides(config: ConfigDict) -> dict[str, Any]:
+  """The config's settings of the preprocessing, checked."""
+  given = {name: config[name] for name in preprocess.FIELDS}
+  preprocess.check_overrides(**given)
+  return given
 
 
 def set_up(config: ConfigDict, most: int | None = None) -> Setup:
@@ -156,8 +148,8 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
   for key, least in (('batch_size', 0), ('threads', 0)):
     if config[key] < least:
       raise errors.UserError(f'{key}={config[key]}: {least} is the least.')
-  said = input_wishes(config)
-  wishes(config)
+  given = preprocess_overrides(config)
+  weight_options(config)
   source = sources.open_source(
     config.data, must_exist=config.on_error == 'fail'
   )
@@ -174,7 +166,7 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
     compilation.folder(config.compilation_cache, console.say),
   )
   loaded = load_weights(config)
-  how = inputs.preprocess_for(said, loaded.recipe)
+  how = loaded.preprocess.overridden(**given)
   console.say(f'images: {source.description}')
   console.say(f'input: {how.describe()}')
   console.say(f'device: {devices.describe(execution.devices)}')

@@ -147,11 +147,7 @@ def _facts(
   ).encode()
   settings = {
     'model': f'ResNet-{setup.model.depth}',
-    'variant': {
-      'stride_in': setup.model.stride_in,
-      'stem_pool': setup.model.stem_pool,
-      'epsilon': setup.model.epsilon,
-    },
+    'variant': dataclasses.asdict(setup.model.variant),
     'weights_sha256': setup.weights.digest,
     'preprocessing': setup.how.describe(),
     'layers': list(plan.layers),
@@ -168,7 +164,7 @@ def _facts(
   record = {
     'weights': setup.weights.source,
     'trained': setup.weights.trained,
-    'recipe': dataclasses.asdict(setup.weights.recipe),
+    'recipe': dataclasses.asdict(setup.weights.preprocess),
     'warnings': list(setup.weights.warnings),
     # Not on_error: a run may be gone on with under another one.
     'config': {k: v for k, v in config.items() if k != 'on_error'},
