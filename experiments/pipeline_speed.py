@@ -38,7 +38,7 @@ import numpy as np
 from PIL import Image, features
 
 from resnet_jax import weights
-from resnet_jax.data import decoding, mean, pipeline, preprocess, sources
+from resnet_jax.data import crops, decoding, pipeline, preprocess, sources
 from resnet_jax.engine import devices, runner
 from resnet_jax.features import store, table
 from resnet_jax.models import resnet
@@ -47,7 +47,7 @@ from resnet_jax.weights import random
 
 RESULTS = pathlib.Path('experiments/results/pipeline.jsonl')
 PLOT = pathlib.Path('docs/images/growth.svg')
-EXACT = preprocess.Preprocess(mean.parse_mean('103.939,116.779,123.68', 224))
+EXACT = preprocess.Preprocess()
 SCALED = dataclasses.replace(EXACT, decode='scaled')
 
 # What `main` can be asked for.
@@ -116,15 +116,15 @@ def decode_of_a_core(
     'decode': (decoding.decode, images),
     'resize, then crop': (resized_then_cropped, decoded),
     'the crop, the same pixels': (
-      lambda p: preprocess.cut(p, EXACT),
+      lambda p: crops.cut(p, EXACT),
       decoded,
     ),
     'crop folded into the resize': (
-      lambda p: preprocess.crops_of(p, SCALED),
+      lambda p: crops.crops_of(p, SCALED),
       decoded,
     ),
-    'decode=exact': (lambda d: preprocess.crops_of(d, EXACT), images),
-    'decode=scaled': (lambda d: preprocess.crops_of(d, SCALED), images),
+    'decode=exact': (lambda d: crops.crops_of(d, EXACT), images),
+    'decode=scaled': (lambda d: crops.crops_of(d, SCALED), images),
   }
   if binding := _simplejpeg():
     ways['decode by simplejpeg'] = (
@@ -154,17 +154,15 @@ def _simplejpeg() -> Any:
 def decode_differences(images: Sequence[bytes]) -> Iterator[Line]:
   """How far other ways' pixels are from those of decode=exact."""
   decoded = [decoding.decode(data) for data in images]
-  exact = [preprocess.cut(image, EXACT) for image in decoded]
+  exact = [crops.cut(image, EXACT) for image in decoded]
   found = {
     'resize, then crop': [resized_then_cropped(p)[None] for p in decoded],
-    'decode=scaled': [preprocess.crops_of(d, SCALED) for d in images],
-    'crop folded into the resize': [
-      preprocess.crops_of(p, SCALED) for p in decoded
-    ],
+    'decode=scaled': [crops.crops_of(d, SCALED) for d in images],
+    'crop folded into the resize': [crops.crops_of(p, SCALED) for p in decoded],
   }
   if binding := _simplejpeg():
     found['decode by simplejpeg'] = [
-      preprocess.cut(Image.fromarray(binding.decode_jpeg(d)), EXACT)
+      crops.cut(Image.fromarray(binding.decode_jpeg(d)), EXACT)
       if d.startswith(b'\xff\xd8')
       else e
       for d, e in zip(images, exact, strict=True)
@@ -185,7 +183,7 @@ def decode_differences(images: Sequence[bytes]) -> Iterator[Line]:
 
 
 def _crops(data: bytes) -> np.ndarray:
-  return preprocess.crops_of(data, EXACT)
+  return crops.crops_of(data, EXACT)
 
 
 def decode_together(

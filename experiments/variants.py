@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 import resnet_jax
+from resnet_jax.data import mean as mean_lib
 
 LAYERS = ('pool1', 'res2_3_addto', 'res5_3_addto', 'avgpool', 'output')
 SWAPPED = {'BGR': 'RGB', 'RGB': 'BGR'}
@@ -25,10 +26,10 @@ SWAPPED = {'BGR': 'RGB', 'RGB': 'BGR'}
 def neighbours(model: resnet_jax.Model) -> dict[str, dict[str, Any]]:
   """Settings that differ from a checkpoint's own in one thing each."""
   own, how = model.weights.model, model.preprocess
-  mean = how.mean.values.ravel()[::-1].tolist()
-  other_pool = 'pad1' if own.stem_pool == 'ceil' else 'ceil'
-  other_stride = '3x3' if own.stride_in == '1x1' else '1x1'
-  other_epsilon = 1e-5 if own.epsilon > 1e-5 else 1.001e-5
+  variant = own.variant
+  other_pool = 'pad1' if variant.stem_pool == 'ceil' else 'ceil'
+  other_stride = '3x3' if variant.stride_in == '1x1' else '1x1'
+  other_epsilon = 1e-5 if variant.epsilon > 1e-5 else 1.001e-5
   other_filter = 'lanczos' if how.interpolation == 'bilinear' else 'bilinear'
   other_rounding = 'nearest' if how.rounding != 'nearest' else 'torchvision'
   return {
@@ -39,7 +40,7 @@ def neighbours(model: resnet_jax.Model) -> dict[str, dict[str, Any]]:
     'whole image squashed': {'resize': 'squash'},
     f'{SWAPPED[how.channels]} input': {
       'channels': SWAPPED[how.channels],
-      'mean': mean,
+      'mean': mean_lib.as_array(how.mean).ravel()[::-1].tolist(),
       'std': how.std[::-1],
     },
     f'stride in {other_stride}': {'stride_in': other_stride},

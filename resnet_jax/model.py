@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax import inputs
 from resnet_jax import weights as weights_lib
 from resnet_jax.data import labels, pipeline, sources
+from resnet_jax.data import preprocess as preprocess_lib
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.data.sources import given
 from resnet_jax.engine import gradcam, loop, networks, runner
 from resnet_jax.evaluation import prediction
-from resnet_jax.models import aliases, names, resnet
+from resnet_jax.models import aliases, names, resnet, variant
 from resnet_jax.system import console, errors, timing
 from resnet_jax.views import graphviz
 
@@ -73,7 +73,7 @@ class Model:
       f'ResNet-{self.module.depth}, weights: {self.weights.source}',
       f'digest: {self.weights.digest}',
       f'input: {self.preprocess.describe()}',
-      *(f'note: {note}' for note in self.weights.loaded.notes),
+      *(f'note: {note}' for note in self.weights.notes),
     ]
     return '\n'.join(lines)
 
@@ -355,29 +355,19 @@ def load(
   Raises:
     UserError: says what was given, what is allowed and what to do.
   """
+  # By the names of fields, so that a new field is a new argument only.
+  settings = dict(locals())
   if batch_size == 'auto':
     batch_size = 0
   if not isinstance(batch_size, int) or batch_size < 0:
     raise errors.UserError(
       f"batch_size={batch_size!r} is neither a number of crops nor 'auto'."
     )
-  wishes = inputs.Wishes(
-    _text(mean),
-    _text(std),
-    channels,
-    resize,
-    resize_size,
-    crop_size,
-    interpolation,
-    rounding,
-    multi_crop,
-    decode,
-  )
-  options = weights_lib.LoadOptions(
+  overrides = {field: settings[field] for field in preprocess_lib.FIELDS}
+  preprocess_lib.check_overrides(**overrides)
+  options = weights_lib.Options(
     0 if name is None else names.depth_of(name),
-    stride_in,
-    stem_pool,
-    epsilon,
+    {field: settings[field] for field in variant.FIELDS},
     conv_order,
     seed,
   )
@@ -389,13 +379,13 @@ def load(
       fspath(weights), options, say=console.say, report=bar.set
     )
   console.say(f'weights: {loaded.source}')
-  for note in loaded.loaded.notes:
+  for note in loaded.notes:
     console.say(f'NOTE: {note}')
   for warning in loaded.warnings:
     warnings.warn(warning, stacklevel=2)
   model = Model(
     loaded,
-    inputs.preprocess_for(wishes, loaded.recipe),
+    loaded.preprocess.overridden(**overrides),
     execution,
     class_names=class_names,
     batch_size=batch_size,
@@ -432,8 +422,8 @@ def diagram(
     UserError: says what was given, what is allowed and what to do.
   """
   module = resnet.published(names.depth_of(name))
-  options = weights_lib.LoadOptions(stride_in=stride_in, stem_pool=stem_pool)
-  module = module.clone(**options.variant(module))
+  own = module.variant.overridden(stride_in=stride_in, stem_pool=stem_pool)
+  module = module.clone(variant=own)
   return _drawn(module, crop_size, level, highlight)
 
 
@@ -450,9 +440,3 @@ def _drawn(
   for note in drawn.notes:
     warnings.warn(note, stacklevel=3)
   return drawn
-
-
-def _text(value: str | PathLike[str] | Sequence[float]) -> str:
-  if isinstance(value, str | PathLike):
-    return fspath(value)
-  return ','.join(str(number) for number in value)

@@ -24,7 +24,8 @@ from collections.abc import Generator, Sequence
 import numpy as np
 
 from resnet_jax.data import decoding, sources
-from resnet_jax.data.preprocess import Preprocess, crops_of
+from resnet_jax.data.crops import crops_of
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.system import cores, errors, timing
 
 ON_ERROR = ('fail', 'record')

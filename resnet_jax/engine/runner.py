@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from resnet_jax.data import preprocess
+from resnet_jax.data import crops, preprocess
+from resnet_jax.data import mean as means
 from resnet_jax.engine import compilation, gradcam, piecewise, transposes
 from resnet_jax.engine import devices as device_lib
 from resnet_jax.models import convolution, folding, names, resnet
@@ -196,7 +197,7 @@ class Runner:
       model,
       parameters,
       layers,
-      how.mean.values,
+      means.as_array(how.mean),
       multi_crop=how.multi_crop,
       channels=how.channels,
       std=how.std,
@@ -382,9 +383,7 @@ def _apply(
   channels_first: bool,
   pieces: int,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-  x = preprocess.normalise(
-    images, mean, multi_crop, jnp, channels=channels, std=std
-  )
+  x = crops.normalise(images, mean, multi_crop, jnp, channels=channels, std=std)
   values: dict[str, jax.Array] = {}
   overflows: dict[str, jax.Array] = {}
   if grad_cam:

@@ -4,9 +4,12 @@
 import dataclasses
 import re
 
+import numpy as np
+
+from resnet_jax.data import mean as mean_lib
 from resnet_jax.data import preprocess
 from resnet_jax.evaluation import statistics
-from resnet_jax.models import resnet
+from resnet_jax.models import resnet, variant
 from resnet_jax.zoo import lookup
 
 # Images of ILSVRC 2012's validation set, which the figures are of.
@@ -59,23 +62,23 @@ def changes(
   record: lookup.Record, how: preprocess.Preprocess, model: resnet.ResNet
 ) -> list[str]:
   """In what else a run departs from the checkpoint's own settings."""
-  mean = how.mean.description
-  own = record.recipe
+  own = record.preprocess
   pairs = [
     ('interpolation', how.interpolation, own.interpolation),
     ('rounding', how.rounding, own.rounding),
     ('channels', how.channels, own.channels),
     ('std', tuple(how.std), tuple(own.std)),
-    ('stride_in', model.stride_in, record.stride_in),
-    ('stem_pool', model.stem_pool, record.stem_pool),
-    ('epsilon', model.epsilon, record.epsilon),
+    *(
+      (name, getattr(model.variant, name), getattr(record.variant, name))
+      for name in variant.FIELDS
+    ),
   ]
   found = [f'{name} {run} for {its}' for name, run, its in pairs if run != its]
-  values = how.mean.values
-  if values.shape != (3, 1, 1) or any(
-    abs(a - b) > 1e-3 for a, b in zip(values.ravel(), own.mean, strict=True)
-  ):
-    found.append(f'mean {mean} for {own.mean}')
+  run, its = map(mean_lib.as_array, (how.mean, own.mean))
+  if run.shape != its.shape or not np.allclose(run, its, rtol=0, atol=1e-3):
+    found.append(
+      f'mean {mean_lib.describe(how.mean)} for {mean_lib.describe(own.mean)}'
+    )
   return found
 
 

@@ -44,8 +44,8 @@ def run(config: ConfigDict) -> int:
       if name in checkpoints:
         _check(checkpoints[name])
       else:
-        subtracted = mean.parse_mean(str(path), _MEAN_SIZE)
-        console.say(f'{name} holds a {subtracted.description}')
+        subtracted = mean.parse_mean(path, _MEAN_SIZE)
+        console.say(f'{name} holds a {mean.describe(subtracted)}')
     except errors.UserError as error:
       failed.append(name)
       console.say(f'FAILED: {error}')
@@ -75,7 +75,7 @@ def _check_connection(files: Mapping[str, records.File]) -> None:
 
 def _check(record: lookup.Record) -> None:
   """Reads what was downloaded, as some publishers recorded no hash."""
-  loaded = weights.load(record.family, weights.LoadOptions(record.depth))
+  loaded = weights.load(record.family, weights.Options(record.depth))
   console.say(
     f'{record.name} holds ResNet-{record.depth}, digest {loaded.digest}'
   )

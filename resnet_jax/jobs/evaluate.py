@@ -212,11 +212,7 @@ def _header(job: _Run) -> predictions.Header:
   return predictions.Header(
     {
       'model': f'ResNet-{model.depth}',
-      'variant': {
-        'stride_in': model.stride_in,
-        'stem_pool': model.stem_pool,
-        'epsilon': model.epsilon,
-      },
+      'variant': dataclasses.asdict(model.variant),
       'weights_sha256': setup.weights.digest,
       'preprocessing': setup.how.describe(),
       'classes': len(classes),

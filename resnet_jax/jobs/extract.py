@@ -132,11 +132,7 @@ def _facts(
   ).encode()
   settings = {
     'model': f'ResNet-{module.depth}',
-    'variant': {
-      'stride_in': module.stride_in,
-      'stem_pool': module.stem_pool,
-      'epsilon': module.epsilon,
-    },
+    'variant': dataclasses.asdict(module.variant),
     'weights_sha256': model.weights.digest,
     'preprocessing': model.preprocess.describe(),
     'layers': list(plan.layers),
@@ -153,7 +149,7 @@ def _facts(
   record = {
     'weights': model.weights.source,
     'trained': model.weights.trained,
-    'recipe': dataclasses.asdict(model.weights.recipe),
+    'recipe': dataclasses.asdict(model.weights.preprocess),
     'warnings': list(model.weights.warnings),
     # Not on_error: a run may resume under another one.
     'config': {k: v for k, v in config.items() if k != 'on_error'},

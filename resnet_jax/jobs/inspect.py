@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import weights
 from resnet_jax.jobs import setup
-from resnet_jax.system import console, errors
+from resnet_jax.system import console
 from resnet_jax.weights import paddle, parameters
 
 _A_LINE = 4
@@ -75,7 +75,6 @@ def _show_values(
     row['values'] = [None if np.isnan(value) else value for value in values]
     console.show([row], True, digest=loaded.digest)
     return
-  errors.check_choice('conv_order', config.conv_order, paddle.CONV_ORDERS)
   stored = paddle.stored(array, config.conv_order)
   console.say(
     f'{name}, {_shape(stored.shape)} as Paddle stores it, in'

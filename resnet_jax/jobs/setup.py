@@ -5,14 +5,15 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnet_jax import inputs, weights
-from resnet_jax.data import pipeline, recipe, sources
+from resnet_jax import weights
+from resnet_jax.data import pipeline, preprocess, presets, sources
 from resnet_jax.engine import devices, gradcam, loop, runner
 from resnet_jax.model import Model
-from resnet_jax.models import resnet
+from resnet_jax.models import resnet, variant
 from resnet_jax.system import console, errors, timing
 from resnet_jax.zoo import lookup
 
@@ -77,8 +78,8 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
   for key in ('batch_size', 'threads'):
     if config[key] < 0:
       raise errors.UserError(f'{key}={config[key]}: 0 is the least.')
-  overrides = input_overrides(config)
-  load_options(config)
+  overrides = preprocess_overrides(config)
+  weight_options(config)
   source = sources.open_source(
     config.data, must_exist=config.on_error == 'fail'
   )
@@ -96,13 +97,13 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
     application=True,
   )
   loaded = load_weights(config)
-  preprocess = inputs.preprocess_for(overrides, loaded.recipe)
+  own = loaded.preprocess.overridden(**overrides)
   console.say(f'images: {source.description}')
-  console.say(f'input: {preprocess.describe()}')
+  console.say(f'input: {own.describe()}')
   console.say(f'device: {devices.describe(execution.devices)}')
   model = Model(
     loaded,
-    preprocess,
+    own,
     execution,
     class_names=config.class_names,
     batch_size=config.batch_size,
@@ -110,21 +111,20 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
   return Setup(source, model, config.threads, config.on_error)
 
 
-def input_overrides(config: ConfigDict) -> inputs.Wishes:
-  """What the config says of the preprocessing."""
-  keys = [field.name for field in dataclasses.fields(inputs.Wishes)]
-  return inputs.Wishes(**{key: config[key] for key in keys})
+def preprocess_overrides(config: ConfigDict) -> dict[str, Any]:
+  """The config's settings of the preprocessing, checked."""
+  given = {name: config[name] for name in preprocess.FIELDS}
+  preprocess.check_overrides(**given)
+  return given
 
 
-def load_options(
+def weight_options(
   config: ConfigDict, *, finite: bool = True
-) -> weights.LoadOptions:
-  """What the config says of the weights."""
-  return weights.LoadOptions(
+) -> weights.Options:
+  """The config's settings of the weights."""
+  return weights.Options(
     config.layer_num,
-    config.stride_in,
-    config.stem_pool,
-    config.epsilon,
+    {name: config[name] for name in variant.FIELDS},
     config.conv_order,
     config.seed,
     finite,
@@ -136,7 +136,7 @@ def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
   with console.Bytes() as bar:
     loaded = weights.load(
       config.weights,
-      load_options(config, finite=finite),
+      weight_options(config, finite=finite),
       say=console.say,
       report=bar.set,
     )
@@ -145,14 +145,14 @@ def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
   console.say(f'digest {loaded.digest}')
   for warning in loaded.warnings:
     console.say(f'WARNING: {warning}')
-  for note in loaded.loaded.notes:
+  for note in loaded.notes:
     console.say(f'NOTE: {note}')
   return loaded
 
 
 def described_network(
   config: ConfigDict,
-) -> tuple[resnet.ResNet, recipe.Recipe, dict[str, str]]:
+) -> tuple[resnet.ResNet, preprocess.Preprocess, dict[str, str]]:
   """The network, its preprocessing, and what is known of its weights.
 
   A file of weights is read, as only it tells the network; a checkpoint of the
@@ -162,22 +162,18 @@ def described_network(
   is_path = os.path.exists(pathlib.Path(name).expanduser())
   if name in lookup.FAMILIES:
     record = lookup.find(name, depth)
-    module = resnet.published(depth).clone(
-      stride_in=record.stride_in,
-      stem_pool=record.stem_pool,
-      epsilon=record.epsilon,
-    )
-    preset = record.recipe
+    module = resnet.published(depth).clone(variant=record.variant)
+    preset = record.preprocess
   elif name in (weights.AUTO, weights.RANDOM) and not is_path:
-    module, preset = resnet.published(depth), recipe.usual(depth)
+    module, preset = resnet.published(depth), presets.usual(depth)
   else:
     loaded = load_weights(config)
     facts = {'digest': loaded.digest, 'source': loaded.source}
-    return loaded.model, loaded.recipe, facts
-  return module.clone(**load_options(config).variant(module)), preset, {}
+    return loaded.model, loaded.preprocess, facts
+  return weight_options(config).applied(module), preset, {}
 
 
-def image_size(config: ConfigDict, preset: recipe.Recipe) -> int:
+def image_size(config: ConfigDict, preset: preprocess.Preprocess) -> int:
   """The side of the images that a network is described for, in pixels.
 
   Raises:

@@ -18,6 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from resnet_jax.models import names
 from resnet_jax.system import errors
 
+
+class AmbiguousError(errors.UserError):
+  """A name that stands for different things."""
+
+
 CANONICAL = 'paddle'
 SCHEMES = (CANONICAL, 'caffe', 'keras', 'torchvision')
 
@@ -247,8 +252,8 @@ def resolve(
     order: all the canonical names.
 
   Raises:
-    UserError: it stands for different things in different schemes, or a name
-      for several things; says how to tell them apart.
+    AmbiguousError: it stands for different things in different schemes, or a
+      name for several things; says how to tell them apart.
   """
   scheme, colon, rest = pattern.partition(':')
   if colon and scheme in tables:
@@ -258,7 +263,7 @@ def resolve(
     if not is_glob(pattern):
       meant = set(table.get(pattern, ()))
       if len(meant) > 1:
-        raise errors.UserError(
+        raise AmbiguousError(
           f"'{pattern}' is ambiguous: {scheme} gives several values that name,"
           f' {", ".join(n for n in order if n in meant)}. Name one of these.'
         )
@@ -282,7 +287,7 @@ def resolve(
       f'{scheme}:{pattern} stands for {_brief(meant, order)}'
       for scheme, meant in found.items()
     )
-    raise errors.UserError(f"'{pattern}' is ambiguous: {choices}. Write one.")
+    raise AmbiguousError(f"'{pattern}' is ambiguous: {choices}. Write one.")
   return tuple(name for name in order if name in chosen)
 
 

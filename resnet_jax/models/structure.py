@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from resnet_jax.models import names
+from resnet_jax.models.variant import Variant
 
 Value = TypeVar('Value')
 
@@ -66,7 +67,7 @@ class Block:
 
 def stem(depth: int) -> Unit:
   """The first convolution."""
-  architecture = names.ARCHITECTURES[depth]
+  architecture = names.ARCHITECTURES[names.check_depth(depth)]
   return Unit(
     'conv1',
     architecture.kernel,
@@ -79,16 +80,16 @@ def stem(depth: int) -> Unit:
 
 
 @functools.lru_cache(maxsize=32)
-def blocks(depth: int, stride_in: str) -> tuple[Block, ...]:
+def blocks(depth: int, variant: Variant) -> tuple[Block, ...]:
   """The blocks of a network, first to last.
 
   Args:
     depth: one of `names.ARCHITECTURES`.
-    stride_in: see `resnet.ResNet`.
+    variant: of the network.
   """
   architecture = names.ARCHITECTURES[depth]
   kernels = (1, 3, 1) if architecture.bottleneck else (3, 3)
-  strided = 1 if architecture.bottleneck and stride_in == '3x3' else 0
+  strided = 1 if architecture.bottleneck and variant.stride_in == '3x3' else 0
   last = len(kernels) - 1
   found = []
   inputs = architecture.width
@@ -120,16 +121,16 @@ def blocks(depth: int, stride_in: str) -> tuple[Block, ...]:
   return tuple(found)
 
 
-def units(depth: int, stride_in: str) -> Iterator[Unit]:
+def units(depth: int, variant: Variant) -> Iterator[Unit]:
   """All convolutions, in the order of computing."""
   yield stem(depth)
-  for block in blocks(depth, stride_in):
+  for block in blocks(depth, variant):
     yield from block.units
 
 
 def through(
   depth: int,
-  stride_in: str,
+  variant: Variant,
   start: Value,
   convolved: Callable[[Value, Unit], Value],
   pooled: Callable[[Value], Value],
@@ -138,7 +139,7 @@ def through(
 
   Args:
     depth: of the network.
-    stride_in: see `resnet.ResNet`.
+    variant: of the network.
     start: of an image.
     convolved: of what a unit gives, from that of what it takes.
     pooled: of what the stem's pool gives, from that of what it takes.
@@ -158,7 +159,7 @@ def through(
   value = after(first, start)
   if first.pool:
     value = found[first.pool] = pooled(value)
-  for block in blocks(depth, stride_in):
+  for block in blocks(depth, variant):
     if block.shortcut:
       after(block.shortcut, value)
     for unit in block.branch:

@@ -24,12 +24,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from resnet_jax.data import recipe
+from resnet_jax.data import presets
 from resnet_jax.models import names, resnet
 from resnet_jax.system import errors, files
 from resnet_jax.weights import assemble, metadata
-
-CONV_ORDERS = ('OHWI', 'OIHW')
 
 _HEADER = struct.Struct('<iIQ')
 _VALUE = np.dtype('<f4')
@@ -118,10 +116,10 @@ def load_files(
   Raises:
     UserError: as `load` does.
   """
-  order = errors.check_choice('conv_order', options.conv_order, CONV_ORDERS)
+  order = options.conv_order
   beside = found.get(metadata.FILE)
   text = b'' if beside is None else _text(path, beside)
-  if (stated := metadata.conv_order(text)) in CONV_ORDERS:
+  if (stated := metadata.conv_order(text)) in assemble.CONV_ORDERS:
     order = stated
   found = {name: f for name, f in found.items() if name != metadata.FILE}
   depth = _depth(path, found)
@@ -149,7 +147,7 @@ def load_files(
       for name, shape in shapes.items()
     },
     f'{_AXES[order]}, (in, out)',
-    recipe.usual(depth),
+    presets.usual(depth),
     warnings=(warning,) if warning else (),
   )
   return loaded if beside is None else metadata.applied(path, loaded, text)
@@ -181,7 +179,7 @@ def write(
   Raises:
     UserError: the directory exists already, or cannot be written.
   """
-  errors.check_choice('conv_order', order, CONV_ORDERS)
+  errors.check_choice('conv_order', order, assemble.CONV_ORDERS)
   part = directory.with_name(directory.name + files.PART)
   for path in (directory, part):
     if path.exists():
@@ -212,7 +210,7 @@ def suspect_order(
     parameters: `layer/leaf` arrays as `read` returned them.
     order: the order in which they were read.
   """
-  other = CONV_ORDERS[1 - CONV_ORDERS.index(order)]
+  other = assemble.CONV_ORDERS[1 - assemble.CONV_ORDERS.index(order)]
   kernels = [a for a in parameters.values() if a.ndim == 4 and a.shape[0] > 1]
   swapped = []
   for kernel in kernels:

@@ -13,7 +13,8 @@ stands here in full where two independent programs record it.
 
 import dataclasses
 
-from resnet_jax.data import recipe
+from resnet_jax.data import presets
+from resnet_jax.models.variant import Variant
 from resnet_jax.zoo import records
 
 # Learned numbers of the networks with 1000 classes.
@@ -24,6 +25,9 @@ _PARAMETERS = {
   101: 44_549_160,
   152: 60_192_808,
 }
+_CAFFE_VARIANT = Variant(stride_in='1x1', stem_pool='ceil', epsilon=1e-5)
+_KERAS_VARIANT = Variant(stride_in='1x1', stem_pool='pad1', epsilon=1.001e-5)
+_TORCH_VARIANT = Variant(stride_in='3x3', stem_pool='pad1', epsilon=1e-5)
 _ONE_CROP = 'shorter side 256, one centre crop of 224'
 _MSRA_PAGE = 'github.com/KaimingHe/deep-residual-networks, README'
 _MSRA_LICENCE = 'MIT, (c) 2016 Shaoqing Ren (github.com/KaimingHe)'
@@ -78,10 +82,8 @@ def _msra() -> list[records.Record]:
         size,
       ),
       _MSRA_LICENCE,
-      '1x1',
-      'ceil',
-      1e-5,
-      recipe.CAFFE,
+      _CAFFE_VARIANT,
+      presets.CAFFE,
       _PARAMETERS[depth],
       tuple(
         records.Accuracy(
@@ -105,10 +107,8 @@ def _paddle() -> list[records.Record]:
       'archive',
       records.File((f'{_PADDLE}resnet_{depth}.tar.gz',), None, None),
       f'not stated; converted from weights under: {_MSRA_LICENCE}',
-      '1x1',
-      'ceil',
-      1e-5,
-      recipe.CAFFE,
+      _CAFFE_VARIANT,
+      presets.CAFFE,
       _PARAMETERS[depth],
       (
         records.Accuracy(
@@ -160,10 +160,8 @@ def _keras() -> list[records.Record]:
         exact,
       ),
       f'ported from weights under: {_MSRA_LICENCE}',
-      '1x1',
-      'pad1',
-      1.001e-5,
-      recipe.CAFFE,
+      _KERAS_VARIANT,
+      presets.CAFFE,
       _PARAMETERS[depth],
       (
         records.Accuracy(
@@ -239,10 +237,8 @@ def _torchvision() -> list[records.Record]:
         exact,
       ),
       'BSD-3-Clause (the package); of the weights nothing is stated',
-      '3x3',
-      'pad1',
-      1e-5,
-      dataclasses.replace(recipe.TORCHVISION, resize_size=sizes[version]),
+      _TORCH_VARIANT,
+      dataclasses.replace(presets.TORCHVISION, resize_size=sizes[version]),
       _PARAMETERS[depth],
       (
         records.Accuracy(
@@ -294,11 +290,9 @@ def _timm() -> list[records.Record]:
         None,
       ),
       'Apache-2.0 (timm 1.0.31, models/resnet.py)',
-      '3x3',
-      'pad1',
-      1e-5,
+      _TORCH_VARIANT,
       dataclasses.replace(
-        recipe.TORCHVISION, resize_size=235, interpolation='bicubic'
+        presets.TORCHVISION, resize_size=235, interpolation='bicubic'
       ),
       _PARAMETERS[depth],
       tuple(

@@ -6,6 +6,7 @@ import pathlib
 import re
 from collections.abc import Mapping
 
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import names
 from resnet_jax.system import errors
 from resnet_jax.zoo.checkpoints import FAMILIES, MEANS, RECORDS, USUAL
@@ -77,10 +78,9 @@ def table(records: tuple[Record, ...] = RECORDS) -> list[Mapping[str, str]]:
       'weights': record.family,
       'depth': str(record.depth),
       'top-1 / top-5': '; '.join(_percent(a) for a in record.accuracies),
-      'stride': record.stride_in,
-      'pool': record.stem_pool,
-      'input': f'{record.recipe.channels}, {record.recipe.resize_size} to'
-      f' {record.recipe.crop_size}, {record.recipe.interpolation}',
+      'stride': record.variant.stride_in,
+      'pool': record.variant.stem_pool,
+      'input': _input(record.preprocess),
       'size': _size(record.file),
       'verified by': _verified(record.file),
       # The whole of it is in the record.
@@ -93,6 +93,11 @@ def table(records: tuple[Record, ...] = RECORDS) -> list[Mapping[str, str]]:
 def _percent(accuracy: Accuracy) -> str:
   both = (accuracy.top1, accuracy.top5)
   return ' / '.join('-' if part is None else f'{part:g}' for part in both)
+
+
+def _input(own: Preprocess) -> str:
+  size = f'{own.resize_size} to {own.crop_size}'
+  return f'{own.channels}, {size}, {own.interpolation}'
 
 
 def _size(file: File) -> str:

@@ -3,7 +3,8 @@
 
 import dataclasses
 
-from resnet_jax.data import recipe
+from resnet_jax.data.preprocess import Preprocess
+from resnet_jax.models.variant import Variant
 
 # Hexadecimal digits of a full hash.
 ALGORITHMS = {'sha256': 64, 'sha1': 40, 'md5': 32}
@@ -80,10 +81,8 @@ class Record:
     format: as `formats.FORMATS` has it.
     file: where it is.
     licence: the publisher's, and where it is stated.
-    stride_in: of `models.resnet.ResNet`, as are the next two.
-    stem_pool: see there.
-    epsilon: see there.
-    recipe: the preprocessing.
+    variant: of the network.
+    preprocess: of the images, as in training.
     parameters: learned numbers.
     accuracies: published ones.
     note: what else a user should know.
@@ -94,10 +93,8 @@ class Record:
   format: str
   file: File
   licence: str
-  stride_in: str
-  stem_pool: str
-  epsilon: float
-  recipe: recipe.Recipe
+  variant: Variant
+  preprocess: Preprocess
   parameters: int
   accuracies: tuple[Accuracy, ...]
   note: str = ''

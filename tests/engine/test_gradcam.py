@@ -7,12 +7,12 @@ from conftest import ROOT
 from numpy_resnet import NumpyCifar
 
 import resnet_jax
-from resnet_jax.data import recipe
+from resnet_jax.data import presets
 from resnet_jax.engine import gradcam, runner
 from resnet_jax.models import resnet
 from resnet_jax.system import errors
 
-MEAN = np.array(recipe.CIFAR.mean, np.float32).reshape(3, 1, 1)
+MEAN = np.array(presets.CIFAR.mean, np.float32).reshape(3, 1, 1)
 
 pytestmark = pytest.mark.filterwarnings('ignore:UNTRAINED')
 

@@ -16,9 +16,7 @@ from resnet_jax.models import resnet
 from resnet_jax.system import errors, timing
 from resnet_jax.weights import random
 
-PREPROCESS = preprocess.Preprocess(
-  mean_lib.parse_mean('1,2,3', 32), resize_size=36, crop_size=32
-)
+PREPROCESS = preprocess.Preprocess((1, 2, 3), resize_size=36, crop_size=32)
 ROWS = 2
 SHAPE = (ROWS, 1, 32, 32, 3)
 # Writes that may wait.
@@ -165,7 +163,9 @@ def test_errors_of_the_network_name_the_images():
 def test_a_measured_batch_has_the_same_values():
   model = resnet.ResNet(18)
   parameters = random.initialise(resnet.parameter_shapes(model), 0)
-  run = runner.Runner(model, parameters, ['pool1'], PREPROCESS.mean.values)
+  run = runner.Runner(
+    model, parameters, ['pool1'], mean_lib.as_array(PREPROCESS.mean)
+  )
   images = np.random.default_rng(0).integers(
     0, 256, (3, 1, 32, 32, 3), np.uint8
   )

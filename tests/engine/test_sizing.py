@@ -13,13 +13,12 @@ import pytest
 from conftest import ROOT
 
 import resnet_jax
-from resnet_jax.data import mean as mean_lib
 from resnet_jax.engine import runner, sizing
 from resnet_jax.models import resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import random
 
-MEAN = mean_lib.parse_mean('1,2,3', 32)
+MEAN = (1.0, 2.0, 3.0)
 CPU = tuple(jax.devices('cpu')[:1])
 EXHAUSTED = 'RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.'
 

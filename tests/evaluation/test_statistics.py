@@ -11,6 +11,7 @@ from scipy import stats
 
 from resnet_jax.evaluation import metrics, published, similarity, statistics
 from resnet_jax.models import resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.zoo import lookup
 
 # ------------------------------------------------------------------ intervals
@@ -166,10 +167,7 @@ def test_a_class_without_images_is_not_in_the_table():
 
 
 def _how(record, **changes):
-  # The room that puts a checkpoint's preprocessing together.
-  from resnet_jax import inputs  # noqa: PLC0415
-
-  return inputs.preprocess_for(inputs.Wishes(**changes), record.recipe)
+  return record.preprocess.overridden(**changes)
 
 
 def test_every_published_protocol_is_understood():
@@ -186,9 +184,7 @@ def test_every_published_protocol_is_understood():
         how,
         resnet.ResNet(
           record.depth,
-          stride_in=record.stride_in,
-          stem_pool=record.stem_pool,
-          epsilon=record.epsilon,
+          variant=record.variant,
         ),
       )
 
@@ -210,7 +206,9 @@ def test_another_protocol_has_no_published_figure(settings):
 def test_what_departs_from_the_checkpoint_is_named():
   record = lookup.find('msra', 50)
   how = _how(record, interpolation='bilinear', mean='1,2,3')
-  model = resnet.ResNet(50, stride_in='3x3', epsilon=record.epsilon)
+  model = resnet.ResNet(
+    50, variant=Variant(stride_in='3x3', epsilon=record.variant.epsilon)
+  )
   assert published.changes(record, how, model) == [
     'interpolation bilinear for lanczos',
     'stride_in 3x3 for 1x1',

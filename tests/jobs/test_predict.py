@@ -15,7 +15,7 @@ from conftest import ROOT
 from PIL import Image
 
 import resnet_jax
-from resnet_jax.data import labels, preprocess
+from resnet_jax.data import crops, labels
 
 pytestmark = pytest.mark.filterwarnings('ignore:UNTRAINED')
 
@@ -80,7 +80,7 @@ def test_ten_crops_average_probabilities_not_logits(run_main, image_folder):
   assert 'ten crops of 224x224 averaged' in done.stderr
   single = resnet_jax.load('resnet18', weights='random')
   many = resnet_jax.load('resnet18', weights='random', multi_crop=True)
-  cuts = preprocess.cut(
+  cuts = crops.cut(
     Image.open(image_folder / 'b.jpg').convert('RGB'), many.preprocess
   )
   ten = np.concatenate([cuts, cuts[:, :, ::-1]])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from resnet_jax.data import mean as mean_lib
 from resnet_jax.engine import runner
 from resnet_jax.models import convolution, layers, resnet
+from resnet_jax.models.variant import STEM_POOLS
 from resnet_jax.system import errors
 from resnet_jax.weights import random
 
@@ -111,7 +111,7 @@ def test_which_algorithm_is_taken(platform, arithmetic, side, stride, name):
 
 
 @pytest.mark.parametrize('size', [(16, 16), (17, 16), (8, 9), (3, 5), (57, 33)])
-@pytest.mark.parametrize('rule', layers.STEM_POOLS)
+@pytest.mark.parametrize('rule', STEM_POOLS)
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_the_pool_of_slices_is_the_pool_of_windows(rule, size, dtype):
   # Below zero, so that a padding of zeros would win.
@@ -135,7 +135,7 @@ def values():
   """A small network's `avgpool`, for each arithmetic."""
   model = resnet.ResNet(18)
   parameters = random.initialise(resnet.parameter_shapes(model), 0)
-  mean = mean_lib.parse_mean('1,2,3', 32).values
+  mean = np.float32([1, 2, 3]).reshape(3, 1, 1)
   images = np.random.default_rng(0).integers(
     0, 256, (2, 1, 40, 40, 3), np.uint8
   )

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from resnet_jax.models import layers, names, resnet
+from resnet_jax.models.variant import Variant
+from resnet_jax.system import errors
 
 ALL = frozenset(
   name for depth in names.ARCHITECTURES for name in names.layer_names(depth)
@@ -47,8 +49,7 @@ def _traced(model, height, width):
 
 @pytest.mark.parametrize(('depth', 'variant'), VARIANTS)
 def test_shapes_are_those_that_flax_traces(depth, variant):
-  stride_in, stem_pool = variant
-  model = resnet.ResNet(depth, 7, stride_in, stem_pool)
+  model = resnet.ResNet(depth, 7, Variant(*variant))
   # Odd and even at each of the halvings, and not square.
   height, width = 45, 62
   parameters, shapes = _traced(model, height, width)
@@ -82,12 +83,31 @@ def test_images_that_are_too_small_are_refused(size):
     resnet.layer_shapes(resnet.ResNet(18), *size)
 
 
-@pytest.mark.parametrize(
-  'fields', [{'depth': 17}, {'stride_in': '2x2'}, {'stem_pool': 'same'}]
-)
-def test_networks_that_there_are_none_of_have_no_shapes(fields):
-  model = resnet.ResNet(**{'depth': 18} | fields)
-  with pytest.raises(ValueError, match='is not one of'):
+def test_a_depth_that_no_resnet_has_is_refused():
+  model = resnet.ResNet(17)
+  with pytest.raises(errors.UserError, match='no ResNet has 17 layers'):
     resnet.parameter_shapes(model)
-  with pytest.raises(ValueError, match='is not one of'):
+  with pytest.raises(errors.UserError, match='no ResNet has 17 layers'):
     resnet.layer_shapes(model, 224, 224)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'stride_in': '2x2'}, "unknown stride_in '2x2'"),
+    ({'stem_pool': 'same'}, "unknown stem_pool 'same'"),
+    ({'epsilon': -1e-5}, 'epsilon=-1e-05 is not between 0 and 1'),
+    ({'epsilon': float('nan')}, 'epsilon=nan is not between 0 and 1'),
+  ],
+)
+def test_variants_that_no_resnet_has_are_refused(fields, message):
+  with pytest.raises(errors.UserError, match=message):
+    Variant(**fields)
+  with pytest.raises(errors.UserError, match=message):
+    Variant().overridden(**fields)
+
+
+def test_auto_and_zero_keep_a_variant():
+  own = Variant('3x3', 'pad1', 2e-5)
+  assert own.overridden(stride_in='auto', stem_pool=None, epsilon=0.0) == own
+  assert own.overridden(epsilon=1e-3) == Variant('3x3', 'pad1', 1e-3)

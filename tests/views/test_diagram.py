@@ -17,6 +17,7 @@ from PIL import Image
 import resnet_jax
 from resnet_jax import jobs, weights
 from resnet_jax.models import names, resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.views import boxes, diagram, graph, graphviz
 from resnet_jax.weights import paddle
@@ -402,7 +403,9 @@ def test_a_loaded_network_is_drawn_as_it_is():
   with pytest.warns(UserWarning, match='UNTRAINED'):
     model = resnet_jax.load(18, weights='random', stride_in='3x3', crop_size=96)
   drawn = model.diagram(level='layers')
-  assert drawn.title == resnet.describe(resnet.ResNet(18, stride_in='3x3'))
+  assert drawn.title == resnet.describe(
+    resnet.ResNet(18, variant=Variant(stride_in='3x3'))
+  )
   assert '3x96x96' in drawn.dot
   variant = resnet_jax.diagram(18, stride_in='3x3', crop_size=96)
   assert variant.dot == model.diagram().dot

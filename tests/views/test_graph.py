@@ -7,14 +7,21 @@ import pytest
 from jax.extend import core
 
 from resnet_jax.models import names, resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.views import graph
 
 VARIANTS = [
   *(pytest.param(resnet.published(d), id=str(d)) for d in names.ARCHITECTURES),
   pytest.param(resnet.ResNet(18, classes=0), id='18, headless'),
-  pytest.param(resnet.ResNet(50, stride_in='3x3', stem_pool='pad1'), id='v1.5'),
-  pytest.param(resnet.ResNet(34, classes=7, stem_pool='pad1'), id='34, pad1'),
+  pytest.param(
+    resnet.ResNet(50, variant=Variant(stride_in='3x3', stem_pool='pad1')),
+    id='v1.5',
+  ),
+  pytest.param(
+    resnet.ResNet(34, classes=7, variant=Variant(stem_pool='pad1')),
+    id='34, pad1',
+  ),
   pytest.param(resnet.published(20).clone(classes=0), id='20, headless'),
 ]
 
@@ -145,7 +152,9 @@ def test_every_block_has_a_way_around_its_branch(depth):
 
 
 def test_what_is_needed_for_a_layer_lies_before_it():
-  found = graph.trace(resnet.ResNet(18, stem_pool='pad1'), 32, 32)
+  found = graph.trace(
+    resnet.ResNet(18, variant=Variant(stem_pool='pad1')), 32, 32
+  )
   assert found.needed('pool1') == {'input', 'conv1_conv', 'conv1_bn', 'pool1'}
   needed = found.needed('res3_1_branch1_bn')
   assert 'res2_2_addto' in needed
