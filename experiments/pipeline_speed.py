@@ -11,7 +11,7 @@
 
 Each measurement appends JSON lines to experiments/results/pipeline.jsonl.
 `plot` draws docs/images/growth.svg from those of `growth`, with Matplotlib (the
-extra `views`).  A measurement of more images than the folder holds repeats them.
+extra `views`).  Images repeat if --count exceeds those of the folder.
 """
 
 import argparse
