@@ -187,4 +187,4 @@ def test_a_config_of_ones_own_that_lacks_keys_says_so(run_main, tmp_path):
   done = run_main('--config=mine.py', '--job=predict')
   assert done.returncode == 1
   assert 'the configuration lacks arithmetic, as_json, ' in done.stderr
-  assert 'Let it start from configs/resnet.py' in done.stderr
+  assert 'Start from the configuration of configs/resnet.py' in done.stderr
