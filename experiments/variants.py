@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much it matters which ResNet weights are run in.
+"""Measures how much it matters in which ResNet weights run.
 
-Runs one set of weights through its own network and preprocessing, and through
-each neighbour that differs in one thing, and writes a line a neighbour:
+Runs weights in their own network and preprocessing, and in each neighbour that
+differs in one respect.  Writes one line per neighbour:
 
   python experiments/variants.py --weights=msra --depth=50 --data=photos
 """
@@ -24,7 +24,7 @@ SWAPPED = {'BGR': 'RGB', 'RGB': 'BGR'}
 
 
 def neighbours(model: resnet_jax.Model) -> dict[str, dict[str, Any]]:
-  """Settings that differ from a checkpoint's own in one thing each."""
+  """Settings that differ from a checkpoint's own in one respect each."""
   own, how = model.weights.model, model.preprocess
   variant = own.variant
   other_pool = 'pad1' if variant.stem_pool == 'ceil' else 'ceil'
@@ -51,7 +51,7 @@ def neighbours(model: resnet_jax.Model) -> dict[str, dict[str, Any]]:
 def compare(
   own: dict[str, np.ndarray], other: dict[str, np.ndarray]
 ) -> dict[str, float]:
-  """Differences between two runs over the same images."""
+  """The differences between two runs on the same images."""
   result = {}
   for layer in LAYERS[:-1]:
     difference = np.sqrt(np.mean((own[layer] - other[layer]) ** 2))
@@ -74,7 +74,7 @@ def main() -> None:
   parser.add_argument('--weights', required=True)
   parser.add_argument('--depth', type=int, default=50)
   parser.add_argument('--data', required=True, help='a folder of images')
-  parser.add_argument('--note', default='', help='said in every line')
+  parser.add_argument('--note', default='', help='stored in every line')
   parser.add_argument('--out', default='experiments/results/variants.jsonl')
   given = parser.parse_args()
   images = sorted(p for p in pathlib.Path(given.data).iterdir() if p.is_file())

@@ -348,6 +348,6 @@ def test_arguments_behind_the_flags_go_where_they_belong():
   with pytest.raises(errors.UserError, match='--job=compare takes 2'):
     jobs.take('compare', ['a'], config)
   with pytest.raises(
-    errors.UserError, match="do not know what to do with 'x': --job=extract"
+    errors.UserError, match="unexpected arguments 'x': --job=extract"
   ):
     jobs.take('extract', ['x'], config)
