@@ -86,7 +86,7 @@ def get_config(arg: str = '') -> ConfigDict:
   # extract: 'float32' or 'float16'.
   config.dtype = 'float32'
 
-  # predict, evaluate: a file for one JSON object an image; '': predict
+  # predict, evaluate: the file of predictions (JSON lines); '': predict
   # writes none, evaluate RESULTS/predictions.jsonl.
   config.predictions = ''
 

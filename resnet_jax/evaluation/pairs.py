@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two files of predictions of the same images, side by side."""
+"""The comparison of two files of predictions of the same images."""
 
+import collections
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Sequence
 
@@ -17,7 +19,7 @@ class Flip:
   Attributes:
     first: the best class by the first file; None: the image failed.
     second: the best class by the second file.
-    labels: by label set, of the first file.
+    labels: by label set.
   """
 
   key: str
@@ -98,14 +100,21 @@ def compare(first: pathlib.Path, second: pathlib.Path) -> Comparison:
   same = [x.predicted == y.predicted for x, y in matched]
   paired = {}
   notes = [note] if note else []
-  for name in dict.fromkeys((*matched[0][0].labels, *matched[0][1].labels)):
-    other = sum(x.labels.get(name) != y.labels.get(name) for x, y in matched)
+  # A file of --job=predict may have no labels: then the other's count.
+  sets = [{**y.labels, **x.labels} for x, y in matched]
+  for name in dict.fromkeys(itertools.chain.from_iterable(sets)):
+    other = sum(
+      x.labels.get(name, labels.get(name))
+      != y.labels.get(name, labels.get(name))
+      for (x, y), labels in zip(matched, sets, strict=True)
+    )
     if other:
       notes.append(
-        f'labels {name}: not the same for {other} images, so there is no test'
+        f'label set {name}: different for {other} images, so there is no test'
       )
     else:
-      paired[name] = _pair(name, matched)
+      answers = [labels.get(name, ()) for labels in sets]
+      paired[name] = _pair(answers, matched)
   return Comparison(
     len(matched),
     (len(a) - len(matched), len(b) - len(matched)),
@@ -113,8 +122,8 @@ def compare(first: pathlib.Path, second: pathlib.Path) -> Comparison:
     sum(same),
     sum(x.ranking == y.ranking for x, y in matched),
     tuple(
-      Flip(x.key, _first(x), _first(y), x.labels)
-      for (x, y), equal in zip(matched, same, strict=True)
+      Flip(x.key, _first(x), _first(y), labels)
+      for (x, y), labels, equal in zip(matched, sets, same, strict=True)
       if not equal
     ),
     paired,
@@ -181,12 +190,14 @@ def _first(image: ImagePrediction) -> prediction.ClassScore | None:
 
 
 def _pair(
-  name: str, matched: Sequence[tuple[ImagePrediction, ImagePrediction]]
+  labels: Sequence[Sequence[int]],
+  matched: Sequence[tuple[ImagePrediction, ImagePrediction]],
 ) -> Paired:
-  counts = {(x, y): 0 for x in (True, False) for y in (True, False)}
-  for a, b in matched:
-    if answers := a.labels.get(name, ()):
-      counts[a.predicted in answers, b.predicted in answers] += 1
+  counts = collections.Counter(
+    (a.predicted in answers, b.predicted in answers)
+    for answers, (a, b) in zip(labels, matched, strict=True)
+    if answers
+  )
   return Paired(
     counts[True, True],
     statistics.McNemar(counts[True, False], counts[False, True]),

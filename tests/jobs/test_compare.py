@@ -174,8 +174,24 @@ def test_other_labels_are_not_tested(tmp_path, files, capsys):
   ]
   assert _compare(first, _write(tmp_path / 'o.jsonl', others)) == 0
   said = capsys.readouterr()
-  assert 'NOTE: labels real: not the same for ' in said.err
-  assert 'labels val' not in said.err
+  assert 'NOTE: label set real: different for ' in said.err
+  assert 'label set val' not in said.err
+
+
+def test_labels_of_one_file_count_for_both(tmp_path, files):
+  first, second, a, b = files
+  bare = [dataclasses.replace(p, labels={}) for p in b]
+  expected = pairs.compare(first, second)
+  for pair in (
+    (first, _write(tmp_path / 'bare.jsonl', bare)),
+    (
+      _write(
+        tmp_path / 'bare2.jsonl', [dataclasses.replace(p, labels={}) for p in a]
+      ),
+      second,
+    ),
+  ):
+    assert pairs.compare(*pair) == expected
 
 
 def test_keys_twice_are_told_apart_by_their_place_only(tmp_path, files):

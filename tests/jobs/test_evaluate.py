@@ -286,7 +286,7 @@ def test_a_finished_file_needs_no_network_and_takes_other_labels(
   own, real = _results(tmp_path / 'results')['labels'].values()
   assert own['top1_error'] == _the_one(before)['top1_error']
   assert (real['images'], real['unlabelled']) == (20, 21)
-  assert 'labels real: 21 without a label left out' in done.stdout
+  assert 'labels real: 21 images without a label left out' in done.stdout
   assert real['top1_error']['wrong'] == 0
   assert real['published'] == report.NOT_THESE
   _, *again = _lines(tmp_path / 'results' / 'predictions.jsonl')
@@ -359,7 +359,7 @@ def test_a_truncated_image_fails_or_counts_as_wrong(
   done = run_main(*_flags('on_error=record'))
   assert done.returncode == 3
   assert '1 images could not be read; they count as wrong' in done.stderr
-  assert '1 that could not be read count as wrong' in done.stdout
+  assert '1 images that could not be read count as wrong' in done.stdout
   found = _the_one(_results(tmp_path / 'results'))
   whole = _the_one(_results(finished[0] / 'results'))
   assert found['images'] == whole['images']
