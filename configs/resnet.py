@@ -88,8 +88,8 @@ def get_config(arg: str = '') -> ConfigDict:
   # extract: 'float32' or 'float16'.
   config.dtype = 'float32'
 
-  # predict, evaluate: a file with one JSON object an image; '': predict writes
-  # none, evaluate writes RESULTS/predictions.jsonl.
+  # predict, evaluate: the file of predictions (JSON lines); '': predict
+  # writes none, evaluate RESULTS/predictions.jsonl.
   config.predictions = ''
 
   # evaluate: the labels: '' (those that the data states), 'folders' (the names

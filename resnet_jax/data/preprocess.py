@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from resnet_jax.data import mean as mean_lib
-from resnet_jax.system import errors, settings
+from resnet_jax.system import errors, overrides
 
 INTERPOLATIONS = ('lanczos', 'bilinear', 'bicubic')
 RESIZES = ('short_side', 'squash', 'none')
@@ -105,7 +105,7 @@ class Preprocess:
       UserError: a field is out of its set, or does not fit another.
     """
     check_overrides(**given)
-    changes = settings.given(given)
+    changes = overrides.given(given)
     channels = changes.get('channels', self.channels)
     for name in ('mean', 'std') if channels != self.channels else ():
       own = getattr(self, name)
@@ -174,10 +174,10 @@ def check_overrides(**given: Any) -> None:
   Raises:
     UserError: a field is out of its set, or a mean file is missing.
   """
-  changes = settings.given(given)
+  changes = overrides.given(given)
   for name, allowed in _CHOICES.items():
     if name in changes:
-      errors.check_choice(name, changes[name], (*allowed, settings.AUTO))
+      errors.check_choice(name, changes[name], (*allowed, overrides.AUTO))
   if 'mean' in changes:
     mean_lib.check_source(changes['mean'])
   if 'std' in changes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation found, as JSON and as tables for a person."""
+"""The results of an evaluation, as JSON and as tables."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,7 @@ from resnet_jax.evaluation import metrics, published, statistics
 from resnet_jax.models import resnet
 from resnet_jax.zoo import lookup
 
-# Of a published set of 1000 classes more would fill the screen; all of them
-# are in the JSON.
+# Rows of a table on the screen; the JSON has all classes.
 _SHOWN = 10
 _KEPT_CONFUSIONS = 100
 
@@ -49,7 +48,7 @@ def standard(
 
 
 def figures(tally: metrics.Tally, against: Standard) -> dict[str, Any]:
-  """What was counted of one label set, ready for JSON."""
+  """The errors with one label set, for JSON."""
   accuracy = None if tally.several else against.accuracy
   result: dict[str, Any] = {
     'images': tally.images,
@@ -79,7 +78,7 @@ def figures(tally: metrics.Tally, against: Standard) -> dict[str, Any]:
 def details(
   tally: metrics.Tally, names: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
-  """The tables by class and of what was confused, ready for JSON."""
+  """The errors by class, and the confusions, for JSON."""
   return {
     'classes': [
       dataclasses.asdict(row) | {'name': names[row.label]}
@@ -118,18 +117,20 @@ def rows(name: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def title(name: str) -> str:
-  """What a label set is called in a line for a person."""
+  """The name of a label set in messages."""
   return name if name == 'labels' else f'labels {name}'
 
 
 def remarks(name: str, found: Mapping[str, Any]) -> list[str]:
-  """What must be said beside a label set's errors, a line each."""
+  """The remarks on a label set's errors, a line each."""
   of = f'{title(name)}: '
   lines = [f'{of}{found["images"]} images']
   if found['unlabelled']:
-    lines.append(f'{of}{found["unlabelled"]} without a label left out')
+    lines.append(f'{of}{found["unlabelled"]} images without a label left out')
   if found['failed']:
-    lines.append(f'{of}{found["failed"]} that could not be read count as wrong')
+    lines.append(
+      f'{of}{found["failed"]} images that could not be read count as wrong'
+    )
   source = found['published']
   if isinstance(source, str):
     lines.append(f'{of}{source}')
@@ -166,7 +167,7 @@ def worst_classes(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def most_confused(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """The pairs that were confused most, as rows of a table."""
+  """The most frequent confusions, as rows of a table."""
   return [
     {
       'images': row['images'],

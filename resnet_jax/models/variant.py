@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from resnet_jax.models import names
-from resnet_jax.system import errors, settings
+from resnet_jax.system import errors, overrides
 
 STRIDES = ('1x1', '3x3')
 STEM_POOLS = ('ceil', 'pad1')
@@ -44,8 +44,8 @@ class Variant:
       )
 
   def overridden(self, **given: Any) -> 'Variant':
-    """This variant with the fields that a user gave; see `settings.given`."""
-    return dataclasses.replace(self, **settings.given(given))
+    """This variant with the fields that a user gave; see `overrides.given`."""
+    return dataclasses.replace(self, **overrides.given(given))
 
   def describe(self, architecture: names.Architecture) -> str:
     """One line: the fields that the architecture has a use for."""

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings that override those which come with the weights."""
+"""The settings of a run, stored beside its results for runs that resume it."""
 
 from collections.abc import Mapping
 from typing import Any
 
-AUTO = 'auto'
+# Names in stores and files of earlier versions.
+_RENAMED = {'pictures': 'images', 'pictures_sha256': 'images_sha256'}
 
 
-def given(values: Mapping[str, Any]) -> dict[str, Any]:
-  """The settings that a user gave: those other than 'auto', 0 and None."""
-  return {
-    name: value
-    for name, value in values.items()
-    if not (
-      value is None
-      or (isinstance(value, str | float | int) and value in (AUTO, 0))
-    )
-  }
+def current(stored: Mapping[str, Any]) -> dict[str, Any]:
+  """Stored settings by their present names."""
+  return {_RENAMED.get(key, key): value for key, value in stored.items()}
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+  """Names the settings that differ, with both values; '' if none does."""
+  return '; '.join(
+    f'{key} is {stored.get(key)!r} there, {wanted.get(key)!r} now'
+    for key in sorted({*stored, *wanted})
+    if stored.get(key) != wanted.get(key)
+  )

@@ -13,7 +13,7 @@ from resnet_jax.data import presets
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import names, resnet
 from resnet_jax.system import errors
-from resnet_jax.system.settings import AUTO
+from resnet_jax.system.overrides import AUTO
 from resnet_jax.weights import assemble, formats, random
 from resnet_jax.weights.assemble import Options
 from resnet_jax.zoo import download, lookup

@@ -77,7 +77,7 @@ class Options:
   Attributes:
     depth: one of `names.ARCHITECTURES`; 0: the file's, else 50.
     variant: fields of `Variant` that override the checkpoint's; see
-      `settings.given`.
+      `overrides.given`.
     conv_order: how convolutions lie in a Paddle directory; see `paddle`.
     seed: for `random`, 0 to 2**32 - 1.
     finite: whether values that are not finite are an error.
