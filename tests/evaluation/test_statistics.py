@@ -303,7 +303,7 @@ def test_other_shapes_have_a_cka_and_no_error():
   [
     (4, 'no CKA: a table does not vary'),
     (0, 'no CKA: a table does not vary'),
-    (9, 'no CKA: more than 5 images and values an image'),
+    (9, 'no CKA: more than 5 images and values per image'),
   ],
 )
 def test_what_has_no_cka_says_why(rows, note):
