@@ -22,7 +22,8 @@ from typing import Any
 
 from resnet_jax.evaluation import evidence as lines
 from resnet_jax.evaluation import published
-from resnet_jax.zoo import cache, lookup
+from resnet_jax.system import folders
+from resnet_jax.zoo import lookup
 
 ROOT = pathlib.Path(__file__).parent.parent
 EVIDENCE = ROOT / 'experiments' / 'results' / 'accuracy.jsonl'
@@ -141,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--use_gpu', action='store_true')
   parser.add_argument('--batch_size', type=int, default=100)
   given = parser.parse_args(arguments)
-  directory = cache.cache_directory()
+  directory = folders.cache_directory()
   if given.weights:
     directory = pathlib.Path(given.weights).expanduser()
   failed = 0

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from resnet_jax import weights
 from resnet_jax.data import mean
 from resnet_jax.models import names
-from resnet_jax.system import console, errors
+from resnet_jax.system import console, errors, folders
 from resnet_jax.zoo import cache, download, lookup, records
 
 ALL = 'all'
@@ -66,7 +66,7 @@ def _check_connection(files: Mapping[str, records.File]) -> None:
   if len(missing) > 1 and cache.is_offline():
     raise errors.UserError(
       f'RESNET_JAX_OFFLINE forbids to download, and {len(missing)} of'
-      f' {len(files)} files are not in {cache.cache_directory()}:'
+      f' {len(files)} files are not in {folders.cache_directory()}:'
       f' {", ".join(missing)}. Unset it; or give weights=PATH of a file that'
       ' you have.'
     )
