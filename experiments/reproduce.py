@@ -51,7 +51,7 @@ class Target:
   @property
   def multi_crop(self) -> bool:
     """Whether it is of ten crops."""
-    return 'ten crops' in self.accuracy.protocol
+    return self.accuracy.protocol.crops == 10
 
   @property
   def name(self) -> str:
@@ -84,7 +84,7 @@ def evidence(path: pathlib.Path = EVIDENCE) -> dict[Target, dict[str, Any]]:
       if (
         isinstance(of, dict)
         and of['checkpoint'] == target.record.name
-        and of['protocol'] == target.accuracy.protocol
+        and of['protocol'] == target.accuracy.protocol.describe()
         and line['trained']
         and line['images'] == published.IMAGES
         and not of['notes']

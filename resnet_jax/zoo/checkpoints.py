@@ -24,7 +24,6 @@ _PARAMETERS = {
   101: 44_549_160,
   152: 60_192_808,
 }
-_ONE_CROP = 'shorter side 256, one centre crop of 224'
 _MSRA_PAGE = 'github.com/KaimingHe/deep-residual-networks, README'
 _MSRA_LICENCE = 'MIT, (c) 2016 Shaoqing Ren (github.com/KaimingHe)'
 _MXNET = (
@@ -62,7 +61,7 @@ def _msra() -> list[records.Record]:
       (f'{_SZP}97ae78f7ba/?dl=1',),
     ),
   )
-  protocols = (_ONE_CROP, 'shorter side 256, ten crops of 224, mean of softmax')
+  protocols = (records.Protocol(), records.Protocol(crops=10))
   return [
     records.Record(
       'msra',
@@ -114,7 +113,7 @@ def _paddle() -> list[records.Record]:
         records.Accuracy(
           round(100 - error, 3),
           None,
-          _ONE_CROP,
+          records.Protocol(),
           "PaddlePaddle's page 'Model Zoo - ImageNet'",
         ),
       ),
@@ -168,13 +167,13 @@ def _keras() -> list[records.Record]:
       (
         records.Accuracy(
           *one,
-          'one centre crop of 224; the resize is not stated',
+          records.Protocol(resize=None),
           'github.com/keras-team/keras-applications, README',
         ),
         records.Accuracy(
           None,
           round(100 - ten, 3),
-          'ten crops of 224; the resize is not stated',
+          records.Protocol(resize=None, crops=10),
           'github.com/keras-team/keras-applications, README before 976050c',
         ),
       ),
@@ -248,7 +247,7 @@ def _torchvision() -> list[records.Record]:
         records.Accuracy(
           top1,
           top5,
-          f'shorter side {sizes[version]}, one centre crop of 224',
+          records.Protocol(sizes[version]),
           'torchvision 0.29.2, models/resnet.py',
         ),
       ),
@@ -276,8 +275,8 @@ def _timm() -> list[records.Record]:
     (152, '2eee8a7a', ((81.998, 95.294), (82.742, 95.734))),
   )
   protocols = (
-    'shorter side 235 (bicubic), one centre crop of 224',
-    'shorter side 288 (bicubic), one centre crop of 288',
+    records.Protocol(235, interpolation='bicubic'),
+    records.Protocol(288, 288, interpolation='bicubic'),
   )
   address = (
     'https://github.com/huggingface/pytorch-image-models/releases/download/'
