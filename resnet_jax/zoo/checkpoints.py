@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The published checkpoints, as a table.
 
-Where the figures are from: torchvision 0.29.2 `models/resnet.py`, timm 1.0.31
+Sources of the figures: torchvision 0.29.2 `models/resnet.py`, timm 1.0.31
 `models/resnet.py` and `results/results-imagenet.csv`, Keras 3.15
 `applications/resnet.py` and keras-applications' README, the READMEs of
 KaimingHe/deep-residual-networks and of PaddlePaddle's model zoo, Apache MXNet
@@ -117,7 +117,7 @@ def _paddle() -> list[records.Record]:
           "PaddlePaddle's page 'Model Zoo - ImageNet'",
         ),
       ),
-      'nobody recorded a hash, so a download is checked by its contents only',
+      'no hash is published, so a download is checked by its contents only',
     )
     for depth, error in ((50, 24.9), (101, 23.7), (152, 23.2))
   ]

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Downloads of published files: verified, resumed, from mirrors in turn."""
 
-import contextlib
 import dataclasses
 import http
 import os
@@ -9,7 +8,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable
-from typing import IO
+from typing import Any
 
 from resnet_jax.system import errors, files
 from resnet_jax.zoo import cache, records, transfer
@@ -29,35 +28,41 @@ def fetch(
   """Returns the verified file of a checkpoint, downloaded if not cached.
 
   Args:
-    file: what is known of it.
+    file: its addresses, hash and size.
     name: its folder in the cache, such as `msra-50`.
-    report: called with the bytes so far, and in all (None: not known).
-    say: called with what happens, a line each.
-    timeout: seconds to wait for a server that sends nothing.
+    report: called with the bytes so far and in all; None: not known.
+    say: called with each line of the log.
+    timeout: seconds for a server to answer, and then to send 1,024 bytes.
 
   Raises:
-    UserError: no address delivers it; says why, of each.
+    UserError: no address delivers it; gives the reason at each.
   """
   if found := cache.cached(file, name):
     return found
   path = cache.place(file, name)
   if cache.is_offline():
     raise errors.UserError(
-      f'{name} is not in the cache, and RESNET_JAX_OFFLINE forbids to download'
-      f' it. Unset that; or {_ways(file, path)}.'
+      f'{name} is not in the cache, and RESNET_JAX_OFFLINE forbids downloads.'
+      f' Unset it; or {_alternatives(file, path)}.'
     )
   addresses = (*_own_mirror(file), *file.urls)
+  waiting = f'waiting for another process that is downloading {path.name}'
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f'{path.name}.lock'), 'ab') as lock:
-      _wait_for(lock, path, say)
-      # Whoever held the lock may have downloaded it.
+      try:
+        files.hold(lock, lambda: say(waiting))
+      except OSError:
+        # Some network file systems have no locks.  The hash finds what two
+        # processes garble.
+        say(f'{path.parent} cannot be locked: download to it from one process')
+      # Another process may have downloaded it meanwhile.
       if found := cache.cached(file, name):
         return found
       run = _Download(file, path, report or (lambda *_: None), say, timeout)
       run.try_all(addresses)
   except OSError as error:
-    # A broken pipe is that of `say`.
+    # The reader of `say` is gone.
     if isinstance(error, BrokenPipeError):
       raise
     raise errors.UserError(
@@ -68,33 +73,22 @@ def fetch(
   return path
 
 
-def _wait_for(lock: IO[bytes], path: pathlib.Path, say: Say) -> None:
-  """Waits until no other process downloads the file."""
-  waiting = f'waiting for another process that is downloading {path.name}'
-  try:
-    files.hold(lock, lambda: say(waiting))
-  except OSError:
-    # Some network file systems have no locks.  The hash finds what two
-    # processes garble.
-    say(f'{path.parent} cannot be locked: download to it from one process')
-
-
 def _own_mirror(file: records.File) -> tuple[str, ...]:
-  """The address at the user's own mirror, if there is one."""
+  """The address at the user's own mirror, if one is set."""
   base = os.environ.get('RESNET_JAX_MIRROR', '').strip()
   if not base:
     return ()
   parts = transfer.split(base)
   if not parts or parts.username is not None or parts.query or parts.fragment:
     raise errors.UserError(
-      'RESNET_JAX_MIRROR must be an address such as https://host/folder, of'
-      ' http or https, without a password or a query.'
+      'RESNET_JAX_MIRROR must be an http or https address such as'
+      ' https://host/folder, without a password or a query.'
     )
   return (f'{base.rstrip("/")}/{file.name}',)
 
 
-def _ways(file: records.File, path: pathlib.Path) -> str:
-  # Without a hash, a file that is put there could not be verified.
+def _alternatives(file: records.File, path: pathlib.Path) -> str:
+  # Without a hash, a file put there by hand cannot be verified.
   put = f', put it at {path}' if file.hash else ''
   return (
     f'give weights=PATH of a file that you have{put} or name in'
@@ -104,9 +98,9 @@ def _ways(file: records.File, path: pathlib.Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Download:
-  """One file on its way into the cache, as `NAME.part` until it is verified.
+  """A file on its way into the cache: `NAME.part` until it is verified.
 
-  `NAME.part.json` says which version of which address the part is of.
+  `NAME.part.json` holds the address and the version that its bytes are of.
   """
 
   file: records.File
@@ -120,7 +114,7 @@ class _Download:
     return self.path.with_name(self.path.name + files.PART)
 
   def try_all(self, addresses: tuple[str, ...]) -> None:
-    """Tries the addresses in turn."""
+    """Downloads from the first address that delivers the file."""
     failures = []
     for address in addresses:
       try:
@@ -137,7 +131,7 @@ class _Download:
     raise errors.UserError(
       f'{self.file.name} could not be downloaded:\n  '
       + '\n  '.join(failures)
-      + f'{kept}\nTry again later; or {_ways(self.file, self.path)}.'
+      + f'{kept}\nTry again later; or {_alternatives(self.file, self.path)}.'
     )
 
   @property
@@ -145,7 +139,7 @@ class _Download:
     return self.part.stat().st_size if self.part.exists() else 0
 
   @property
-  def _origin(self) -> dict[str, str] | None:
+  def _origin(self) -> dict[str, Any] | None:
     return cache.read_json(self.part, {'address', 'version'})
 
   def _discard(self) -> None:
@@ -154,14 +148,15 @@ class _Download:
     self.part.unlink(missing_ok=True)
 
   def _try(self, address: str) -> None:
-    """Tries an address, and once more if that may help."""
+    """Downloads from one address, with one retry where that may help."""
     retried = False
     while True:
-      origin = self._origin or {'address': '', 'version': ''}
-      validator = origin['version'] if origin['address'] == address else ''
+      origin = self._origin or {'address': None, 'version': ''}
+      ours = origin['address'] == address
+      validator = str(origin['version']) if ours else ''
       offset = self._bytes if validator else 0
       try:
-        # A part that has all bytes only lacks the verification.
+        # All bytes are here: only the verification is missing.
         sure = self.file.exact and self.file.hash is not None
         if not (offset and sure and offset == self.file.size):
           self._transfer(address, offset, validator)
@@ -179,12 +174,10 @@ class _Download:
         time.sleep(failure.pause)
 
   def _transfer(self, address: str, offset: int, validator: str) -> None:
-    """Requests what is missing, and writes it."""
+    """Requests the missing bytes, and writes them."""
     start = f', from byte {offset:,}' if offset else ''
     self.say(f'downloading {address}{start}')
-    with contextlib.closing(
-      transfer.request(address, offset, validator, self.timeout)
-    ) as response:
+    with transfer.request(address, offset, validator, self.timeout) as response:
       done = offset if response.status == http.HTTPStatus.PARTIAL_CONTENT else 0
       self._check(response, done)
       if not done:
@@ -196,26 +189,27 @@ class _Download:
       self._fill(response, done)
 
   def _check(self, response: transfer.Response, done: int) -> None:
-    """Refuses what cannot be the file, before a byte is written."""
+    """Refuses the wrong file, or a full disk, before a byte is written."""
     wrong, total = None, response.total
     if total is not None:
       wrong = cache.size_fault(total, self.file)
-    if self.file.hash is None and response.is_page:
+    kind = response.headers.get_content_subtype()
+    if self.file.hash is None and kind == 'html':
       wrong = 'a web page, not a file'
     if wrong:
       raise transfer.Failure(f'it has {wrong}', discard=done > 0)
     needed = (total or self.file.size or 0) - self._bytes
     usage = shutil.disk_usage(self.path.parent)
-    # File systems without a size say so when they are written to.
+    # Some file systems state no size.
     if usage.total and needed > usage.free:
       raise errors.UserError(
-        f'{needed:,} bytes are to be written to {self.path.parent}, and'
-        f' {usage.free:,} are free there. Make room, or name another folder in'
+        f'the download needs {needed:,} bytes in {self.path.parent}, and'
+        f' {usage.free:,} are free. Make room, or name another folder in'
         ' RESNET_JAX_CACHE.'
       )
 
   def _fill(self, response: transfer.Response, done: int) -> None:
-    """Writes what comes, unless it is too much or too little."""
+    """Writes the bytes as they come; a Failure if too many or too few."""
     low, high = cache.size_limits(self.file)
     shown = self.file.size
     if response.total is not None:
@@ -243,7 +237,7 @@ class _Download:
       )
     with open(self.part, 'rb+') as part:
       os.fsync(part.fileno())
-    # First: a receipt without a file does no harm.
+    # The receipt first: one without a file does no harm.
     cache.write_receipt(self.path, address, found, self.file)
     os.replace(self.part, self.path)
     self._discard()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a published checkpoint."""
+"""The record of a published checkpoint."""
 
 import dataclasses
 
@@ -11,11 +11,11 @@ ALGORITHMS = {'sha256': 64, 'sha1': 40, 'md5': 32}
 
 @dataclasses.dataclass(frozen=True)
 class Hash:
-  """What a publisher recorded of a file.
+  """The hash that a publisher gives.
 
   Attributes:
     algorithm: a key of ALGORITHMS.
-    digits: hexadecimal, lower case; fewer than all: the first ones.
+    digits: hexadecimal, lower case; the first ones, or all.
   """
 
   algorithm: str
@@ -37,9 +37,9 @@ class File:
 
   Attributes:
     urls: the publisher's address, then mirrors.
-    hash: what is recorded of it; None: nothing.
+    hash: the published one; None: there is none.
     size: bytes; None: not known.
-    exact: whether `size` is exact, or rounded by who stated it.
+    exact: whether `size` is exact, or rounded by the publisher.
   """
 
   urls: tuple[str, ...]

@@ -21,10 +21,8 @@ from typing import Any
 from resnet_jax.system import version
 
 _MAX_REDIRECTS = 5
-_REDIRECTS = (301, 302, 303, 307, 308)
-_RETRIED = (429, 502, 503, 504)
 _PAUSE_SECONDS = 1.0
-# A server stalls if it sends less within the time-out.
+# A server that sends less within the time-out stalls.
 _MIN_BYTES = 1 << 10
 _CHUNK_BYTES = 1 << 16
 
@@ -73,7 +71,7 @@ class _Reader(io.RawIOBase):
 
 
 class Response(http.client.HTTPResponse):
-  """What a server sends."""
+  """A response that must arrive in time."""
 
   def __init__(
     self, sock: socket.socket, *, seconds: float, **options: Any
@@ -95,18 +93,13 @@ class Response(http.client.HTTPResponse):
   @property
   def total(self) -> int | None:
     """Bytes of the whole file; None: not stated."""
-    if self.status != http.HTTPStatus.PARTIAL_CONTENT:
+    if self.status == http.HTTPStatus.OK:
       return self.length
     total = self.headers.get('Content-Range', '').strip().rpartition('/')[2]
     return None if total == '*' else int(total)
 
-  @property
-  def is_page(self) -> bool:
-    """Whether it is HTML."""
-    return self.headers.get_content_subtype() == 'html'
-
   def chunks(self) -> Iterator[bytes]:
-    """The bytes, as they come; a Failure if they stall."""
+    """Yields the bytes as they come; a Failure if they stall."""
     within = f'under {_MIN_BYTES:,} bytes within {self._seconds:g} s'
     left, count = self.length, _MIN_BYTES
     # A connection that is kept open has no other end than `left`, and not in
@@ -139,9 +132,10 @@ class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
     return super().do_open(connection, req, **options)
 
 
+@contextlib.contextmanager
 def request(
   address: str, offset: int, validator: str, timeout: float
-) -> Response:
+) -> Iterator[Response]:
   """Requests a file from byte `offset` on, or all of it if it has changed.
 
   Args:
@@ -150,7 +144,7 @@ def request(
     validator: the `Response.validator` that they are of.
     timeout: seconds for the answer, and then for each _MIN_BYTES.
 
-  Returns:
+  Yields:
     A response of status 200 or, from `offset` on, 206.
 
   Raises:
@@ -168,16 +162,17 @@ def request(
     with _failures('the host does not answer in time'):
       sent = urllib.request.Request(address, headers=headers)
       response: Response = opener.open(sent, timeout=timeout)
-    if response.status not in _REDIRECTS:
-      _check(response, offset, validator, timeout)
-      return response
-    response.close()
+    with contextlib.closing(response):
+      if response.status not in (301, 302, 303, 307, 308):
+        _check(response, offset, validator, timeout)
+        yield response
+        return
     address = _redirected(address, response.headers.get('Location', ''))
   raise Failure(f'it redirects more than {_MAX_REDIRECTS} times')
 
 
 def _redirected(address: str, location: str) -> str:
-  """Where a redirect leads."""
+  """The target of a redirect; a Failure if it is not allowed."""
   location = urllib.parse.quote(location, safe=string.punctuation)
   with contextlib.suppress(ValueError):
     target = urllib.parse.urljoin(address, location)
@@ -191,31 +186,27 @@ def _redirected(address: str, location: str) -> str:
 def _check(
   response: Response, offset: int, validator: str, timeout: float
 ) -> None:
-  """Raises a Failure, and hangs up, if the bytes of a file do not follow."""
-  status = response.status
+  """Raises a Failure unless the body is the file, or its rest."""
+  status, headers = response.status, response.headers
   if status == http.HTTPStatus.OK:
     return
-  # Not the server's own words, which may hold anything.
-  text = f'{status} {http.client.responses.get(status, "")}'.strip()
-  failure = Failure(text)
-  if offset and status == http.HTTPStatus.PARTIAL_CONTENT:
-    place = response.headers.get('Content-Range', '').strip()
+  if offset and status in (206, 416):
     pattern = rf'bytes {offset}-[0-9]{{1,18}}/([0-9]{{1,18}}|\*)'
+    place = headers.get('Content-Range', '').strip()
     # Some servers know ranges, but not If-Range.
     same = response.validator in ('', validator)
-    if same and re.fullmatch(pattern, place):
+    if status == 206 and same and re.fullmatch(pattern, place):
       return
-    failure = Failure('it sends a part of something else', discard=True)
-  elif offset and status == 416:
-    failure = Failure('it has no more bytes than are here', discard=True)
-  elif status in _RETRIED:
-    asked = response.headers.get('Retry-After', '')
-    pause = int(asked) if re.fullmatch('[0-9]{1,9}', asked) else _PAUSE_SECONDS
-    failure = Failure(text, pause)
-    if pause > max(timeout, _PAUSE_SECONDS):
-      failure = Failure(f'{text}, and asks to come again after {pause} s')
-  response.close()
-  raise failure
+    raise Failure('it does not have the rest of this file', discard=True)
+  # The standard's phrase: the server's own may hold anything.
+  text = f'{status} {http.client.responses.get(status, "")}'.strip()
+  if status not in (429, 502, 503, 504):
+    raise Failure(text)
+  asked = headers.get('Retry-After', '')
+  pause = int(asked) if re.fullmatch('[0-9]{1,9}', asked) else _PAUSE_SECONDS
+  if pause > max(timeout, _PAUSE_SECONDS):
+    raise Failure(f'{text}, and asks to come again after {pause} s')
+  raise Failure(text, pause)
 
 
 def split(address: str) -> urllib.parse.SplitResult | None:
@@ -229,7 +220,7 @@ def split(address: str) -> urllib.parse.SplitResult | None:
 
 
 def proxy_note(address: str) -> str:
-  """What to add to a failure, which may be a proxy's."""
+  """A remark for a failure that may be a proxy's."""
   scheme = address.partition(':')[0]
   is_set = scheme in urllib.request.getproxies()
   return f' (the environment sets a proxy for {scheme})' if is_set else ''
@@ -250,7 +241,8 @@ def _failures(late: str) -> Iterator[None]:
     # urllib wraps what happens before the answer.
     reason = getattr(found, 'reason', None)
     error = reason if isinstance(reason, Exception) else found
-    text = _printable(f'{type(error).__name__}: {error}')
+    text = f'{type(error).__name__}: {error}'[:200]
+    text = ''.join(c if c.isprintable() else '?' for c in text)
     match error:
       case TimeoutError():
         failure = Failure(late)
@@ -270,7 +262,3 @@ def _failures(late: str) -> Iterator[None]:
       case _:
         failure = Failure(f'its answer is not understood ({text})')
     raise failure from None
-
-
-def _printable(text: str) -> str:
-  return ''.join(c if c.isprintable() else '?' for c in text[:200])

@@ -920,8 +920,8 @@ def test_offline_opens_no_socket(site, monkeypatch, value):
   monkeypatch.setattr(transfer, 'request', None)
   with pytest.raises(
     errors.UserError,
-    match=r'^test-50 is not in the cache, and RESNET_JAX_OFFLINE forbids to'
-    ' download it',
+    match=r'^test-50 is not in the cache, and RESNET_JAX_OFFLINE forbids'
+    ' downloads',
   ):
     fetch(site.file())
   assert not folder().exists()
@@ -1079,7 +1079,7 @@ def test_the_room_is_looked_at_first(site, monkeypatch, known):
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
   with pytest.raises(
     errors.UserError,
-    match=r'300,000 bytes are to be written to .* and 299,999 are free there',
+    match=r'the download needs 300,000 bytes in .* and 299,999 are free',
   ):
     fetch(site.file(size=known))
   assert in_folder() == set()
