@@ -22,7 +22,7 @@ from typing import Any
 
 from resnet_jax.evaluation import evidence as lines
 from resnet_jax.evaluation import published
-from resnet_jax.system import files
+from resnet_jax.system import folders
 from resnet_jax.zoo import lookup
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -50,8 +50,8 @@ class Target:
 
   @property
   def multi_crop(self) -> bool:
-    """Whether the protocol has ten crops."""
-    return 'ten crops' in self.accuracy.protocol
+    """Whether it is of ten crops."""
+    return self.accuracy.protocol.crops == 10
 
   @property
   def name(self) -> str:
@@ -84,7 +84,7 @@ def evidence(path: pathlib.Path = EVIDENCE) -> dict[Target, dict[str, Any]]:
       if (
         isinstance(of, dict)
         and of['checkpoint'] == target.record.name
-        and of['protocol'] == target.accuracy.protocol
+        and of['protocol'] == target.accuracy.protocol.describe()
         and line['trained']
         and line['images'] == published.IMAGES
         and not of['notes']
@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--use_gpu', action='store_true')
   parser.add_argument('--batch_size', type=int, default=100)
   given = parser.parse_args(arguments)
-  directory = files.cache_directory()
+  directory = folders.cache_directory()
   if given.weights:
     directory = pathlib.Path(given.weights).expanduser()
   failed = 0

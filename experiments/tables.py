@@ -72,7 +72,7 @@ def results_table() -> str:
       [
         target.record.family,
         str(target.record.depth),
-        target.accuracy.protocol,
+        target.accuracy.protocol.describe(),
         f'{target.published:g}',
         *_measured(found.get(target)),
       ]

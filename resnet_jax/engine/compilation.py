@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from resnet_jax.system import errors, files
+from resnet_jax.system import errors, folders
 
 VARIABLE = 'RESNET_JAX_COMPILATION_CACHE'
 MAX_BYTES = 256 << 20
@@ -57,7 +57,7 @@ def folder(wanted: bool, say: Say) -> pathlib.Path | None:
     return None
   try:
     if given.lower() in _YES:
-      path = files.cache_directory() / 'compiled'
+      path = folders.cache_directory() / 'compiled'
     else:
       path = pathlib.Path(given).expanduser().absolute()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)

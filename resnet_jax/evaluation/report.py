@@ -5,10 +5,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resnet_jax.data import preprocess
+from resnet_jax.data import preprocess as preprocess_lib
 from resnet_jax.evaluation import metrics, published, statistics
 from resnet_jax.models import resnet
-from resnet_jax.zoo import lookup
+from resnet_jax.zoo import records
 
 # Rows of a table on the screen; the JSON has all classes.
 _SHOWN = 10
@@ -25,25 +25,31 @@ class Standard:
 
   Attributes:
     checkpoint: the zoo's name, such as msra-50; '': it is not in the zoo.
-    accuracy: the published one for the run's crops, if there is one.
-    changes: in what else the run departs from the checkpoint's settings.
+    accuracy: published for the run's protocol; None: there is none.
+    differences: how the run departs from the nearest published protocol.
+    changes: how it departs from the checkpoint's settings otherwise.
   """
 
   checkpoint: str = ''
-  accuracy: lookup.Accuracy | None = None
+  accuracy: records.Accuracy | None = None
+  differences: tuple[str, ...] = ()
   changes: tuple[str, ...] = ()
 
 
 def standard(
-  record: lookup.Record | None, how: preprocess.Preprocess, model: resnet.ResNet
+  record: records.Record | None,
+  preprocess: preprocess_lib.Preprocess,
+  model: resnet.ResNet,
 ) -> Standard:
   """What a run of a checkpoint can be compared with."""
   if record is None:
     return Standard()
+  accuracy, differences = published.nearest(record, preprocess)
   return Standard(
     record.name,
-    published.find(record, how),
-    tuple(published.changes(record, how, model)),
+    None if differences else accuracy,
+    tuple(differences),
+    tuple(published.changes(record, preprocess, model)),
   )
 
 
@@ -59,6 +65,8 @@ def figures(tally: metrics.Tally, against: Standard) -> dict[str, Any]:
   }
   if accuracy is None:
     reason = NO_PROTOCOL if against.checkpoint else NO_CHECKPOINT
+    if against.differences:
+      reason += f' (run with {", ".join(against.differences)})'
     result['published'] = NOT_THESE if tally.several else reason
     return result
   notes = [f'run with {change}' for change in against.changes]
@@ -68,7 +76,7 @@ def figures(tally: metrics.Tally, against: Standard) -> dict[str, Any]:
     )
   result['published'] = {
     'checkpoint': against.checkpoint,
-    'protocol': accuracy.protocol,
+    'protocol': accuracy.protocol.describe(),
     'source': accuracy.source,
     'notes': notes,
   }

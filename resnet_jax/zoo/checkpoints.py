@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The published checkpoints, as a table.
 
-Where the figures are from: torchvision 0.29.2 `models/resnet.py`, timm 1.0.31
+Sources of the figures: torchvision 0.29.2 `models/resnet.py`, timm 1.0.31
 `models/resnet.py` and `results/results-imagenet.csv`, Keras 3.15
 `applications/resnet.py` and keras-applications' README, the READMEs of
 KaimingHe/deep-residual-networks and of PaddlePaddle's model zoo, Apache MXNet
@@ -28,7 +28,6 @@ _PARAMETERS = {
 _CAFFE_VARIANT = Variant(stride_in='1x1', stem_pool='ceil', epsilon=1e-5)
 _KERAS_VARIANT = Variant(stride_in='1x1', stem_pool='pad1', epsilon=1.001e-5)
 _TORCH_VARIANT = Variant(stride_in='3x3', stem_pool='pad1', epsilon=1e-5)
-_ONE_CROP = 'shorter side 256, one centre crop of 224'
 _MSRA_PAGE = 'github.com/KaimingHe/deep-residual-networks, README'
 _MSRA_LICENCE = 'MIT, (c) 2016 Shaoqing Ren (github.com/KaimingHe)'
 _MXNET = (
@@ -66,7 +65,7 @@ def _msra() -> list[records.Record]:
       (f'{_SZP}97ae78f7ba/?dl=1',),
     ),
   )
-  protocols = (_ONE_CROP, 'shorter side 256, ten crops of 224, mean of softmax')
+  protocols = (records.Protocol(), records.Protocol(crops=10))
   return [
     records.Record(
       'msra',
@@ -114,11 +113,11 @@ def _paddle() -> list[records.Record]:
         records.Accuracy(
           round(100 - error, 3),
           None,
-          _ONE_CROP,
+          records.Protocol(),
           "PaddlePaddle's page 'Model Zoo - ImageNet'",
         ),
       ),
-      'nobody recorded a hash, so a download is checked by its contents only',
+      'no hash is published, so a download is checked by its contents only',
     )
     for depth, error in ((50, 24.9), (101, 23.7), (152, 23.2))
   ]
@@ -166,13 +165,13 @@ def _keras() -> list[records.Record]:
       (
         records.Accuracy(
           *one,
-          'one centre crop of 224; the resize is not stated',
+          records.Protocol(resize=None),
           'github.com/keras-team/keras-applications, README',
         ),
         records.Accuracy(
           None,
           round(100 - ten, 3),
-          'ten crops of 224; the resize is not stated',
+          records.Protocol(resize=None, crops=10),
           'github.com/keras-team/keras-applications, README before 976050c',
         ),
       ),
@@ -244,7 +243,7 @@ def _torchvision() -> list[records.Record]:
         records.Accuracy(
           top1,
           top5,
-          f'shorter side {sizes[version]}, one centre crop of 224',
+          records.Protocol(sizes[version]),
           'torchvision 0.29.2, models/resnet.py',
         ),
       ),
@@ -272,8 +271,8 @@ def _timm() -> list[records.Record]:
     (152, '2eee8a7a', ((81.998, 95.294), (82.742, 95.734))),
   )
   protocols = (
-    'shorter side 235 (bicubic), one centre crop of 224',
-    'shorter side 288 (bicubic), one centre crop of 288',
+    records.Protocol(235, interpolation='bicubic'),
+    records.Protocol(288, 288, interpolation='bicubic'),
   )
   address = (
     'https://github.com/huggingface/pytorch-image-models/releases/download/'

@@ -31,7 +31,7 @@ def find(family: str, depth: int) -> Record:
   """The checkpoint of a family and depth.
 
   Raises:
-    UserError: there is none; says which there are.
+    UserError: there is none; lists those that there are.
   """
   errors.check_choice('checkpoint', family, FAMILIES)
   names.check_depth(depth)
@@ -47,10 +47,10 @@ def find(family: str, depth: int) -> Record:
 
 
 def identify(path: pathlib.Path, depth: int) -> Record | None:
-  """The published checkpoint that a file is, by its hash; None: of no record.
+  """The published checkpoint that a file is, by its hash; None: no record's.
 
   Args:
-    path: of a file; a directory is none.
+    path: a file; a directory is never one.
     depth: of the network in it.
   """
   if not path.is_file():
@@ -72,7 +72,7 @@ def identify(path: pathlib.Path, depth: int) -> Record | None:
 
 
 def table(records: tuple[Record, ...] = RECORDS) -> list[Mapping[str, str]]:
-  """A row a checkpoint, for a person; the columns are the keys."""
+  """The rows of the table of checkpoints, by column."""
   return [
     {
       'weights': record.family,
@@ -83,7 +83,7 @@ def table(records: tuple[Record, ...] = RECORDS) -> list[Mapping[str, str]]:
       'input': _input(record.preprocess),
       'size': _size(record.file),
       'verified by': _verified(record.file),
-      # The whole of it is in the record.
+      # The record has all of it.
       'licence': re.split(r'[,;(]', record.licence)[0].strip(),
     }
     for record in records

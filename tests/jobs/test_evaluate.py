@@ -335,7 +335,9 @@ def test_a_wrong_order_of_labels_is_named(
   found = _the_one(_results(tmp_path / 'results'))
   assert found['top1_error']['percent'] == 100
   assert 'diagnosis' not in found
-  assert found['published'] == report.NO_PROTOCOL
+  assert found['published'] == (
+    f'{report.NO_PROTOCOL} (run with resize 40 for 256, crop 32 for 224)'
+  )
   monkeypatch.setattr(weights_lib.Weights, 'trained', True)
   capsys.readouterr()
   assert jobs.run('evaluate', _config(*settings)) == 0
@@ -422,7 +424,9 @@ def _tally(wrong, total, several=False):
 
 def test_the_published_figure_stands_beside_the_measured():
   record = lookup.find('paddle', 50)
-  against = report.Standard('paddle-50', record.accuracies[0], ('rounding x',))
+  against = report.Standard(
+    'paddle-50', record.accuracies[0], changes=('rounding x',)
+  )
   found = report.figures(_tally(25, 100), against)
   assert found['top1_error']['published'] == 24.9
   assert found['top1_error']['difference'] == pytest.approx(0.1)
@@ -484,7 +488,7 @@ def test_evidence_is_of_all_images_and_the_last_counts(tmp_path, monkeypatch):
   target = reproduce.TARGETS[8]
   of = {
     'checkpoint': 'msra-152',
-    'protocol': target.accuracy.protocol,
+    'protocol': target.accuracy.protocol.describe(),
     'notes': [],
   }
   line = {

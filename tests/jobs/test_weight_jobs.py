@@ -427,7 +427,7 @@ def test_a_wrong_file_is_no_checkpoint(run_main, mirror, online, tmp_path):
   done = run_main(
     f'{CONFIG}:50,weights=msra', '--job=download', env=online, check=1
   )
-  assert 'files could not be had' in done.stderr
+  assert 'files failed, for the reasons above' in done.stderr
   assert 'msra-50' in done.stderr
   assert 'it has 22 bytes, where 102,462,397 are published' in done.stderr
   left = list((tmp_path / 'cache').rglob('*.caffemodel'))
@@ -457,8 +457,8 @@ def test_offline_several_files_are_one_message(run_main, online, tmp_path):
     check=1,
   )
   plan, error = done.stderr.splitlines()
-  assert plan.startswith('to get, unless they are in the cache: msra-50, ')
-  assert 'RESNET_JAX_OFFLINE forbids to download, and ' in error
+  assert plan.startswith('to download, unless they are in the cache: msra-50, ')
+  assert 'RESNET_JAX_OFFLINE forbids downloads, and ' in error
   assert f' files are not in {tmp_path / "none"}: msra-50/ResNet-50-m' in error
   assert error.endswith('give weights=PATH of a file that you have.')
 

@@ -44,7 +44,7 @@ def test_a_record_is_complete(record):
     assert (accuracy.top1, accuracy.top5) != (None, None)
     assert 50 < (accuracy.top1 or 51) < 90
     assert (accuracy.top1 or 90) < (accuracy.top5 or 91) < 100
-    assert accuracy.protocol
+    assert accuracy.protocol.describe()
     assert accuracy.source
   how = record.preprocess
   assert how.channels in ('BGR', 'RGB')
