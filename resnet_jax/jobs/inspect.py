@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import weights
 from resnet_jax.jobs import common
+from resnet_jax.models import aliases
 from resnet_jax.system import console, errors
 from resnet_jax.weights import paddle, parameters
 
@@ -79,7 +80,7 @@ def _show_values(
   stored = paddle.stored(array, config.conv_order)
   console.say(
     f'{name}, {_shape(stored.shape)} as Paddle stores it, in'
-    f' {paddle.file_name(name)}'
+    f' {aliases.paddle_parameter(name)}'
   )
   for line in _od(stored.ravel()):
     print(line)

@@ -336,7 +336,7 @@ def _about(config: ConfigDict, made: _Run) -> page.About:
     f'What ResNet-{model.depth} makes of'
     f' {_counted(len(setup.source.items), "image")}',
     weights.warnings,
-    graph.trace(model, size, size),
+    graph.build(model, size, size),
     made.layers,
     maps.true_colours(_first_kernel(setup), setup.how.channels),
     made.grad_cam.layer if made.grad_cam else '',

@@ -72,7 +72,7 @@ def draw(
   errors.check_choice('diagram_level', level, boxes.LEVELS)
   layer, notes = _layer(highlight, model) if highlight else ('', ())
   title = resnet.describe(model)
-  network = graph.trace(model, height, width)
+  network = graph.build(model, height, width)
   return Diagram(title, diagram.dot(network, title, level, layer), notes)
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The job `diagram`: text, images, and what it refuses."""
 
+import functools
 import io
 import json
 import os
@@ -32,15 +33,10 @@ needs_graphviz = pytest.mark.skipif(
 
 @pytest.fixture(scope='module')
 def graphs():
-  """Graphs of networks, traced once each."""
-  found = {}
-
-  def of(depth):
-    if depth not in found:
-      found[depth] = graph.trace(resnet.published(depth), 64, 64)
-    return found[depth]
-
-  return of
+  """Graphs of networks."""
+  return functools.cache(
+    lambda depth: graph.build(resnet.published(depth), 64, 64)
+  )
 
 
 class Text:
@@ -91,7 +87,7 @@ def test_layers_are_drawn_as_the_graph_has_them(graphs, depth):
     for part in (node.name, node.kind, node.detail, node.activation):
       assert part in said
     assert 'x'.join(map(str, node.shape)) in said
-    assert not node.parameters or f'{node.parameters:,} parameters' in said
+    assert not node.learned or f'{node.learned:,} parameters' in said
     assert text.clusters[node.name] == node.block
 
   connections = text.connections()
@@ -100,13 +96,13 @@ def test_layers_are_drawn_as_the_graph_has_them(graphs, depth):
   for edge in network.edges:
     look = connections[edge.start, edge.end]
     assert ('color="#c8500a", penwidth="2.6"' in look) == edge.shortcut
-    if edge.shape != nodes[edge.start].shape:
+    if edge.padded:
       assert 'zeros added' in look
       continue
     first, *others = _label(look) or ['']
     owner = first.rpartition('.')[0]
     assert [first, *(owner + part for part in others)] == [
-      *(edge.parameters or [''])
+      *(nodes[edge.end].parameters or [''])
     ]
 
 

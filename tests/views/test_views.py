@@ -251,7 +251,7 @@ def test_even_noise_does_not_make_the_page_larger_than_promised():
   side = page.map_side(shapes, 16, 200)
   assert side == 28
   entry = _noise_entry(shapes, 16, side)
-  network = graph.trace(resnet.ResNet(152), 32, 32)
+  network = graph.build(resnet.ResNet(152), 32, 32)
   everything = [node.name for node in network.nodes]
   kernel = np.random.default_rng(0).normal(size=(7, 7, 3, 64))
   filters = maps.true_colours(kernel, 'BGR')
@@ -282,7 +282,7 @@ def test_json_in_the_page_closes_no_script():
 @pytest.mark.parametrize('depth', [20, 18, 152])
 def test_the_diagram_has_every_layer_once_and_every_connection(depth):
   model = resnet.published(depth)
-  network = graph.trace(model, 32, 32)
+  network = graph.build(model, 32, 32)
   shown = {'conv1_bn', 'res2_1_addto'}
   text = page_network.diagram(network, shown)
   titles = re.findall(r'title="(\w+): ', text)
