@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `convert`: weights of any format to ours, or to Paddle's."""
+"""The job `convert`: weights of any format to safetensors or to Paddle's."""
 
 import dataclasses
 import hashlib
@@ -18,20 +18,20 @@ SUFFIX = '.safetensors'
 
 
 def run(config: ConfigDict) -> int:
-  """Converts, and reads the result again to compare the digests."""
+  """Converts, then reads the result back and compares the digests."""
   errors.check_choice('convert_to', config.convert_to, TARGETS)
   if not config.output:
     raise errors.UserError(
-      'say where to: --config.output=FILE.safetensors, or, with'
+      'no output. Give --config.output=FILE.safetensors, or, with'
       ' --config.convert_to=paddle, --config.output=DIRECTORY.'
     )
   target = pathlib.Path(config.output).expanduser()
   is_file = target.suffix == SUFFIX
   if is_file != (config.convert_to == 'safetensors'):
     raise errors.UserError(
-      f'output={target} does not go with convert_to={config.convert_to}: a'
-      f" safetensors file ends with '{SUFFIX}', and a Paddle directory does"
-      ' not. Change one of the two.'
+      f'output={target} does not match convert_to={config.convert_to}: a'
+      f" safetensors file ends with '{SUFFIX}', a Paddle directory does not."
+      ' Change one of the two.'
     )
   if target.exists():
     raise errors.UserError(
@@ -39,7 +39,7 @@ def run(config: ConfigDict) -> int:
     )
   said = common.input_wishes(config)
   loaded = common.load_weights(config)
-  held = _with_the_users_word(config, said, loaded)
+  held = _overridden(config, said, loaded)
   text = metadata.written(
     held,
     loaded.source,
@@ -56,8 +56,8 @@ def run(config: ConfigDict) -> int:
   )
   if again.digest != loaded.digest:
     raise errors.UserError(
-      f'{target} was written, but reads back as digest {again.digest}, not'
-      f' {loaded.digest}. The disk or the memory is at fault; remove it.'
+      f'{target} reads back with digest {again.digest} instead of'
+      f' {loaded.digest}: the disk or the memory is faulty. Remove it.'
     )
   console.say(f'{target} reads back to the same digest')
   print(target)
@@ -71,16 +71,16 @@ def _file_digest(path: pathlib.Path | None) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _with_the_users_word(
+def _overridden(
   config: ConfigDict, said: inputs.Wishes, loaded: weights.Weights
 ) -> assemble.Loaded:
-  """The network as it shall be loaded later, with no other information."""
+  """What the result records: preprocessing and classes, user's over stored."""
   how = inputs.preprocess_for(said, loaded.recipe)
   console.say(f'input: {how.describe()}')
   if how.mean.values.shape != (3, 1, 1):
     raise errors.UserError(
       'a mean image cannot be stored with the weights. Convert with three'
-      ' values, and give the file as mean= where the weights are used.'
+      ' values for mean=, and give the mean image where the weights are used.'
     )
   held = loaded.loaded
   class_names = held.class_names
@@ -90,7 +90,7 @@ def _with_the_users_word(
   first, second, third = (float(v) for v in how.mean.values.ravel())
   stored = recipe.Recipe(
     how.channels,
-    # The exact decimals, where the user has not changed them.
+    # The stored decimals, unless the user overrides them.
     held.recipe.mean if config.mean == 'auto' else (first, second, third),
     how.std,
     how.resize_size,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `summary`: layers, their names and costs, without any weights."""
+"""The job `summary`: layers, their names and costs, without weights."""
 
 import math
 
@@ -11,7 +11,7 @@ from resnet_jax.system import console
 
 
 def run(config: ConfigDict) -> int:
-  """Prints a row a layer, and the totals."""
+  """Prints a row for each layer, and the totals."""
   model, how, facts = common.network(config)
   size = common.image_size(config, how)
   found = costs.costs(model, size, size)
@@ -56,7 +56,7 @@ def run(config: ConfigDict) -> int:
 
 
 def _usual_names(model: resnet.ResNet) -> dict[str, dict[str, str]]:
-  """For each other program, its usual name of each layer."""
+  """By scheme, the usual name of each layer."""
   usual: dict[str, dict[str, str]] = {
     scheme: {} for scheme in aliases.SCHEMES if scheme != aliases.CANONICAL
   }
@@ -73,8 +73,8 @@ def _total_line(model: resnet.ResNet, size: int, totals: dict[str, int]) -> str:
     f' {totals["multiply_adds"] / 1e9:.2f} G multiply-adds,'
     f' {totals["bytes"] / 1e6:.1f} MB of float32 values'
   )
-  as_there = size == 224 and model.stride_in == '1x1' and model.classes == 1000
-  if as_there and model.depth in costs.PAPER:
+  is_papers = size == 224 and model.stride_in == '1x1' and model.classes == 1000
+  if is_papers and model.depth in costs.PAPER:
     paper = costs.PAPER[model.depth] / 1e9
     line += f"; the paper's table 1 prints {paper:g} G"
   return line

@@ -24,8 +24,9 @@ HEAD = 'head'
 
 
 class Kind(enum.StrEnum):
-  """What a layer computes, besides its activation."""
+  """What a layer computes, besides its activation; or the images."""
 
+  IMAGE = 'image'
   CONVOLUTION = 'convolution'
   BATCH_NORM = 'batch norm'
   MAX_POOL = 'max pool'

@@ -14,7 +14,7 @@ from resnet_jax.views import graph as graphs
 
 LEVELS = ('layers', 'blocks', 'stages')
 
-# Kinds of groups, besides the kinds of `graph.Node`.
+# Kinds of groups, besides `structure.Kind`.
 BRANCH = 'branch'
 PROJECTION = 'projection'
 STAGE = 'stage'
@@ -92,7 +92,7 @@ def _block_group(node: graphs.Node) -> str:
 _GROUP_NAMES = {
   'layers': lambda node: node.name,
   'blocks': _block_group,
-  'stages': lambda node: node.name if node.kind == graphs.IMAGE else node.stage,
+  'stages': lambda node: node.name if node.kind == Kind.IMAGE else node.stage,
 }
 
 

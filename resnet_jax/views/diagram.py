@@ -28,7 +28,7 @@ _BLUE = ('#d3e5f6', '#2f6fae')
 _GREY = ('#f1f4f7', '#7b8a99')
 _GREEN = ('#d8f0e2', '#2e8b57')
 _COLOURS = {
-  graph.IMAGE: ('#ffffff', '#1c2733'),
+  Kind.IMAGE: ('#ffffff', '#1c2733'),
   Kind.CONVOLUTION: _BLUE,
   Kind.BATCH_NORM: _GREY,
   Kind.MAX_POOL: _GREEN,
@@ -80,7 +80,7 @@ def dot(
     *(s for index in range(len(columns)) for s in drawing.column(index)),
     *(drawing.line(line) for line in lines),
   ]
-  kinds = {box.kind: None for box in found if box.kind != graph.IMAGE}
+  kinds = {box.kind: None for box in found if box.kind != Kind.IMAGE}
   head = _head(facts, list(kinds), any(x.shortcut for x in lines))
   return '\n'.join([*head, *(f'  {part}' for part in body), '}']) + '\n'
 

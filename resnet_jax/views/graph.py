@@ -6,39 +6,25 @@ import dataclasses
 from resnet_jax.models import aliases, resnet, structure
 from resnet_jax.models.structure import Kind
 
-# The node of the images, and its kind.
 INPUT = structure.INPUT
-IMAGE = 'image'
 
 
-@dataclasses.dataclass(frozen=True)
-class Node:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Node(structure.Layer):
   """A layer, or the images.
 
   Attributes:
-    name: canonical; INPUT for the images.
-    kind: of `structure.Kind`, or IMAGE.
     detail: what is particular to it, such as '3x3, stride 2'; or ''.
     shape: (C, H, W) of its value for one image.
     learned: how many learned numbers it has.
     parameters: names of its parameters in the original, sorted, such as
       `_res2_1_branch2a_conv.w0`.
-    activation: 'ReLU', 'softmax', or '' where it is linear.
-    stage: `res2`; STEM and HEAD of `structure` outside of the blocks.
-    block: `res2_1`, or '' outside of the blocks.
-    in_shortcut: whether it belongs to the projection of a shortcut.
   """
 
-  name: str
-  kind: str
-  detail: str
+  detail: str = ''
   shape: tuple[int, int, int]
   learned: int = 0
   parameters: tuple[str, ...] = ()
-  activation: str = ''
-  stage: str = structure.STEM
-  block: str = ''
-  in_shortcut: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,32 +79,25 @@ def build(model: resnet.ResNet, height: int, width: int) -> Graph:
   Raises:
     ValueError: the images are too small.
   """
-  shapes = {INPUT: (3, height, width)}
-  shapes |= resnet.layer_shapes(model, height, width)
+  image = Node(INPUT, Kind.IMAGE, (), shape=(3, height, width))
+  shapes = {INPUT: image.shape} | resnet.layer_shapes(model, height, width)
   parameters: dict[str, dict[str, tuple[int, ...]]] = {}
   for name, shape in resnet.parameter_shapes(model).items():
     parameters.setdefault(name.split('/')[0], {})[name] = shape
-  layers = structure.layers(model.depth, model.stride_in, model.classes > 0)
-  nodes = [Node(INPUT, IMAGE, '', shapes[INPUT])]
-  edges = []
-  for layer in layers:
+  nodes, edges = [image], []
+  head = model.classes > 0
+  for layer in structure.layers(model.depth, model.stride_in, head):
     own = parameters.get(layer.name, {})
-    nodes.append(
-      Node(
-        layer.name,
-        layer.kind,
-        _detail(layer, model),
-        shapes[layer.name],
-        resnet.learned_count(own),
-        tuple(sorted(map(aliases.paddle_parameter, own))),
-        layer.activation,
-        layer.stage,
-        layer.block,
-        layer.in_shortcut,
-      )
+    node = Node(
+      **vars(layer),
+      detail=_detail(layer, model),
+      shape=shapes[layer.name],
+      learned=resnet.learned_count(own),
+      parameters=tuple(sorted(map(aliases.paddle_parameter, own))),
     )
+    nodes.append(node)
     for index, start in enumerate(layer.inputs):
-      padded = layer.kind == Kind.SUM and shapes[start] != shapes[layer.name]
+      padded = layer.kind == Kind.SUM and shapes[start] != node.shape
       shortcut = layer.in_shortcut or index > 0
       edges.append(Edge(start, layer.name, shortcut, padded))
   return Graph(tuple(nodes), tuple(edges))

@@ -315,7 +315,7 @@ def test_without_graphviz_the_text_is_there_and_the_message_says_how(
   ('script', 'said'),
   [
     ('echo "Format: png not recognized" >&2; exit 1', 'png not recognized'),
-    ('cat > /dev/null', 'it says nothing'),
+    ('cat > /dev/null', 'no message'),
   ],
 )
 def test_a_program_that_fails_is_quoted(tmp_path, monkeypatch, script, said):
