@@ -75,7 +75,7 @@ def run(config: ConfigDict) -> int:
     f' ({len(text.encode()) / 1e6:.1f} MB)'
   )
   if failed := sum(bool(entry['reason']) for entry in entries):
-    console.say(f'{failed} images could not be read')
+    console.say(f'{boxes.counted(failed, "image")} could not be read')
     return common.SOME_FAILED
   return 0
 

@@ -119,7 +119,7 @@ def test_it_announces_its_files_and_writes_them(folder):
   assert 'page: at most 32 MB, maps at most 112 pixels a side' in said
   assert 'to write: the page and at most 26 PNG files, to report' in said
   assert 'FAILED: images/broken.png: ' in said
-  assert '1 images could not be read' in said
+  assert '1 image could not be read' in said
   assert re.search(r'the report is report/report.html \(0\.\d MB\)', said)
   report = folder / 'report'
   assert not (folder / 'report.part').exists()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `diagram`: text, images, and what it refuses."""
+"""Diagrams and the job `diagram`: text, images and refusals."""
 
 import functools
 import io
@@ -40,7 +40,7 @@ def graphs():
 
 
 class Text:
-  """A diagram's text, read back: boxes, lines and clusters with attributes."""
+  """A diagram's text, parsed: boxes, lines and clusters with attributes."""
 
   def __init__(self, text):
     self.boxes, self.lines, self.clusters = {}, [], {}
@@ -57,7 +57,7 @@ class Text:
         self.clusters[match[1]] = cluster
 
   def drawn_once(self):
-    """The boxes without what folding adds."""
+    """The boxes, without those that folding adds."""
     folding = (diagram.AGAIN, diagram.ONWARD)
     return {k: v for k, v in self.boxes.items() if not k.endswith(folding)}
 
