@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `convert`: weights of any format to ours, or to Paddle's."""
+"""The job `convert`: weights of any format to safetensors or to Paddle's."""
 
 import dataclasses
 import hashlib
@@ -20,20 +20,20 @@ SUFFIX = '.safetensors'
 
 
 def run(config: ConfigDict) -> int:
-  """Converts, and reads the result again to compare the digests."""
+  """Converts, then reads the result back and compares the digests."""
   errors.check_choice('convert_to', config.convert_to, TARGETS)
   if not config.output:
     raise errors.UserError(
-      'say where to: --config.output=FILE.safetensors, or, with'
+      'no output. Give --config.output=FILE.safetensors, or, with'
       ' --config.convert_to=paddle, --config.output=DIRECTORY.'
     )
   target = pathlib.Path(config.output).expanduser()
   is_file = target.suffix == SUFFIX
   if is_file != (config.convert_to == 'safetensors'):
     raise errors.UserError(
-      f'output={target} does not go with convert_to={config.convert_to}: a'
-      f" safetensors file ends with '{SUFFIX}', and a Paddle directory does"
-      ' not. Change one of the two.'
+      f'output={target} does not match convert_to={config.convert_to}: a'
+      f" safetensors file ends with '{SUFFIX}', a Paddle directory does not."
+      ' Change one of the two.'
     )
   if target.exists():
     raise errors.UserError(
@@ -58,8 +58,8 @@ def run(config: ConfigDict) -> int:
   )
   if again.digest != loaded.digest:
     raise errors.UserError(
-      f'{target} was written, but reads back as digest {again.digest}, not'
-      f' {loaded.digest}. The disk or the memory is at fault; remove it.'
+      f'{target} reads back with digest {again.digest} instead of'
+      f' {loaded.digest}: the disk or the memory is faulty. Remove it.'
     )
   console.say(f'{target} reads back to the same digest')
   print(target)
@@ -82,7 +82,7 @@ def _overridden(
   if isinstance(preprocess.mean, mean.MeanImage):
     raise errors.UserError(
       'a mean image cannot be stored with the weights. Convert with three'
-      ' values, and give the file as mean= where the weights are used.'
+      ' values for mean=, and give the mean image where the weights are used.'
     )
   held = loaded.loaded
   class_names = held.class_names

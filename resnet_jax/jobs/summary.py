@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `summary`: layers, their names and costs, without any weights."""
+"""The job `summary`: layers, their names and costs, without weights."""
 
 import dataclasses
 import math
@@ -12,9 +12,9 @@ from resnet_jax.system import console
 
 
 def run(config: ConfigDict) -> int:
-  """Prints a row a layer, and the totals."""
-  model, preprocess, facts = setup.described_network(config)
-  size = setup.image_size(config, preprocess)
+  """Prints a row for each layer, and the totals."""
+  model, preset, facts = setup.described_network(config)
+  size = setup.image_size(config, preset)
   found = costs.costs(model, size, size)
   usual = _usual_names(model)
   rows = [
@@ -55,7 +55,7 @@ def run(config: ConfigDict) -> int:
 
 
 def _usual_names(model: resnet.ResNet) -> dict[str, dict[str, str]]:
-  """For each other program, its usual name of each layer."""
+  """By scheme, the usual name of each layer."""
   usual: dict[str, dict[str, str]] = {
     scheme: {} for scheme in aliases.SCHEMES if scheme != aliases.CANONICAL
   }

@@ -25,18 +25,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 
 from resnet_jax.data import presets
-from resnet_jax.models import names, resnet
+from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import errors, files
 from resnet_jax.weights import assemble, metadata
 
 _HEADER = struct.Struct('<iIQ')
 _VALUE = np.dtype('<f4')
-_SUFFIXES = {
-  'kernel': 'w0',
-  'scale': 'w0',
-  'mean': 'w1',
-  'var': 'w2',
-}
 _HEAD = ('_output.w0', '_output.wbias')
 _AXES = {'OHWI': '(Co, ky, kx, Ci)', 'OIHW': '(Co, Ci, ky, kx)'}
 
@@ -54,14 +48,6 @@ class File:
   read: Callable[[int], bytes]
 
 
-def file_name(parameter: str) -> str:
-  """The file of a `layer/leaf` parameter."""
-  layer, leaf = parameter.split('/')
-  if layer == 'logits':
-    return f'_output.{"w0" if leaf == "kernel" else "wbias"}'
-  return f'_{layer}.{_SUFFIXES.get(leaf, "wbias")}'
-
-
 @functools.cache
 def known_files() -> frozenset[str]:
   """The names of the files of all depths."""
@@ -69,7 +55,7 @@ def known_files() -> frozenset[str]:
     {
       metadata.FILE,
       *(
-        file_name(parameter)
+        aliases.paddle_parameter(parameter)
         for depth in names.ARCHITECTURES
         for parameter in names.parameter_names(depth)
       ),
@@ -142,7 +128,7 @@ def load_files(
     parameters,
     {
       name: assemble.Origin(
-        file_name(name), _stored_shape(shape, order), 'float32'
+        aliases.paddle_parameter(name), _stored_shape(shape, order), 'float32'
       )
       for name, shape in shapes.items()
     },
@@ -191,7 +177,9 @@ def write(
     for name, array in parameters.items():
       data = np.ascontiguousarray(stored(array, order), _VALUE)
       header = _HEADER.pack(0, _VALUE.itemsize, data.size)
-      (part / file_name(name)).write_bytes(header + data.tobytes())
+      (part / aliases.paddle_parameter(name)).write_bytes(
+        header + data.tobytes()
+      )
     if text:
       (part / metadata.FILE).write_text(text, 'utf-8')
     os.replace(part, directory)
@@ -305,7 +293,8 @@ def _read_files(
 ) -> dict[str, np.ndarray]:
   arrays, faults = {}, []
   sizes = {
-    file_name(name): _HEADER.size + _VALUE.itemsize * math.prod(shape)
+    aliases.paddle_parameter(name): _HEADER.size
+    + _VALUE.itemsize * math.prod(shape)
     for name, shape in shapes.items()
   }
   for file, size in sizes.items():
@@ -313,7 +302,7 @@ def _read_files(
       faults.append(f'{file}: {here} bytes, where {size} are expected')
   # None is read if a size is wrong: an archive is read whole, or not at all.
   for name, shape in shapes.items() if not faults else ():
-    file = file_name(name)
+    file = aliases.paddle_parameter(name)
     try:
       flat = _read_file(found[file], sizes[file])
       if finite:
@@ -360,7 +349,9 @@ def _depth(path: pathlib.Path, found: Iterable[str]) -> int:
   head = not there.isdisjoint(_HEAD)
 
   def expected(depth: int) -> set[str]:
-    return set(map(file_name, names.parameter_names(depth, head)))
+    return set(
+      map(aliases.paddle_parameter, names.parameter_names(depth, head))
+    )
 
   def likeness(depth: int) -> float:
     known = expected(depth)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from resnet_jax.models import aliases, names
 from resnet_jax.system import errors
-from resnet_jax.weights import assemble, caffe, keras, paddle, torch_names
+from resnet_jax.weights import assemble, caffe, keras, torch_names
 
 _NAMINGS = {
   'caffe': caffe.naming,
@@ -40,7 +40,7 @@ def _tables(
 ) -> dict[str, dict[str, tuple[str, ...]]]:
   known = loaded.parameters
   canonical: dict[str, tuple[str, ...]] = {name: (name,) for name in known}
-  canonical |= {paddle.file_name(name): (name,) for name in known}
+  canonical |= {aliases.paddle_parameter(name): (name,) for name in known}
   tables: dict[str, dict[str, tuple[str, ...]]] = {aliases.CANONICAL: canonical}
   for scheme, naming in _NAMINGS.items():
     tables[scheme] = {
@@ -64,7 +64,7 @@ def _of_layers(
     layers = aliases.select_layers(
       pattern, model.depth, head=model.classes > 0
     ).layers
-  except aliases.AmbiguousError:
+  except aliases.AmbiguousNameError:
     raise
   except errors.UserError as error:
     everything = [name for table in tables.values() for name in table]

@@ -109,11 +109,11 @@ def test_untrained_weights_stay_untrained_in_every_format(run_main, tmp_path):
 @pytest.mark.parametrize(
   ('settings', 'message'),
   [
-    ([], 'say where to: --config.output=FILE.safetensors'),
+    ([], 'no output. Give --config.output=FILE.safetensors'),
     (['output=there.safetensors'], 'exists already; remove it'),
     (['output=new', 'convert_to=onnx'], "unknown convert_to 'onnx'"),
     (['output=new'], "a safetensors file ends with '.safetensors'"),
-    (['output=n.safetensors', 'convert_to=paddle'], 'does not go with convert'),
+    (['output=n.safetensors', 'convert_to=paddle'], 'does not match convert'),
     (
       ['output=n.safetensors', 'mean=mean.npz'],
       'a mean image cannot be stored',

@@ -15,10 +15,10 @@ from reference_weights import parameters_crc32, reference_parameters
 
 from resnet_jax.data import mean as mean_lib
 from resnet_jax.engine import runner
-from resnet_jax.models import layers, names, resnet
+from resnet_jax.models import aliases, layers, names, resnet
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
-from resnet_jax.weights import paddle, random
+from resnet_jax.weights import random
 
 REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
 MEAN = np.array(mean_lib.MEAN_BGR, np.float32).reshape(3, 1, 1)
@@ -88,7 +88,7 @@ def _reference_parameters(depth):
   with np.load(REFERENCE / f'reference_resnet{depth}_seed0.npz') as reference:
     assert parameters_crc32(stored) == reference['parameters_crc32']
   return {
-    name: _from_paddle(stored[paddle.file_name(name)])
+    name: _from_paddle(stored[aliases.paddle_parameter(name)])
     for name in names.parameter_names(depth)
   }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of convolutions, against the network that Flax builds of it."""
+"""The table of layers, against the network that Flax builds from it."""
 
 import itertools
 
@@ -14,7 +14,7 @@ from resnet_jax.system import errors
 ALL = frozenset(
   name for depth in names.ARCHITECTURES for name in names.layer_names(depth)
 )
-HOWS = [
+INFERENCES = [
   layers.Inference(platform='gpu'),
   layers.Inference(platform='cpu', apart=frozenset({'conv1_bn', 'avgpool'})),
   layers.Inference('direct', 'cpu', frozenset({'res2_1_branch2b_conv'})),
@@ -26,7 +26,7 @@ VARIANTS = list(
 
 
 def _traced(model, height, width):
-  """Flax's own parameters, and its layers' (C, H, W), as far as it has them."""
+  """The parameters and the (C, H, W) of layers, as Flax traces them."""
   _, traced = jax.eval_shape(
     lambda x: model.init_with_output(
       jax.random.key(0), x, capture_intermediates=True
@@ -63,10 +63,12 @@ def test_shapes_are_those_that_flax_traces(depth, variant):
   assert 'logits/bias' not in resnet.parameter_shapes(headless)
 
 
-@pytest.mark.parametrize('how', HOWS)
+@pytest.mark.parametrize('inference', INFERENCES)
 @pytest.mark.parametrize('depth', [18, 20, 50])
-def test_parameters_of_joined_layers_are_those_that_flax_traces(depth, how):
-  model = resnet.ResNet(depth, inference=how)
+def test_parameters_of_joined_layers_are_those_that_flax_traces(
+  depth, inference
+):
+  model = resnet.ResNet(depth, inference=inference)
   parameters, _ = _traced(model, 64, 64)
   assert resnet.parameter_shapes(model) == parameters
   # In the order of computing.

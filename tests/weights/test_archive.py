@@ -13,7 +13,7 @@ import pytest
 from scipy import ndimage
 
 from resnet_jax.data import presets
-from resnet_jax.models import names, resnet
+from resnet_jax.models import aliases, names, resnet
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import archive, assemble, paddle, random
@@ -149,7 +149,9 @@ def test_a_directory_says_how_it_was_read(directory):
 
 @pytest.mark.parametrize('depth', names.ARCHITECTURES)
 def test_the_depth_is_found_from_the_names(tmp_path, depth):
-  found = map(paddle.file_name, names.parameter_names(depth, head=False))
+  found = map(
+    aliases.paddle_parameter, names.parameter_names(depth, head=False)
+  )
   empty = paddle.File(lambda: 0, lambda count: b'')
   with pytest.raises(errors.UserError, match=r'_conv1_conv\.w0: 0 bytes'):
     paddle.load_files(

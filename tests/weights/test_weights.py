@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from resnet_jax import weights
 from resnet_jax.engine import runner
-from resnet_jax.models import names, resnet
+from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, paddle, random
 
@@ -109,7 +109,7 @@ def test_the_references_own_directory_reads_in_both_orders(tmp_path, order):
   options = assemble.Options(conv_order=order)
   got = paddle.load(directory, options).parameters
   for name, array in got.items():
-    expected = stored[paddle.file_name(name)]
+    expected = stored[aliases.paddle_parameter(name)]
     if array.ndim == 4:
       expected = expected.transpose(1, 2, 3, 0)
     np.testing.assert_array_equal(array, expected)
