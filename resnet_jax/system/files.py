@@ -4,9 +4,8 @@
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import IO, Self
+from collections.abc import Iterator
+from typing import IO
 
 from resnet_jax.system import errors
 
@@ -60,72 +59,3 @@ def lock(file: IO[bytes], path: pathlib.Path) -> None:
       f'another process is at work on {path}. Wait for it, or choose another'
       ' file (results, predictions).'
     )
-
-
-class Appended:
-  """A file in the making, `NAME.part`, added to at its end; a context manager.
-
-  A run that was stopped leaves it, and is gone on with.
-  """
-
-  def __init__(
-    self,
-    what: str,
-    path: pathlib.Path,
-    named: pathlib.Path,
-    whole: Callable[[pathlib.Path], int],
-  ) -> None:
-    """Opens it, made if it is not there, and keeps other processes from it.
-
-    Args:
-      what: it holds, for messages.
-      path: of the finished file.
-      named: what messages call it where it cannot be written.
-      whole: says how many bytes of what is there are kept.
-
-    Raises:
-      UserError: it cannot be written, another process writes it, or what
-        `whole` raises.
-    """
-    self._what, self._path, self._named = what, path, named
-    self._part = path.with_name(path.name + PART)
-    with writing(what, named):
-      path.parent.mkdir(parents=True, exist_ok=True)
-      self._file: IO[bytes] = open(self._part, 'ab')  # noqa: SIM115
-    try:
-      lock(self._file, self._part)
-      end = whole(self._part)
-      with writing(what, named):
-        self._file.truncate(end)
-    except BaseException:
-      self._file.close()
-      raise
-
-  def __enter__(self) -> Self:
-    return self
-
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
-    self.close()
-
-  def close(self) -> None:
-    """Leaves it as it is."""
-    # What could not be written has been said by then.
-    with contextlib.suppress(OSError):
-      self._file.close()
-
-  def add(self, data: bytes) -> None:
-    """Adds bytes; when it returns they outlive a killed process."""
-    with writing(self._what, self._named):
-      self._file.write(data)
-      self._file.flush()
-
-  def publish(self) -> None:
-    """Gives the file its name, when all is in it."""
-    with writing(self._what, self._path):
-      os.fsync(self._file.fileno())
-      os.replace(self._part, self._path)
