@@ -11,7 +11,8 @@ import pathlib
 
 import numpy as np
 
-from resnet_jax.codecs import protobuf
+from resnet_jax.codecs import faults, protobuf
+from resnet_jax.codecs.tensor import map_file
 from resnet_jax.system import errors
 
 # Field numbers.  The first four are the shape of older files.
@@ -125,17 +126,12 @@ def read_mean(path: pathlib.Path) -> np.ndarray:
   Raises:
     UserError: the file is damaged, or holds no image of three channels.
   """
-  try:
-    blob = parse_blob(protobuf.map_file(path))
-  except OSError as error:
-    raise errors.UserError(
-      f'cannot read the mean {path}: {error.strerror or error}.'
-    ) from error
-  except ValueError as error:
-    raise errors.UserError(
-      f'{path} is no mean image of Caffe (.binaryproto), or a damaged one:'
-      f' {error}. Get it again.'
-    ) from error
+  with faults.reported(
+    path,
+    '{path} is no mean image of Caffe (.binaryproto), or a damaged one:'
+    ' {error}. Get it again.',
+  ):
+    blob = parse_blob(map_file(path))
   shape = squeezed(blob.shape, 3)
   if len(shape) != 3 or shape[0] != 3 or not blob.data:
     raise errors.UserError(

@@ -10,7 +10,6 @@ the file has the bytes for it.  Source: the HDF5 File Format Specification 3.0.
 import contextlib
 import dataclasses
 import math
-import pathlib
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from typing import BinaryIO
@@ -19,9 +18,8 @@ import h5py
 import ml_dtypes
 import numpy as np
 
-from resnet_jax.codecs import hdf5_header
-from resnet_jax.system import errors
-from resnet_jax.weights import assemble
+from resnet_jax.codecs import faults, hdf5_header
+from resnet_jax.codecs.tensor import Tensor
 
 SIGNATURE = b'\x89HDF\r\n\x1a\n'
 
@@ -56,8 +54,8 @@ class Contents:
 
 
 @contextlib.contextmanager
-def translated(path: pathlib.Path, what: str = '') -> Iterator[None]:
-  """Turns what h5py raises for damaged files into one UserError."""
+def translated(what: str = '') -> Iterator[None]:
+  """Turns what h5py raises for damaged files into a ValueError."""
   try:
     yield
   except (
@@ -67,19 +65,17 @@ def translated(path: pathlib.Path, what: str = '') -> Iterator[None]:
   ) as error:
     where = f'{what}: ' if what else ''
     text = str(error.args[0] if error.args else error) or type(error).__name__
-    raise errors.UserError(
-      f'{path} is damaged: {where}{text[:300]}. Get it again.'
-    ) from error
+    raise ValueError(f'{where}{text[:300]}') from error
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path, stream: BinaryIO) -> Iterator[h5py.File]:
+def opened(stream: BinaryIO) -> Iterator[h5py.File]:
   """Opens an HDF5 file; a stream, so nothing is locked.
 
   Raises:
-    UserError: it is truncated or damaged.
+    ValueError: the file is truncated or damaged.
   """
-  with translated(path):
+  with translated():
     hdf5_header.check_heaps(stream)
     stream.seek(0)
     file = h5py.File(stream, 'r')
@@ -89,137 +85,124 @@ def opened(path: pathlib.Path, stream: BinaryIO) -> Iterator[h5py.File]:
     yield file
 
 
-def contents(
-  path: pathlib.Path, group: h5py.Group, skip: Collection[str] = ()
-) -> Contents:
+def contents(group: h5py.Group, skip: Collection[str] = ()) -> Contents:
   """Everything in a group, checked; no values are read.
 
   Args:
-    path: for messages.
     group: where to begin.
     skip: names directly in it that are not looked into.
 
   Raises:
-    UserError: it is damaged, or holds what is not read from an HDF5 file.
+    ValueError: the file is damaged.
+    RefusedError: it holds what is not read from an HDF5 file.
   """
-  with translated(path):
+  with translated():
     # `in` would follow a link.
     links = group.id.links
     there = tuple(name for name in skip if links.exists(name.encode()))
     found = Contents({}, {}, there)
-    _walk(path, group, '', frozenset(skip), found)
+    _walk(group, '', frozenset(skip), found)
     stored = sum(d.id.get_storage_size() for d in found.datasets.values())
     size = group.file.id.get_filesize()
   if stored > size:
-    raise _refused(
-      path, f'its arrays take {stored} bytes of a file of {size} bytes'
-    )
+    raise _refused(f'its arrays take {stored} bytes of a file of {size} bytes')
   return found
 
 
 def text_attribute(
-  path: pathlib.Path, stream: BinaryIO, group: h5py.Group, name: str
+  stream: BinaryIO, group: h5py.Group, name: str
 ) -> str | None:
   """A text that is attached to a group; None: it is not there.
 
   Args:
-    path: for messages.
     stream: that the file was opened from.
     group: or array.
     name: of the attribute.
 
   Raises:
-    UserError: it is no text, or one of more than MAX_TEXT bytes.
+    ValueError: the file is damaged.
+    RefusedError: it is no text, or one of more than MAX_TEXT bytes.
   """
-  with translated(path, f'the attribute {name}'):
+  with translated(f'the attribute {name}'):
     if name not in group.attrs:
       return None
     attribute = group.attrs.get_id(name)
     # An array of texts could name the same bytes again and again.
     is_text = h5py.check_string_dtype(attribute.dtype) is not None
     if attribute.shape != () or not is_text:
-      raise _refused(path, f'its attribute {name} is no text')
+      raise _refused(f'its attribute {name} is no text')
     length = attribute.get_storage_size()
     if attribute.dtype.hasobject:
       address = h5py.h5o.get_info(group.id).addr
       length = hdf5_header.text_length(stream, address, name)
     if length > MAX_TEXT:
-      raise _refused(path, f'its attribute {name} is over {MAX_TEXT} bytes')
+      raise _refused(f'its attribute {name} is over {MAX_TEXT} bytes')
     value = group.attrs[name]
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def tensor(
-  path: pathlib.Path, stream: BinaryIO, name: str, dataset: h5py.Dataset
-) -> assemble.Tensor:
-  """An array of the file, not read yet; `name` is for messages."""
+def tensor(stream: BinaryIO, dataset: h5py.Dataset) -> Tensor:
+  """An array of the file, not read yet."""
   dtype = dataset.dtype
-  if _is_bfloat16(path, stream, dataset):
+  if _is_bfloat16(stream, dataset):
     dtype = np.dtype(ml_dtypes.bfloat16)
 
   def read() -> np.ndarray:
-    with translated(path, name):
+    with translated():
       return _values(dataset).view(dtype)
 
-  return assemble.Tensor(tuple(dataset.shape), dtype.name, read)
+  return Tensor(tuple(dataset.shape), dtype.name, read)
 
 
-def _refused(path: pathlib.Path, why: str) -> errors.UserError:
-  return errors.UserError(
-    f'{path} is refused: {why}. Of HDF5 files, plain arrays in plain groups'
-    ' are read, uncompressed or gzipped.'
+def _refused(why: str) -> faults.RefusedError:
+  return faults.RefusedError(
+    f'{why}. Of HDF5 files, plain arrays in plain groups are read, uncompressed'
+    ' or gzipped'
   )
 
 
 def _walk(
-  path: pathlib.Path,
   group: h5py.Group,
   prefix: str,
   skip: frozenset[str],
   found: Contents,
 ) -> None:
   if prefix.count('/') > MAX_DEPTH:
-    raise _refused(path, f'its groups are nested deeper than {MAX_DEPTH}')
+    raise _refused(f'its groups are nested deeper than {MAX_DEPTH}')
   if len(group) + len(found.groups) + len(found.datasets) > MAX_OBJECTS:
-    raise _refused(path, f'it holds more than {MAX_OBJECTS} groups and arrays')
+    raise _refused(f'it holds more than {MAX_OBJECTS} groups and arrays')
   for name in group:
     if not prefix and name in skip:
       continue
     full = f'{prefix}{name}'
-    if not name.isprintable():
-      raise _refused(path, f'it holds the name {ascii(full)[:99]}')
     # h5py's own way to ask for a link follows it.
     kind = group.id.links.get_info(name.encode()).type
     if kind != h5py.h5l.TYPE_HARD:
       what = _LINKS.get(kind, 'a link of an unknown kind')
-      raise _refused(path, f'{full} is {what}')
+      raise _refused(f'{full} is {what}')
     entry = group[name]
     if isinstance(entry, h5py.Group):
       found.groups[full] = entry
-      _walk(path, entry, f'{full}/', skip, found)
+      _walk(entry, f'{full}/', skip, found)
     elif isinstance(entry, h5py.Dataset):
-      _check_dataset(path, full, entry)
+      _check_dataset(full, entry)
       found.datasets[full] = entry
     else:
-      raise _refused(path, f'{full} is neither a group nor an array')
+      raise _refused(f'{full} is neither a group nor an array')
 
 
-def _check_dataset(
-  path: pathlib.Path, name: str, dataset: h5py.Dataset
-) -> None:
+def _check_dataset(name: str, dataset: h5py.Dataset) -> None:
   creation = dataset.id.get_create_plist()
   if creation.get_external_count():
-    raise _refused(path, f'the values of {name} are in another file')
+    raise _refused(f'the values of {name} are in another file')
   if dataset.is_virtual:
-    raise _refused(path, f'{name} is made of other arrays (virtual)')
+    raise _refused(f'{name} is made of other arrays (virtual)')
   if dataset.shape is None:
-    raise _refused(path, f'{name} has no shape')
+    raise _refused(f'{name} has no shape')
   for code in _filters(dataset):
     if code not in _FILTERS:
       allowed = ', '.join(_FILTERS.values())
-      raise _refused(
-        path, f'{name} has the filter {code}, where {allowed} are known'
-      )
+      raise _refused(f'{name} has the filter {code}, where {allowed} are known')
   if dataset.dtype.hasobject:
     return  # never read: no weights, and of no known size
   stored = dataset.id.get_storage_size()
@@ -237,9 +220,8 @@ def _check_dataset(
       and max(stated, chunk) <= MAX_EXPANSION * stored + _SMALL
     )
   if not complete:
-    raise errors.UserError(
-      f'{path} is damaged: {name} states {stated} bytes, and the file holds'
-      f' {stored} for it. Get it again.'
+    raise ValueError(
+      f'{name} states {stated} bytes, and the file holds {stored} for it'
     )
 
 
@@ -253,13 +235,11 @@ def _chunk_bytes(dataset: h5py.Dataset) -> int:
   return math.prod(dataset.chunks) * dataset.dtype.itemsize
 
 
-def _is_bfloat16(
-  path: pathlib.Path, stream: BinaryIO, dataset: h5py.Dataset
-) -> bool:
+def _is_bfloat16(stream: BinaryIO, dataset: h5py.Dataset) -> bool:
   # HDF5 has no such type: Keras writes two opaque bytes, and says so.
   return (
     dataset.dtype.str == '|V2'
-    and text_attribute(path, stream, dataset, 'dtype') == 'bfloat16'
+    and text_attribute(stream, dataset, 'dtype') == 'bfloat16'
   )
 
 

@@ -6,8 +6,6 @@ fields, each a key (field number and wire type) and a value.  What the numbers
 mean is not in it.  Whatever is wrong raises a ValueError that says what.
 """
 
-import mmap
-import pathlib
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -92,21 +90,6 @@ class Field(NamedTuple):
       raise ValueError(
         f'field {self.number} is {_KINDS[self.wire]}, not {_KINDS[wire]}'
       )
-
-
-def map_file(path: pathlib.Path) -> memoryview:
-  """A file's bytes, read when they are looked at.
-
-  They stay mapped as long as this view or a part of it is there.
-
-  Raises:
-    OSError: the file cannot be read.
-  """
-  with open(path, 'rb') as file:
-    # What is empty cannot be mapped.
-    if not file.seek(0, 2):
-      return memoryview(b'')
-    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def varint(view: memoryview, at: int) -> tuple[int, int]:

@@ -13,6 +13,8 @@ from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
+from resnet_jax.system.errors import plain
+
 _SECONDS_A_LINE = 15.0
 
 # What a line begins with, and how that is shown on a terminal.
@@ -31,13 +33,6 @@ _GAP = '  '
 _BAR = (
   '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]'
 )
-
-
-def plain(text: str) -> str:
-  """A text without the control characters that names in a file may have."""
-  return ''.join(
-    c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text
-  )
 
 
 def say(text: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data import recipe
 from resnet_jax.models import layers, names, resnet
 from resnet_jax.system import errors
@@ -23,22 +24,6 @@ MAX_CLASSES = 100_000
 
 # Where the values of kernels lie: to (ky, kx, Ci, Co) and (in, out).
 Axes = tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-  """A tensor of a file, not read yet.
-
-  Attributes:
-    shape: as the file states it.
-    dtype: NumPy's name, 'float32'.
-    read: gives the values; raises a UserError, OSError or ValueError if the
-      file does not hold what it states.
-  """
-
-  shape: tuple[int, ...]
-  dtype: str
-  read: Callable[[], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)

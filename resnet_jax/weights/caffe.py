@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from resnet_jax.codecs import blob, protobuf
+from resnet_jax.codecs import blob, faults, protobuf
+from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data import recipe
 from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import errors
@@ -25,6 +26,7 @@ from resnet_jax.weights import assemble, caffe_net
 # for both directions, then one each.
 _STRIDES, _DILATIONS, _POOL_PADS, _EPSILON = (6, 13, 14), (18,), (4, 9, 10), 3
 _DEFAULT_EPSILON = 1e-5
+_SETTINGS = '{path} is damaged: the settings of a layer: {error}. Get it again.'
 
 
 def naming(depth: int, head: str = 'fc1000') -> dict[str, str]:
@@ -115,7 +117,7 @@ def _tensors(
   layers: Mapping[str, caffe_net.CaffeLayer],
   head: str,
   options: assemble.Options,
-) -> dict[str, assemble.Tensor]:
+) -> dict[str, Tensor]:
   roles, tensors = _roles(head), {}
   for layer in layers.values():
     statistics = roles.get(f'{layer.name}.0', '').endswith('_bn/mean')
@@ -127,7 +129,7 @@ def _tensors(
       if statistics and number == 2:
         continue
       rank = _rank(roles.get(name, ''))
-      tensors[name] = assemble.Tensor(
+      tensors[name] = Tensor(
         blob.squeezed(stored.shape, rank),
         stored.dtype,
         _reader(stored, factor if statistics else None),
@@ -199,17 +201,12 @@ def _settings(
   default: int,
 ) -> dict[str, set[int]]:
   """By layer, where the file has settings, which numbers they state."""
-  try:
+  with faults.reported(path, _SETTINGS):
     return {
       layer.name: _stated(layer.settings[what], numbers) or {default}
       for layer in layers.values()
       if what in layer.settings
     }
-  except ValueError as error:
-    raise errors.UserError(
-      f'{path} is damaged: the settings of a {what} layer: {error}. Get it'
-      ' again.'
-    ) from error
 
 
 def _check_geometry(
@@ -266,16 +263,11 @@ def _epsilon(
 ) -> float:
   """What the BatchNorm layers add to variances: the same in all of them."""
   found = set()
-  try:
+  with faults.reported(path, _SETTINGS):
     for layer in layers.values():
       if layer.kind == 'BatchNorm' or 'batch norm' in layer.settings:
         message = layer.settings.get('batch norm', memoryview(b''))
         found.add(_float(message, _EPSILON, _DEFAULT_EPSILON))
-  except ValueError as error:
-    raise errors.UserError(
-      f'{path} is damaged: the settings of a batch norm layer: {error}. Get it'
-      ' again.'
-    ) from error
   if len(found) > 1 or not all(0 < value < 1 for value in found):
     listed = ', '.join(map(str, sorted(found)))
     raise errors.UserError(

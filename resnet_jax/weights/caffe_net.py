@@ -9,8 +9,8 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 
-from resnet_jax.codecs import blob, protobuf
-from resnet_jax.system import errors
+from resnet_jax.codecs import blob, faults, protobuf
+from resnet_jax.codecs.tensor import map_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +68,6 @@ class CaffeLayer:
   settings: Mapping[str, memoryview]
 
 
-class _RefusedError(Exception):
-  """What a sound file holds and no network that can be read does."""
-
-
 def recognise(head: bytes) -> bool:
   """Whether bytes begin as a NetParameter or a SolverState does."""
   return _is_solver_state(head) or _begins_as_net(memoryview(head))
@@ -86,24 +82,14 @@ def read(path: pathlib.Path) -> tuple[str, dict[str, CaffeLayer]]:
   Raises:
     UserError: the file is damaged, or holds no network with weights.
   """
-  try:
-    view = protobuf.map_file(path)
+  with faults.reported(path):
+    view = map_file(path)
     if _is_solver_state(bytes(view[:512])):
-      raise _RefusedError(
+      raise faults.RefusedError(
         'it is the state of a solver (.solverstate), not a network. Give the'
         ' .caffemodel that was saved with it'
       )
     return _layers(view)
-  except _RefusedError as error:
-    raise errors.UserError(f'{path} is refused: {error}.') from error
-  except OSError as error:
-    raise errors.UserError(
-      f'cannot read {path}: {error.strerror or error}.'
-    ) from error
-  except ValueError as error:
-    raise errors.UserError(
-      f'{path} is damaged: {error}. Get it again.'
-    ) from error
 
 
 def _is_solver_state(head: bytes) -> bool:
@@ -153,7 +139,7 @@ def _layers(view: memoryview) -> tuple[str, dict[str, CaffeLayer]]:
       continue
     count += 1
     if count > _MAX_LAYERS:
-      raise _RefusedError(f'it has more than {_MAX_LAYERS} layers')
+      raise faults.RefusedError(f'it has more than {_MAX_LAYERS} layers')
     numbers = _LAYERS[field.number]
     ways[numbers.text] = None
     try:
@@ -165,9 +151,11 @@ def _layers(view: memoryview) -> tuple[str, dict[str, CaffeLayer]]:
     if layer.blobs or layer.name not in found:
       found[layer.name] = layer
   if len(ways) > 1:
-    raise _RefusedError(f'it has both {" and ".join(ways)}; Caffe has one')
+    raise faults.RefusedError(
+      f'it has both {" and ".join(ways)}; Caffe has one'
+    )
   if not any(layer.blobs for layer in found.values()):
-    raise _RefusedError(
+    raise faults.RefusedError(
       f'it has {count} layers, and none holds weights. Give a trained network'
     )
   return next(iter(ways)), found
@@ -184,7 +172,7 @@ def _layer(message: memoryview, numbers: _Numbers) -> CaffeLayer:
       kind = _kind(field)
     elif field.number == numbers.blobs:
       if len(blobs) == _MAX_BLOBS:
-        raise _RefusedError(
+        raise faults.RefusedError(
           f'its layer {name[:99]} has more than {_MAX_BLOBS} blobs'
         )
       try:
@@ -194,7 +182,7 @@ def _layer(message: memoryview, numbers: _Numbers) -> CaffeLayer:
     elif field.number in numbers.settings:
       settings[numbers.settings[field.number]] = field.message()
     elif numbers is _LAYERS[2] and field.number == _V0_LAYER:
-      raise _RefusedError(
+      raise faults.RefusedError(
         "it is of Caffe's oldest format (V0), which is not read;"
         " Caffe's upgrade_net_proto_binary makes a newer one of it"
       )

@@ -13,19 +13,18 @@ Sources: fchollet/deep-learning-models, `resnet50.py`; Keras-Applications,
 `resnet50.py` at commit 36436f6, which pads `pool1` and takes the same file.
 """
 
+import contextlib
 import dataclasses
 import io
 import pathlib
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import h5py
 
-from resnet_jax.codecs import hdf5
+from resnet_jax.codecs import faults, hdf5
+from resnet_jax.codecs import zip as zip_lib
 from resnet_jax.data import recipe
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, keras_config, keras_names
@@ -49,10 +48,6 @@ OLD_NOTE = (
 )
 
 _WEIGHTS, _CONFIG = 'model.weights.h5', 'config.json'
-# Keras writes it first, so that a truncated file is known, too.
-_FIRST = b'metadata.json'
-_ZIP, _ZIP_END, _ZIP64_END = b'PK\x03\x04', b'PK\x05\x06', b'PK\x06\x07'
-_ZIP_TAIL = 2**16 + 22  # bytes: the longest comment, and what is before it
 # Bytes of the HDF5 file in a `.keras` file that need no proportion: those of
 # ResNet-152.  Keras does not pack it; who did it himself saves a tenth.
 _MAX_UNPACKED, _MAX_RATIO = 2**28, 2
@@ -80,17 +75,15 @@ def recognise(path: pathlib.Path, head: bytes) -> bool:
   """Whether it is an HDF5 file, or a zip file of Keras; by content."""
   if head.startswith(hdf5.SIGNATURE):
     return True
-  if not head.startswith(_ZIP):
+  if not head.startswith(zip_lib.MAGIC):
     return False
-  length = int.from_bytes(head[26:28], 'little')
-  if head[30 : 30 + length] == _FIRST:
+  # Keras writes it first, so that a truncated file is known, too.
+  if zip_lib.first_name(head) == b'metadata.json':
     return True
   try:
-    if not _has_small_directory(path):
-      return False
-    with zipfile.ZipFile(path) as archive:
-      return _WEIGHTS in archive.namelist()
-  except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+    with open(path, 'rb') as file:
+      return _WEIGHTS in zip_lib.Archive(file, _MAX_DIRECTORY).members
+  except (OSError, ValueError):
     return False
 
 
@@ -100,20 +93,13 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   Raises:
     UserError: it is damaged, refused, or not Keras' ResNet; says which.
   """
-  try:
-    with open(path, 'rb') as file:
-      is_zip = file.read(len(_ZIP)) == _ZIP
-      file.seek(0)
-      if not is_zip:
-        with hdf5.opened(path, file) as opened:
-          return _load(path, file, opened, None, options)
-    weights, config = _unzip(path)
-  except OSError as error:
-    raise errors.UserError(
-      f'cannot read {path}: {error.strerror or error}.'
-    ) from error
-  stream = io.BytesIO(weights)
-  with hdf5.opened(path, stream) as opened:
+  with faults.opened(path) as file, contextlib.ExitStack() as stack:
+    stream, config = file, None
+    with faults.reported(path):
+      if file.read(4) == zip_lib.MAGIC:
+        weights, config = _unzip(file)
+        stream = io.BytesIO(weights)
+      opened = stack.enter_context(hdf5.opened(stream))
     return _load(path, stream, opened, config, options)
 
 
@@ -124,17 +110,19 @@ def _load(
   config: str | None,
   options: assemble.Options,
 ) -> assemble.Loaded:
-  form, found, skipped = _contents(path, file)
-  if config is None:
-    config = hdf5.text_attribute(path, stream, file, 'model_config')
-  else:
-    form = ARCHIVE
-  layers = keras_config.parse(path, config)
-  if form in (WEIGHTS_3, ARCHIVE):
-    named, empty = keras_names.by_class(path, stream, found, layers)
-  else:
-    named, empty = keras_names.by_layer(found)
-  datasets = keras_names.unique(path, named)
+  with faults.reported(path):
+    form, found, skipped = _contents(path, file)
+    if config is None:
+      config = hdf5.text_attribute(stream, file, 'model_config')
+    else:
+      form = ARCHIVE
+    layers = keras_config.parse(path, config)
+    if form in (WEIGHTS_3, ARCHIVE):
+      named, empty = keras_names.by_class(path, stream, found, layers)
+    else:
+      named, empty = keras_names.by_layer(found)
+    datasets = keras_names.unique(path, named)
+    tensors = {name: hdf5.tensor(stream, d) for name, d in datasets.items()}
   _refuse_v2(path, [name.rpartition('/')[0] for name in datasets])
 
   old = any(name.startswith(('res2a_', 'bn_conv1/')) for name in datasets)
@@ -157,7 +145,7 @@ def _load(
 
   loaded = assemble.assemble(
     path,
-    {name: hdf5.tensor(path, stream, name, d) for name, d in datasets.items()},
+    tensors,
     here,
     assemble.KERAS_LAYOUT,
     format=form,
@@ -185,9 +173,9 @@ def _contents(
   path: pathlib.Path, file: h5py.File
 ) -> tuple[str, hdf5.Contents, tuple[str, ...]]:
   """The layout, what it holds, and what beside it is not read."""
-  found = hdf5.contents(path, file, _SKIPPED)
+  found = hdf5.contents(file, _SKIPPED)
   if 'model_weights' in found.groups:
-    inner = hdf5.contents(path, file['model_weights'], _SKIPPED)
+    inner = hdf5.contents(file['model_weights'], _SKIPPED)
     return MODEL, inner, found.skipped
   # Long lists are cut into layer_names0, layer_names1, ...
   if 'layer_names' in file.attrs or 'layer_names0' in file.attrs:
@@ -271,54 +259,11 @@ def _head_notes(
       )
 
 
-def _has_small_directory(path: pathlib.Path) -> bool:
-  """Whether the table of contents takes little memory; it is read whole."""
-  with open(path, 'rb') as file:
-    size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size - _ZIP_TAIL))
-    tail = file.read()
-  end = tail.rfind(_ZIP_END)
-  if end < 0 or len(tail) < end + 16 or _ZIP64_END in tail:
-    return False
-  return int.from_bytes(tail[end + 12 : end + 16], 'little') <= _MAX_DIRECTORY
-
-
-def _unzip(path: pathlib.Path) -> tuple[bytes, str]:
+def _unzip(file: BinaryIO) -> tuple[bytes, str]:
   """The HDF5 file and the configuration of a `.keras` file."""
-  try:
-    if not _has_small_directory(path):
-      raise zipfile.BadZipFile('its directory is missing or too large')
-    with zipfile.ZipFile(path) as archive:
-      size = path.stat().st_size
-      most = max(_MAX_RATIO * size, _MAX_UNPACKED)
-      most = min(hdf5.MAX_EXPANSION * size, most)
-      weights = _member(path, archive, _WEIGHTS, most)
-      config = _member(path, archive, _CONFIG, hdf5.MAX_TEXT)
-      return weights, config.decode()
-  # What zipfile raises for damaged files.
-  except (
-    *(zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError),
-    *(RuntimeError, NotImplementedError, struct.error),
-  ) as error:
-    raise errors.UserError(
-      f'{path} is damaged: {str(error)[:300]}. Save the model again.'
-    ) from error
-
-
-def _member(
-  path: pathlib.Path, archive: zipfile.ZipFile, name: str, limit: int
-) -> bytes:
-  info = archive.getinfo(name)
-  known = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-  if info.file_size > limit or not known:
-    raise errors.UserError(
-      f'{path} is refused: its member {name} states {info.file_size} bytes,'
-      f' compressed to {info.compress_size} by method {info.compress_type};'
-      f' {limit} bytes, and methods 0 and 8, are allowed. Save the model again.'
-    )
-  with archive.open(info) as file:
-    # To the end in one go it would take memory for whatever comes out.
-    data = file.read(info.file_size)
-  if len(data) != info.file_size:
-    raise EOFError(f'{name} has {len(data)} bytes, not {info.file_size}')
-  return data
+  archive = zip_lib.Archive(file, _MAX_DIRECTORY)
+  size = file.seek(0, io.SEEK_END)
+  most = max(_MAX_RATIO * size, _MAX_UNPACKED)
+  most = min(hdf5.MAX_EXPANSION * size, most)
+  weights = archive.inflate(_WEIGHTS, most)
+  return weights, archive.inflate(_CONFIG, hdf5.MAX_TEXT).decode()

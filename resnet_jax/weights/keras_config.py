@@ -66,7 +66,7 @@ def parse(path: pathlib.Path, text: str | None) -> tuple[KerasLayer, ...]:
         waiting.extend(reversed(fields['layers']))
         continue
       name = fields.get('name', '')
-      if not isinstance(name, str) or not name.isprintable():
+      if not isinstance(name, str):
         raise TypeError(f'the name {ascii(name)[:99]}')
       found.append(KerasLayer(str(entry['class_name']), name, fields))
   except (ValueError, KeyError, TypeError, RecursionError) as error:

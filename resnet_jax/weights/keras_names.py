@@ -123,7 +123,7 @@ def by_class(
   for group in members:
     variables = found.groups.get(f'{group}/vars'.lstrip('/'))
     if variables is not None:
-      layer_of[group] = hdf5.text_attribute(path, stream, variables, 'name')
+      layer_of[group] = hdf5.text_attribute(stream, variables, 'name')
   nameless = [group for group in members if not layer_of.get(group)]
   derived = _derived_names(path, nameless, layers)
   named = []

@@ -14,6 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data import recipe
 from resnet_jax.models import names
 from resnet_jax.system import errors, files
@@ -60,17 +61,15 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     ) from error
 
 
-def _tensor(file: Any, name: str) -> assemble.Tensor:
+def _tensor(file: Any, name: str) -> Tensor:
   view = file.get_slice(name)
   dtype = _DTYPES.get(view.get_dtype(), view.get_dtype())
-  return assemble.Tensor(
-    tuple(view.get_shape()), dtype, lambda: file.get_tensor(name)
-  )
+  return Tensor(tuple(view.get_shape()), dtype, lambda: file.get_tensor(name))
 
 
 def _own(
   path: pathlib.Path,
-  tensors: dict[str, assemble.Tensor],
+  tensors: dict[str, Tensor],
   text: str,
   options: assemble.Options,
 ) -> assemble.Loaded:

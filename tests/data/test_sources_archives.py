@@ -313,9 +313,7 @@ def test_a_member_larger_than_the_archive_is_an_error(tmp_path, size):
     tmp_path / 'a.tar', ({'name': 'a.jpg', 'size': size}, b''), end=0
   )
   message = error_of(path)
-  assert (
-    f'a.jpg has {size} bytes by its header, but the archive ends' in message
-  )
+  assert f'a.jpg has {size} bytes by its header, and the archive at' in message
   assert 'cut off or damaged' in message
 
 
@@ -354,7 +352,7 @@ def test_damage_anywhere_in_a_header_is_an_error(tmp_path):
     damaged[second + place] ^= 0x55
     path.write_bytes(damaged)
     message = error_of(path)
-    assert f'at byte {second}: no header of a member is there' in message
+    assert f'at byte {second}: there is no header of a member' in message
 
 
 def test_archives_behind_one_another_are_not_half_read(tmp_path):
@@ -375,7 +373,7 @@ def test_archives_behind_one_another_are_not_half_read(tmp_path):
     (b'x', b'16 path=../../a\n', 'is not a path relative'),
     (b'x', b'11 path=\xff\xfe\n', 'is not UTF-8'),
     (b'x', b'12 path=a\0b\n', 'is not a path relative'),
-    (b'g', b'10 path=a\n', 'a header for all members gives one'),
+    (b'g', b'10 path=a\n', 'a header for all members states their path'),
     (b'L', b'y' * 5000, 'a name has 5000 bytes, more than 4096'),
     (b'L', b'z' * (2 << 20), 'an extended header claims 2097152 bytes'),
   ],
@@ -387,6 +385,13 @@ def test_hostile_extended_headers(tmp_path, kind, data, message):
     ({'name': 'a.jpg'}, b'-'),
   )
   assert message in error_of(path)
+
+
+def test_an_extended_header_without_a_member_is_an_error(tmp_path):
+  path = raw_tar(
+    tmp_path / 'a.tar', ({'name': 'head', 'type': b'L'}, b'a.jpg\0')
+  )
+  assert 'no member follows an extended header' in error_of(path)
 
 
 def test_random_damage_gives_images_or_one_error(tmp_path):

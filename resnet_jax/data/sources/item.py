@@ -112,13 +112,6 @@ def check_text(key: str) -> None:
     ) from error
 
 
-def is_relative(key: str) -> bool:
-  """Whether a name from an archive stays below wherever it is put."""
-  parts = re.split(r'[/\\]', key)
-  drive = bool(re.match(r'[A-Za-z]:', key))
-  return not drive and '\0' not in key and bool(parts[0]) and '..' not in parts
-
-
 def is_image_name(name: str) -> bool:
   """Whether the suffix is that of an image."""
   return os.path.splitext(name)[1].lower() in decoding.SUFFIXES

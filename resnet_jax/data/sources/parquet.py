@@ -17,6 +17,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from resnet_jax.codecs import tar
 from resnet_jax.data import decoding
 from resnet_jax.data.sources import archives
 from resnet_jax.data.sources import item as item_lib
@@ -55,7 +56,7 @@ def open_files(paths: Sequence[pathlib.Path], what: str) -> Source:
   rows = [row for path in paths for row in _rows(path, _Groups(path))]
   paths_of_rows = {row.path for row in rows}
   by_path = len(paths_of_rows) == len(rows) and all(
-    path and item_lib.is_relative(path) for path in paths_of_rows
+    path and tar.is_relative(path) for path in paths_of_rows
   )
   items = []
   for row in rows:
