@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HDF5 files read with distrust: what is there, how big, and the values.
+"""HDF5 files, read with distrust.
 
-An HDF5 file can lead out of itself (external links, external and virtual
-storage), load programs (plugins for filters), go in circles, and state any
-size.  Only plain groups and plain arrays are read here, and an array only if
-the file has the bytes for it.  Source: the HDF5 File Format Specification 3.0.
+An HDF5 file can point out of itself (external links, external and virtual
+storage), load code (plugins for filters), form cycles, and state any size.
+Only plain groups and plain arrays are read here, and an array only if the file
+has its bytes.  Source: the HDF5 File Format Specification 3.0.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ SIGNATURE = b'\x89HDF\r\n\x1a\n'
 MAX_OBJECTS = 20_000  # ResNet-152 with everything around it: about 3,000.
 MAX_DEPTH = 12
 MAX_TEXT = 16 * 2**20  # bytes; the configuration of ResNet-152 has 0.5 MiB.
-# Of trained weights gzip saves a tenth; of zeros and ones nearly everything.
+# Gzip saves a tenth of trained weights, and nearly all of zeros and ones.
 MAX_EXPANSION = 64
-_SMALL = 2**16  # bytes that anything may take
+_SMALL = 2**16  # bytes that are always allowed
 
 _DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3
 _FILTERS = {_DEFLATE: 'gzip', _SHUFFLE: 'shuffle', _FLETCHER32: 'fletcher32'}
@@ -40,12 +40,12 @@ _LINKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-  """What a group holds.
+  """The contents of a group.
 
   Attributes:
     datasets: by their paths below the group.
     groups: by their paths below the group.
-    skipped: names that were asked to be skipped, and are there.
+    skipped: which of the names to skip were found.
   """
 
   datasets: dict[str, h5py.Dataset]
@@ -59,7 +59,7 @@ def translated(what: str = '') -> Iterator[None]:
   try:
     yield
   except (
-    # h5py has no exception of its own; these are what HDF5's errors become.
+    # h5py has no exception of its own, and raises these for HDF5's errors.
     *(OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError),
     *(AttributeError, zlib.error),
   ) as error:
@@ -70,7 +70,7 @@ def translated(what: str = '') -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(stream: BinaryIO) -> Iterator[h5py.File]:
-  """Opens an HDF5 file; a stream, so nothing is locked.
+  """Opens an HDF5 file; as a stream, so that it is not locked.
 
   Raises:
     ValueError: the file is truncated or damaged.
@@ -80,17 +80,17 @@ def opened(stream: BinaryIO) -> Iterator[h5py.File]:
     stream.seek(0)
     file = h5py.File(stream, 'r')
     if file.id.get_create_plist().get_sizes() != (8, 8):
-      raise ValueError('its addresses are not of 8 bytes')
+      raise ValueError('its addresses do not have 8 bytes')
   with file:
     yield file
 
 
 def contents(group: h5py.Group, skip: Collection[str] = ()) -> Contents:
-  """Everything in a group, checked; no values are read.
+  """The contents of a group, checked; no values are read.
 
   Args:
-    group: where to begin.
-    skip: names directly in it that are not looked into.
+    group: the root of the search.
+    skip: names directly in it that are not descended into.
 
   Raises:
     ValueError: the file is damaged.
@@ -112,7 +112,7 @@ def contents(group: h5py.Group, skip: Collection[str] = ()) -> Contents:
 def text_attribute(
   stream: BinaryIO, group: h5py.Group, name: str
 ) -> str | None:
-  """A text that is attached to a group; None: it is not there.
+  """A string attribute of a group or array; None if it is absent.
 
   Args:
     stream: that the file was opened from.
@@ -121,22 +121,22 @@ def text_attribute(
 
   Raises:
     ValueError: the file is damaged.
-    RefusedError: it is no text, or one of more than MAX_TEXT bytes.
+    RefusedError: it is not a string, or has more than MAX_TEXT bytes.
   """
   with translated(f'the attribute {name}'):
     if name not in group.attrs:
       return None
     attribute = group.attrs.get_id(name)
-    # An array of texts could name the same bytes again and again.
+    # An array of strings could refer to the same bytes again and again.
     is_text = h5py.check_string_dtype(attribute.dtype) is not None
     if attribute.shape != () or not is_text:
-      raise _refused(f'its attribute {name} is no text')
+      raise _refused(f'its attribute {name} is not a string')
     length = attribute.get_storage_size()
     if attribute.dtype.hasobject:
       address = h5py.h5o.get_info(group.id).addr
       length = hdf5_header.text_length(stream, address, name)
     if length > MAX_TEXT:
-      raise _refused(f'its attribute {name} is over {MAX_TEXT} bytes')
+      raise _refused(f'its attribute {name} has more than {MAX_TEXT} bytes')
     value = group.attrs[name]
     return value.decode() if isinstance(value, bytes) else str(value)
 
@@ -175,7 +175,7 @@ def _walk(
     if not prefix and name in skip:
       continue
     full = f'{prefix}{name}'
-    # h5py's own way to ask for a link follows it.
+    # h5py's high-level interface follows the link.
     kind = group.id.links.get_info(name.encode()).type
     if kind != h5py.h5l.TYPE_HARD:
       what = _LINKS.get(kind, 'a link of an unknown kind')
@@ -204,7 +204,7 @@ def _check_dataset(name: str, dataset: h5py.Dataset) -> None:
       allowed = ', '.join(_FILTERS.values())
       raise _refused(f'{name} has the filter {code}, where {allowed} are known')
   if dataset.dtype.hasobject:
-    return  # never read: no weights, and of no known size
+    return  # never read: not weights, and of unknown size
   stored = dataset.id.get_storage_size()
   stated = math.prod(dataset.shape) * dataset.dtype.itemsize
   if dataset.chunks is None:
@@ -226,7 +226,7 @@ def _check_dataset(name: str, dataset: h5py.Dataset) -> None:
 
 
 def _filters(dataset: h5py.Dataset) -> list[int]:
-  """The codes, in the order in which they were applied."""
+  """The codes of the filters, in the order of their application."""
   creation = dataset.id.get_create_plist()
   return [creation.get_filter(i)[0] for i in range(creation.get_nfilters())]
 
@@ -236,7 +236,7 @@ def _chunk_bytes(dataset: h5py.Dataset) -> int:
 
 
 def _is_bfloat16(stream: BinaryIO, dataset: h5py.Dataset) -> bool:
-  # HDF5 has no such type: Keras writes two opaque bytes, and says so.
+  # HDF5 lacks the type: Keras writes two opaque bytes and this attribute.
   return (
     dataset.dtype.str == '|V2'
     and text_attribute(stream, dataset, 'dtype') == 'bfloat16'
@@ -246,13 +246,15 @@ def _is_bfloat16(stream: BinaryIO, dataset: h5py.Dataset) -> bool:
 def _values(dataset: h5py.Dataset) -> np.ndarray:
   if _DEFLATE not in _filters(dataset):
     return dataset[()]
-  # HDF5's own gzip takes memory for as much as comes out.
+  # HDF5's own gzip allocates as much as the stream expands to.
   result = np.empty(dataset.shape, dataset.dtype)
   for index in range(dataset.id.get_num_chunks()):
     info = dataset.id.get_chunk_info(index)
     limit = _chunk_bytes(dataset)
     if info.filter_mask or info.size > limit + limit // 8 + _SMALL:
-      raise ValueError(f'the chunk at {info.chunk_offset} is not as stated')
+      raise ValueError(
+        f'the chunk at {info.chunk_offset} is larger than stated'
+      )
     _, data = dataset.id.read_direct_chunk(info.chunk_offset)
     for code in reversed(_filters(dataset)):
       data = _UNDO[code](bytes(data), dataset)
@@ -268,7 +270,7 @@ def _values(dataset: h5py.Dataset) -> np.ndarray:
 
 
 def _inflate(data: bytes, dataset: h5py.Dataset) -> bytes:
-  limit = _chunk_bytes(dataset) + 4  # what a checksum before it would add
+  limit = _chunk_bytes(dataset) + 4  # a checksum may be inside
   return zlib.decompressobj().decompress(data, limit + 1)
 
 

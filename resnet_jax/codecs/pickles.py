@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pickles that may hold NumPy arrays, strings, numbers and containers only.
 
-Feature files and mean files of the original program are pickles, and a pickle
-can run any code.  This reader admits the few functions that NumPy needs to
-rebuild an array and refuses anything else by name.  It reads what Python 2
-wrote, too.  `load` admits other functions: PyTorch's files are pickles, too.
+The original program's feature and mean files are pickles, and a pickle can run
+any code.  This reader admits the few functions that NumPy needs to rebuild an
+array, and refuses anything else by name; it also reads Python 2's pickles.
+`load` takes another table of functions, for PyTorch's files.
 """
 
 import codecs
@@ -24,19 +24,19 @@ from resnet_jax.codecs import faults
 _NDARRAY = object()
 
 
-# What a name leads to, by its module and name.
+# The object for a module and a name.
 Admitted = Mapping[tuple[str, str], Any]
 
 
 class _Dtype:
   """A dtype, its byte order set by the state that follows it in a pickle.
 
-  NumPy's own is no place for it: that is one object for the whole process, and
-  would take more than a byte order on trust.
+  Setting it on NumPy's own object would change that for the whole process, and
+  would trust the pickle with more than a byte order.
   """
 
   def __init__(self, code: str, *flags: Any) -> None:
-    del flags  # whether to align and copy; both without meaning here
+    del flags  # whether to align and to copy
     if not isinstance(code, str):
       raise faults.RefusedError('arrays of a structured dtype')
     self.value = np.dtype(code)
@@ -53,7 +53,7 @@ class _Dtype:
 
 
 def _reconstruct(kind: object, shape: tuple, code: bytes | str) -> np.ndarray:
-  # NumPy writes an empty array here and fills it later; any other shape would
+  # NumPy starts with an empty array and fills it later; any other shape would
   # let a few bytes claim any amount of memory.
   if kind is not _NDARRAY or shape != (0,):
     raise faults.RefusedError('an array that does not start out empty')
@@ -68,8 +68,7 @@ def _frombuffer(
   order: Any,
   axes: Any = None,
 ) -> np.ndarray:
-  # How protocol 5 spells an array.  Of another array's memory NumPy would make
-  # one that outlives it.
+  # Protocol 5's array.  A view of another array's memory could outlive it.
   if not isinstance(data, bytes | bytearray):
     raise faults.RefusedError(f'an array made of a {type(data).__name__}')
   array = np.frombuffer(data, dtype.value)
@@ -79,14 +78,14 @@ def _frombuffer(
 
 
 def _encode(text: str, encoding: str) -> bytes:
-  # How old protocols spell bytes.
+  # The bytes of old protocols.
   if encoding != 'latin1':
     raise faults.RefusedError(f'bytes encoded as {encoding!r}')
   return codecs.encode(text, 'latin1')
 
 
 def _no_bytes() -> bytes:
-  # How old protocols spell the bytes of an array of size 0.
+  # Old protocols' bytes of an array of size 0.
   return b''
 
 
@@ -108,9 +107,9 @@ for _core in ('numpy.core', 'numpy._core'):
 
 
 def ordered_dict(entries: Iterable = ()) -> dict:
-  """For `Admitted`: stands for a collections.OrderedDict.
+  """Stands for collections.OrderedDict in a table of `Admitted`.
 
-  Python 2 calls it with its entries, Python 3 sets them afterwards.
+  Python 2 calls it with its entries; Python 3 sets them afterwards.
   """
   result: dict = {}
   for key, value in entries:
@@ -128,8 +127,8 @@ _COPIED = (str, bytes, bytearray, list, tuple, dict)
 
 
 class _Unpickler(pickle._Unpickler):
-  # The one in Python: its opcodes can be restricted, and it reads what is there
-  # before it takes memory for it.
+  # The pure-Python one: its opcodes can be restricted, and it reads before
+  # it allocates.
   dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
   read: Callable[[int], bytes]
   pop_mark: Callable[[], list[Any]]
@@ -145,11 +144,11 @@ class _Unpickler(pickle._Unpickler):
     super().__init__(stream, encoding='latin1')
     self._admitted = admitted
     self._persistent_load = persistent_load
-    # A value is handed on three times at most: as text, bytes and an array.
+    # A value is copied three times at most: as text, bytes and an array.
     self._left = 4 * size
 
   def find_class(self, module: str, name: str) -> Any:
-    # Python 2's name; Python 3 maps it only after it has asked.
+    # Python 2's name, which Python 3 maps only after this call.
     module = 'builtins' if module == '__builtin__' else module
     if (module, name) not in self._admitted:
       raise faults.RefusedError(f'{module}.{name}'[:99])
@@ -161,7 +160,7 @@ class _Unpickler(pickle._Unpickler):
     return self._persistent_load(pid)
 
   def _charge(self, values: Any) -> None:
-    # Two bytes name a value again: copied each time, it would take any memory.
+    # Two bytes refer to a value again: copied each time, it would fill memory.
     self._left -= len(values)
     if self._left >= 0:
       self._left -= sum(len(v) for v in values if isinstance(v, _COPIED))
@@ -183,11 +182,11 @@ class _Unpickler(pickle._Unpickler):
       version, shape, dtype, fortran, data = state
       built.__setstate__((version, shape, dtype.value, fortran, data))
     elif not (isinstance(built, dict) and isinstance(state, dict)):
-      # Of an OrderedDict, it is what lies beside the entries.
+      # An OrderedDict's state lies beside its entries, and is dropped.
       raise faults.RefusedError(f'the state of a {type(built).__name__}')
 
   def load_bytearray8(self) -> None:
-    # The one that would take memory first.
+    # The inherited one allocates before it reads.
     size = int.from_bytes(self.read(8), 'little')
     self.stack.append(bytearray(self.read(size)))
 
@@ -213,7 +212,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _fill(target: object, entries: list[Any]) -> None:
-  # To hash a deep or a much shared tuple breaks the interpreter, or never ends.
+  # Hashing a deep or much-shared tuple crashes the interpreter or never ends.
   if type(target) is not dict or len(entries) % 2:
     raise faults.RefusedError(f'entries of a {type(target).__name__}')
   for key, value in zip(entries[::2], entries[1::2], strict=True):
@@ -241,24 +240,24 @@ def load(
   admitted: Admitted,
   persistent_load: Callable[[Any], Any] | None = None,
 ) -> Any:
-  """The next pickle of a stream, which is left behind it.
+  """The next pickle of a stream, which is left at its end.
 
   Args:
-    stream: a mapped file, or bytes: takes no memory for what it does not have.
+    stream: a mapped file, or bytes: neither allocates more than it has.
     size: of the stream, bytes.
-    admitted: functions that bear any arguments, and other objects.
-    persistent_load: makes an object of a persistent id; None: refused.
+    admitted: functions that are safe with any arguments, and other objects.
+    persistent_load: returns the object of a persistent id; None: refused.
 
   Raises:
-    faults.RefusedError: it holds what is not admitted; says what.
-    ValueError: it is no pickle, or is damaged; says how.
+    RefusedError: it holds something that is not admitted.
+    ValueError: it is not a pickle, or is damaged.
   """
   try:
     return _Unpickler(stream, size, admitted, persistent_load).load()
   except faults.RefusedError:
     raise
   except Exception as error:
-    # A damaged pickle can raise nearly anything.
+    # A damaged pickle can raise nearly any exception.
     if isinstance(error, EOFError):
       raise ValueError('it breaks off') from error
     raise ValueError(f'{type(error).__name__}: {error}'[:99]) from error
@@ -268,13 +267,13 @@ def load_arrays(path: pathlib.Path) -> Any:
   """The contents of a pickle of arrays; nothing in it is executed.
 
   Raises:
-    UserError: it is no pickle, is damaged, or holds anything other than
-      arrays, strings, numbers and containers; says what.
+    UserError: it is not a pickle, is damaged, or holds anything other than
+      arrays, strings, numbers and containers.
   """
   with (
     _reported(path),
     open(path, 'rb') as file,
-    # Mapped, because reading takes memory for as much as a pickle claims.
+    # Mapped, because a file object allocates as much as a pickle claims.
     mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
   ):
     return load(view, len(view), _ADMITTED)
@@ -291,7 +290,7 @@ def _reported(
 ) -> contextlib.AbstractContextManager[None]:
   return faults.reported(
     path,
-    '{path} is no pickle, or a damaged one ({error}). Make it again.',
+    '{path} is not a pickle, or is damaged ({error}). Write it again.',
     '{path} is refused: it holds {error}, and only NumPy arrays, strings,'
     ' numbers and containers are read from a pickle.',
   )

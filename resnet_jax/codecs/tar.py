@@ -23,7 +23,7 @@ _MAX_EXTENSION = 1 << 20
 _CHECKSUM = slice(148, 156)
 _REGULAR = b'0\0\x37'
 _WITHOUT_DATA = b'123456'
-# Of a record of an extended header: its length, its name, its value.
+# A record of an extended header: its length, its name, its value.
 _RECORD = re.compile(rb'([0-9]{1,7}) ([^=]+)=')
 _AGAIN = 'Get or make the archive again.'
 
@@ -120,9 +120,7 @@ class _Reader:
     self._file.seek(self._offset)
     block = self._file.read(_BLOCK)
     if len(block) < _BLOCK:
-      raise self._error(
-        'it ends there without the mark of an end, so it is cut off'
-      )
+      raise self._error('it ends there without an end mark, so it is cut off')
     self._offset += _BLOCK
     if self._offset > self._end:
       raise self._too_long()
@@ -149,7 +147,7 @@ class _Reader:
     name = stated.get('path')
     if name is None:
       raw = block[:100].partition(b'\0')[0]
-      # GNU's own magic number has blanks, and other things in this place.
+      # GNU's magic number ends in blanks, and its prefix field is another.
       prefix = block[345:500].partition(b'\0')[0]
       if block[257:263] == b'ustar\0' and prefix:
         raw = prefix + b'/' + raw
@@ -180,7 +178,7 @@ class _Reader:
         stated['path'] = self._text(value)
       elif name == b'size':
         if not re.fullmatch(rb'[0-9]{1,18}', value):
-          raise self._error(f'{value[:20]!r} is no size')
+          raise self._error(f'{value[:20]!r} is not a size')
         stated['size'] = value.decode()
       elif name == b'linkpath':
         stated['linkpath'] = ''
@@ -212,12 +210,12 @@ class _Reader:
       raise self._error(f'the name {raw!r} is not UTF-8') from error
 
   def _number(self, field: bytes) -> int:
-    """A number in octal digits, or in base 256 behind a byte 0x80."""
+    """A number in octal digits, or in base 256 after a byte 0x80."""
     if field[0] == 0x80:
       return int.from_bytes(field[1:], 'big')
     digits = field.strip(b' \0')
     if not re.fullmatch(rb'[0-7]*', digits):
-      raise self._error(f'{field!r} is no size')
+      raise self._error(f'{field!r} is not a size')
     return int(digits or b'0', 8)
 
   def _check_rest(self) -> None:
@@ -231,8 +229,8 @@ class _Reader:
       if chunk.count(0) != len(chunk):
         self._offset = start + _BLOCK
         raise self._error(
-          'its end is marked there, and more follows, as when archives were'
-          ' written one behind another'
+          'its end is marked there, and more follows, as in concatenated'
+          ' archives'
         )
 
   def _too_long(self) -> errors.UserError:
@@ -252,6 +250,6 @@ def _checksum_fits(block: bytes) -> bool:
   digits = block[_CHECKSUM].strip(b' \0')
   if not re.fullmatch(rb'[0-7]{1,7}', digits):
     return False
-  # As though the field of the sum held blanks.
+  # The sum counts its own field as blanks.
   total = sum(block) - sum(block[_CHECKSUM]) + 8 * ord(' ')
   return total == int(digits, 8)

@@ -156,5 +156,5 @@ def _damage() -> Iterator[None]:
     *(zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError),
     *(RuntimeError, NotImplementedError, struct.error),
   ) as error:
-    text = error.args[0] if error.args else type(error).__name__
+    text = error.args[0] if isinstance(error, KeyError) else error
     raise ValueError(f'{text}'[:300]) from error

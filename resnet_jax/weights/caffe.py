@@ -4,7 +4,7 @@
 Source: BVLC Caffe, src/caffe/proto/caffe.proto (field numbers) and
 src/caffe/layers/batch_norm_layer.cpp (what its blobs are: mean and variance,
 both multiplied by the third one, a factor); the names are those of the
-authors' deploy prototxts.  A blob is called by its layer and number:
+authors' deploy prototxts.  A blob's name is its layer and number:
 `res2a_branch2a.0`.
 """
 
@@ -22,8 +22,8 @@ from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, caffe_net
 
-# Of ConvolutionParameter, PoolingParameter and BatchNormParameter: one number
-# for both directions, then one each.
+# Fields of ConvolutionParameter, PoolingParameter and BatchNormParameter: first
+# that of both directions, then those of each.
 _STRIDES, _DILATIONS, _POOL_PADS, _EPSILON = (6, 13, 14), (18,), (4, 9, 10), 3
 _DEFAULT_EPSILON = 1e-5
 _SETTINGS = '{path} is damaged: the settings of a layer: {error}. Get it again.'
@@ -61,7 +61,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   """Reads a `.caffemodel`.
 
   Raises:
-    UserError: the file is damaged, or holds something else.
+    UserError: the file is damaged, or does not hold a ResNet.
   """
   text, layers = caffe_net.read(path)
   _check_geometry(path, layers)
@@ -88,7 +88,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
 def _head(
   path: pathlib.Path, layers: Mapping[str, caffe_net.CaffeLayer]
 ) -> str:
-  """The classifier's layer, of whatever name."""
+  """The classifier's layer, whatever its name."""
   found = [
     layer.name
     for layer in layers.values()
@@ -97,8 +97,8 @@ def _head(
   if len(found) > 1:
     raise errors.UserError(
       f'{path} holds {len(found)} InnerProduct layers'
-      f' ({", ".join(name[:99] for name in found)}); a ResNet has one, its'
-      ' classifier, or none. Give a plain ResNet-50, 101 or 152.'
+      f' ({", ".join(name[:99] for name in found)}); a ResNet has at most one,'
+      ' its classifier. Give a plain ResNet-50, 101 or 152.'
     )
   return found[0] if found else 'fc1000'
 
@@ -138,7 +138,7 @@ def _tensors(
 
 
 def _rank(ours: str) -> int:
-  # Older files fill all shapes up to four sizes.
+  # Older files pad all shapes to four sizes.
   if not ours.endswith('/kernel'):
     return 1
   return 2 if ours == 'logits/kernel' else 4
@@ -159,24 +159,24 @@ def _reader(
 def _factor(
   path: pathlib.Path, layer: caffe_net.CaffeLayer, options: assemble.Options
 ) -> float:
-  """What the mean and the variance of a BatchNorm layer are multiplied by."""
+  """The factor of the stored mean and variance of a BatchNorm layer."""
   shapes = [blob.shape for blob in layer.blobs]
   if len(shapes) < 3 or math.prod(shapes[2]) != 1:
     raise errors.UserError(
-      f'{path}: the BatchNorm layer {layer.name} has blobs of the shapes'
-      f' {", ".join(map(str, shapes))}; mean, variance and one factor are'
-      ' needed. Get a file that Caffe itself has written.'
+      f'{path}: the BatchNorm layer {layer.name} has blobs of shapes'
+      f' {", ".join(map(str, shapes))}; it must have mean, variance and one'
+      ' factor. Get a file that Caffe itself wrote.'
     )
   factor = float(layer.blobs[2].values().reshape(()))
   if factor == 0:
     raise errors.UserError(
-      f'{path} is untrained: the factor {layer.name}.2 is 0, so no statistics'
-      ' were gathered. Give a trained network.'
+      f'{path} is untrained: the factor {layer.name}.2 is 0, so there are no'
+      ' statistics. Give a trained network.'
     )
   if options.finite and not 0 < factor < math.inf:
     raise errors.UserError(
-      f'{path} is damaged: the factor {layer.name}.2 is {factor}, and has to be'
-      ' a finite number above 0. Get it again.'
+      f'{path} is damaged: the factor {layer.name}.2 is {factor}, and must be a'
+      ' finite number above 0. Get it again.'
     )
   return factor
 
@@ -200,7 +200,7 @@ def _settings(
   numbers: tuple[int, ...],
   default: int,
 ) -> dict[str, set[int]]:
-  """By layer, where the file has settings, which numbers they state."""
+  """The numbers that the settings of each layer state."""
   with faults.reported(path, _SETTINGS):
     return {
       layer.name: _stated(layer.settings[what], numbers) or {default}
@@ -229,7 +229,7 @@ def _check_geometry(
 def _stride_in(
   path: pathlib.Path, layers: Mapping[str, caffe_net.CaffeLayer]
 ) -> str:
-  """Where the stages' strides are, as far as the file states strides."""
+  """The position of the stages' strides, as far as the file states it."""
   known = {name.rpartition('.')[0] for name in _roles('fc1000')}
   stated = {
     name: values
@@ -261,7 +261,7 @@ def _stride(name: str, stride_in: str) -> int:
 def _epsilon(
   path: pathlib.Path, layers: Mapping[str, caffe_net.CaffeLayer]
 ) -> float:
-  """What the BatchNorm layers add to variances: the same in all of them."""
+  """The epsilon of the BatchNorm layers, which must be one."""
   found = set()
   with faults.reported(path, _SETTINGS):
     for layer in layers.values():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caffe's NetParameter: the layers of a `.caffemodel`, as the file has them.
+"""Caffe's NetParameter: the layers of a `.caffemodel`.
 
 Source: BVLC Caffe, src/caffe/proto/caffe.proto (field numbers) and
-src/caffe/util/upgrade_proto.cpp (what was before).
+src/caffe/util/upgrade_proto.cpp (older formats).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from resnet_jax.codecs.tensor import map_file
 
 @dataclasses.dataclass(frozen=True)
 class _Numbers:
-  """Field numbers of a layer, in one of the two ways to write it."""
+  """Field numbers of a layer in one of the two formats."""
 
   text: str
   name: int
@@ -43,7 +43,7 @@ INNER_PRODUCT = 'InnerProduct'
 _MAX_LAYERS = 2000
 _MAX_BLOBS = 8
 
-# Other fields of NetParameter, and how a layer of each kind may begin.
+# Wire types of NetParameter's other fields; first fields of a layer by format.
 _NET_WIRES = {
   **dict.fromkeys((1, 3, 6, 8), protobuf.BYTES),
   **dict.fromkeys((4, 5, 7), protobuf.VARINT),
@@ -57,9 +57,9 @@ class CaffeLayer:
 
   Attributes:
     name: the net's.
-    kind: 'InnerProduct' or something else.
+    kind: its type; in V1 files only 'InnerProduct' or ''.
     blobs: its parameters.
-    settings: messages by the words of `_Numbers.settings`.
+    settings: messages by the values of `_Numbers.settings`.
   """
 
   name: str
@@ -74,13 +74,13 @@ def recognise(head: bytes) -> bool:
 
 
 def read(path: pathlib.Path) -> tuple[str, dict[str, CaffeLayer]]:
-  """How a file writes its layers, and the layers by name.
+  """The format of a file's layers, and the layers by name.
 
-  Of layers of one name, which are usual where they hold nothing, the one with
-  weights is given.
+  Several layers may share a name, usually ones without weights; the one with
+  weights is returned.
 
   Raises:
-    UserError: the file is damaged, or holds no network with weights.
+    UserError: the file is damaged, or is not a network with weights.
   """
   with faults.reported(path):
     view = map_file(path)
@@ -152,11 +152,11 @@ def _layers(view: memoryview) -> tuple[str, dict[str, CaffeLayer]]:
       found[layer.name] = layer
   if len(ways) > 1:
     raise faults.RefusedError(
-      f'it has both {" and ".join(ways)}; Caffe has one'
+      f'it has both {" and ".join(ways)}; Caffe writes one kind'
     )
   if not any(layer.blobs for layer in found.values()):
     raise faults.RefusedError(
-      f'it has {count} layers, and none holds weights. Give a trained network'
+      f'it has {count} layers, none with weights. Give a trained network'
     )
   return next(iter(ways)), found
 
@@ -183,8 +183,8 @@ def _layer(message: memoryview, numbers: _Numbers) -> CaffeLayer:
       settings[numbers.settings[field.number]] = field.message()
     elif numbers is _LAYERS[2] and field.number == _V0_LAYER:
       raise faults.RefusedError(
-        "it is of Caffe's oldest format (V0), which is not read;"
-        " Caffe's upgrade_net_proto_binary makes a newer one of it"
+        "it is in Caffe's oldest format (V0), which is not supported; upgrade"
+        " it with Caffe's upgrade_net_proto_binary"
       )
   return CaffeLayer(name, kind, tuple(blobs), settings)
 

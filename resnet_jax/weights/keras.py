@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files of keras.applications' ResNet50, 101 and 152, without Keras.
 
-Four layouts.  HDF5 of weights, a group a layer (`conv1_conv/conv1_conv/
-kernel:0`; what is published); HDF5 of a whole model, the same below
+Four layouts: HDF5 of weights, one group per layer (`conv1_conv/conv1_conv/
+kernel:0`, as published); HDF5 of a whole model, the same below
 `model_weights`; Keras 3's `.weights.h5` (`layers/conv2d_3/vars/0`, by class,
 numbered in the order of computing); and `.keras`, a zip with such a file and
 `config.json`.  Sources: Keras 3.15.1, `legacy/saving/legacy_h5_format.py`,
@@ -37,29 +37,30 @@ ARCHIVE = 'Keras 3 archive'
 STRIDE_IN = '1x1'
 STEM_POOL = 'pad1'
 EPSILON = 1.001e-5
-# Keras' own default, which the old network left as it is.
+# Keras' default, which the old network used.
 OLD_EPSILON = 1e-3
 RECIPE = recipe.CAFFE
 OLD_NOTE = (
-  'its layers have the names that Keras used until 2018: it is run as Keras-'
-  'Applications ran such files from August 2018 on, with a padded max pool and'
-  ' epsilon 0.001; before, the max pool had no padding (55 pixels where 56 are'
-  ' usual now), and features differ at the edges.'
+  'its layers have the names that Keras used until 2018: it is run as in Keras-'
+  'Applications from August 2018 on, with a padded max pool and epsilon 0.001;'
+  ' before, the max pool had no padding (55 pixels, not 56), and features'
+  ' differed at the edges.'
 )
 
 _WEIGHTS, _CONFIG = 'model.weights.h5', 'config.json'
-# Bytes of the HDF5 file in a `.keras` file that need no proportion: those of
-# ResNet-152.  Keras does not pack it; who did it himself saves a tenth.
+# The HDF5 file in a `.keras` file: bytes that are always allowed, those of
+# ResNet-152; and its expansion.  Keras does not compress it, which would save a
+# tenth.
 _MAX_UNPACKED, _MAX_RATIO = 2**28, 2
-_MAX_DIRECTORY = 2**16  # bytes; a `.keras` file has three entries, or few more
+_MAX_DIRECTORY = 2**16  # bytes; a `.keras` file has about three members
 
-# What training left, by the name of the group.
+# Groups that training leaves.
 _SKIPPED = (
   *('optimizer', 'optimizer_weights', '_optimizer', 'top_level_model_weights'),
   *('_loss_tracker', '_metrics', 'metrics', '_compile_metrics'),
 )
 
-# Layers without weights that are in the network, or do nothing when it runs.
+# Layers without weights that are in the network, or do nothing at inference.
 _EXPECTED_LAYERS = re.compile(
   r'conv\d_.*|pool1_.*|avg_pool|resnet.*|(input|activation|add|merge|flatten'
   r'|zero_?padding2d|max_?pooling2d|global_average_pooling2d|functional|model'
@@ -72,7 +73,7 @@ naming = keras_names.naming
 
 
 def recognise(path: pathlib.Path, head: bytes) -> bool:
-  """Whether it is an HDF5 file, or a zip file of Keras; by content."""
+  """Whether a file is HDF5 or a zip of Keras, by content."""
   if head.startswith(hdf5.SIGNATURE):
     return True
   if not head.startswith(zip_lib.MAGIC):
@@ -91,7 +92,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   """Loads a file.
 
   Raises:
-    UserError: it is damaged, refused, or not Keras' ResNet; says which.
+    UserError: it is damaged, refused, or not Keras' ResNet.
   """
   with faults.opened(path) as file, contextlib.ExitStack() as stack:
     stream, config = file, None
@@ -160,10 +161,10 @@ def _load(
   )
   if any(layer.snake_kind == 'global_max_pooling2d' for layer in layers):
     raise errors.UserError(
-      f'{path} pools its last maps by their maximum, which is another network'
-      ' behind res5: its avgpool and logits do not exist here. Save the model'
-      ' without its top and without pooling, and extract the last res5_*_addto'
-      ' with pool=max.'
+      f'{path} max-pools its last maps, so it is another network after res5:'
+      ' its avgpool and logits do not exist here. Save the model without its'
+      ' top and without pooling, and extract the last res5_*_addto with'
+      ' pool=max.'
     )
   left_out = _left_out(path, empty, layers, datasets)
   return dataclasses.replace(loaded, warnings=tuple(left_out))
@@ -172,7 +173,7 @@ def _load(
 def _contents(
   path: pathlib.Path, file: h5py.File
 ) -> tuple[str, hdf5.Contents, tuple[str, ...]]:
-  """The layout, what it holds, and what beside it is not read."""
+  """The layout, its contents, and what is skipped."""
   found = hdf5.contents(file, _SKIPPED)
   if 'model_weights' in found.groups:
     inner = hdf5.contents(file['model_weights'], _SKIPPED)
@@ -186,8 +187,8 @@ def _contents(
   text = ', '.join(name[:99] for name in held[:20]) or 'nothing'
   raise errors.UserError(
     f'{path} is an HDF5 file, but not one of Keras: it has neither layer_names'
-    f' nor model_weights nor vars. It holds {text}. Give what model.save or'
-    ' model.save_weights wrote.'
+    f' nor model_weights nor vars. It holds {text}. Give a file that model.save'
+    ' or model.save_weights wrote.'
   )
 
 
@@ -202,7 +203,7 @@ def _refuse_v2(path: pathlib.Path, layers: Iterable[str]) -> None:
 
 
 def _classifier(datasets: Mapping[str, h5py.Dataset], usual: str) -> str:
-  """The layer of the only matrix, whatever it is called."""
+  """The layer of the only matrix, whatever its name."""
   matrices = [
     name.removesuffix('/kernel')
     for name, dataset in datasets.items()
@@ -230,9 +231,8 @@ def _left_out(
     listed = ', '.join(dict.fromkeys(extra))[:300]
     yield (
       f'the network in {path} also has the layers {listed}, which are left out:'
-      ' if they prepare images or change features, the values differ from'
-      " Keras'. Settings such as mean and std can stand for what prepares"
-      ' images.'
+      ' if they preprocess images or change features, the values differ from'
+      " Keras'. Settings such as mean and std can replace preprocessing layers."
     )
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Safetensors: our own files, and those of torchvision, timm, Hugging Face.
 
-Our own hold canonical names and layouts, and in the metadata, under the key
-`resnet_jax`, all that a run must know: variant, preprocessing, source, and the
-digest of the parameters.  They are loaded with no other information.
+Our own have canonical names and layouts, and, in the metadata under the key
+`resnet_jax`, the variant, preprocessing, source, and the digest of the
+parameters.  They need no other information.
 """
 
 import pathlib
@@ -30,8 +30,8 @@ _DTYPES = {
   'F64': 'float64',
   'I64': 'int64',
 }
-# Bytes.  The format allows a hundred million; ResNet-152 has 0.1 million, and
-# names of classes may be as many.
+# Bytes.  The format allows 100 million; ResNet-152 has 0.1 million, plus the
+# names of its classes.
 _MAX_HEADER = 1 << 24
 
 
@@ -43,10 +43,10 @@ def recognise(path: pathlib.Path, head: bytes) -> bool:
 
 
 def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
-  """Reads our own file, or a foreign one by its names.
+  """Reads our own file, or another program's by its names.
 
   Raises:
-    UserError: the file is damaged, or holds something else.
+    UserError: the file is damaged, or does not hold a ResNet.
   """
   try:
     with safetensors.safe_open(path, 'numpy') as file:

@@ -3,10 +3,10 @@
 
 A checkpoint is a pickle that names storages (see `torch_tensors`).  Since
 PyTorch 1.6 the pickle is `data.pkl` in a zip archive, and a storage is
-`data/KEY` there, its bytes in the order of the record `byteorder`.  Before, a
-file is a row of pickles (a magic number, a version, the writer's system, the
-contents, the sorted keys) and then each storage, with its number of values
-before it.  The first versions wrote a tar archive.  Source: PyTorch 2.13,
+`data/KEY` there, its byte order in the member `byteorder`.  Older files are a
+row of pickles (a magic number, a version, the writer's system, the contents,
+the sorted keys) followed by the storages, each preceded by its number of
+values.  The first versions wrote a tar archive.  Source: PyTorch 2.13,
 `torch/serialization.py`.
 """
 
@@ -27,14 +27,13 @@ from resnet_jax.weights import assemble, torch_names, torch_tensors
 _MAX_DIRECTORY = 4 << 20
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
-# How the magic number begins a file, by the pickle's protocol: 2 and later; 0
-# and 1.
+# The first bytes of a pickled magic number: from protocol 2 on; in 0 and 1.
 _MAGIC_BYTES = b'\x8a\x0a' + _MAGIC.to_bytes(10, 'little') + b'.'
 _MAGIC_TEXT = f'L{_MAGIC}L\n.'.encode()
 _TAR_NAMES = (b'sys_info', b'pickle', b'tensors', b'storages')
 
 _PICKLE = '/data.pkl'
-# Where programs put a state dict beside other things.
+# Keys of a state dict among other contents.
 _PLACES = ('state_dict', 'model_state_dict', 'model')
 _CLEAN = (
   'Where you trust the file, make a clean one in Python:'
@@ -153,7 +152,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
 
   Raises:
     UserError: the file cannot be read, is damaged, holds anything other than
-      tensors and containers, or is no ResNet; says what.
+      tensors and containers, or is not a ResNet.
   """
   with faults.opened(path) as file:
     kind = _kind(file.read(512))
@@ -177,7 +176,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
 def _state_dict(
   path: pathlib.Path, contents: object
 ) -> tuple[dict[str, Tensor], list[str]]:
-  """The named tensors, and notes on what lies beside them."""
+  """The named tensors, and notes on the other contents."""
   if not isinstance(contents, dict):
     raise errors.UserError(
       f'{path} holds a {type(contents).__name__}, not a state dict. {_CLEAN}'
@@ -210,11 +209,11 @@ def _others(given: Mapping, tensors: Mapping) -> list:
 
 
 def _unread(keys: list) -> list[str]:
-  return [f'In the file, too, but not read: {_listed(keys)}.'] if keys else []
+  return [f'Also in the file, but not read: {_listed(keys)}.'] if keys else []
 
 
 def _listed(keys: list) -> str:
-  # Only texts come whole: Python refuses to write out very long numbers.
+  # Only strings are shown: Python refuses to print very long numbers.
   shown = [
     f'{key!r:.99}' if isinstance(key, str) else type(key).__name__
     for key in keys[:20]

@@ -41,7 +41,7 @@ _DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-  """What tensors view: `count` values, by its key in the file."""
+  """`count` values that tensors view, with their key in the file."""
 
   dtype: np.dtype
   key: str
@@ -90,13 +90,13 @@ def _rebuild_tensor(  # noqa: PLR0917, as PyTorch's has them
 ) -> Tensor:
   del requires_grad, hooks
   if not isinstance(storage, Storage):
-    raise ValueError('a tensor is not made of a storage')
+    raise ValueError('a tensor does not view a storage')
   if metadata:
     raise faults.RefusedError('a tensor with a conjugate or negative bit')
   shape, strides = _numbers(shape), _numbers(strides)
   (offset,) = _numbers((offset,))
   if len(shape) != len(strides):
-    raise ValueError('a tensor has not one stride for each dimension')
+    raise ValueError('a tensor does not have one stride per dimension')
   steps = [(n - 1, s) for n, s in zip(shape, strides, strict=True)]
   if any(n > 0 and s == 0 for n, s in steps):
     raise faults.RefusedError('a tensor that repeats values (a stride of 0)')
@@ -121,9 +121,9 @@ def _rebuild_tensor(  # noqa: PLR0917, as PyTorch's has them
 
 def _numbers(given: object) -> tuple[int, ...]:
   if not isinstance(given, tuple | list) or len(given) > _MAX_RANK:
-    raise ValueError(f'a tensor has not 0 to {_MAX_RANK} dimensions')
+    raise ValueError(f'a tensor does not have 0 to {_MAX_RANK} dimensions')
   if not all(type(n) is int and 0 <= n < 1 << 63 for n in given):
-    raise ValueError('a size, a stride or an offset is no number there can be')
+    raise ValueError('a size, a stride or an offset is out of range')
   return tuple(given)
 
 

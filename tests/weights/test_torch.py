@@ -393,30 +393,36 @@ HUGE = 1 << 40
     # Windows that overlap: many values of few.
     (tensor('0', (3, 3), strides=(1, 1), count=5), 'a tensor of 9 values that'),
     (tensor('0', (0,), offset=5, count=4), 'a tensor of 0 values that ends at'),
-    (tensor('0', (-1,), count=4), 'a size, a stride or an offset is no number'),
+    (
+      tensor('0', (-1,), count=4),
+      'a size, a stride or an offset is out of range',
+    ),
     (
       tensor('0', (4,), strides=(-1,), count=4),
-      'a size, a stride or an offset is no number',
+      'a size, a stride or an offset is out of range',
     ),
     (
       tensor('0', (4,), offset=-1, count=4),
-      'a size, a stride or an offset is no number',
+      'a size, a stride or an offset is out of range',
     ),
     (
       tensor('0', (True,), count=4),
-      'a size, a stride or an offset is no number',
+      'a size, a stride or an offset is out of range',
     ),
     (
       tensor('0', (1.0,), strides=(1,), count=4),
-      'a size, a stride or an offset is no number',
+      'a size, a stride or an offset is out of range',
     ),
-    (tensor('0', (1,) * 9), 'a tensor has not 0 to 8 dimensions'),
+    (tensor('0', (1,) * 9), 'a tensor does not have 0 to 8 dimensions'),
     (
       tensor('0', (4,), strides=(), count=4),
-      'not one stride for each dimension',
+      'not have one stride per dimension',
     ),
-    (tensor('0', (), count=9**9999), 'is no number there can be'),
-    (tensor('0', (), count=-1), 'a size, a stride or an offset is no number'),
+    (tensor('0', (), count=9**9999), 'an offset is out of range'),
+    (
+      tensor('0', (), count=-1),
+      'a size, a stride or an offset is out of range',
+    ),
     (
       {'a': tensor('0', (1,)), 'b': tensor('0', (2,))},
       "storage '0' has two sizes or two types",
@@ -427,7 +433,7 @@ HUGE = 1 << 40
     ),
     (
       call('torch._utils._rebuild_tensor_v2', 3, 0, (), (), False, {}),
-      'a tensor is not made of a storage',
+      'a tensor does not view a storage',
     ),
     (b'ctorch\nFloatStorage\n)R', 'object is not callable'),
     (b'X' + struct.pack('<I', 1 << 31) + b'\xff', 'its pickle: UnicodeDecode'),
@@ -453,7 +459,7 @@ def test_values_copied_again_and_again_are_refused(refusal):
   rebuild = b'ctorch._utils\n_rebuild_tensor_v2\nq\1'
   made = b'h\1(' + storage('0', 1) + b'K\0h\0h\0\x89}tR'
   text = refusal(zip_file(value((many, rebuild + made))))
-  assert 'a tensor has not 0 to 8 dimensions' in text
+  assert 'a tensor does not have 0 to 8 dimensions' in text
 
 
 @pytest.mark.usefixtures('little_memory')
@@ -553,7 +559,7 @@ def test_archives_that_cannot_be(refusal, file, message):
   assert message in text
 
 
-def test_a_large_directory_is_not_read(refusal, little_memory):
+def test_a_large_directory_is_not_read(refusal):
   members = [(f'm/{number:0200}', b'') for number in range(20_000)]
   text = refusal(zip_of([('m/data.pkl', pickled({})), *members]))
   assert 'its zip directory has 4960056 bytes, more than 4194304' in text
@@ -577,7 +583,7 @@ def test_strides_that_are_not_used_may_be_any_number(refusal):
 
 
 def test_the_end_of_an_archive(refusal):
-  whole, wide = zip_file({}), zip_file({}, wide=True)
+  whole = zip_file({})
   end = struct.Struct('<4s4H2LH')
 
   def ended(count=2, length=None, offset=None):
@@ -591,10 +597,9 @@ def test_the_end_of_an_archive(refusal):
     (whole[:-1], 'damaged: File is not a zip file'),
     (whole[:40], 'damaged: File is not a zip file'),
     (ended(length=99), 'damaged: Bad magic number for central directory'),
-    (ended(offset=9), "'m/data.pkl' is not where the zip directory has it"),
+    (ended(offset=9), 'is not where the zip directory has it'),
     (ended(length=1 << 31), 'damaged: Bad offset for central directory'),
     (ended(offset=1 << 31), 'which lie outside the file'),
-    (wide[:-34] + bytes(8) + wide[-26:], 'not where the zip directory has it'),
   ):
     assert message in refusal(file), message
 
