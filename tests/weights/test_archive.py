@@ -345,7 +345,7 @@ EXTENDED = 'refused: it holds an extended header with the name or size of'
       + member('r/' + FILE),
       EXTENDED,
     ),
-    (member('r/notes.txt'), 'it holds r/notes.txt, which is no file of a'),
+    (member('r/notes.txt'), 'it holds r/notes.txt, which is not a file of'),
     (member('r/' + FILE, b'x') * 2, 'refused: it holds _conv1_bn.w0 twice'),
     (
       member('x/x', b'20 path=/etc/passwd\n', tarfile.XHDTYPE)
