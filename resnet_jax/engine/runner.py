@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network on a device: compiled for the layers asked for, and no deeper."""
+"""The network on the devices, compiled for some layers and no deeper."""
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from resnet_jax.data import preprocess
+from resnet_jax.data import crops, preprocess
+from resnet_jax.data import mean as means
 from resnet_jax.engine import compilation, gradcam, piecewise, transposes
 from resnet_jax.engine import devices as device_lib
 from resnet_jax.models import convolution, folding, names, resnet
@@ -31,29 +31,53 @@ class Execution:
   """Where and how networks are computed.
 
   Attributes:
-    devices: that share a batch; none: JAX's first one.
+    devices: share a batch; none: JAX's first one.
     arithmetic: a key of `models.convolution.ARITHMETICS`.
-    kept: the folder for compiled programs; None: they are not kept.
   """
 
   devices: tuple[jax.Device, ...] = ()
   arithmetic: str = 'float32'
-  kept: pathlib.Path | None = None
 
   def __post_init__(self) -> None:
     errors.check_choice('arithmetic', self.arithmetic, convolution.ARITHMETICS)
 
 
+def start(
+  use_gpu: bool,
+  arithmetic: str,
+  compilation_cache: bool,
+  say: Callable[[str], None],
+  *,
+  application: bool,
+) -> Execution:
+  """Sets JAX up for the process, and chooses the devices.
+
+  Args:
+    use_gpu: fail if there is no GPU.
+    arithmetic: a key of `models.convolution.ARITHMETICS`.
+    compilation_cache: keep compiled programs.
+    say: as for `compilation.keep_programs`.
+    application: as for `compilation.keep_programs`.
+
+  Raises:
+    UserError: there is no such device or arithmetic.
+  """
+  device_lib.use_cores()
+  execution = Execution(device_lib.select(use_gpu), arithmetic)
+  compilation.keep_programs(compilation_cache, say, application=application)
+  return execution
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a batch gave, on the devices.
+  """The values of a batch, on the devices.
 
   Attributes:
     values: of each layer, (rounds, images of a round, C, H, W), on a CPU
       (..., H, W, C).
-    overflows: of each layer, in which images a value became infinite because
-      the dtype is too small; (rounds, images of a round).
-    count: images of the batch, without what `devices.deal` padded.
+    overflows: of each layer, the images with a value beyond the range of the
+      dtype; (rounds, images of a round) bool.
+    count: images of the batch; the rest is padding.
   """
 
   values: dict[str, jax.Array]
@@ -63,7 +87,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-  """What is kept of a layer's values.
+  """How a layer's values are reduced.
 
   Attributes:
     pool: 'none', or 'avg' or 'max' over all positions.
@@ -78,7 +102,7 @@ class Reduction:
     errors.check_choice('dtype', self.dtype, DTYPES)
 
   def shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The (C, H, W) that is kept of a layer's."""
+    """The (C, H, W) that is left of a layer's."""
     return shape if self.pool == 'none' else (shape[0], 1, 1)
 
 
@@ -89,7 +113,7 @@ def output_shapes(
   height: int,
   width: int,
 ) -> Shapes:
-  """The (C, H, W) that is kept of each layer, for images of a size."""
+  """The (C, H, W) of each layer, reduced, for images of a size."""
   shapes = resnet.layer_shapes(model, height, width)
   return {name: reduction.shape(shapes[name]) for name in layers}
 
@@ -97,8 +121,10 @@ def output_shapes(
 class Runner:
   """Computes layers of images, a fixed number of them at a time.
 
-  Only the parameters in front of the deepest layer are put on the device, and
-  only what leads to the layers is computed.
+  It holds only the parameters in front of the deepest layer, and computes only
+  what leads to the layers.  It alone pads a batch, on its way to the devices,
+  and cuts the padding off again, when the values are fetched: how many images a
+  program takes depends on the devices.
   """
 
   def __init__(
@@ -149,7 +175,7 @@ class Runner:
       std=tuple(std),
       reduction=reduction or Reduction(),
       grad_cam=grad_cam,
-      # On a CPU they are transposed where they are fetched.
+      # On a CPU they are transposed when they are fetched.
       channels_first=not self._on_cpu,
     )
 
@@ -166,12 +192,12 @@ class Runner:
     execution: Execution | None = None,
     shared: Placed | None = None,
   ) -> 'Runner':
-    """A runner for images that were cut out by a preprocessing."""
+    """A runner for images that a preprocessing cut out."""
     return cls(
       model,
       parameters,
       layers,
-      how.mean.values,
+      means.as_array(how.mean),
       multi_crop=how.multi_crop,
       channels=how.channels,
       std=how.std,
@@ -181,33 +207,34 @@ class Runner:
       shared=shared,
     )
 
-  def __call__(self, images: np.ndarray) -> Result:
+  def __call__(
+    self,
+    images: np.ndarray,
+    rows: int = 0,
+    clock: timing.Clock | None = None,
+  ) -> Result:
     """Starts the computation; `fetch` waits for it.
 
     Args:
       images: (N, cuts, H, W, 3) uint8, RGB.
+      rows: images of a whole batch, N or more; 0: N.
+      clock: times the transfer and the computation.  The call waits for both;
+        they are timed alone if all earlier results have been fetched.
     """
-    program = self._program(images.shape)
-    return program(program.put(images))
-
-  def measured(self, images: np.ndarray, clock: timing.Clock) -> Result:
-    """As a call, but waits for the transfer and the result, to time them.
-
-    The times are those of the stages alone if the device has nothing else to
-    do, so earlier results should have been fetched.
-    """
-    program = self._program(images.shape)
+    program = self._program((rows or len(images), *images.shape[1:]))
+    if clock is None:
+      return program(program.put(images), len(images))
     with clock.measure('transfer', len(images)):
       on_device = program.put(images).block_until_ready()
     with clock.measure('compute', len(images)):
-      result = program(on_device)
+      result = program(on_device, len(images))
       jax.block_until_ready(result.values)
       return result
 
   def repeated(self, images: np.ndarray) -> Callable[[], None]:
-    """Computes the same images again and waits, without any transfer.
+    """A function that computes the same images again, without a transfer.
 
-    For measuring.
+    Benchmarks call it.
 
     Args:
       images: (N, cuts, H, W, 3) uint8, RGB.
@@ -216,36 +243,37 @@ class Runner:
     on_device = program.put(images)
 
     def work() -> None:
-      jax.block_until_ready(program(on_device).values)
+      jax.block_until_ready(program(on_device, len(images)).values)
 
     return work
 
   def fetch(
     self, result: Result, real: np.ndarray | None = None
   ) -> dict[str, np.ndarray]:
-    """(N, C, H, W) of each layer, in the order asked for.
-
-    An image's values are averaged over its crops.  Behind the layers comes
-    `gradcam.GRAD_CAM`, (N, 1, H, W) float32, if it was asked for.
+    """Waits for a result and brings it to the host.
 
     Args:
       result: what the call returned.
-      real: places, or a mask, of the images that are not padding.
+      real: a mask, or indices, of the images whose values count; None: all.
+
+    Returns:
+      (N, C, H, W) of each layer, in the order asked for, averaged over an
+      image's crops; then `gradcam.GRAD_CAM`, (N, 1, H, W) float32, if it was
+      asked for.
 
     Raises:
-      UserError: a value of a real image does not fit into float16.
+      UserError: a value that counts does not fit into float16.
     """
     bring = transposes.fetched if self._on_cpu else jax.device_get
     values, overflows = (
       {
-        # Without the rounds, and without what was padded.
         name: array.reshape(-1, *array.shape[2:])[: result.count]
         for name, array in arrays.items()
       }
       for arrays in (bring(result.values), jax.device_get(result.overflows))
     )
-    real = np.arange(result.count) if real is None else real
-    too_large = [name for name, over in overflows.items() if over[real].any()]
+    chosen = slice(None) if real is None else real
+    too_large = [n for n, over in overflows.items() if over[chosen].any()]
     if too_large:
       raise errors.UserError(
         f'values of {", ".join(too_large)} are beyond 65504, the largest'
@@ -255,7 +283,7 @@ class Runner:
     return {name: values[name] for name in self._given}
 
   def compile(self, shape: tuple[int, ...]) -> jax.stages.Compiled:
-    """The program for images of a shape, compiled the first time only."""
+    """The program for batches of a shape, compiled the first time only."""
     return self._program(shape).compiled
 
   def _program(self, shape: tuple[int, ...]) -> '_Program':
@@ -269,7 +297,7 @@ class Runner:
       images = jax.ShapeDtypeStruct(
         (deal.rounds, deal.rows, *shape[1:]), jnp.uint8, sharding=dealt
       )
-      # Each device sees its own images only, and needs nothing of others.
+      # Each device sees only its own images, and needs nothing of others.
       local = jax.shard_map(
         _in_rounds(functools.partial(self._apply, pieces=deal.pieces)),
         mesh=mesh,
@@ -278,12 +306,8 @@ class Runner:
         check_vma=False,
       )
       lowered = jax.jit(local).lower(parameters, mean, images)
-      compiled = compilation.compiled(
-        lowered, self._execution.kept, console.say
-      )
-      self._programs[shape] = _Program(
-        compiled, parameters, mean, images, shape[0]
-      )
+      compiled = compilation.compiled(lowered, console.say)
+      self._programs[shape] = _Program(compiled, parameters, mean, images)
     return self._programs[shape]
 
   def _on_devices(
@@ -305,17 +329,15 @@ class _Program:
     parameters: on the devices.
     mean: on the devices.
     images: what the program takes.
-    count: images how many of them are asked for at once.
   """
 
   compiled: jax.stages.Compiled
   parameters: dict[str, jax.Array]
   mean: jax.Array
   images: jax.ShapeDtypeStruct
-  count: int
 
   def put(self, images: np.ndarray) -> jax.Array:
-    """Images (images, cuts, H, W, 3) on the devices, in rounds."""
+    """Images (N, cuts, H, W, 3) on the devices, padded, in rounds."""
     rounds, rows, *rest = self.images.shape
     if padding := rounds * rows - len(images):
       black = np.zeros((padding, *rest), images.dtype)
@@ -323,16 +345,16 @@ class _Program:
     images = images.reshape(self.images.shape)
     return jax.device_put(images, self.images.sharding)
 
-  def __call__(self, images: jax.Array) -> Result:
-    """Starts the computation for what `put` gave."""
+  def __call__(self, images: jax.Array, count: int) -> Result:
+    """Starts the computation for what `put` gave, of `count` images."""
     values, overflows = self.compiled(self.parameters, self.mean, images)
-    return Result(values, overflows, self.count)
+    return Result(values, overflows, count)
 
 
 def _in_rounds(apply: Callable) -> Callable:
   """A function of images (rounds, N, ...) from one of images (N, ...).
 
-  What a round needs between the layers is there once, and not for all rounds.
+  The memory between the layers is that of one round.
   """
 
   def run(
@@ -361,9 +383,7 @@ def _apply(
   channels_first: bool,
   pieces: int,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-  x = preprocess.normalise(
-    images, mean, multi_crop, jnp, channels=channels, std=std
-  )
+  x = crops.normalise(images, mean, multi_crop, jnp, channels=channels, std=std)
   values: dict[str, jax.Array] = {}
   overflows: dict[str, jax.Array] = {}
   if grad_cam:

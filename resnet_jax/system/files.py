@@ -35,6 +35,33 @@ def writing(what: str, path: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
+def hold(file: IO[bytes], wait: Callable[[], None] | None = None) -> bool:
+  """Locks an open file until it is closed; a killed process unlocks it.
+
+  Args:
+    file: open for writing.
+    wait: called before waiting for another process; None: do not wait.
+
+  Returns:
+    Whether it is ours; False: another process holds it.
+
+  Raises:
+    OSError: the file system has no locks.
+  """
+  try:
+    import fcntl  # noqa: PLC0415 - not on Windows
+  except ImportError:
+    return True
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    if wait is None:
+      return False
+    wait()
+    fcntl.flock(file, fcntl.LOCK_EX)
+  return True
+
+
 def lock(file: IO[bytes], path: pathlib.Path) -> None:
   """Keeps other processes from a file; a killed one keeps nobody.
 
@@ -45,21 +72,15 @@ def lock(file: IO[bytes], path: pathlib.Path) -> None:
   Raises:
     UserError: another process has it.
   """
-  try:
-    import fcntl  # noqa: PLC0415 - not on Windows
-  except ImportError:
-    return
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    # Between the opening and the lock another process may have finished it.
-    ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
-  except (BlockingIOError, FileNotFoundError):
-    ours = False
-  if not ours:
-    raise errors.UserError(
-      f'another process is at work on {path}. Wait for it, or choose another'
-      ' file (results, predictions).'
-    )
+  ours = hold(file)
+  # Between the opening and the lock another process may have finished it.
+  with contextlib.suppress(FileNotFoundError):
+    if ours and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+      return
+  raise errors.UserError(
+    f'another process is at work on {path}. Wait for it, or choose another'
+    ' file (results, predictions).'
+  )
 
 
 class Appended:

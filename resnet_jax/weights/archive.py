@@ -108,5 +108,7 @@ def _name(member: tar.Member) -> str:
       f'it holds {shown}, which is not a path of at most {_MAX_FOLDERS} folders'
     )
   if parts[-1] not in paddle.known_files():
-    raise faults.RefusedError(f'it holds {shown}, which is not a file of a ResNet')
+    raise faults.RefusedError(
+      f'it holds {shown}, which is not a file of a ResNet'
+    )
   return parts[-1]

@@ -17,8 +17,9 @@ import numpy as np
 
 from resnet_jax.codecs import blob, faults, protobuf
 from resnet_jax.codecs.tensor import Tensor
-from resnet_jax.data import recipe
-from resnet_jax.models import aliases, names, resnet
+from resnet_jax.data import presets
+from resnet_jax.models import aliases, names
+from resnet_jax.models.variant import STRIDES, Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, caffe_net
 
@@ -72,13 +73,12 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     functools.partial(naming, head=head),
     assemble.TORCH_LAYOUT,
     format=f'Caffe model ({text})',
-    variant={
-      'stride_in': _stride_in(path, layers),
-      'stem_pool': 'ceil',
-      'epsilon': _epsilon(path, layers),
-    },
-    how=recipe.CAFFE,
+    variant=Variant(
+      stride_in=_stride_in(path, layers), epsilon=_epsilon(path, layers)
+    ),
+    preprocess=presets.CAFFE,
     options=options,
+    guesses=(assemble.GUESSED_INPUT,),
   )
 
 
@@ -238,7 +238,7 @@ def _stride_in(
     ).items()
     if name in known
   }
-  for choice in resnet.STRIDES:
+  for choice in STRIDES:
     others = [
       name for name in stated if stated[name] != {_stride(name, choice)}
     ]

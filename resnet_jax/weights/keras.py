@@ -25,7 +25,8 @@ import h5py
 
 from resnet_jax.codecs import faults, hdf5
 from resnet_jax.codecs import zip as zip_lib
-from resnet_jax.data import recipe
+from resnet_jax.data import presets
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, keras_config, keras_names
 
@@ -34,12 +35,9 @@ MODEL = 'Keras HDF5, whole model'
 WEIGHTS_3 = 'Keras 3 HDF5, weights'
 ARCHIVE = 'Keras 3 archive'
 
-STRIDE_IN = '1x1'
-STEM_POOL = 'pad1'
-EPSILON = 1.001e-5
+VARIANT = Variant(stem_pool='pad1', epsilon=1.001e-5)
 # Keras' default, which the old network used.
 OLD_EPSILON = 1e-3
-RECIPE = recipe.CAFFE
 OLD_NOTE = (
   'its layers have the names that Keras used until 2018: it is run as in Keras-'
   'Applications from August 2018 on, with a padded max pool and epsilon 0.001;'
@@ -150,14 +148,11 @@ def _load(
     here,
     assemble.KERAS_LAYOUT,
     format=form,
-    variant={
-      'stride_in': STRIDE_IN,
-      'stem_pool': STEM_POOL,
-      'epsilon': epsilon or (OLD_EPSILON if old else EPSILON),
-    },
-    how=RECIPE,
+    variant=VARIANT.overridden(epsilon=epsilon or (OLD_EPSILON if old else 0)),
+    preprocess=presets.CAFFE,
     options=options,
     notes=notes,
+    guesses=(assemble.GUESSED_INPUT,),
   )
   if any(layer.snake_kind == 'global_max_pooling2d' for layer in layers):
     raise errors.UserError(

@@ -25,21 +25,14 @@ import numpy as np
 
 from resnet_jax.codecs import faults
 from resnet_jax.codecs.tensor import Tensor
-from resnet_jax.data import recipe
-from resnet_jax.models import names, resnet
+from resnet_jax.data import presets
+from resnet_jax.models import aliases, names, resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors, files
 from resnet_jax.weights import assemble, metadata
 
-CONV_ORDERS = ('OHWI', 'OIHW')
-
 _HEADER = struct.Struct('<iIQ')
 _VALUE = np.dtype('<f4')
-_SUFFIXES = {
-  'kernel': 'w0',
-  'scale': 'w0',
-  'mean': 'w1',
-  'var': 'w2',
-}
 _AXES = {'OHWI': '(Co, ky, kx, Ci)', 'OIHW': '(Co, Ci, ky, kx)'}
 _LAYOUTS = {
   order: assemble.KernelLayout(f'{_AXES[order]}, (in, out)', kernel, (0, 1))
@@ -60,17 +53,12 @@ class File:
   read: Callable[[int], bytes]
 
 
-def file_name(parameter: str) -> str:
-  """The file of a `layer/leaf` parameter."""
-  layer, leaf = parameter.split('/')
-  if layer == 'logits':
-    return f'_output.{"w0" if leaf == "kernel" else "wbias"}'
-  return f'_{layer}.{_SUFFIXES.get(leaf, "wbias")}'
-
-
 def naming(depth: int) -> dict[str, str]:
   """The canonical `layer/leaf` of each file."""
-  return {file_name(ours): ours for ours in names.parameter_names(depth)}
+  return {
+    aliases.paddle_parameter(ours): ours
+    for ours in names.parameter_names(depth)
+  }
 
 
 @functools.cache
@@ -117,16 +105,16 @@ def load_files(
   Raises:
     UserError: as `load` does.
   """
-  order = errors.check_choice('conv_order', options.conv_order, CONV_ORDERS)
+  order = options.conv_order
   beside = found.get(metadata.FILE)
   text = b'' if beside is None else _text(path, beside)
-  if (stated := metadata.conv_order(text)) in CONV_ORDERS:
+  if (stated := metadata.conv_order(text)) in assemble.CONV_ORDERS:
     order = stated
   layout = _LAYOUTS[order]
   found = {name: f for name, f in found.items() if name != metadata.FILE}
   depth = assemble.nearest_depth(found, naming)
   shapes = {
-    file_name(ours): layout.stored(shape)
+    aliases.paddle_parameter(ours): layout.stored(shape)
     for ours, shape in resnet.parameter_shapes(
       resnet.ResNet(depth, _classes(path, found))
     ).items()
@@ -138,8 +126,8 @@ def load_files(
     naming,
     layout,
     format=format,
-    variant={},
-    how=recipe.usual(depth),
+    variant=Variant(),
+    preprocess=presets.usual(depth),
     options=options,
   )
   # Non-finite values are there if the user wants to see them.
@@ -181,7 +169,7 @@ def write(
   Raises:
     UserError: the directory exists already, or cannot be written.
   """
-  errors.check_choice('conv_order', order, CONV_ORDERS)
+  errors.check_choice('conv_order', order, assemble.CONV_ORDERS)
   part = directory.with_name(directory.name + files.PART)
   for path in (directory, part):
     if path.exists():
@@ -193,7 +181,9 @@ def write(
     for name, array in parameters.items():
       data = np.ascontiguousarray(stored(array, order), _VALUE)
       header = _HEADER.pack(0, _VALUE.itemsize, data.size)
-      (part / file_name(name)).write_bytes(header + data.tobytes())
+      (part / aliases.paddle_parameter(name)).write_bytes(
+        header + data.tobytes()
+      )
     if text:
       (part / metadata.FILE).write_text(text, 'utf-8')
     os.replace(part, directory)
@@ -212,7 +202,7 @@ def suspect_order(
     parameters: `layer/leaf` arrays.
     order: the order in which they were read.
   """
-  other = CONV_ORDERS[1 - CONV_ORDERS.index(order)]
+  other = assemble.CONV_ORDERS[1 - assemble.CONV_ORDERS.index(order)]
   kernels = [a for a in parameters.values() if a.ndim == 4 and a.shape[0] > 1]
   swapped = []
   for kernel in kernels:
@@ -316,7 +306,7 @@ def _read_file(file: File, size: int) -> np.ndarray:
 
 def _classes(path: pathlib.Path, found: Mapping[str, File]) -> int:
   """The size of the classifier's bias; 0 without a classifier."""
-  name = file_name('logits/bias')
+  name = aliases.paddle_parameter('logits/bias')
   if name not in found:
     return 0
   size = found[name].size()

@@ -15,8 +15,9 @@ import safetensors
 import safetensors.numpy
 
 from resnet_jax.codecs.tensor import Tensor
-from resnet_jax.data import recipe
+from resnet_jax.data import presets
 from resnet_jax.models import names
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors, files
 from resnet_jax.weights import assemble, metadata, torch_names
 
@@ -79,8 +80,8 @@ def _own(
     lambda depth: {name: name for name in names.parameter_names(depth)},
     assemble.KERAS_LAYOUT,
     format=FORMAT,
-    variant={},
-    how=recipe.CAFFE,
+    variant=Variant(),
+    preprocess=presets.CAFFE,
     options=options,
   )
   return metadata.applied(path, loaded, text)

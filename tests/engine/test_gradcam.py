@@ -7,12 +7,12 @@ from conftest import ROOT
 from numpy_resnet import NumpyCifar
 
 import resnet_jax
-from resnet_jax.data import recipe
+from resnet_jax.data import presets
 from resnet_jax.engine import gradcam, runner
 from resnet_jax.models import resnet
 from resnet_jax.system import errors
 
-MEAN = np.array(recipe.CIFAR.mean, np.float32).reshape(3, 1, 1)
+MEAN = np.array(presets.CIFAR.mean, np.float32).reshape(3, 1, 1)
 
 pytestmark = pytest.mark.filterwarnings('ignore:UNTRAINED')
 
@@ -108,7 +108,7 @@ def test_values_beside_it_are_those_without_it(model):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ({'label': 1000}, 'there is no class 1000: 0 to 999 are'),
+    ({'label': 1000}, r'there is no class 1000. Allowed: 0 to 999'),
     ({'layer': 'avgpool'}, "'avgpool' stands for avgpool. Such as res5_2_add"),
     ({'layer': 'res5_*'}, "'res5_\\*' stands for 12 layers"),
     ({'layer': 'res9'}, "unknown layer of ResNet-18 'res9'"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each way to compute a convolution or a pool, against the plain definition."""
+"""Each algorithm of a convolution or a pool, against the plain definition."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from resnet_jax.data import mean as mean_lib
 from resnet_jax.engine import runner
 from resnet_jax.models import convolution, layers, resnet
+from resnet_jax.models.variant import STEM_POOLS
 from resnet_jax.system import errors
 from resnet_jax.weights import random
 
@@ -90,28 +90,27 @@ def test_winograd_is_as_near_to_float64_as_the_direct_way():
     assert error < 2e-6, name
 
 
-@pytest.mark.parametrize(
-  ('platform', 'arithmetic', 'side', 'stride', 'name'),
-  [
-    ('cpu', 'float32', 3, 1, 'winograd'),
-    ('cpu', 'float32', 3, 2, 'direct'),
-    ('cpu', 'float32', 7, 2, 'direct'),
-    ('cpu', 'float32', 1, 2, 'matrix product'),
-    ('cpu', 'direct', 3, 1, 'direct'),
-    ('cpu', 'tf32', 3, 1, 'direct'),
-    ('cpu', 'bfloat16', 3, 1, 'direct'),
-    ('gpu', 'float32', 3, 1, 'direct'),
-    ('gpu', 'float32', 1, 1, 'direct'),
-  ],
-)
-def test_which_algorithm_is_taken(platform, arithmetic, side, stride, name):
-  shape = convolution.Shape(side, stride, 64, 64)
-  rules = convolution.ARITHMETICS[arithmetic]
-  assert convolution.algorithm(shape, rules, platform) == name
+def flops(arithmetic, platform='cpu', side=3, stride=1):
+  """Floating-point operations of a layer, by XLA's own count."""
+  conv = layers.Conv(64, side, stride, layers.Inference(arithmetic, platform))
+  dtype = convolution.ARITHMETICS[arithmetic].dtype
+  x = jax.ShapeDtypeStruct((1, 56, 56, 64), dtype)
+  variables = jax.eval_shape(conv.init, jax.random.key(0), x)
+  return jax.jit(conv.apply).lower(variables, x).cost_analysis()['flops']
+
+
+def test_3x3_convolutions_take_fewer_operations_on_a_cpu():
+  direct = flops('direct')
+  # 36 products for 16 results instead of 144, and the transforms.
+  assert direct / 4 < flops('float32') < direct / 2
+  assert flops('float32', platform='gpu') == direct
+  assert flops('tf32') == direct
+  assert flops('bfloat16') == pytest.approx(direct, rel=0.01)
+  assert flops('float32', stride=2) == flops('direct', stride=2)
 
 
 @pytest.mark.parametrize('size', [(16, 16), (17, 16), (8, 9), (3, 5), (57, 33)])
-@pytest.mark.parametrize('rule', layers.STEM_POOLS)
+@pytest.mark.parametrize('rule', STEM_POOLS)
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_the_pool_of_slices_is_the_pool_of_windows(rule, size, dtype):
   # Below zero, so that a padding of zeros would win.
@@ -135,7 +134,7 @@ def values():
   """A small network's `avgpool`, for each arithmetic."""
   model = resnet.ResNet(18)
   parameters = random.initialise(resnet.parameter_shapes(model), 0)
-  mean = mean_lib.parse_mean('1,2,3', 32).values
+  mean = np.float32([1, 2, 3]).reshape(3, 1, 1)
   images = np.random.default_rng(0).integers(
     0, 256, (2, 1, 40, 40, 3), np.uint8
   )

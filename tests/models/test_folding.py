@@ -9,6 +9,7 @@ import pytest
 
 from resnet_jax.engine import piecewise, runner
 from resnet_jax.models import folding, layers, resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.weights import random
 
 
@@ -66,7 +67,7 @@ def assert_close(found, expected, tolerance):
   ('depth', 'settings', 'size'),
   [
     (18, {}, (32, 45)),
-    (50, {'stride_in': '3x3', 'stem_pool': 'pad1'}, (37, 32)),
+    (50, {'variant': Variant('3x3', 'pad1')}, (37, 32)),
     (20, {'classes': 10}, (32, 32)),
   ],
 )

@@ -15,9 +15,10 @@ from reference_weights import parameters_crc32, reference_parameters
 
 from resnet_jax.data import mean as mean_lib
 from resnet_jax.engine import runner
-from resnet_jax.models import layers, names, resnet
+from resnet_jax.models import aliases, layers, names, resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
-from resnet_jax.weights import paddle, random
+from resnet_jax.weights import random
 
 REFERENCE = pathlib.Path(__file__).parents[1] / 'reference'
 MEAN = np.array(mean_lib.MEAN_BGR, np.float32).reshape(3, 1, 1)
@@ -87,7 +88,7 @@ def _reference_parameters(depth):
   with np.load(REFERENCE / f'reference_resnet{depth}_seed0.npz') as reference:
     assert parameters_crc32(stored) == reference['parameters_crc32']
   return {
-    name: _from_paddle(stored[paddle.file_name(name)])
+    name: _from_paddle(stored[aliases.paddle_parameter(name)])
     for name in names.parameter_names(depth)
   }
 
@@ -115,7 +116,9 @@ def test_every_layer_agrees_with_a_direct_numpy_network(
   bgr = images[..., ::-1].astype(np.float64) - MEAN.ravel()
   expected = independent(bgr.transpose(0, 3, 1, 2))
 
-  model = resnet.ResNet(depth, stride_in=stride_in, stem_pool=pool)
+  model = resnet.ResNet(
+    depth, variant=Variant(stride_in=stride_in, stem_pool=pool)
+  )
   wanted = names.layer_names(depth)
   assert set(wanted) == set(expected)
   run = runner.Runner(model, independent.parameters, wanted, MEAN)
@@ -240,5 +243,5 @@ def test_too_small_images_and_unknown_variants_are_errors():
   with pytest.raises(ValueError, match='31x64: a ResNet takes 32x32 or more'):
     resnet.ResNet(18).init(jax.random.key(0), x)
   x = jnp.zeros((1, 32, 32, 3))
-  with pytest.raises(ValueError, match="'2x2' is not one of"):
-    resnet.ResNet(50, stride_in='2x2').init(jax.random.key(0), x)
+  with pytest.raises(errors.UserError, match="unknown stride_in '2x2'"):
+    Variant(stride_in='2x2')

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from resnet_jax.data import recipe
-from resnet_jax.models import names, resnet
+from resnet_jax.data import presets
+from resnet_jax.models import aliases, names, resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import archive, assemble, paddle, random
 
@@ -128,16 +129,16 @@ def test_an_archive_gives_what_the_directory_does(
   equal(expected.parameters, untrained)
   assert loaded.format == 'Paddle archive (tar)'
   assert expected.format == 'Paddle directory'
-  for key in ('model', 'origins', 'layout', 'recipe', 'notes'):
+  for key in ('model', 'origins', 'layout', 'preprocess', 'notes'):
     assert getattr(loaded, key) == getattr(expected, key)
 
 
 def test_a_directory_says_how_it_was_read(directory):
   loaded = paddle.load(directory, OPTIONS)
   assert loaded.model == resnet.ResNet(
-    18, 1000, stride_in='1x1', stem_pool='ceil', epsilon=1e-5
+    18, 1000, variant=Variant(stride_in='1x1', stem_pool='ceil', epsilon=1e-5)
   )
-  assert loaded.recipe == recipe.CAFFE
+  assert loaded.preprocess == presets.CAFFE
   assert loaded.layout == '(Co, ky, kx, Ci), (in, out)'
   assert loaded.notes == ()
   assert loaded.origins['conv1_conv/kernel'] == assemble.Origin(
@@ -148,7 +149,9 @@ def test_a_directory_says_how_it_was_read(directory):
 
 @pytest.mark.parametrize('depth', names.ARCHITECTURES)
 def test_the_depth_is_found_from_the_names(tmp_path, depth):
-  found = map(paddle.file_name, names.parameter_names(depth, head=False))
+  found = map(
+    aliases.paddle_parameter, names.parameter_names(depth, head=False)
+  )
   empty = paddle.File(lambda: 0, lambda count: b'')
   with pytest.raises(errors.UserError, match=r'_conv1_conv\.w0: 0 bytes'):
     paddle.load_files(

@@ -16,8 +16,9 @@ from reference_weights import (
 )
 
 from resnet_jax import weights
-from resnet_jax.data import recipe
+from resnet_jax.data import presets
 from resnet_jax.models import names, resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, caffe, paddle
 
@@ -267,9 +268,9 @@ def test_a_file_says_how_it_was_read(tmp_path):
   loaded = load(path)
   assert loaded.format == 'Caffe model (layer)'
   assert loaded.model == resnet.ResNet(
-    50, 1000, stride_in='1x1', stem_pool='ceil', epsilon=1e-5
+    50, 1000, variant=Variant(stride_in='1x1', stem_pool='ceil', epsilon=1e-5)
   )
-  assert loaded.recipe == recipe.CAFFE
+  assert loaded.preprocess == presets.CAFFE
   assert loaded.layout == '(Co, Ci, ky, kx), (out, in)'
   assert loaded.notes == ()
   origins = loaded.origins
@@ -374,7 +375,9 @@ def test_strides_and_epsilon_are_the_files(tmp_path):
     for name, (kind, blobs, settings) in layers.items()
   }
   loaded = load(write(tmp_path / 'v1.5', layers))
-  assert loaded.model == resnet.ResNet(50, stride_in='3x3', epsilon=2e-5)
+  assert loaded.model == resnet.ResNet(
+    50, variant=Variant(stride_in='3x3', epsilon=2e-5)
+  )
 
 
 # -------------------------------------------------------------- what is wrong

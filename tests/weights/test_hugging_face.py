@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from resnet_jax import weights
-from resnet_jax.data import recipe
+from resnet_jax.data import presets
 from resnet_jax.models import resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import torch_names
@@ -61,18 +61,18 @@ def test_the_files_beside_the_weights_tell_the_rest(folder):
   loaded = weights.load(folder(config))
   assert loaded.model == resnet.ResNet(18, 3, '1x1', 'pad1')
   assert loaded.loaded.class_names == ('rose', 'tulip', 'aster')
-  assert loaded.recipe == recipe.HUGGING_FACE
+  assert loaded.preprocess == presets.HUGGING_FACE
   assert loaded.loaded.format == 'Hugging Face folder, model.safetensors'
-  assert loaded.loaded.notes == ()
+  assert loaded.notes == ()
 
 
 def test_without_a_preprocessor_the_usual_input_is_taken_and_said(folder):
   stand_ins = {str(i): f'LABEL_{i}' for i in range(3)}
   loaded = weights.load(folder({'id2label': stand_ins}, None))
-  assert loaded.model.stride_in == '3x3'
-  assert loaded.recipe == recipe.HUGGING_FACE
+  assert loaded.model.variant.stride_in == '3x3'
+  assert loaded.preprocess == presets.HUGGING_FACE
   assert loaded.loaded.class_names == ()
-  assert 'has no preprocessor_config.json' in loaded.loaded.notes[0]
+  assert 'has no preprocessor_config.json' in loaded.notes[0]
 
 
 def test_another_preprocessing_is_taken(folder):
@@ -87,7 +87,7 @@ def test_another_preprocessing_is_taken(folder):
       }
     )
   )
-  how = loaded.recipe
+  how = loaded.preprocess
   assert how.mean == (127.5, 127.5, 127.5)
   assert how.std == (127.5, 63.75, 31.875)
   assert (how.resize_size, how.crop_size) == (128, 128)
@@ -150,11 +150,14 @@ def test_a_folder_of_timms(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(config))
   loaded = weights.load(str(tmp_path))
   assert loaded.loaded.format == 'timm folder, model.safetensors'
-  assert loaded.recipe.mean == (127.5, 127.5, 127.5)
-  assert loaded.recipe.std == (63.75, 127.5, 127.5)
-  assert (loaded.recipe.resize_size, loaded.recipe.crop_size) == (235, 224)
-  assert loaded.recipe.interpolation == 'bicubic'
-  assert loaded.loaded.notes == ()
+  assert loaded.preprocess.mean == (127.5, 127.5, 127.5)
+  assert loaded.preprocess.std == (63.75, 127.5, 127.5)
+  assert (loaded.preprocess.resize_size, loaded.preprocess.crop_size) == (
+    235,
+    224,
+  )
+  assert loaded.preprocess.interpolation == 'bicubic'
+  assert loaded.notes == ()
   stated['interpolation'] = 'hamming'
   (tmp_path / 'config.json').write_text(json.dumps(config))
   with pytest.raises(errors.UserError, match='an impossible preprocessing'):

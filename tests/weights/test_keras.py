@@ -20,6 +20,7 @@ import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
 from resnet_jax import weights
+from resnet_jax.data import presets
 from resnet_jax.models import aliases, resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble
@@ -186,7 +187,7 @@ def test_all_layouts_hold_the_same_network(model, saved, loaded, name):
   assert weights.digest(got.parameters) == weights.digest(loaded.parameters)
   assert got.origins == loaded.origins
   assert got.model == resnet.ResNet(50, 10, '1x1', 'pad1', 1.001e-5)
-  assert got.recipe == keras_files.RECIPE
+  assert got.preprocess == presets.CAFFE
   assert_same(
     got.parameters, expected_parameters(model, aliases.owners(50, 'keras'))
   )
@@ -372,7 +373,7 @@ def test_the_configuration_tells_epsilon_and_contradicts(model, tmp_path):
     if name.endswith('_bn'):
       config['epsilon'] = 1e-3
 
-  assert load(save('a.keras', other_epsilon)).model.epsilon == 1e-3
+  assert load(save('a.keras', other_epsilon)).model.variant.epsilon == 1e-3
 
   def stride_of_v1_5(name, config):
     if name in ('conv3_block1_1_conv', 'conv3_block1_2_conv'):

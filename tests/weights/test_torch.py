@@ -13,11 +13,12 @@ import pytest
 
 from resnet_jax.codecs import pickles
 from resnet_jax.models import resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, torch, torch_names, torch_tensors
 
 OPTIONS = assemble.Options()
-MODEL = resnet.ResNet(18, 1, stride_in='3x3', stem_pool='pad1')
+MODEL = resnet.ResNet(18, 1, variant=Variant(stride_in='3x3', stem_pool='pad1'))
 MAGIC = 0x1950A86A20F9469CFC6C
 
 

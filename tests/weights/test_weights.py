@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from resnet_jax import weights
 from resnet_jax.engine import runner
-from resnet_jax.models import names, resnet
+from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, paddle, random
 
@@ -80,12 +80,12 @@ def test_features_of_untrained_networks_are_not_degenerate(depth):
 
 
 def test_random_weights_say_loudly_that_they_are():
-  loaded = weights.load('random', weights.LoadOptions(18, seed=7))
+  loaded = weights.load('random', weights.Options(18, seed=7))
   assert not loaded.trained
   assert loaded.source == 'random, seed 7'
   assert loaded.warnings[0].startswith('UNTRAINED')
   with pytest.raises(errors.UserError, match='seed=-1 is not between 0'):
-    weights.LoadOptions(seed=-1)
+    weights.Options(seed=-1)
 
 
 def test_the_digest_changes_with_any_bit_and_not_with_the_order(untrained):
@@ -100,7 +100,7 @@ def test_the_digest_changes_with_any_bit_and_not_with_the_order(untrained):
 # ------------------------------------------------------------------ Paddle
 
 
-@pytest.mark.parametrize('order', paddle.CONV_ORDERS)
+@pytest.mark.parametrize('order', assemble.CONV_ORDERS)
 def test_the_references_own_directory_reads_in_both_orders(tmp_path, order):
   # ResNet-50, written by the independent program.
   stored = reference_parameters(50, seed=0)
@@ -109,7 +109,7 @@ def test_the_references_own_directory_reads_in_both_orders(tmp_path, order):
   options = assemble.Options(conv_order=order)
   got = paddle.load(directory, options).parameters
   for name, array in got.items():
-    expected = stored[paddle.file_name(name)]
+    expected = stored[aliases.paddle_parameter(name)]
     if array.ndim == 4:
       expected = expected.transpose(1, 2, 3, 0)
     np.testing.assert_array_equal(array, expected)
@@ -124,10 +124,10 @@ def test_write_read_run_is_exact(tmp_path, untrained):
   )
   run = runner.Runner(MODEL, untrained, ['output'], MEAN)
   before = run.fetch(run(images))['output']
-  for order in paddle.CONV_ORDERS:
+  for order in assemble.CONV_ORDERS:
     path = tmp_path / order
     paddle.write(untrained, path, order)
-    loaded = weights.load(str(path), weights.LoadOptions(conv_order=order))
+    loaded = weights.load(str(path), weights.Options(conv_order=order))
     assert loaded.trained
     assert loaded.digest == weights.digest(untrained)
     run = runner.Runner(MODEL, loaded.parameters, ['output'], MEAN)
@@ -175,22 +175,18 @@ def test_smooth_filters_in_the_other_order_warn(
   tmp_path, untrained, written, read
 ):
   paddle.write(_smooth(untrained), tmp_path / 'w', written)
-  loaded = weights.load(
-    str(tmp_path / 'w'), weights.LoadOptions(conv_order=read)
-  )
+  loaded = weights.load(str(tmp_path / 'w'), weights.Options(conv_order=read))
   assert len(loaded.warnings) == 1
   assert f'Set conv_order={written}' in loaded.warnings[0]
-  right = weights.load(
-    str(tmp_path / 'w'), weights.LoadOptions(conv_order=written)
-  )
+  right = weights.load(str(tmp_path / 'w'), weights.Options(conv_order=written))
   assert right.warnings == ()
 
 
 def test_unsmooth_filters_do_not_warn_in_either_order(tmp_path, untrained):
   paddle.write(untrained, tmp_path / 'w')
-  for order in paddle.CONV_ORDERS:
+  for order in assemble.CONV_ORDERS:
     loaded = weights.load(
-      str(tmp_path / 'w'), weights.LoadOptions(conv_order=order)
+      str(tmp_path / 'w'), weights.Options(conv_order=order)
     )
     assert loaded.warnings == ()
 
@@ -213,7 +209,7 @@ def test_another_depth_is_recognised(tmp_path, untrained):
   with pytest.raises(
     errors.UserError, match='holds ResNet-18, not ResNet-34: set layer_num=18'
   ):
-    weights.load(str(tmp_path / 'w'), weights.LoadOptions(depth=34))
+    weights.load(str(tmp_path / 'w'), weights.Options(depth=34))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +244,7 @@ def test_without_weights_the_ways_out_are_named(tmp_path, monkeypatch):
   monkeypatch.setenv('RESNET_JAX_CACHE', str(tmp_path / 'cache'))
   monkeypatch.setenv('RESNET_JAX_OFFLINE', '1')
   with pytest.raises(errors.UserError) as caught:
-    weights.load('auto', weights.LoadOptions(18))
+    weights.load('auto', weights.Options(18))
   message = str(caught.value)
   assert 'model/resnet_18 is not there' in message
   assert 'torchvision.v1-18 is not in the cache' in message
@@ -263,7 +259,7 @@ def test_without_weights_the_ways_out_are_named(tmp_path, monkeypatch):
 def test_auto_finds_the_model_directory(tmp_path, monkeypatch, untrained):
   monkeypatch.chdir(tmp_path)
   paddle.write(untrained, tmp_path / 'model' / 'resnet_18')
-  loaded = weights.load('auto', weights.LoadOptions(18))
+  loaded = weights.load('auto', weights.Options(18))
   assert 'model/resnet_18' in loaded.source
   assert loaded.digest == weights.digest(untrained)
 
