@@ -13,6 +13,8 @@ from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
+from resnet_jax.system.errors import plain
+
 _SECONDS_A_LINE = 15.0
 
 # How a terminal shows what a line begins with.
@@ -31,13 +33,6 @@ _GAP = '  '
 _BAR = (
   '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]'
 )
-
-
-def plain(text: str) -> str:
-  """The text without control characters, which a name in a file may have."""
-  return ''.join(
-    c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text
-  )
 
 
 def say(text: str) -> None:

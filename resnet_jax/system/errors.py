@@ -12,6 +12,17 @@ class UserError(Exception):
   not a ValueError, because absl's flag parser wraps those in tracebacks.
   """
 
+  def __init__(self, message: str) -> None:
+    # Names in it may come from a hostile file; Python prints it as it is.
+    super().__init__(plain(message))
+
+
+def plain(text: str) -> str:
+  """A text without the control characters that names in a file may have."""
+  return ''.join(
+    c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text
+  )
+
 
 def unknown(
   what: str, given: str, allowed: Iterable[str], described: str = ''

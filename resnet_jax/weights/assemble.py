@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data import presets
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import names, resnet
@@ -26,22 +27,6 @@ MAX_CLASSES = 100_000
 
 # Of a transposition to (ky, kx, Ci, Co) or (in, out).
 Axes = tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-  """A tensor of a file, not read yet.
-
-  Attributes:
-    shape: as the file states it.
-    dtype: NumPy's name, 'float32'.
-    read: returns the values; raises a UserError, OSError or ValueError if the
-      file does not hold what it states.
-  """
-
-  shape: tuple[int, ...]
-  dtype: str
-  read: Callable[[], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ import pathlib
 import re
 from collections.abc import Callable, Mapping
 
+from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data import presets
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import aliases, names
@@ -102,7 +103,7 @@ def _bare_hugging_face(depth: int) -> dict[str, str]:
 
 def load_tensors(
   path: pathlib.Path,
-  tensors: Mapping[str, assemble.Tensor],
+  tensors: Mapping[str, Tensor],
   container: str,
   options: assemble.Options,
 ) -> assemble.Loaded:
@@ -148,7 +149,7 @@ def load_tensors(
   )
 
 
-def _prefix(tensors: Mapping[str, assemble.Tensor]) -> str:
+def _prefix(tensors: Mapping[str, Tensor]) -> str:
   """What a module around the network puts before its names; '' if none does.
 
   `module.` of torch.nn.DataParallel, `model.` of Lightning's modules, and so
@@ -163,7 +164,7 @@ def _prefix(tensors: Mapping[str, assemble.Tensor]) -> str:
   return ''
 
 
-def _head(tensors: Mapping[str, assemble.Tensor]) -> dict[str, str]:
+def _head(tensors: Mapping[str, Tensor]) -> dict[str, str]:
   """New names of the only linear layer in a `fc` of several layers."""
   if 'fc.weight' in tensors:
     return {}
@@ -192,7 +193,7 @@ class _Program:
   guess: str = GUESSED
 
 
-def _program(tensors: Mapping[str, assemble.Tensor]) -> _Program:
+def _program(tensors: Mapping[str, Tensor]) -> _Program:
   if any('.convolution.' in name for name in tensors):
     bare = not any(name.startswith(_BACKBONE) for name in tensors)
     naming = _bare_hugging_face if bare else hugging_face
@@ -207,7 +208,7 @@ def _program(tensors: Mapping[str, assemble.Tensor]) -> _Program:
   return _Program("torchvision's and timm's", torchvision, presets.TORCHVISION)
 
 
-def _conversions(tensors: Mapping[str, assemble.Tensor]) -> list[str]:
+def _conversions(tensors: Mapping[str, Tensor]) -> list[str]:
   counts = collections.Counter(tensor.dtype for tensor in tensors.values())
   return [
     f'{count} of {len(tensors)} tensors are {dtype}; they become float32.'

@@ -875,7 +875,7 @@ def test_a_truncated_npz_is_an_error(tmp_path, size):
   data = npz(data_mean=VALUES)
   assert len(data) > 12000
   message = mean_error(tmp_path, data[:size])
-  assert 'is no pickle, or a damaged one' in message or 'is refused' in message
+  assert 'is not a pickle, or is damaged' in message or 'is refused' in message
 
 
 def test_a_mean_that_runs_code_is_refused(tmp_path):

@@ -418,7 +418,7 @@ def _statistics(factor):
     (_statistics(np.inf), 'damaged: the factor bn2a_branch2a.2 is inf'),
     (
       _replace('bn2a_branch2a', blobs=[np.zeros(64), np.ones(64)]),
-      r'bn2a_branch2a has blobs of the shapes \(64,\), \(64,\); mean,',
+      r'bn2a_branch2a has blobs of shapes \(64,\), \(64,\); mean,',
     ),
     (
       _replace('bn2a_branch2a', blobs=[np.ones(64)] * 3),
@@ -475,7 +475,7 @@ def _statistics(factor):
     ),
     (
       _replace('bn5c_branch2c', settings=_bytes_field(139, b'\x1a\0')),
-      'batch norm layer: field 3 is a row of bytes, not 4 bytes',
+      'batch norm layer: field 3 is a string of bytes, not 4 bytes',
     ),
   ],
 )
@@ -532,15 +532,15 @@ ONE = blob(SMALL[0])
     (_with(ONE[:-1]), 'layer 1: conv1.0: field 5 needs 24 bytes, and 23'),
     (
       _with(_bytes_field(7, _bytes_field(1, b'\x02\x04')) + ONE[6:]),
-      r'conv1.0: an array of the shape \(2, 4\) holds 6 values',
+      r'conv1.0: an array of shape \(2, 4\) holds 6 values',
     ),
     (
       _with(_bytes_field(7, _bytes_field(1, b'\xff' * 9 + b'\x01') * 4)),
-      r'conv1.0: an array of the shape \(18446744073709551615, .* holds 0',
+      r'conv1.0: an array of shape \(18446744073709551615, .* holds 0',
     ),
     (
       _with(_bytes_field(7, _bytes_field(1, b'\xff' * 11))),
-      'conv1.0: an integer of more than 10 bytes',
+      'conv1.0: an integer has more than 10 bytes',
     ),
     (_with(_bytes_field(7, b'\x0b\x0c')), 'conv1.0: field 1 is a group'),
     (
@@ -558,7 +558,7 @@ ONE = blob(SMALL[0])
     ),
     (
       _layers(layer_message('a', 'ReLU', [])),
-      'refused: it has 1 layers, and none holds weights',
+      'refused: it has 1 layers, none with weights',
     ),
     (
       _layers(*[layer_message('a', 'X', [])] * 2001),
@@ -574,7 +574,7 @@ ONE = blob(SMALL[0])
     ),
     (
       _layers(_bytes_field(100, _bytes_field(1, b'\xff\xff'))),
-      'layer 1: field 1 is no UTF-8 text',
+      'layer 1: field 1 is not UTF-8',
     ),
     (
       _int_field(1, 5000) + _bytes_field(2, 'net_iter_5000.caffemodel'),

@@ -475,7 +475,7 @@ def test_the_names_until_2018(model, old, loaded):
   note, biases = got.notes
   assert (biases,) == BIASES
   assert 'names that Keras used until 2018' in note
-  assert '55 pixels where 56 are usual' in note
+  assert '55 pixels, not 56' in note
 
   def clone(layer):
     config = layer.get_config()
@@ -627,10 +627,6 @@ def named_type(group):
   group['a'] = np.dtype('f4')
 
 
-def odd_name(group):
-  group.create_group('a\x1b[31m')
-
-
 @pytest.mark.parametrize(
   ('fill', 'message'),
   [
@@ -649,7 +645,6 @@ def odd_name(group):
     (shared_storage, r'its arrays take 163840 bytes of a file of \d+ bytes'),
     (empty, 'conv1_conv/a has no shape'),
     (named_type, 'conv1_conv/a is neither a group nor an array'),
-    (odd_name, r"it holds the name 'conv1_conv/a\\x1b\[31m'"),
   ],
 )
 def test_what_is_not_plain_is_refused(crafted, fill, message):
@@ -745,10 +740,10 @@ def test_two_networks_without_names(tmp_path):
     ('{"config": 3}', 'configuration is not what Keras writes (TypeError'),
     ('{"config": {"layers": 3}}', 'is not what Keras writes (TypeError'),
     ('{"config": {"layers": [{}]}}', "writes (KeyError: 'config')"),
-    ('{"config": {"name": "\\u001b"}}', 'is not what Keras writes (TypeError'),
-    (['a', 'b'], 'its attribute model_config is no text'),
-    (3, 'its attribute model_config is no text'),
-    ('x' * (2**24 + 1), 'its attribute model_config is over 16777216 bytes'),
+    ('{"config": {"name": 3}}', 'is not what Keras writes (TypeError'),
+    (['a', 'b'], 'its attribute model_config is not a string'),
+    (3, 'its attribute model_config is not a string'),
+    ('x' * (2**24 + 1), 'its attribute model_config has more than 16777216'),
   ],
 )
 def test_configurations_that_are_none(tmp_path, config, message):
@@ -918,7 +913,7 @@ def test_changed_bytes_of_an_archive_are_found(archive, tmp_path):
 def test_a_huge_table_of_contents_is_not_read(archive):
   path = archive({f'assets/{number}': b'' for number in range(2000)})
   assert not recognised(path)
-  assert 'its directory is missing or too large' in refusal(path)
+  assert 'its zip directory has 113009 bytes, more than 65536' in refusal(path)
 
 
 def test_other_files_are_not_recognised(tmp_path):

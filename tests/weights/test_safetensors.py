@@ -162,9 +162,7 @@ def test_inspection_may_see_what_is_not_finite(file):
 @pytest.mark.parametrize('cut', [9, 100, 10_000, -1])
 def test_a_truncated_file_is_damaged(file, cut):
   file.write_bytes(file.read_bytes()[:cut])
-  with pytest.raises(
-    errors.UserError, match=r'damaged|no format that is known'
-  ):
+  with pytest.raises(errors.UserError, match=r'damaged|an unknown format'):
     weights.load(str(file))
 
 
@@ -200,7 +198,7 @@ def test_a_crafted_header_takes_no_memory(tmp_path, header):
 def test_a_claimed_header_beyond_the_file_is_no_safetensors(tmp_path):
   path = tmp_path / 'w'
   path.write_bytes(struct.pack('<Q', 2**62) + b'{')
-  with pytest.raises(errors.UserError, match='in no format that is known here'):
+  with pytest.raises(errors.UserError, match='in an unknown format'):
     weights.load(str(path))
 
 

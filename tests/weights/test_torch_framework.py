@@ -248,7 +248,7 @@ def test_a_training_checkpoint(tmp_path, network18, place, how):
   assert_holds(loaded, network18)
   assert loaded.notes[:2] == (
     f"The state dict is the one under '{place}'.",
-    "In the file, too, but not read: 'epoch', 'best_acc1', 'optimizer'.",
+    "Also in the file, but not read: 'epoch', 'best_acc1', 'optimizer'.",
   )
 
 

@@ -200,8 +200,8 @@ def test_missing_and_surplus_files_are_named_in_one_error(tmp_path, untrained):
   with pytest.raises(errors.UserError) as caught:
     weights.load(str(path))
   message = str(caught.value)
-  assert '2 files are missing (_conv1_bn.w1, _output.wbias)' in message
-  assert '1 are surplus (notes.txt)' in message
+  assert '2 names are missing (_conv1_bn.w1, _output.wbias)' in message
+  assert '1 names are unknown (notes.txt)' in message
 
 
 def test_another_depth_is_recognised(tmp_path, untrained):
@@ -219,16 +219,11 @@ def test_another_depth_is_recognised(tmp_path, untrained):
     (lambda d: d + b'1234', '276 bytes, where 272'),
     (lambda d: b'', '0 bytes, where 272'),
     (lambda d: struct.pack('<i', 1) + d[4:], 'format version 1, where 0'),
-    (lambda d: d[:4] + struct.pack('<I', 8) + d[8:], '8 bytes a value'),
+    (lambda d: d[:4] + struct.pack('<I', 8) + d[8:], '8 bytes per value'),
     (
       lambda d: d[:8] + struct.pack('<Q', 2**60) + d[16:],
       'its header says 1152921504606846976 values, the file has 64',
     ),
-    (
-      lambda d: d[:-4] + struct.pack('<f', np.nan),
-      'values that are not finite',
-    ),
-    (lambda d: d[:-4] + struct.pack('<f', -1), 'negative variances'),
   ],
 )
 def test_a_damaged_file_is_named_with_its_fault(
@@ -241,7 +236,7 @@ def test_a_damaged_file_is_named_with_its_fault(
   with pytest.raises(errors.UserError) as caught:
     weights.load(str(path))
   assert f'_res2_1_branch2a_bn.w2: {message}' in str(caught.value)
-  assert 'get it again' in str(caught.value)
+  assert 'Get it again' in str(caught.value)
 
 
 def test_without_weights_the_ways_out_are_named(tmp_path, monkeypatch):
