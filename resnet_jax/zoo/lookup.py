@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published checkpoints, found by name or by a file's hash, and as a table."""
 
-import hashlib
 import pathlib
 import re
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from collections.abc import Mapping
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import names
 from resnet_jax.system import errors
+from resnet_jax.zoo import cache
 from resnet_jax.zoo.checkpoints import FAMILIES, MEANS, RECORDS, USUAL
 from resnet_jax.zoo.records import Accuracy, File, Hash, Record
 
@@ -55,18 +55,16 @@ def identify(path: pathlib.Path, depth: int) -> Record | None:
   """
   if not path.is_file():
     return None
-  size = path.stat().st_size
-  known: dict[str, str] = {}
+  digests: dict[str, str] = {}
   for record in RECORDS:
     file = record.file
-    fits = not file.exact or file.size in (None, size)
-    if record.depth != depth or file.hash is None or not fits:
+    is_size = not file.exact or file.size in (None, path.stat().st_size)
+    if record.depth != depth or file.hash is None or not is_size:
       continue
     algorithm = file.hash.algorithm
-    if algorithm not in known:
-      with open(path, 'rb') as opened:
-        known[algorithm] = hashlib.file_digest(opened, algorithm).hexdigest()
-    if known[algorithm].startswith(file.hash.digits):
+    if algorithm not in digests:
+      digests[algorithm] = cache.digest(path, algorithm)
+    if digests[algorithm].startswith(file.hash.digits):
       return record
   return None
 
