@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import reproduce
 import tables
+import targets
 from conftest import ROOT
 from PIL import Image
 from scipy import stats
@@ -470,7 +471,7 @@ def test_evidence_is_added_once(tmp_path):
 
 
 def test_every_published_figure_of_the_two_pages_is_a_target():
-  found = [(t.name, t.published) for t in reproduce.TARGETS]
+  found = [(t.name, t.published) for t in targets.TARGETS]
   assert found == [
     ('paddle-50-one', 24.9),
     ('paddle-101-one', 23.7),
@@ -485,7 +486,7 @@ def test_every_published_figure_of_the_two_pages_is_a_target():
 
 
 def test_evidence_is_of_all_images_and_the_last_counts(tmp_path, monkeypatch):
-  target = reproduce.TARGETS[8]
+  target = targets.TARGETS[8]
   of = {
     'checkpoint': 'msra-152',
     'protocol': target.accuracy.protocol.describe(),
@@ -511,10 +512,10 @@ def test_evidence_is_of_all_images_and_the_last_counts(tmp_path, monkeypatch):
     {'published': of | {'notes': ['run with channels RGB for BGR']}},
   ):
     evidence.append(path, [line | no])
-  assert reproduce.evidence(path) == {}
+  assert targets.measured(path) == {}
   new = line | {'top1_error': {'percent': 21.4, 'low': 21.0, 'high': 21.8}}
   evidence.append(path, [line, new])
-  assert reproduce.evidence(path) == {target: new}
+  assert targets.measured(path) == {target: new}
   rows = tables.results_table().splitlines()
   assert rows[-1].endswith(
     '| 21.4 | 21.40 | 21.00 to 21.80 | 50000 | gpu H200 | 2026-11-24 |'
