@@ -46,10 +46,10 @@ BN_LEAVES = {
   'var': 'moving_variance',
 }
 
-# What assemble says of them.
+# The note of `assemble` on them.
 BIASES = (
-  '53 convolutions have a bias: it goes into the mean of the batch norm behind,'
-  ' so the values of these _conv layers are without it.',
+  '53 convolutions have a bias: it goes into the mean of the batch norm after'
+  ' it, so these _conv layers are without their bias.',
 )
 
 
