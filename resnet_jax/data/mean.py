@@ -76,12 +76,12 @@ def check_mean(mean: Mean, height: int, width: int) -> None:
     raise errors.UserError(f'mean={mean} is not three finite values.')
 
 
-def check_std(std: Sequence[float], given: object = None) -> None:
+def check_std(std: Sequence[float], given: str = '') -> None:
   """Raises a UserError unless a std is three finite values above 0."""
   if len(std) != 3 or not all(0 < value < math.inf for value in std):
     raise errors.UserError(
-      f"std='{given or std}' is not three values above 0, in the order of"
-      ' channels and on the scale 0 to 255, such as 58.395,57.12,57.375 (or'
+      f"std='{given or _text(std)}' is not three values above 0, in the order"
+      ' of channels and on the scale 0 to 255, such as 58.395,57.12,57.375 (or'
       ' 1,1,1).'
     )
 

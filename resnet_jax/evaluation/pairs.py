@@ -104,9 +104,8 @@ def compare(first: pathlib.Path, second: pathlib.Path) -> Comparison:
   sets = [{**y.labels, **x.labels} for x, y in matched]
   for name in dict.fromkeys(itertools.chain.from_iterable(sets)):
     other = sum(
-      x.labels.get(name, labels.get(name))
-      != y.labels.get(name, labels.get(name))
-      for (x, y), labels in zip(matched, sets, strict=True)
+      y.labels.get(name, labels.get(name)) != labels.get(name)
+      for (_, y), labels in zip(matched, sets, strict=True)
     )
     if other:
       notes.append(

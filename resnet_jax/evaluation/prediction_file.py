@@ -5,13 +5,13 @@
 `NAME.part` until the last image is in it.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from resnet_jax.data import labels as labels_lib
 from resnet_jax.evaluation.prediction_record import (
@@ -59,12 +59,7 @@ class Reader:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *error: object) -> None:
     self._file.close()
 
   def __iter__(self) -> Iterator[ImagePrediction]:
@@ -110,7 +105,7 @@ def is_finished(path: pathlib.Path, header: Header) -> bool:
   return True
 
 
-class Writer(files.Appended):
+class Writer:
   """Appends images to an unfinished file, in order; a context manager.
 
   Attributes:
@@ -118,7 +113,7 @@ class Writer(files.Appended):
   """
 
   def __init__(self, path: pathlib.Path, header: Header, rows: int) -> None:
-    """Opens or creates `NAME.part`.
+    """Opens or creates `NAME.part`, and locks it.
 
     Args:
       path: the finished file.
@@ -130,25 +125,47 @@ class Writer(files.Appended):
       UserError: the file is something else, has other settings, or another
         process writes it.
     """
-    end = 0
+    self._path, self._part = path, part(path)
+    with self._writing():
+      path.parent.mkdir(parents=True, exist_ok=True)
+      self._file: IO[bytes] = open(self._part, 'ab')  # noqa: SIM115
+    try:
+      files.lock(self._file, self._part, 'results, predictions')
+      self.done, end = _resumable(self._part, header, rows)
+      with self._writing():
+        self._file.truncate(end)
+      if not end:
+        self._add(header.line())
+    except BaseException:
+      self.__exit__()
+      raise
 
-    def whole(there: pathlib.Path) -> int:
-      nonlocal end
-      self.done, end = _resumable(there, header, rows)
-      return end
+  def __enter__(self) -> Self:
+    return self
 
-    super().__init__('predictions', path, part(path), whole)
-    if not end:
-      try:
-        self.add(header.line())
-      except BaseException:
-        self.close()
-        raise
+  def __exit__(self, *error: object) -> None:
+    # What could not be written has been reported by then.
+    with contextlib.suppress(OSError):
+      self._file.close()
 
   def write(self, images: Sequence[ImagePrediction]) -> None:
     """Adds images; when it returns they outlive a killed process."""
-    self.add(b''.join(image.line() for image in images))
+    self._add(b''.join(image.line() for image in images))
     self.done += len(images)
+
+  def publish(self) -> None:
+    """Renames the file to its final name."""
+    with self._writing():
+      os.fsync(self._file.fileno())
+      os.replace(self._part, self._path)
+
+  def _add(self, data: bytes) -> None:
+    with self._writing():
+      self._file.write(data)
+      self._file.flush()
+
+  def _writing(self) -> contextlib.AbstractContextManager[None]:
+    return files.writing('predictions', self._path)
 
 
 def images(

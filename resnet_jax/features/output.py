@@ -111,21 +111,9 @@ def lock(directory: pathlib.Path) -> Iterator[None]:
     UserError: another process has the lock.
   """
   path = part(directory)
-  try:
-    import fcntl  # noqa: PLC0415 - not on Windows
-  except ImportError:
-    yield
-    return
   handle = os.open(path, os.O_RDONLY)
   try:
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
-    os.close(handle)
-    raise errors.UserError(
-      f'another process is at work on {path}. Wait for it, or choose another'
-      ' output_dir.'
-    ) from error
-  try:
+    files.lock(handle, path, 'output_dir')
     yield
   finally:
     os.close(handle)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import features
 from resnet_jax.data import pipeline
-from resnet_jax.engine import devices, loop, runner
+from resnet_jax.engine import devices, loop, reductions
 from resnet_jax.features import output, table
 from resnet_jax.jobs import setup as setup_lib
 from resnet_jax.models import aliases
@@ -21,7 +21,7 @@ from resnet_jax.system import console, errors, timing, version
 def run(config: ConfigDict) -> int:
   """Extracts; resumes a run of the same settings that was stopped."""
   errors.check_choice('feature_format', config.feature_format, features.FORMATS)
-  reduction = runner.Reduction(config.pool, config.dtype)
+  reduction = reductions.Reduction(config.pool, config.dtype)
   if config.layer_num:
     # A mistyped name should not wait for the weights.
     aliases.select_layers(config.output_layer, config.layer_num)
@@ -108,11 +108,11 @@ def _without_failed(
 def _plan(
   setup: setup_lib.Setup,
   layers: tuple[str, ...],
-  reduction: runner.Reduction,
+  reduction: reductions.Reduction,
   rows: int,
 ) -> table.FeatureTable:
   size = setup.model.preprocess.crop_size
-  shapes = runner.output_shapes(
+  shapes = reductions.output_shapes(
     setup.model.module, layers, reduction, size, size
   )
   items = setup.source.items
@@ -124,7 +124,7 @@ def _facts(
   config: ConfigDict,
   setup: setup_lib.Setup,
   plan: table.FeatureTable,
-  reduction: runner.Reduction,
+  reduction: reductions.Reduction,
 ) -> table.Facts:
   model, module = setup.model, setup.model.module
   data = json.dumps(

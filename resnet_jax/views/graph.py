@@ -105,7 +105,7 @@ def build(model: resnet.ResNet, height: int, width: int) -> Graph:
 
 def _detail(layer: structure.Layer, model: resnet.ResNet) -> str:
   if layer.kind == Kind.MAX_POOL:
-    return f'3x3, stride 2, {model.stem_pool}'
+    return f'3x3, stride 2, {model.variant.stem_pool}'
   if layer.kind == Kind.MEAN:
     return 'of all positions'
   if layer.kind != Kind.CONVOLUTION or not layer.unit:

@@ -252,7 +252,7 @@ def _asset(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-  """Forbids requests, and all scripts and styles but the page's own."""
+  """Forbids all loading, and all scripts and styles but the page's own."""
 
   def source(text: str) -> str:
     digest = hashlib.sha256(text.encode()).digest()

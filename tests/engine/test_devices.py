@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from resnet_jax.engine import devices, runner
+from resnet_jax.engine import devices, reductions, runner
 from resnet_jax.models import resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import random
@@ -169,7 +169,7 @@ def test_whose_value_is_too_large_is_known_on_every_device(network):
   images = np.zeros((5, 1, 32, 32, 3), np.uint8)
   images[:] = MEAN.ravel()[::-1].astype(np.uint8)
   images[3] = 255
-  half = runner.Reduction(dtype='float16')
+  half = reductions.Reduction(dtype='float16')
   run = on((model, strong), 2, ['conv1_conv'], reduction=half)
   result = run(images)
   others = np.array([True, True, True, False, True])

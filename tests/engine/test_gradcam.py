@@ -8,7 +8,7 @@ from numpy_resnet import NumpyCifar
 
 import resnet_jax
 from resnet_jax.data import presets
-from resnet_jax.engine import gradcam, runner
+from resnet_jax.engine import gradcam, reductions, runner
 from resnet_jax.models import resnet
 from resnet_jax.system import errors
 
@@ -96,7 +96,7 @@ def test_values_beside_it_are_those_without_it(model):
   images = _noise(1, 96)
   what = gradcam.GradCam('res4_1_addto')
   beside = model._values(
-    images, ('res3_1_addto', 'output'), runner.Reduction(), what
+    images, ('res3_1_addto', 'output'), reductions.Reduction(), what
   )
   assert list(beside) == ['res3_1_addto', 'output', gradcam.GRAD_CAM]
   for name, values in model.features(

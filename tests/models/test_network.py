@@ -14,7 +14,7 @@ from PIL import Image
 from reference_weights import parameters_crc32, reference_parameters
 
 from resnet_jax.data import mean as mean_lib
-from resnet_jax.engine import runner
+from resnet_jax.engine import reductions, runner
 from resnet_jax.models import aliases, layers, names, resnet
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
@@ -211,7 +211,7 @@ def test_pool_dtype_and_ten_crops_are_what_numpy_makes_of_single_maps():
       [layer],
       MEAN,
       multi_crop=True,
-      reduction=runner.Reduction(pool, 'float32'),
+      reduction=reductions.Reduction(pool, 'float32'),
     )
     got = run.fetch(run(cuts))[layer]
     assert got.shape == expected.shape
@@ -222,7 +222,7 @@ def test_float16_rounds_and_refuses_what_does_not_fit():
   model = resnet.ResNet(18)
   parameters = random.initialise(resnet.parameter_shapes(model), 0)
   images = np.full((1, 1, 32, 32, 3), 200, np.uint8)
-  half = runner.Reduction(dtype='float16')
+  half = reductions.Reduction(dtype='float16')
   run = runner.Runner(model, parameters, ['pool1'], MEAN, reduction=half)
   exact = runner.Runner(model, parameters, ['pool1'], MEAN)
   got = run.fetch(run(images))['pool1']

@@ -188,7 +188,7 @@ def test_what_is_needed_for_a_layer_lies_before_it():
 
 
 def test_details_follow_the_variant():
-  found = graph.build(resnet.ResNet(50, 7, '3x3', 'pad1'), 64, 64)
+  found = graph.build(resnet.ResNet(50, 7, Variant('3x3', 'pad1')), 64, 64)
   nodes = {node.name: node for node in found.nodes}
   detail = {name: f'{n.kind}: {n.detail}' for name, n in nodes.items()}
   assert detail['conv1_conv'] == 'convolution: 7x7, stride 2'

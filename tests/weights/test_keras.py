@@ -22,6 +22,7 @@ from keras.src.legacy.saving import legacy_h5_format
 from resnet_jax import weights
 from resnet_jax.data import presets
 from resnet_jax.models import aliases, resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble
 from resnet_jax.weights import keras as keras_files
@@ -186,7 +187,7 @@ def test_all_layouts_hold_the_same_network(model, saved, loaded, name):
   assert got.notes == BIASES
   assert weights.digest(got.parameters) == weights.digest(loaded.parameters)
   assert got.origins == loaded.origins
-  assert got.model == resnet.ResNet(50, 10, '1x1', 'pad1', 1.001e-5)
+  assert got.model == resnet.ResNet(50, 10, Variant('1x1', 'pad1', 1.001e-5))
   assert got.preprocess == presets.CAFFE
   assert_same(
     got.parameters, expected_parameters(model, aliases.owners(50, 'keras'))
@@ -466,7 +467,7 @@ def old(saved, tmp_path_factory):
 
 def test_the_names_until_2018(model, old, loaded):
   got = load(old)
-  assert got.model == resnet.ResNet(50, 10, '1x1', 'pad1', 1e-3)
+  assert got.model == resnet.ResNet(50, 10, Variant('1x1', 'pad1', 1e-3))
   assert_same(got.parameters, loaded.parameters)
   assert got.origins['res4_6_branch2c_bn/var'].name == (
     'bn4f_branch2c/moving_variance'
