@@ -7,11 +7,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from makers import Started
 from PIL import Image
 
 import resnet_jax
@@ -193,26 +193,12 @@ def test_ctrl_c_ends_it_soon_and_the_rest_follows(run_main, image_folder):
   out, count = image_folder.parent, 240
   (image_folder / 'many.list').write_text('a.png\nb.jpg\n' * (count // 2))
   flags = (*SMALL, '--config.data=images/many.list')
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'resnet_jax.main', *flags],
-    cwd=out,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  process = Started(out, *flags)
   part = out / 'p.jsonl.part'
-  limit = time.monotonic() + 120
-  while not (part.exists() and part.stat().st_size):
-    time.sleep(0.01)
-    assert time.monotonic() < limit
-    assert process.poll() is None
-  begin = time.monotonic()
-  process.send_signal(signal.SIGINT)
-  _, message = process.communicate(timeout=60)
-  assert time.monotonic() - begin < 2
-  assert process.returncode == -signal.SIGINT
-  assert 'Traceback' not in message
+  assert process.wait_until(lambda: part.exists() and part.stat().st_size)
+  assert process.interrupt() == -signal.SIGINT
+  assert 'Traceback' not in process.said
+  assert not (out / 'p.jsonl').exists()
   resumed = run_main(*flags, check=0)
   after = re.search(r'going on after (\d+) of 240', resumed.stderr)
   assert after
