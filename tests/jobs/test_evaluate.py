@@ -7,10 +7,8 @@ import os
 import re
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -18,6 +16,7 @@ import reproduce
 import tables
 import targets
 from conftest import ROOT
+from makers import Started
 from PIL import Image
 from scipy import stats
 
@@ -205,22 +204,12 @@ def test_the_results_say_how_to_find_them_again(finished, photographs):
 
 def _killed(folder, *settings):
   """Starts a run and kills it when some images are written."""
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'resnet_jax.main', *_flags(*settings)],
-    cwd=folder,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    stderr=subprocess.DEVNULL,
-    stdout=subprocess.DEVNULL,
-  )
+  process = Started(folder, *_flags(*settings))
   part = folder / 'results' / 'predictions.jsonl.part'
-  limit = time.monotonic() + 120
-  while process.poll() is None:
-    assert time.monotonic() < limit
-    if part.exists() and part.read_bytes().count(b'\n') > 9:
-      break
-    time.sleep(0.001)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
+  process.wait_until(
+    lambda: part.exists() and part.read_bytes().count(b'\n') > 9
+  )
+  process.kill()
   return part
 
 
