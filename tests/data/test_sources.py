@@ -228,8 +228,8 @@ def test_a_damaged_image_with_a_known_suffix_is_still_one(tmp_path):
 def test_a_missing_path_says_what_is_allowed(tmp_path, name, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert error_of(name) == (
-    f"data='{name}': there is no such file or folder. Give a list file (a line"
-    ' an image: path, label), a folder, an image, a tar archive, shards (a'
+    f"data='{name}': there is no such file or folder. Give a list file (one"
+    ' image per line: path, label), a folder, an image, a tar archive, shards (a'
     " folder of .tar files, or a pattern such as 'val-{000..049}.tar') or"
     ' Parquet files.'
   )
