@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import devices, reductions, runner
 from resnet_jax.models import resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import random
 
-MEAN = np.array([100, 110, 120], np.float32).reshape(3, 1, 1)
+MEAN = (100.0, 110.0, 120.0)
+PREPROCESS = Preprocess(MEAN)
 LAYERS = ('pool1', 'res2_1_addto', 'logits')
 COLLECTIVES = ('all-gather', 'all-reduce', 'collective-permute', 'all-to-all')
 
@@ -120,7 +122,9 @@ def network():
 
 def on(network, count, layers, **settings):
   execution = runner.Execution(tuple(jax.devices('cpu')[:count]))
-  return runner.Runner(*network, layers, MEAN, execution=execution, **settings)
+  return runner.Runner(
+    *network, layers, PREPROCESS, execution=execution, **settings
+  )
 
 
 def pixels(count):
@@ -167,7 +171,7 @@ def test_whose_value_is_too_large_is_known_on_every_device(network):
     'conv1_conv/kernel': np.full((7, 7, 3, 64), 8, np.float32)
   }
   images = np.zeros((5, 1, 32, 32, 3), np.uint8)
-  images[:] = MEAN.ravel()[::-1].astype(np.uint8)
+  images[:] = np.array(MEAN[::-1], np.uint8)
   images[3] = 255
   half = reductions.Reduction(dtype='float16')
   run = on((model, strong), 2, ['conv1_conv'], reduction=half)
