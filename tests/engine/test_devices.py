@@ -212,9 +212,19 @@ def test_cores_are_those_that_the_process_may_use():
 import os
 os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
 os.cpu_count = lambda: 64
+import threading, time
+from unittest import mock
+from resnet_jax.data import preprocess, sources
+from resnet_jax.engine import loop
 from resnet_jax.system import cores
-from resnet_jax.jobs import common
-from ml_collections import ConfigDict
-print(cores.count(), common.threads(ConfigDict({'threads': 0})))
+found = set()
+def read():
+  time.sleep(0.01)
+  found.add(threading.current_thread().name)
+  return b''
+items = [sources.Item('key', 'name', 0, read)] * 9
+run = loop.Run(items, preprocess.Preprocess(), mock.MagicMock(), 9)
+run.stream(on_error='record')
+print(cores.count(), len(found))
 """
   assert _printed(code) == ['1', '1']
