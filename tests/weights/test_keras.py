@@ -48,8 +48,8 @@ BN_LEAVES = {
 
 # What assemble says of them.
 BIASES = (
-  '53 convolutions have a bias: it goes into the mean of the batch norm behind,'
-  ' so the values of these _conv layers are without it.',
+  '53 convolutions have a bias: it goes into the mean of the batch norm after'
+  ' it, so these _conv layers are without their bias.',
 )
 
 
@@ -818,7 +818,7 @@ def test_a_text_that_states_4_gib(tmp_path, version):
   path.write_bytes(data[:at] + b'\xff\xff\xff\xff' + data[at + 4 :])
   message = refusal(path)
   # The newer version has checksums.
-  assert 'over 16777216 bytes' in message or 'incorrect metadata' in message
+  assert 'has more than 16777216 bytes' in message or 'incorrect metadata' in message
 
 
 def test_any_changed_byte_gives_a_result_or_the_one_error(small, tmp_path):
