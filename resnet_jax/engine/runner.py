@@ -151,7 +151,7 @@ class Runner:
   @classmethod
   def prepared(
     cls,
-    how: preprocess.Preprocess,
+    own: preprocess.Preprocess,
     model: resnet.ResNet,
     parameters: Mapping[str, np.ndarray],
     layers: Sequence[str],
@@ -166,10 +166,10 @@ class Runner:
       model,
       parameters,
       layers,
-      means.as_array(how.mean),
-      multi_crop=how.multi_crop,
-      channels=how.channels,
-      std=how.std,
+      means.as_array(own.mean),
+      multi_crop=own.multi_crop,
+      channels=own.channels,
+      std=own.std,
       reduction=reduction,
       grad_cam=grad_cam,
       execution=execution,

@@ -95,6 +95,16 @@ def test_out_of_memory_halves_and_gives_the_same_values(network18, most, late):
   assert set(limited.shapes) == {network.rows or 7}
 
 
+def test_a_smaller_batch_runs_in_the_program_of_a_whole_one(network18):
+  images, run = pixels(7), small(network18)
+  network = sizing.Network(lambda: run, CPU, lambda text: None)
+  network.compile(images.shape)
+  expected = network.fetch(network(images, 7), np.ones(7, bool))['pool1']
+  found = network.fetch(network(images[:3], 7), np.ones(3, bool))['pool1']
+  np.testing.assert_array_equal(found, expected[:3])
+  assert len(run._programs) == 1
+
+
 def test_not_even_one_image_is_an_error_with_ways_out(network18):
   limited = Limited(small(network18), 0)
   network = sizing.Network(lambda: limited, CPU, lambda text: None)

@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 import zarr
+from makers import contents
 
 import resnet_jax
 from resnet_jax import features
@@ -49,14 +50,6 @@ def write(form, directory, plan, *, stop=None, reasons=None, facts=FACTS):
     writer.finish()
     output.publish(directory)
   return writer
-
-
-def contents(directory):
-  return {
-    path.relative_to(directory).as_posix(): path.read_bytes()
-    for path in directory.rglob('*')
-    if path.is_file()
-  }
 
 
 # ------------------------------------------------------------- all formats

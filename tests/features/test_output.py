@@ -10,6 +10,7 @@ import shutil
 
 import numpy as np
 import pytest
+from makers import contents
 
 from resnet_jax import features
 from resnet_jax.features import output, table
@@ -48,14 +49,6 @@ def finish(form, directory, failed=False, settings=None):
 def is_finished(form, directory, settings=None):
   read = features.FORMATS[form].read_settings
   return output.is_finished(directory, settings or SETTINGS, read)
-
-
-def contents(directory):
-  return {
-    path.relative_to(directory).as_posix(): path.read_bytes()
-    for path in directory.rglob('*')
-    if path.is_file()
-  }
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import struct
 import numpy as np
 import pytest
 import zarr
+from makers import contents
 
 from resnet_jax import features
 from resnet_jax.features import output, store, table
@@ -61,14 +62,6 @@ def write(directory, plan, *, stop=None, failed=(), done=0):
     writer.finish()
     output.publish(directory)
   return path
-
-
-def contents(directory):
-  return {
-    path.relative_to(directory).as_posix(): path.read_bytes()
-    for path in directory.rglob('*')
-    if path.is_file()
-  }
 
 
 # ----------------------------------------------------------------- readers

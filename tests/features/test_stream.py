@@ -9,6 +9,7 @@ import pickle
 
 import numpy as np
 import pytest
+from makers import contents
 
 from resnet_jax import features
 from resnet_jax.features import output, stream, table
@@ -76,14 +77,6 @@ def write(form, directory, plan, *, stop=None, failed=(), done=0, values=None):
     writer.finish()
     output.publish(directory)
   return writer
-
-
-def contents(directory):
-  return {
-    path.relative_to(directory).as_posix(): path.read_bytes()
-    for path in directory.rglob('*')
-    if path.is_file()
-  }
 
 
 def load_plainly(path):
