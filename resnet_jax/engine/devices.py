@@ -48,7 +48,7 @@ def use_cores() -> None:
   """
   there = cores.count()
   count = min(there, _MOST_CPU_DEVICES)
-  if jax.config.jax_num_cpu_devices == count:
+  if jax.config.jax_num_cpu_devices == count:  # type: ignore[attr-defined]
     # JAX takes the value that it has without an error, even once started.
     return
   try:
