@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings for the paper's CIFAR networks; the keys are configs/resnet.py's.
+"""Settings of the paper's CIFAR networks; the keys are configs/resnet.py's.
 
   python -m resnet_jax.main --config=configs/cifar.py:56 --job=evaluate \
       --config.weights=resnet56.pth --config.data=test.tar
 
-The weights are yours, such as those of akamaster/pytorch_resnet_cifar10; the
+You supply the weights, such as those of akamaster/pytorch_resnet_cifar10.  The
 images are 32x32.
 """
 
@@ -17,17 +17,17 @@ from resnet_jax import configuration
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  """The settings, with those in `arg` ('56,weights=random') changed."""
+  """The settings, overridden by `arg`, such as '56,weights=random'."""
   every = runpy.run_path(str(pathlib.Path(__file__).with_name('resnet.py')))
   config = every['get_config']()
 
-  # 20, 32, 44 or 56; 0: that of the weights' file.
+  # 20, 32, 44 or 56; 0: from the weights' file.
   config.layer_num = 20
-  # Or a file, for weights of other classes than CIFAR-10's.
+  # Or a file, for weights of classes other than CIFAR-10's.
   config.class_names = 'cifar10'
-  # The images are taken as they are.
+  # The images already have the network's size.
   config.resize = 'none'
-  # They are small.
+  # Small images allow a large batch size.
   config.batch_size = 256
 
   return configuration.apply(config, arg)

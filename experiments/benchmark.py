@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our program beside the alternatives, on this machine, in one run.
+"""Compares resnet_jax with the alternatives, on this machine, in one run.
 
   python experiments/benchmark.py compute --depths 50 101 152 --batches 1 8 32
   python experiments/benchmark.py compute --arithmetics bfloat16 --batches 256
   python experiments/benchmark.py files --data=photos
   python experiments/benchmark.py drift --data=photos
-  python experiments/benchmark.py decode --data=photos    and the other
-      measurements of pipeline_speed.py: end_to_end, start, growth, plot, ...
+  python experiments/benchmark.py decode --data=photos
 
-`compute` has images on the device already; `files` goes from JPEG files to
-pooled features on the disk.  Every contender is a process of
-its own (peers.py), and they take turns, a second each, so that what disturbs
-the machine hits all alike.  What is not installed is said and left out.  Each
-result is a JSON line in experiments/results/benchmark.jsonl, of which
-tables.py makes those of the documents.
+The last command runs a measurement of pipeline_speed.py; the others there
+(end_to_end, start, growth, plot, ...) work alike.
+
+`compute` starts with images on the device; `files` goes from JPEG files to
+pooled features on disk.  Each contender is a process of its own (peers.py).
+They take turns, a second each, so that disturbances hit all alike.  Contenders
+that are not installed are reported and left out.  Each result is a JSON line in
+experiments/results/benchmark.jsonl, from which tables.py writes the tables of
+the documents.
 """
 
 import argparse
@@ -48,7 +50,7 @@ Line = dict[str, Any]
 
 
 class Contender:
-  """A process of peers.py that computes when it is told to."""
+  """A process of peers.py that computes on request."""
 
   def __init__(self, name: str, depth: int, arithmetic: str) -> None:
     self.name = name
@@ -65,13 +67,13 @@ class Contender:
   def _answer(self) -> Line:
     assert self._process.stdout
     for line in self._process.stdout:
-      # Libraries print there, too.
+      # Libraries print to stdout, too.
       if line.startswith('{'):
         return json.loads(line)
     return {'missing': f'ended with status {self._process.wait()}'}
 
   def measure(self, batch: int, seconds: float) -> float:
-    """Images/s of batches of a size; 0 if it gave up."""
+    """Images/s at a batch size; 0 if the process died."""
     assert self._process.stdin
     try:
       self._process.stdin.write(f'{batch} {seconds}\n')
@@ -97,7 +99,7 @@ def compute(
   rounds: int,
   seconds: float,
 ) -> list[Line]:
-  """Computing alone; a line a contender."""
+  """Compute only; one line per contender."""
   contenders = [Contender(name, depth, arithmetic) for name in names]
   bounds = [Contender(name, depth, arithmetic) for name in peers.BOUNDS]
   there = [c for c in contenders if not c.missing]
@@ -115,7 +117,7 @@ def compute(
   peak, bandwidth = (_best(bound)[1] for bound in bounds)
   work = costs.costs(resnet.ResNet(depth), 224, 224)
   amount = sum(cost.multiply_adds for cost in work)
-  # Each layer's value written once and read once, nothing kept in a cache.
+  # Each layer's values are written once and read once, without a cache.
   moved = 2 * sum(cost.bytes for cost in work)
   return [
     {
@@ -131,7 +133,7 @@ def compute(
       'fraction_of_peak': _share(_best(contender)[1] * amount, peak),
       'fraction_of_memory': _share(_best(contender)[1] * moved, bandwidth),
       'peer': contender.about,
-      # The same for all of a run.
+      # The same for all lines of a run.
       **machine,
     }
     for contender in contenders
@@ -143,7 +145,7 @@ def _share(rate: float, bound: float) -> float | None:
 
 
 def _best(contender: Contender) -> tuple[int, float]:
-  """The batch size of the largest median, and that."""
+  """The batch size with the largest median rate, and that median."""
   medians = {
     batch: statistics.median(rates) for batch, rates in contender.rates.items()
   }
@@ -172,9 +174,9 @@ def _figures(contender: Contender, rounds: int) -> Line:
 
 
 def files(data: pathlib.Path, count: int, rounds: int) -> list[Line]:
-  """Files to pooled features on the disk: ours, and a PyTorch DataLoader.
+  """Files to pooled features on disk: ours, and a PyTorch DataLoader.
 
-  Each as `pipeline_speed.added_rate` has it.
+  Rates are those of `pipeline_speed.added_rate`.
   """
   found: dict[str, list[float]] = {}
   notes: dict[str, str] = {}
@@ -225,11 +227,11 @@ def _loader_seconds(name: str, data: pathlib.Path, count: int) -> float:
 
 
 def drift(data: pathlib.Path, depth: int, count: int) -> list[Line]:
-  """How far each arithmetic's values are from those of `direct`.
+  """The difference of each arithmetic's values from those of `direct`.
 
-  Per layer the root mean square of the difference over that of the values, and
-  the largest difference over the same; of predictions, how many differ.
-  Untrained weights.
+  Per layer: the root mean square of the difference, and the largest
+  difference, both over the root mean square of the values.  Also the number of
+  labels that differ.  The weights are untrained.
   """
   items = sources.open_source(str(data)).items[:count]
   [batch] = pipeline.batches(items, pipeline_speed.EXACT, rows=len(items))
@@ -242,11 +244,11 @@ def drift(data: pathlib.Path, depth: int, count: int) -> list[Line]:
   ]
 
   def values(arithmetic: str) -> dict[str, np.ndarray]:
-    run = runner.Runner.prepared(
-      pipeline_speed.EXACT,
+    run = runner.Runner(
       model,
       parameters,
       layers,
+      pipeline_speed.EXACT,
       execution=runner.Execution(devices.select(False), arithmetic),
     )
     return run.fetch(run(batch.images))
@@ -283,7 +285,7 @@ def drift(data: pathlib.Path, depth: int, count: int) -> list[Line]:
 
 
 def say(lines: Sequence[Line]) -> None:
-  """Shows results, and adds them to the file."""
+  """Prints results, and appends them to the file."""
   RESULTS.parent.mkdir(parents=True, exist_ok=True)
   with RESULTS.open('a', encoding='utf-8') as file:
     for line in lines:
@@ -311,7 +313,7 @@ def say(lines: Sequence[Line]) -> None:
 
 
 def main() -> None:
-  """Measures what the command line asks for."""
+  """Runs the measurement that the command line names."""
   if len(sys.argv) > 1 and sys.argv[1] in pipeline_speed.MEASUREMENTS:
     pipeline_speed.main()
     return

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a researcher would write otherwise: a DataLoader, a network, a file.
+"""The script that a researcher would write: DataLoader, network, file.
 
   python experiments/loader.py 'PyTorch eager' IMAGES.list FOLDER
 
-Started by benchmark.py.  Pillow decodes, resizes and crops, in as many worker
-processes as there are cores; pooled features of torchvision's ResNet-50 go to a
-.npy file.  Prints the seconds that it took after the network was there.
+benchmark.py runs it.  Pillow decodes, resizes and crops, in one worker process
+per core; pooled features of torchvision's ResNet-50 go to a .npy file.  Prints
+the seconds that it took after the network was ready.
 """
 
 import json
@@ -55,7 +55,7 @@ def _network(name: str) -> Any:
 
 
 def main() -> None:
-  """Extracts, and prints how fast."""
+  """Extracts features, and prints the time."""
   name, listed, folder = sys.argv[1:]
   paths = pathlib.Path(listed).read_text('utf-8').splitlines()
   network = _network(name)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One contender of the benchmark, in a process of its own.
+"""A contender of the benchmark, in a process of its own.
 
   python experiments/peers.py NAME DEPTH ARITHMETIC
 
-Started by benchmark.py: prints a JSON line with its versions and device, then
-for each line on its input, `BATCH SECONDS`, computes batches of random numbers
-for so long and prints a JSON line; a batch's first use is not counted.  Other
-programs' networks are theirs as they stand, with random weights, in evaluation
-mode; ours gives `avgpool`, theirs the logits.
+benchmark.py starts it.  It prints a JSON line with its versions and device.
+For each input line, `BATCH SECONDS`, it computes batches of random numbers for
+that time and prints a JSON line with the rate.  The first use of a batch size
+does not count.  Other programs' networks are unmodified, with random weights,
+in evaluation mode; ours computes `avgpool`, theirs the logits.
 """
 
 import functools
@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 SIZE = 224
-# What is computed for a batch, and waited for.
+# Computes a batch, and waits for the result.
 Work = Callable[[], Any]
-# From a batch size to that.
+# Makes the work of a batch size.
 Contender = Callable[[int], Work]
 
 
@@ -39,6 +39,7 @@ def _images(batch: int) -> np.ndarray:
 
 
 def _ours(depth: int, arithmetic: str) -> Contender:
+  from resnet_jax.data.preprocess import Preprocess  # noqa: PLC0415
   from resnet_jax.engine import devices, runner  # noqa: PLC0415
   from resnet_jax.models import resnet  # noqa: PLC0415
   from resnet_jax.weights import random  # noqa: PLC0415
@@ -49,7 +50,7 @@ def _ours(depth: int, arithmetic: str) -> Contender:
     model,
     random.initialise(resnet.parameter_shapes(model), 0),
     ['avgpool'],
-    np.zeros((3, 1, 1), np.float32),
+    Preprocess((0.0, 0.0, 0.0)),
     execution=runner.Execution(devices.select(False), arithmetic),
   )
 
@@ -63,7 +64,7 @@ def _ours(depth: int, arithmetic: str) -> Contender:
 
 
 def _plain_flax(depth: int, arithmetic: str) -> Contender:
-  """Our modules as they are defined: nothing folded, XLA's convolutions."""
+  """Our modules as defined: nothing folded, XLA's convolutions."""
   import jax  # noqa: PLC0415
 
   from resnet_jax.models import resnet  # noqa: PLC0415
@@ -90,7 +91,7 @@ def _plain_flax(depth: int, arithmetic: str) -> Contender:
 
 
 class NotSupported(Exception):
-  """This contender has no such arithmetic."""
+  """The contender lacks an arithmetic."""
 
 
 def _torch(
@@ -134,11 +135,11 @@ def _torch(
 
 
 def exported(depth: int, *, features: bool = False) -> Any:
-  """Torchvision's network as a session of ONNX Runtime, its input `x`.
+  """Torchvision's network as an ONNX Runtime session with the input `x`.
 
   Args:
-    depth: of the network.
-    features: whether it ends before the classifier.
+    depth: the network's depth.
+    features: whether the network ends before the classifier.
   """
   import onnxruntime  # noqa: PLC0415
   import torch  # noqa: PLC0415
@@ -163,7 +164,7 @@ def exported(depth: int, *, features: bool = False) -> Any:
 
 
 def _onnxruntime(depth: int, arithmetic: str) -> Contender:
-  """Torchvision's network, exported; ONNX Runtime folds and fuses it."""
+  """Torchvision's network, exported; ONNX Runtime folds and fuses."""
   if arithmetic != 'float32':
     raise NotSupported
   session = exported(depth)
@@ -223,7 +224,7 @@ def _matrix_product(depth: int, arithmetic: str) -> Contender:
 
 
 def _copy(depth: int, arithmetic: str) -> Contender:
-  """A large addition; its `images` are the bytes that it reads and writes."""
+  """A large addition; its `images` are the bytes it reads and writes."""
   import jax  # noqa: PLC0415
   import jax.numpy as jnp  # noqa: PLC0415
 
@@ -306,7 +307,7 @@ def _serve(contender: Contender) -> None:
 
 
 def main() -> None:
-  """Serves one contender; says in one line if it cannot."""
+  """Serves one contender, or prints one line with the reason."""
   name, depth, arithmetic = sys.argv[1], int(sys.argv[2]), sys.argv[3]
   try:
     contender = (CONTENDERS | BOUNDS)[name](depth, arithmetic)

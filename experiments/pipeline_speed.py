@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast images become features: decoding, a run, its start, its growth.
+"""Speed from images to features: decoding, whole runs, start-up, scaling.
 
   python experiments/pipeline_speed.py decode --data=photos
   python experiments/pipeline_speed.py end_to_end --data=photos
@@ -9,9 +9,9 @@
   python experiments/pipeline_speed.py layers --data=photos
   python experiments/pipeline_speed.py plot
 
-Each measurement adds JSON lines to experiments/results/pipeline.jsonl; `plot`
-makes docs/images/growth.svg of those of `growth`, by matplotlib, the extra
-`views`.  Images are taken again and again where more are asked for.
+Each measurement appends JSON lines to experiments/results/pipeline.jsonl.
+`plot` draws docs/images/growth.svg from those of `growth`, with Matplotlib (the
+extra `views`).  Images repeat if --count exceeds those of the folder.
 """
 
 import argparse
@@ -38,7 +38,7 @@ import numpy as np
 from PIL import Image, features
 
 from resnet_jax import weights
-from resnet_jax.data import decoding, mean, pipeline, preprocess, sources
+from resnet_jax.data import crops, decoding, pipeline, preprocess, sources
 from resnet_jax.engine import devices, runner
 from resnet_jax.features import store, table
 from resnet_jax.models import resnet
@@ -47,10 +47,10 @@ from resnet_jax.weights import random
 
 RESULTS = pathlib.Path('experiments/results/pipeline.jsonl')
 PLOT = pathlib.Path('docs/images/growth.svg')
-EXACT = preprocess.Preprocess(mean.parse_mean('103.939,116.779,123.68', 224))
+EXACT = preprocess.Preprocess()
 SCALED = dataclasses.replace(EXACT, decode='scaled')
 
-# What `main` can be asked for.
+# The measurements that `main` takes.
 MEASUREMENTS = (
   *('decode', 'end_to_end', 'batch_sizes', 'start', 'growth', 'layers'),
   'plot',
@@ -60,7 +60,7 @@ Line = dict[str, Any]
 
 
 def machine() -> Line:
-  """What the figures are of."""
+  """The machine and the versions that a figure belongs to."""
   packages = ('jax', 'jaxlib', 'numpy', 'pillow')
   return {
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
@@ -81,7 +81,7 @@ def _processor() -> str:
 
 
 def spread(seconds: Sequence[float], images: int) -> Line:
-  """Images/s of repeated measurements: the median, the least, the most."""
+  """Images/s of repeated measurements: median, minimum, maximum."""
   rates = sorted(images / value for value in seconds)
   return {
     'images_per_second': statistics.median(rates),
@@ -94,9 +94,9 @@ def spread(seconds: Sequence[float], images: int) -> Line:
 
 
 def resized_then_cropped(image: Image.Image) -> np.ndarray:
-  """EXACT as one would write it with Pillow: (224, 224, 3).
+  """EXACT as a script with Pillow would do it: (224, 224, 3).
 
-  The same pixels, unless Pillow 13 takes the height of a tall image first.
+  The same pixels, unless Pillow 13 resizes a tall image vertically first.
   """
   short = min(image.size)
   width, height = (
@@ -110,21 +110,21 @@ def resized_then_cropped(image: Image.Image) -> np.ndarray:
 def decode_of_a_core(
   images: Sequence[bytes], repeats: int = 5
 ) -> Iterator[Line]:
-  """Ways of decoding, in one thread, by the time that it had a core."""
+  """Ways of decoding, in one thread, by the thread's CPU time."""
   decoded = [decoding.decode(data) for data in images]
   ways: dict[str, tuple[Callable[[Any], Any], Sequence[Any]]] = {
     'decode': (decoding.decode, images),
     'resize, then crop': (resized_then_cropped, decoded),
     'the crop, the same pixels': (
-      lambda p: preprocess.cut(p, EXACT),
+      lambda p: crops.cut(p, EXACT),
       decoded,
     ),
     'crop folded into the resize': (
-      lambda p: preprocess.crops_of(p, SCALED),
+      lambda p: crops.crops_of(p, SCALED),
       decoded,
     ),
-    'decode=exact': (lambda d: preprocess.crops_of(d, EXACT), images),
-    'decode=scaled': (lambda d: preprocess.crops_of(d, SCALED), images),
+    'decode=exact': (lambda d: crops.crops_of(d, EXACT), images),
+    'decode=scaled': (lambda d: crops.crops_of(d, SCALED), images),
   }
   if binding := _simplejpeg():
     ways['decode by simplejpeg'] = (
@@ -132,7 +132,7 @@ def decode_of_a_core(
       [d for d in images if d.startswith(b'\xff\xd8')],
     )
   times: dict[str, list[float]] = {name: [] for name in ways}
-  # By turns, so that what disturbs hits all alike.
+  # Alternately, so that disturbances hit all alike.
   for _ in range(repeats):
     for name, (way, given) in ways.items():
       begin = time.thread_time()
@@ -152,19 +152,17 @@ def _simplejpeg() -> Any:
 
 
 def decode_differences(images: Sequence[bytes]) -> Iterator[Line]:
-  """How far other ways' pixels are from those of decode=exact."""
+  """The difference of other ways' pixels from those of decode=exact."""
   decoded = [decoding.decode(data) for data in images]
-  exact = [preprocess.cut(image, EXACT) for image in decoded]
+  exact = [crops.cut(image, EXACT) for image in decoded]
   found = {
     'resize, then crop': [resized_then_cropped(p)[None] for p in decoded],
-    'decode=scaled': [preprocess.crops_of(d, SCALED) for d in images],
-    'crop folded into the resize': [
-      preprocess.crops_of(p, SCALED) for p in decoded
-    ],
+    'decode=scaled': [crops.crops_of(d, SCALED) for d in images],
+    'crop folded into the resize': [crops.crops_of(p, SCALED) for p in decoded],
   }
   if binding := _simplejpeg():
     found['decode by simplejpeg'] = [
-      preprocess.cut(Image.fromarray(binding.decode_jpeg(d)), EXACT)
+      crops.cut(Image.fromarray(binding.decode_jpeg(d)), EXACT)
       if d.startswith(b'\xff\xd8')
       else e
       for d, e in zip(images, exact, strict=True)
@@ -185,13 +183,13 @@ def decode_differences(images: Sequence[bytes]) -> Iterator[Line]:
 
 
 def _crops(data: bytes) -> np.ndarray:
-  return preprocess.crops_of(data, EXACT)
+  return crops.crops_of(data, EXACT)
 
 
 def decode_together(
   images: Sequence[bytes], repeats: int = 3
 ) -> Iterator[Line]:
-  """Threads against processes; the start of the workers is not counted."""
+  """Threads compared with processes, without the start of the workers."""
   kinds = {
     'threads': concurrent.futures.ThreadPoolExecutor,
     'processes': concurrent.futures.ProcessPoolExecutor,
@@ -218,7 +216,7 @@ def decode_together(
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What a run of the program, in a process of its own, took."""
+  """The cost of a run of the program, in a process of its own."""
 
   seconds: float
   cpu_seconds: float
@@ -229,7 +227,7 @@ class Run:
 def run_program(
   *settings: str, environment: dict[str, str] | None = None
 ) -> Run:
-  """`--job=extract` into a folder that is removed afterwards."""
+  """Runs `--job=extract` into a temporary folder."""
   with tempfile.TemporaryDirectory() as folder:
     command = [
       *(sys.executable, '-m', 'resnet_jax.main', '--job=extract'),
@@ -252,14 +250,14 @@ def run_program(
 
 
 def _bytes(used: resource.struct_rusage) -> int:
-  # Kilobytes, but bytes on macOS.
+  # Linux counts kilobytes, macOS bytes.
   return used.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def write_list(
   folder: pathlib.Path, data: pathlib.Path, count: int
 ) -> pathlib.Path:
-  """A list file of `count` images, those of a folder again and again."""
+  """A list file of `count` images, which repeats those of a folder."""
   found = [item.name for item in sources.open_source(str(data)).items]
   paths = (pathlib.Path(name).absolute() for name in itertools.cycle(found))
   path = folder / f'{count}.list'
@@ -277,34 +275,34 @@ def run_on(data: pathlib.Path, count: int, *settings: str) -> Run:
 
 
 def added_rate(seconds: Callable[[int], float], count: int) -> float:
-  """Images/s of the later three quarters of `count`.
+  """Images/s of the last three quarters of `count` images.
 
-  That is of what more images take: the start, and the images that are
-  decoded while it lasts, are in both runs.
+  The difference of two runs: both contain the start-up, and the images that are
+  decoded during it.
 
   Args:
-    seconds: that a run of so many images takes.
-    count: of the longer run.
+    seconds: gives the time of a run, for a number of images.
+    count: images of the longer run.
   """
   few = count // 4
   return (count - few) / (seconds(count) - seconds(few))
 
 
 def program_rate(data: pathlib.Path, count: int, *settings: str) -> float:
-  """The added rate of our program, for images of a folder."""
+  """The `added_rate` of our program for the images of a folder."""
   return added_rate(lambda n: run_on(data, n, *settings).seconds, count)
 
 
 def end_to_end(
   data: pathlib.Path, count: int, *settings: str, repeats: int = 8
 ) -> Line:
-  """A run, and the two bounds that its stages alone set it.
+  """A run, and the bounds that its two stages alone set.
 
-  `share_of_slower` is of the slower of decoding and computing, each with all
-  cores to itself.  On the CPU both want the same cores, so what can be reached
-  there is `share_of_cores`: an image takes the sum of both times.  Shares are
-  of what was measured one after another, every other time in the other order,
-  so that a machine that becomes slower or faster does not change them.
+  `share_of_slower` divides the run's rate by that of the slower stage, decoding
+  or computing, each with all cores to itself.  On a CPU both stages need the
+  same cores, so an image takes at least the sum of both times: `share_of_cores`
+  is the share of that bound.  Each share is of adjacent measurements, in
+  alternating order, so that a drift of the machine's speed cancels out.
   """
   measurements = {
     'images_per_second': lambda: program_rate(data, count, *settings),
@@ -336,7 +334,7 @@ def end_to_end(
 
 
 def _decode_alone(data: pathlib.Path, count: int) -> float:
-  """Images/s of the pipeline with nobody behind it."""
+  """Images/s of the pipeline without a consumer."""
   with tempfile.TemporaryDirectory() as folder:
     listed = write_list(pathlib.Path(folder), data, count)
     items = sources.open_source(str(listed)).items
@@ -348,10 +346,9 @@ def _decode_alone(data: pathlib.Path, count: int) -> float:
 
 
 def _compute_alone(settings: Sequence[str], count: int) -> float:
-  """Images/s of a run whose images cost next to nothing to decode."""
+  """Images/s of a run whose images cost almost nothing to decode."""
   with tempfile.TemporaryDirectory() as folder:
-    # As the network takes it, so nothing is resized; one colour, so nothing is
-    # unpacked.
+    # The network's size, so nothing is resized; PPM, so nothing is unpacked.
     file = io.BytesIO()
     Image.new('RGB', (224, 224), (120, 110, 100)).save(file, 'PPM')
     (pathlib.Path(folder) / '0.ppm').write_bytes(file.getvalue())
@@ -361,7 +358,7 @@ def _compute_alone(settings: Sequence[str], count: int) -> float:
 def batch_sizes(
   sizes: Sequence[int], count: int, *settings: str
 ) -> Iterator[Line]:
-  """Computing alone, so many crops at a time; 0: the program's choice."""
+  """Compute only, at each batch size; 0: the program's choice."""
   for size in sizes:
     rate = _compute_alone((*settings, f'batch_size={size}'), count)
     yield {
@@ -410,14 +407,15 @@ def start(data: pathlib.Path, *settings: str, repeats: int = 3) -> Line:
 def growth(
   data: pathlib.Path, counts: Sequence[int], *settings: str
 ) -> Iterator[Line]:
-  """Seconds and peak memory as the images become more.
+  """Seconds and peak memory against the number of images.
 
-  `added_per_second` is of the images that a run has more than the one before.
+  `added_per_second` is the rate of the images that a run has beyond the run
+  before.
   """
   before: tuple[int, float] | None = None
   for count in counts:
     runs: list[Run] = []
-    # Short runs are disturbed more.
+    # Short runs vary more, so they are repeated.
     while len(runs) < 3 and sum(run.seconds for run in runs) < 60:
       runs.append(run_on(data, count, *settings))
     seconds = statistics.median(run.seconds for run in runs)
@@ -437,16 +435,16 @@ def growth(
 def layers(
   data: pathlib.Path, count: int, *settings: str, repeats: int = 3
 ) -> Iterator[Line]:
-  """All layers at once against one: how long, and what the cores do.
+  """All layers compared with one: wall time and CPU time.
 
-  The network, bringing its values to the host as (C, H, W), and storing them
-  are measured alone, too, as seconds of the cores, which are the same whatever
-  works beside them.  What is left of a run's is its start and the decoding.
+  Also measures three parts alone, in CPU seconds, which do not depend on other
+  work: the network, the transfer of its values to the host as (C, H, W), and
+  storing them.  The rest of a run is start-up and decoding.
   """
   given = dict(setting.split('=', 1) for setting in settings)
   depth = int(given.get('layer_num', weights.DEFAULT_DEPTH))
   found: dict[str, list[Run]] = {'avgpool': [], '*': []}
-  # By turns: a disk's speed is not steady.
+  # Alternately, because a disk's speed varies.
   for _ in range(repeats):
     for asked, runs in found.items():
       runs.append(run_on(data, count, f'output_layer={asked}', *settings))
@@ -472,14 +470,14 @@ def _batch_rows(said: str) -> int:
 
 
 def _alone(depth: int, asked: Sequence[str], count: int, rows: int) -> Line:
-  """Seconds of the cores for `count` images, so many at a time."""
+  """CPU seconds for `count` images, in batches of `rows`."""
   devices.use_cores()
   model = resnet.ResNet(depth)
-  run = runner.Runner.prepared(
-    EXACT,
+  run = runner.Runner(
     model,
     random.initialise(resnet.parameter_shapes(model), 0),
     asked,
+    EXACT,
     execution=runner.Execution(devices.select(False)),
   )
   images = np.zeros((rows, *EXACT.shape), np.uint8)
@@ -521,17 +519,17 @@ def _alone(depth: int, asked: Sequence[str], count: int, rows: int) -> Line:
 
 
 def plot(results: pathlib.Path = RESULTS, target: pathlib.Path = PLOT) -> None:
-  """Draws the last measurement of each number of images."""
+  """Draws the latest measurement of each number of images."""
   try:
     import matplotlib  # noqa: PLC0415 - an extra
   except ImportError as error:
     raise SystemExit(
-      "the plot needs matplotlib: pip install 'resnet-jax-zoo[views]'."
+      "the plot needs Matplotlib: pip install 'resnet-jax-zoo[views]'."
     ) from error
   matplotlib.use('svg')
-  # The same file for the same figures.
+  # Makes the file reproducible.
   matplotlib.rcParams['svg.hashsalt'] = 'resnet_jax'
-  from matplotlib import pyplot  # noqa: PLC0415 - after the choice of how
+  from matplotlib import pyplot  # noqa: PLC0415 - after the backend
 
   lines = [json.loads(line) for line in results.read_text('utf-8').splitlines()]
   series: dict[str, dict[int, Line]] = {}
@@ -542,7 +540,7 @@ def plot(results: pathlib.Path = RESULTS, target: pathlib.Path = PLOT) -> None:
   figure, (speed, memory) = pyplot.subplots(1, 2, figsize=(9, 3.2))
   for name, points in series.items():
     counts = sorted(points)
-    # The first has none before it.
+    # The smallest run has no run before it.
     later = [n for n in counts if points[n]['added_per_second']]
     speed.plot(
       later,
@@ -566,7 +564,7 @@ def plot(results: pathlib.Path = RESULTS, target: pathlib.Path = PLOT) -> None:
 
 
 def measured(given: argparse.Namespace) -> Iterator[Line]:
-  """The lines of the measurement that was asked for."""
+  """The lines of the requested measurement."""
   data, settings = pathlib.Path(given.data), tuple(given.settings)
   if given.what == 'decode':
     items = sources.open_source(str(data)).items
@@ -588,7 +586,7 @@ def measured(given: argparse.Namespace) -> Iterator[Line]:
 
 
 def main() -> None:
-  """Measures, and adds the lines."""
+  """Measures, and appends the lines."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -605,9 +603,9 @@ def main() -> None:
     '--settings',
     nargs='*',
     default=['layer_num=50', 'weights=random'],
-    help='of the program, KEY=VALUE',
+    help='settings of the program, KEY=VALUE',
   )
-  parser.add_argument('--note', default='', help='said in every line')
+  parser.add_argument('--note', default='', help='stored in every line')
   parser.add_argument('--out', default=RESULTS, type=pathlib.Path)
   given = parser.parse_args()
   if given.what == 'plot':

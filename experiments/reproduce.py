@@ -1,99 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the published errors again, where data and weights are given.
+"""Reproduces the published errors, given the data and the weights.
 
   python experiments/reproduce.py --data=ILSVRC2012_img_val.tar \
       --labels=val.txt --weights=DIR
 
 Runs `--job=evaluate` for each figure of the founding document (PaddlePaddle's
-page: ResNet-50, 101, 152, one crop) and of the authors' page (one crop, and
-ten) whose weights are in DIR, laid out as the cache is, or as the files or
-Paddle's unpacked directories themselves.  Results are lines of
-experiments/results/accuracy.jsonl, and the table of README.md is written from
-them.  A run that was stopped goes on.
+page: ResNet-50, 101, 152, one crop) and of the authors' page (one crop, and ten
+crops), if its weights are in DIR.  DIR has the layout of the cache, or holds
+the files or Paddle's unpacked directories.  Appends results to
+experiments/results/accuracy.jsonl and writes the table of docs/accuracy.md.
+An interrupted run resumes.
 """
 
 import argparse
-import dataclasses
 import pathlib
 import signal
 import subprocess
 import sys
-from typing import Any
 
-from resnet_jax.evaluation import evidence as lines
-from resnet_jax.evaluation import published
-from resnet_jax.zoo import cache, lookup
+import tables
+import targets
 
-ROOT = pathlib.Path(__file__).parent.parent
-EVIDENCE = ROOT / 'experiments' / 'results' / 'accuracy.jsonl'
-FAMILIES = ('paddle', 'msra')
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-  """A published figure.
-
-  Attributes:
-    record: the checkpoint.
-    accuracy: the figure, and by which protocol.
-  """
-
-  record: lookup.Record
-  accuracy: lookup.Accuracy
-
-  @property
-  def published(self) -> float:
-    """The top-1 error, percent."""
-    assert self.accuracy.top1 is not None
-    return round(100 - self.accuracy.top1, 3)
-
-  @property
-  def multi_crop(self) -> bool:
-    """Whether it is of ten crops."""
-    return 'ten crops' in self.accuracy.protocol
-
-  @property
-  def name(self) -> str:
-    """`msra-50-ten`."""
-    return f'{self.record.name}-{"ten" if self.multi_crop else "one"}'
-
-
-TARGETS = tuple(
-  Target(record, accuracy)
-  for family in FAMILIES
-  for place in (0, 1)
-  for record in lookup.RECORDS
-  if record.family == family
-  for accuracy in record.accuracies[place : place + 1]
-)
-
-
-def evidence(path: pathlib.Path = EVIDENCE) -> dict[Target, dict[str, Any]]:
-  """The last measurement of each figure, of all validation images.
-
-  One with other settings than the checkpoint's (the notes say which) is none.
-
-  Raises:
-    UserError: the file is damaged.
-  """
-  found = {}
-  for line in lines.read(path):
-    of = line['published']
-    for target in TARGETS:
-      if (
-        isinstance(of, dict)
-        and of['checkpoint'] == target.record.name
-        and of['protocol'] == target.accuracy.protocol
-        and line['trained']
-        and line['images'] == published.IMAGES
-        and not of['notes']
-      ):
-        found[target] = line
-  return found
+from resnet_jax.system import folders
+from resnet_jax.zoo import lookup
 
 
 def find(directory: pathlib.Path, record: lookup.Record) -> pathlib.Path | None:
-  """The weights of a checkpoint in a folder; None: they are not there."""
+  """The weights of a checkpoint in a folder; None if it lacks them."""
   unpacked = directory / f'resnet_{record.depth}'
   for path in (
     directory / record.name / record.file.name,
@@ -105,9 +38,9 @@ def find(directory: pathlib.Path, record: lookup.Record) -> pathlib.Path | None:
 
 
 def command(
-  target: Target, weights: pathlib.Path, given: argparse.Namespace
+  target: targets.Target, weights: pathlib.Path, given: argparse.Namespace
 ) -> list[str]:
-  """What measures a figure."""
+  """The command that measures a figure."""
   settings = {
     'weights': weights,
     'data': given.data,
@@ -127,25 +60,27 @@ def command(
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Measures what can be; returns how many of the runs failed."""
+  """Measures every figure it can; returns the number of failed runs."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--data', required=True, help='the validation images')
-  parser.add_argument('--labels', default='', help='as the key of that name')
+  parser.add_argument(
+    '--labels', default='', help='as the setting of that name'
+  )
   parser.add_argument(
     '--weights', default='', help='a folder; without it, the cache'
   )
   parser.add_argument('--results', default='results', help='a folder')
-  parser.add_argument('--record', default=str(EVIDENCE))
+  parser.add_argument('--record', default=str(targets.EVIDENCE))
   parser.add_argument('--use_gpu', action='store_true')
   parser.add_argument('--batch_size', type=int, default=100)
   given = parser.parse_args(arguments)
-  directory = cache.cache_directory()
+  directory = folders.cache_directory()
   if given.weights:
     directory = pathlib.Path(given.weights).expanduser()
   failed = 0
-  for target in TARGETS:
+  for target in targets.TARGETS:
     weights = find(directory, target.record)
     if weights is None:
       print(f'{target.name}: its weights are not in {directory}')
@@ -153,14 +88,11 @@ def main(arguments: list[str] | None = None) -> int:
     print(f'{target.name}:', flush=True)
     done = subprocess.run(command(target, weights, given), check=False)
     failed += done.returncode != 0
-  # It imports this module.
-  import tables  # noqa: PLC0415
-
   tables.main()
   return failed
 
 
 if __name__ == '__main__':
-  # Ctrl-C ends this with the run that it waits for, which can be gone on with.
+  # Ctrl-C also ends the running evaluation, which resumes next time.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   sys.exit(main())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of what benchmark.py and pipeline_speed.py measured."""
+"""Tables of the measurements of benchmark.py and pipeline_speed.py."""
 
 import json
 import pathlib
@@ -24,9 +24,9 @@ def _range(line: Line) -> str:
 
 
 def compute() -> Table:
-  """Computing alone, each contender with its best batch size."""
+  """Compute only, each contender at its best batch size."""
   lines = _lines('benchmark.jsonl', 'compute')
-  # A contender is compared with ours of the same run.
+  # Each contender is compared with our result of the same run.
   ours = {line['date']: line for line in lines if line['contender'] == OURS}
   rows = []
   for line in lines:
@@ -66,8 +66,9 @@ def compute() -> Table:
     if not any(line['arithmetic'] == 'bfloat16' for line in lines)
   ]
   return (
-    *('depth', 'arithmetic', 'program', 'images/s', 'least to most'),
-    *('batch', 'resnet_jax is faster by', 'of the matrix product', 'of memory'),
+    *('depth', 'arithmetic', 'program', 'images/s', 'range'),
+    *('batch size', 'speedup of resnet_jax', 'of the matrix product'),
+    'of memory',
     *('device', 'versions'),
   ), rows
 
@@ -75,7 +76,9 @@ def compute() -> Table:
 def brief() -> Table:
   """ResNet-50 in full float32, for the README."""
   columns, rows = compute()
-  kept = ('program', 'images/s', 'batch', 'resnet_jax is faster by', 'device')
+  kept = (
+    *('program', 'images/s', 'batch size', 'speedup of resnet_jax', 'device'),
+  )
   places = [columns.index(column) for column in kept]
   return kept, [
     [row[place] for place in places]
@@ -102,7 +105,7 @@ def files() -> Table:
 
 
 def end_to_end() -> Table:
-  """A run against its two stages alone."""
+  """A whole run compared with each of its stages alone."""
   rows = [
     [
       str(line['images']),
@@ -117,13 +120,13 @@ def end_to_end() -> Table:
     for line in _lines('pipeline.jsonl', 'end to end')
   ]
   return (
-    *('images', 'decoding alone, images/s', 'computing alone', 'the run'),
-    *('of the slower', 'each', 'of the cores'),
+    *('images', 'decoding alone, images/s', 'computing alone', 'whole run'),
+    *('of the slower', 'each repeat', 'of the cores'),
   ), rows
 
 
 def decode() -> Table:
-  """Ways to decode, and what they change."""
+  """Ways to decode, and how their pixels differ."""
   changes = {
     line['way']: line for line in _lines('pipeline.jsonl', 'decode differences')
   }
@@ -142,13 +145,13 @@ def decode() -> Table:
     )
     rows.append(cells)
   return (
-    *('way', 'images/s of a core', 'least to most', 'images that differ'),
+    *('way', 'images/s per core', 'range', 'images that differ'),
     *('mean difference, of 255', 'largest'),
   ), rows
 
 
 def workers() -> Table:
-  """Threads against processes."""
+  """Threads compared with processes."""
   lines = _lines('pipeline.jsonl', 'workers')
   counts = sorted({line['workers'] for line in lines})
   rates = {
@@ -162,7 +165,7 @@ def workers() -> Table:
 
 
 def drift() -> Table:
-  """How far the arithmetics are from `direct`."""
+  """The difference of each arithmetic from `direct`."""
   shown = [
     *('pool1', 'res2_3_addto', 'res3_4_addto', 'res4_6_addto', 'res5_3_addto'),
     *('avgpool', 'logits', 'output'),
@@ -181,7 +184,7 @@ def drift() -> Table:
 
 
 def start() -> Table:
-  """Seconds from the start of the process to the end."""
+  """Seconds from the start of the process to its end."""
   rows = [
     [
       line['settings'][0].partition('=')[2],
@@ -189,12 +192,12 @@ def start() -> Table:
     ]
     for line in _lines('pipeline.jsonl', 'start')
   ]
-  columns = ('ResNet', '`--help`', 'one image, first time', 'later, compiled')
+  columns = ('ResNet', '`--help`', 'one image, first run', 'later run')
   return columns, rows
 
 
 def growth() -> Table:
-  """Speed and memory as the images become more."""
+  """Speed and memory against the number of images."""
   rows = [
     [
       ', '.join(line['settings']),
@@ -212,7 +215,7 @@ def growth() -> Table:
 
 
 def layers() -> Table:
-  """All layers against one."""
+  """All layers compared with one."""
   rows = [
     [
       'all' if line['layers'] == '*' else line['layers'],

@@ -3,8 +3,8 @@
 
   python experiments/tables.py
 
-What stands between `<!-- NAME -->` and `<!-- end -->` is replaced; the tests
-fail where it is stale.
+Replaces the text between `<!-- NAME -->` and `<!-- end -->`; a test fails if a
+table is stale.
 """
 
 import functools
@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import reproduce
 import speed
+import targets
 
 from resnet_jax.evaluation import evidence
 from resnet_jax.zoo import lookup
@@ -25,7 +25,7 @@ RESULTS = ROOT / 'experiments' / 'results'
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A table."""
+  """A Markdown table."""
   lines = [columns, ['---'] * len(columns), *rows]
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
@@ -37,7 +37,7 @@ def zoo_table() -> str:
 
 
 def variants_table() -> str:
-  """What running weights in a neighbouring variant changes."""
+  """The effect of running weights in a neighbouring variant."""
   lines = (RESULTS / 'variants.jsonl').read_text('utf-8').splitlines()
   found = [json.loads(line) for line in lines]
   return markdown(
@@ -61,8 +61,8 @@ def variants_table() -> str:
 
 
 def results_table() -> str:
-  """The published errors, and what was measured here."""
-  found = reproduce.evidence(RESULTS / 'accuracy.jsonl')
+  """The published and the measured errors."""
+  found = targets.measured(RESULTS / 'accuracy.jsonl')
   return markdown(
     [
       *('weights', 'depth', 'protocol', 'top-1 error, published'),
@@ -72,17 +72,17 @@ def results_table() -> str:
       [
         target.record.family,
         str(target.record.depth),
-        target.accuracy.protocol,
+        target.accuracy.protocol.describe(),
         f'{target.published:g}',
         *_measured(found.get(target)),
       ]
-      for target in reproduce.TARGETS
+      for target in targets.TARGETS
     ],
   )
 
 
 def cifar_table() -> str:
-  """What was measured of the paper's small networks."""
+  """The measured errors of the paper's CIFAR networks."""
   found = sorted(
     evidence.read(RESULTS / 'cifar.jsonl'),
     key=lambda line: int(line['config']['layer_num']),
@@ -102,7 +102,7 @@ def cifar_table() -> str:
 
 def _measured(line: dict[str, Any] | None) -> list[str]:
   if line is None:
-    return ['not measured here', '', '', '', '']
+    return ['not measured', '', '', '', '']
   error = line['top1_error']
   return [
     f'{error["percent"]:.2f}',
@@ -117,7 +117,7 @@ def _speed_table(make: Callable[[], speed.Table]) -> str:
   return markdown(*make())
 
 
-# Tables, and where they stand.
+# Each table, and the files that hold it.
 TABLES: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
   'zoo': (zoo_table, ('docs/checkpoints.md',)),
   'results': (results_table, ('docs/accuracy.md',)),
@@ -151,7 +151,7 @@ PLACES = [(name, file) for name in TABLES for file in TABLES[name][1]]
 
 
 def updated(name: str, file: str) -> tuple[pathlib.Path, str]:
-  """A file, and its text with a table as it should be."""
+  """The path of a file, and its text with an up-to-date table."""
   make, _ = TABLES[name]
   path = ROOT / file
   text = path.read_text('utf-8')
@@ -160,12 +160,14 @@ def updated(name: str, file: str) -> tuple[pathlib.Path, str]:
     pattern, lambda m: f'{m[1]}{make()}\n{m[2]}', text, flags=re.S
   )
   if count != 1:
-    raise ValueError(f'{file} has {count} places for the table {name}')
+    raise ValueError(
+      f'{file} has {count} places for the table {name}; it needs one.'
+    )
   return path, new
 
 
 def main() -> None:
-  """Writes all tables."""
+  """Writes every table."""
   for name, file in PLACES:
     path, text = updated(name, file)
     path.write_text(text, 'utf-8')

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much it matters which ResNet weights are run in.
+"""Measures how much it matters in which ResNet weights run.
 
-Runs one set of weights through its own network and preprocessing, and through
-each neighbour that differs in one thing, and writes a line a neighbour:
+Runs weights in their own network and preprocessing, and in each neighbour that
+differs in one respect.  Writes one line per neighbour:
 
   python experiments/variants.py --weights=msra --depth=50 --data=photos
 """
@@ -17,18 +17,19 @@ from typing import Any
 import numpy as np
 
 import resnet_jax
+from resnet_jax.data import mean as mean_lib
 
 LAYERS = ('pool1', 'res2_3_addto', 'res5_3_addto', 'avgpool', 'output')
 SWAPPED = {'BGR': 'RGB', 'RGB': 'BGR'}
 
 
 def neighbours(model: resnet_jax.Model) -> dict[str, dict[str, Any]]:
-  """Settings that differ from a checkpoint's own in one thing each."""
+  """Settings that differ from a checkpoint's own in one respect each."""
   own, how = model.weights.model, model.preprocess
-  mean = how.mean.values.ravel()[::-1].tolist()
-  other_pool = 'pad1' if own.stem_pool == 'ceil' else 'ceil'
-  other_stride = '3x3' if own.stride_in == '1x1' else '1x1'
-  other_epsilon = 1e-5 if own.epsilon > 1e-5 else 1.001e-5
+  variant = own.variant
+  other_pool = 'pad1' if variant.stem_pool == 'ceil' else 'ceil'
+  other_stride = '3x3' if variant.stride_in == '1x1' else '1x1'
+  other_epsilon = 1e-5 if variant.epsilon > 1e-5 else 1.001e-5
   other_filter = 'lanczos' if how.interpolation == 'bilinear' else 'bilinear'
   other_rounding = 'nearest' if how.rounding != 'nearest' else 'torchvision'
   return {
@@ -39,7 +40,7 @@ def neighbours(model: resnet_jax.Model) -> dict[str, dict[str, Any]]:
     'whole image squashed': {'resize': 'squash'},
     f'{SWAPPED[how.channels]} input': {
       'channels': SWAPPED[how.channels],
-      'mean': mean,
+      'mean': mean_lib.as_array(how.mean).ravel()[::-1].tolist(),
       'std': how.std[::-1],
     },
     f'stride in {other_stride}': {'stride_in': other_stride},
@@ -50,7 +51,7 @@ def neighbours(model: resnet_jax.Model) -> dict[str, dict[str, Any]]:
 def compare(
   own: dict[str, np.ndarray], other: dict[str, np.ndarray]
 ) -> dict[str, float]:
-  """Differences between two runs over the same images."""
+  """The differences between two runs on the same images."""
   result = {}
   for layer in LAYERS[:-1]:
     difference = np.sqrt(np.mean((own[layer] - other[layer]) ** 2))
@@ -73,7 +74,7 @@ def main() -> None:
   parser.add_argument('--weights', required=True)
   parser.add_argument('--depth', type=int, default=50)
   parser.add_argument('--data', required=True, help='a folder of images')
-  parser.add_argument('--note', default='', help='said in every line')
+  parser.add_argument('--note', default='', help='stored in every line')
   parser.add_argument('--out', default='experiments/results/variants.jsonl')
   given = parser.parse_args()
   images = sorted(p for p in pathlib.Path(given.data).iterdir() if p.is_file())

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 from resnet_jax.system.version import __version__
 
 if TYPE_CHECKING:
-  from resnet_jax.api import diagram, load
   from resnet_jax.evaluation.prediction import Prediction
   from resnet_jax.features import (
     load_feature_c,
     load_feature_py,
     load_features,
   )
-  from resnet_jax.model import Model
+  from resnet_jax.model import Model, load
   from resnet_jax.system.errors import UserError
+  from resnet_jax.views.graphviz import diagram
 
 __all__ = [
   'Model',
@@ -42,8 +42,8 @@ _HOMES = {
   'Model': 'resnet_jax.model',
   'Prediction': 'resnet_jax.evaluation.prediction',
   'UserError': 'resnet_jax.system.errors',
-  'diagram': 'resnet_jax.api',
-  'load': 'resnet_jax.api',
+  'diagram': 'resnet_jax.views.graphviz',
+  'load': 'resnet_jax.model',
   'load_feature_c': 'resnet_jax.features',
   'load_feature_py': 'resnet_jax.features',
   'load_features': 'resnet_jax.features',

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configuration files: where they are, and the grammar of their argument."""
+"""Configuration files: finding them, and the grammar of their argument."""
 
 import pathlib
 import re
@@ -13,13 +13,12 @@ from ml_collections import ConfigDict
 from resnet_jax.system import errors
 
 _PACKAGE = pathlib.Path(__file__).parent
-# In a checkout configs/ lies beside the package, in an installation inside.
+# configs/ lies next to the package in a checkout, inside it when installed.
 _HOMES = (_PACKAGE, _PACKAGE.parent)
 
 DEFAULT = 'configs/resnet.py'
 
-# Settings whose 0 means that the program decides, which may be written 'auto',
-# too.
+# Settings whose 0 leaves the choice to the program; 'auto' is a synonym of 0.
 _AUTOMATIC = (
   *('layer_num', 'epsilon', 'resize_size', 'crop_size'),
   *('batch_size', 'threads'),
@@ -29,13 +28,13 @@ _BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}
 
 
 def find(path: str) -> str:
-  """The file that `--config=path[:argument]` names.
+  """The existing file for `--config=path[:argument]`, argument included.
 
-  A path that is not there from the working directory is looked for in the
-  installed project, so that `configs/resnet.py` works anywhere.
+  Looks in the working directory, then in the installed project, so that
+  `configs/resnet.py` works anywhere.
 
   Raises:
-    UserError: it is in neither.
+    UserError: neither has the file.
   """
   name, colon, argument = path.partition(':')
   if pathlib.Path(name).is_file():
@@ -52,9 +51,9 @@ def find(path: str) -> str:
 
 
 def resolve_flags(arguments: Sequence[str]) -> list[str]:
-  """A command line whose first flag is `--config=` with a path that is there.
+  """Puts `--config=` first, with the path of an existing file.
 
-  Without the flag it is DEFAULT.
+  Without the flag, the file is DEFAULT.
   """
   program, *rest = arguments
   path, others = DEFAULT, []
@@ -70,27 +69,27 @@ def resolve_flags(arguments: Sequence[str]) -> list[str]:
 
 
 def settings_text() -> str:
-  """Every key of the default file, with its default, below its comment."""
+  """Every key of the default file, with its comment and default value."""
   text = pathlib.Path(find(DEFAULT)).read_text('utf-8')
   body = re.search(r'ConfigDict\(\)\n\n(.*)\n\n  return ', text, re.S)
   if body is None:
-    raise ValueError(f'{DEFAULT} does not look as expected')
+    raise ValueError(f'{DEFAULT} has no block of settings')
   lines = textwrap.dedent(body[1]).splitlines()
   return '\n'.join(line.removeprefix('config.') for line in lines)
 
 
 def _automatic(flag: str) -> str:
-  """`--config.batch_size=auto` as a number."""
+  """Replaces `--config.batch_size=auto` by its number."""
   return re.sub(
     rf'^(--?config\.(?:{"|".join(_AUTOMATIC)}))=auto$', r'\1=0', flag
   )
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-  """Raises a UserError for a `--config.key` that the config does not have.
+  """Raises a UserError for a `--config.key` that the config lacks.
 
   Args:
-    arguments: what `resolve_flags` returned.
+    arguments: the result of `resolve_flags`.
   """
   path, _, settings = arguments[1].removeprefix('--config=').partition(':')
   keys = sorted(runpy.run_path(path)['get_config'](settings))
@@ -101,20 +100,20 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
 
 def check_complete(config: ConfigDict) -> None:
-  """Raises a UserError if a configuration lacks keys of the default one."""
+  """Raises a UserError if a configuration lacks keys of DEFAULT."""
   default = runpy.run_path(find(DEFAULT))['get_config']()
   if missing := sorted(set(default) - set(config)):
     raise errors.UserError(
-      f'the configuration lacks {", ".join(missing)}. Let it start from'
-      f' {DEFAULT} and change what is to be different.'
+      f'the configuration lacks {", ".join(missing)}. Start from the'
+      f' configuration of {DEFAULT} and override its values.'
     )
 
 
 def apply(config: ConfigDict, argument: str) -> ConfigDict:
-  """Changes settings as `152,weights=random,multi_crop=true` says.
+  """Overrides settings by an argument like `152,weights=random`.
 
   Raises:
-    UserError: a key, or the type of a value, is not the config's.
+    UserError: the config lacks a key, or a value has the wrong type.
   """
   for part in filter(None, (part.strip() for part in argument.split(','))):
     key, equals, text = part.partition('=')
@@ -123,10 +122,10 @@ def apply(config: ConfigDict, argument: str) -> ConfigDict:
     elif not equals:
       raise errors.UserError(
         f"'{part}' in '{argument}' is neither a depth (18, 34, 50, 101, 152)"
-        ' nor a setting (key=value). A value with commas goes into a flag of'
-        ' its own, --config.key=value.'
+        ' nor a setting (key=value). Pass a value with commas by its own flag,'
+        ' --config.key=value.'
       )
-    # A ConfigDict's own `in` would follow the dots in a key.
+    # `in` of a ConfigDict would follow the dots in a key.
     if key not in (keys := sorted(config)):
       raise errors.unknown('setting', key, keys)
     config[key] = _typed(key, text, config[key])

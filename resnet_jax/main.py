@@ -6,8 +6,8 @@ r"""Features and predictions of the published ResNets (18, 34, 50, 101, 152).
       --config.data=photos --config.multi_crop=true
   python -m resnet_jax.main --config=configs/resnet.py:152,weights=random ...
 
-Every setting is in configs/resnet.py, with its default and what it means; any
-of them can be set behind the colon or by --config.KEY=VALUE.
+configs/resnet.py lists every setting with its default and meaning.  Set any of
+them after the colon or by --config.KEY=VALUE.
 """
 
 import os
@@ -21,20 +21,20 @@ from ml_collections import config_flags
 from resnet_jax import configuration, jobs
 from resnet_jax.system import console, errors
 
-# absl's own would list its flags, not the settings, and exit with 1.
+# absl's own help lists flags instead of settings, and exits with 1.
 _HELP = {'--help', '-help', '-h', '-?', '--helpshort', '--helpfull'}
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
-  'Configuration file, and settings behind a colon, such as'
-  f' {configuration.DEFAULT}:50; without it, {configuration.DEFAULT}.',
+  'Configuration file, and settings after a colon, such as'
+  f' {configuration.DEFAULT}:50; by default {configuration.DEFAULT}.',
 )
 _JOB = flags.DEFINE_enum(
   'job',
   None,
   list(jobs.JOBS),
-  'What to do.',
+  'The job to run.',
 )
 
 
@@ -46,7 +46,7 @@ def _parse(arguments: Sequence[str]) -> list[str]:
       f'{str(error).removesuffix(".")}. --help lists jobs and settings.'
     ) from error
   except (AttributeError, KeyError, TypeError):
-    # What config_flags raises for a key that the config does not have.
+    # config_flags raises these for a key that the config lacks.
     configuration.check_overrides(arguments)
     raise
 
@@ -68,7 +68,7 @@ def _help() -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Runs the job that the flags ask for; returns the exit status."""
+  """Runs the job that the flags name; returns the exit status."""
   if _JOB.value is None:
     raise errors.UserError(
       f'say --job=JOB, one of: {", ".join(jobs.JOBS)}. --help says more.'
@@ -80,23 +80,23 @@ def main(arguments: Sequence[str]) -> int:
 
 def run() -> None:
   """The program: flags, job, exit status."""
-  # JAX notes at lower levels which accelerators it did not find.
+  # At lower levels, JAX logs every accelerator that it did not find.
   logging.set_verbosity(logging.WARNING)
-  # Ctrl-C ends the program at once, also inside the compiler: a run may be
-  # killed at any moment, so there is nothing to be cleaned up.
+  # Ctrl-C ends the program at once, even inside the compiler: every run can be
+  # killed at any moment, so nothing needs cleaning up.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   try:
     if _HELP & set(sys.argv[1:]):
       print(_help())
       return
-    # config_flags looks there, too.
+    # config_flags reads sys.argv, too.
     sys.argv = configuration.resolve_flags(sys.argv)
     app.run(main, flags_parser=_parse)
   except errors.UserError as error:
     console.say(f'error: {error}')
     sys.exit(1)
   except BrokenPipeError:
-    # Who reads the output has enough of it (`| head`).
+    # The reader of the output closed the pipe (`| head`).
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(141)
 

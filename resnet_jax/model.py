@@ -1,42 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network with its weights and preprocessing, for a notebook."""
+"""A network with its weights and preprocessing, for jobs and notebooks."""
 
-import collections
 import functools
-import os
-import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from os import PathLike
-from typing import Any, TypeAlias
+from os import PathLike, fspath
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from resnet_jax import weights as weights_lib
-from resnet_jax.data import labels, pipeline, preprocess, sources
-from resnet_jax.data import mean as means
-from resnet_jax.engine import gradcam, runner, sizing
+from resnet_jax.data import labels, pipeline, sources
+from resnet_jax.data import preprocess as preprocess_lib
+from resnet_jax.data.preprocess import Preprocess
+from resnet_jax.data.sources import given
+from resnet_jax.engine import gradcam, loop, networks, reductions, runner
 from resnet_jax.evaluation import prediction
-from resnet_jax.models import aliases, resnet
-from resnet_jax.system import console, errors
+from resnet_jax.models import aliases, names, resnet, variant
+from resnet_jax.system import console, errors, timing
 from resnet_jax.views import graphviz
 
-ImageLike: TypeAlias = str | PathLike[str] | Image.Image
-ImagesLike: TypeAlias = ImageLike | Sequence[ImageLike] | np.ndarray
-
-# ImagesLike that are cut out without going through a network.
+# Images that `crops` cuts out at a time.
 _CUT_AT_ONCE = 32
-
-
-def draw(
-  model: resnet.ResNet, size: int, level: str, highlight: str
-) -> graphviz.Diagram:
-  """A diagram, its notes as warnings of whoever called the caller."""
-  drawn = graphviz.draw(model, size, size, level=level, highlight=highlight)
-  for note in drawn.notes:
-    warnings.warn(note, stacklevel=3)
-  return drawn
 
 
 class Model:
@@ -44,42 +29,71 @@ class Model:
 
   Attributes:
     weights: the parameters, their source and digest.
+    module: the network, a Flax module.
     preprocess: how an image becomes the network's input.
     layers: every layer's name, in the order of computing.
-    classes: of the classifier; the position is the label.
+    execution: the devices and the arithmetic.
   """
 
   def __init__(
     self,
     weights: weights_lib.Weights,
-    how: preprocess.Preprocess,
-    classes: Sequence[labels.ImageNetClass],
+    preprocess: Preprocess,
     execution: runner.Execution,
+    *,
+    class_names: str | PathLike[str] | Sequence[str] = '',
     batch_size: int = 0,
   ) -> None:
+    """Puts nothing on a device yet.
+
+    Args:
+      weights: a network and its parameters.
+      preprocess: how an image becomes its input.
+      execution: the devices and the arithmetic.
+      class_names: as for `load`.
+      batch_size: crops a batch; 0: as many as are fast and fit.
+    """
     self.weights = weights
-    self.preprocess = how
+    self.module = weights.model
+    self.preprocess = preprocess
     self.layers = resnet.layer_names(weights.model)
-    self.classes = tuple(classes)
-    self._model = weights.model
-    self._execution = execution
-    self._batch_size = batch_size
-    # One copy of the parameters for all the runners.
-    self._placed: runner.Placed = {}
-    self._networks: dict[tuple, sizing.Network] = {}
+    self.execution = execution
+    self._class_names = class_names
+    self._networks = networks.Networks(
+      weights.model,
+      weights.parameters,
+      preprocess,
+      execution,
+      batch_size=batch_size,
+      say=console.say,
+    )
 
   def __repr__(self) -> str:
     lines = [
-      f'ResNet-{self._model.depth}, weights: {self.weights.source}',
+      f'ResNet-{self.module.depth}, weights: {self.weights.source}',
       f'digest: {self.weights.digest}',
       f'input: {self.preprocess.describe()}',
-      *(f'note: {note}' for note in self.weights.loaded.notes),
+      *(f'note: {note}' for note in self.weights.notes),
     ]
     return '\n'.join(lines)
 
+  @functools.cached_property
+  def classes(self) -> tuple[labels.ImageNetClass, ...]:
+    """The classifier's classes; the index is the label.
+
+    Raises:
+      UserError: the class names given do not fit the classifier.
+    """
+    file, named = '', self.weights.loaded.class_names
+    if isinstance(self._class_names, str | PathLike):
+      file = fspath(self._class_names)
+    else:
+      named = tuple(self._class_names)
+    return labels.classes(self.module.classes, file, named)
+
   def features(
     self,
-    images: ImagesLike,
+    images: given.ImagesLike,
     layers: str | Sequence[str],
     *,
     pool: str = 'none',
@@ -88,8 +102,8 @@ class Model:
     """Values of layers.
 
     Args:
-      images: a path, a Pillow image, a list of them; or a uint8 array (N,
-        H, W, 3), RGB, which is taken as already cropped, H and W 32 or more.
+      images: a path, a Pillow image, a list of them; or a uint8 array (N, H, W,
+        3), RGB, of cropped images, H and W 32 or more.
       layers: a name, also one of Caffe, Keras or torchvision; or several, or
         globs, in a list or with commas.
       pool: 'none', or 'avg' or 'max' over all positions.
@@ -102,17 +116,56 @@ class Model:
     Raises:
       UserError: a layer does not exist, or an image cannot be read.
     """
-    selection = aliases.select_layers(
-      layers, self._model.depth, head=self._model.classes > 0
-    )
-    for note in selection.notes:
-      warnings.warn(note, stacklevel=2)
-    chosen = selection.layers
-    values = self._values(images, chosen, runner.Reduction(pool, dtype))
+    chosen = self.select(layers, _warn)
+    values = self._values(images, chosen, reductions.Reduction(pool, dtype))
     one = isinstance(layers, str) and not aliases.is_several(layers)
     return values[chosen[0]] if one else values
 
-  def predict(self, images: ImagesLike) -> Any:
+  def stream(
+    self,
+    source: given.ImagesLike | sources.Source,
+    layers: str | Sequence[str],
+    *,
+    pool: str = 'none',
+    dtype: str = 'float32',
+    start: int = 0,
+    threads: int = 0,
+    on_error: str = 'fail',
+    clock: timing.Clock | None = None,
+  ) -> Iterator[loop.Computed]:
+    """Values of layers, a batch at a time, for more images than fit in memory.
+
+      for batch, values in model.stream('photos', 'avgpool'):
+        print(batch.keys, values['avgpool'].shape)
+
+    Args:
+      source: the path of a folder, a list file, archives or an image, as the
+        setting `data` takes it; or what `features` takes.
+      layers: as for `features`.
+      pool: as for `features`.
+      dtype: as for `features`.
+      start: the first image.
+      threads: that decode; 0: one a core.
+      on_error: 'fail', or 'record': an image that cannot be read is False in
+        `batch.mask`, with its reason in `batch.reasons`.
+      clock: times the stages.
+
+    Returns:
+      An iterator of `(batch, {layer: (N, C, H, W)})`; `batch` has `start`,
+      `keys`, `labels`, `mask` and `reasons` of its N images.
+
+    Raises:
+      UserError: a layer does not exist, or an image cannot be read.
+    """
+    chosen = self.select(layers, _warn)
+    if isinstance(source, str | PathLike):
+      must_exist = on_error == 'fail'
+      source = sources.open_source(fspath(source), must_exist=must_exist)
+    images = source.items if isinstance(source, sources.Source) else source
+    run = self.prepared(images, chosen, reductions.Reduction(pool, dtype))
+    return run.stream(start, threads=threads, on_error=on_error, clock=clock)
+
+  def predict(self, images: given.ImagesLike) -> Any:
     """The five best classes of images.
 
     Args:
@@ -121,38 +174,39 @@ class Model:
     Returns:
       A `Prediction` for an image, a list of them for several or an array.
     """
-    if not self._model.classes:
+    if not self.module.classes:
       raise errors.UserError(
         'these weights have no head (no classifier), so there is nothing to'
         ' predict with; `features` works.'
       )
-    values = self._values(images, ('output',), runner.Reduction())
+    values = self._values(images, ('output',), reductions.Reduction())
     predictions = [
       prediction.from_probabilities(row.ravel(), self.classes)
       for row in values['output']
     ]
-    single = isinstance(images, str | PathLike | Image.Image)
-    return predictions[0] if single else predictions
+    return predictions[0] if given.is_single(images) else predictions
 
-  def crops(self, images: ImagesLike) -> np.ndarray:
-    """ImagesLike as the network sees them: (N, H, W, 3) uint8, RGB.
+  def crops(self, images: given.ImagesLike) -> np.ndarray:
+    """Images as the network sees them: (N, H, W, 3) uint8, RGB.
 
     Raises:
-      UserError: an image cannot be read, or the model averages over ten
-        crops.
+      UserError: an image cannot be read, or the model averages over ten crops.
     """
     if self.preprocess.multi_crop:
       raise errors.UserError(
         'this model averages over ten crops (multi_crop), so there is not one'
         ' that it sees. Load it without multi_crop.'
       )
-    batches = self._batches(images, lambda count, _: min(count, _CUT_AT_ONCE))
-    return np.concatenate([crops[mask, 0] for crops, mask in batches])
+    checked = given.checked(images, self.preprocess)
+    if isinstance(checked, np.ndarray):
+      return checked
+    batches = pipeline.batches(checked, self.preprocess, rows=_CUT_AT_ONCE)
+    return np.concatenate([batch.images[:, 0] for batch in batches])
 
   def grad_cam(
-    self, images: ImagesLike, label: int | None = None, layer: str = ''
+    self, images: given.ImagesLike, label: int | None = None, layer: str = ''
   ) -> np.ndarray:
-    """Where in images a layer's values speak for a class.
+    """Where in images a layer's values support a class.
 
     Args:
       images: as for `features`.
@@ -163,135 +217,184 @@ class Model:
       (N, H, W) of the layer, 0 or more; see `gradcam.GradCam`.
 
     Raises:
-      UserError: the layer or the class cannot be looked at.
+      UserError: the layer or the class does not allow it.
     """
-    what = gradcam.checked_grad_cam(self._model, layer, label)
-    values = self._values(images, (), runner.Reduction(), what)
+    target = gradcam.checked_grad_cam(self.module, layer, label)
+    values = self._values(images, (), reductions.Reduction(), target)
     return values[gradcam.GRAD_CAM][:, 0]
 
   def diagram(
     self, *, level: str = 'blocks', highlight: str = ''
   ) -> graphviz.Diagram:
-    """The network's diagram; see `resnet_jax.diagram`."""
+    """The network's diagram; see `graphviz.diagram`."""
     size = self.preprocess.crop_size
-    return draw(self._model, size, level, highlight)
+    return graphviz.draw_warning(self.module, size, level, highlight)
+
+  def select(
+    self, layers: str | Sequence[str], note: Callable[[str], None]
+  ) -> tuple[str, ...]:
+    """Canonical names of layers.
+
+    Args:
+      layers: as for `features`.
+      note: hears what the user should know of them.
+
+    Raises:
+      UserError: a layer does not exist.
+    """
+    selection = aliases.select_layers(
+      layers, self.module.depth, head=self.module.classes > 0
+    )
+    for text in selection.notes:
+      note(text)
+    return selection.layers
+
+  def prepared(
+    self,
+    images: given.ImagesLike,
+    layers: Sequence[str],
+    reduction: reductions.Reduction | None = None,
+    *,
+    grad_cam: gradcam.GradCam | None = None,
+    resumed: int = 0,
+    check_decoding: bool = False,
+  ) -> loop.Run:
+    """Images and the network for layers, with the batch size chosen.
+
+    Args:
+      images: as for `features`, or a source's items.
+      layers: canonical names.
+      reduction: what is kept of the values.
+      grad_cam: computed, too.
+      resumed: images a batch of the run to resume; 0: there is none.
+      check_decoding: whether to say how far an inexact decoding is off.
+    """
+    return self._networks.prepared(
+      given.checked(images, self.preprocess),
+      layers,
+      reduction or reductions.Reduction(),
+      grad_cam=grad_cam,
+      resumed=resumed,
+      check_decoding=check_decoding,
+    )
 
   def _values(
     self,
-    images: ImagesLike,
-    chosen: tuple[str, ...],
-    reduction: runner.Reduction,
+    images: given.ImagesLike,
+    layers: tuple[str, ...],
+    reduction: reductions.Reduction,
     grad_cam: gradcam.GradCam | None = None,
   ) -> dict[str, np.ndarray]:
-    pieces: dict[str, list[np.ndarray]] = collections.defaultdict(list)
-    network = self._network(chosen, reduction, grad_cam)
-    rows = functools.partial(self._rows, network)
-    for crops, mask in self._batches(images, rows):
-      values = network.fetch(network(crops), mask)
+    run = self.prepared(images, layers, reduction, grad_cam=grad_cam)
+    whole: dict[str, np.ndarray] = {}
+    for batch, values in run.stream():
       for name, value in values.items():
-        pieces[name].append(value[mask])
-    return {name: np.concatenate(parts) for name, parts in pieces.items()}
-
-  def _network(
-    self,
-    layers: tuple[str, ...],
-    reduction: runner.Reduction,
-    grad_cam: gradcam.GradCam | None = None,
-  ) -> sizing.Network:
-    key = (layers, reduction, grad_cam)
-    if key not in self._networks:
-      self._networks[key] = sizing.Network(
-        lambda: runner.Runner.prepared(
-          self.preprocess,
-          self._model,
-          self.weights.parameters,
-          layers,
-          reduction=reduction,
-          grad_cam=grad_cam,
-          execution=self._execution,
-          shared=self._placed,
-        ),
-        self._execution.devices,
-        console.say,
-      )
-    return self._networks[key]
-
-  def _rows(
-    self, network: sizing.Network, count: int, shape: tuple[int, ...]
-  ) -> int:
-    """ImagesLike at a time, of `count` of a shape (cuts, H, W, 3)."""
-    crops = self.preprocess.crops
-    if self._batch_size:
-      return max(1, min(self._batch_size // crops, count))
-    there = self._execution.devices
-    rows = sizing.first_rows(there, crops, max(shape[1:3]))
-    return network.fitting((sizing.even_rows(rows, count, there), *shape))
-
-  def _batches(
-    self,
-    images: ImagesLike,
-    rows_of: Callable[[int, tuple[int, ...]], int],
-  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Arrays (rows, cuts, H, W, 3), all of one shape, and which rows count.
-
-    Args:
-      images: as for `features`.
-      rows_of: says how many at a time, of so many of a shape (cuts, H, W, 3).
-    """
-    if isinstance(images, np.ndarray):
-      self._check_array(images)
-      rows = rows_of(len(images), (1, *images.shape[1:]))
-      for start in range(0, len(images), rows):
-        piece = images[start : start + rows]
-        padding = [(0, rows - len(piece))] + [(0, 0)] * 3
-        yield np.pad(piece, padding)[:, None], np.arange(rows) < len(piece)
-      return
-    if isinstance(images, str | PathLike | Image.Image):
-      images = [images]
-    items = [_item(i, image) for i, image in enumerate(images)]
-    if not items:
-      raise errors.UserError('the list of images is empty.')
-    rows = rows_of(len(items), self.preprocess.shape)
-    for batch in pipeline.batches(items, self.preprocess, rows=rows):
-      yield batch.images, batch.mask
-
-  def _check_array(self, images: np.ndarray) -> None:
-    shape = images.shape
-    if (
-      images.dtype != np.uint8
-      or len(shape) != 4
-      or shape[3] != 3
-      or min(shape[1:3]) < resnet.MIN_SIZE
-      or not len(images)
-    ):
-      raise errors.UserError(
-        f'an array of {images.dtype} {shape} is no images. Give uint8'
-        f' (N, H, W, 3), RGB, H and W {resnet.MIN_SIZE} or more.'
-      )
-    if self.preprocess.multi_crop:
-      raise errors.UserError(
-        'an array is taken as already cropped, and this model averages over'
-        ' ten crops (multi_crop). Give paths or Pillow images.'
-      )
-    means.check_mean(self.preprocess.mean, *shape[1:3])
+        if name not in whole:
+          shape = (len(run.images), *value.shape[1:])
+          whole[name] = np.empty(shape, value.dtype)
+        whole[name][batch.start : batch.start + len(value)] = value
+    return whole
 
 
-def _item(index: int, image: ImageLike) -> sources.Item:
-  if isinstance(image, Image.Image):
-    name = f'number {index} of the list'
-    try:
-      # Here, because the same image may be in the list twice, and two threads
-      # cannot decode it at once.
-      image.load()
-    except Exception as error:
-      raise errors.UserError(
-        f'cannot read the image {name}: {error}.'
-      ) from error
-    return sources.Item(name, name, sources.NO_LABEL, lambda: image)
-  if not isinstance(image, str | PathLike):
+def load(
+  name: str | int | None = None,
+  *,
+  weights: str | PathLike[str] = 'auto',
+  conv_order: str = 'OHWI',
+  seed: int = 0,
+  class_names: str | PathLike[str] | Sequence[str] = '',
+  stride_in: str = 'auto',
+  stem_pool: str = 'auto',
+  epsilon: float = 0.0,
+  mean: str | PathLike[str] | Sequence[float] = 'auto',
+  std: str | Sequence[float] = 'auto',
+  channels: str = 'auto',
+  resize: str = 'auto',
+  resize_size: int = 0,
+  crop_size: int = 0,
+  multi_crop: bool = False,
+  interpolation: str = 'auto',
+  rounding: str = 'auto',
+  decode: str = 'exact',
+  use_gpu: bool = False,
+  batch_size: int | str = 'auto',
+  arithmetic: str = 'float32',
+  compilation_cache: bool = True,
+) -> Model:
+  """Loads a network; the settings are those of `configs/resnet.py`.
+
+  'auto' and 0 take what belongs to the weights.
+
+  Args:
+    name: 'resnet18', 'resnet34', 'resnet50', 'resnet101' or 'resnet152', or
+      the number; None: that of the weights' file, else 50.
+    weights: a file or directory in any known format; a checkpoint of the zoo,
+      such as 'msra' or 'torchvision.v2'; 'auto', `model/resnet_50` and so on,
+      else the zoo's usual one; or 'random', untrained.
+    conv_order: the axes of convolutions in a Paddle directory.
+    seed: for 'random'.
+    class_names: a file with a class name a line, or a list of names.
+    stride_in: '1x1' or '3x3'.
+    stem_pool: 'ceil' or 'pad1'.
+    epsilon: of the batch norms.
+    mean: subtracted from the image, 0 to 255: three values, or a mean file.
+    std: divides the image: three values.
+    channels: 'BGR' or 'RGB'.
+    resize: 'short_side', 'squash' or 'none'.
+    resize_size: the shorter side before cropping, pixels.
+    crop_size: of the crop, pixels.
+    multi_crop: average over ten crops.
+    interpolation: 'lanczos', 'bilinear' or 'bicubic'.
+    rounding: 'nearest' or 'torchvision'.
+    decode: 'exact', or 'scaled', which is faster and gives other pixels.
+    use_gpu: fail if there is no GPU; otherwise JAX's default device.
+    batch_size: crops a batch; 'auto': as many as are fast and fit into memory.
+    arithmetic: 'float32', 'direct', 'tf32' or 'bfloat16'.
+    compilation_cache: keep compiled programs in the user's cache folder.
+
+  Raises:
+    UserError: says what was given, what is allowed and what to do.
+  """
+  # By the names of fields, so that a new field is a new argument only.
+  settings = dict(locals())
+  if batch_size == 'auto':
+    batch_size = 0
+  if not isinstance(batch_size, int) or batch_size < 0:
     raise errors.UserError(
-      f'a {type(image).__name__} is no image. Give a path, a Pillow image,'
-      ' a list of them, or one uint8 array (N, H, W, 3).'
+      f"batch_size={batch_size!r} is neither a number of crops nor 'auto'."
     )
-  file = os.path.expanduser(image)
-  return sources.file_item(pathlib.Path(file), file)
+  overrides = {field: settings[field] for field in preprocess_lib.FIELDS}
+  preprocess_lib.check_overrides(**overrides)
+  options = weights_lib.Options(
+    0 if name is None else names.depth_of(name),
+    {field: settings[field] for field in variant.FIELDS},
+    conv_order,
+    seed,
+  )
+  execution = runner.start(
+    use_gpu, arithmetic, compilation_cache, console.say, application=False
+  )
+  with console.Bytes() as bar:
+    loaded = weights_lib.load(
+      fspath(weights), options, say=console.say, report=bar.set
+    )
+  console.say(f'weights: {loaded.source}')
+  for note in loaded.notes:
+    console.say(f'NOTE: {note}')
+  for warning in loaded.warnings:
+    warnings.warn(warning, stacklevel=2)
+  model = Model(
+    loaded,
+    loaded.preprocess.overridden(**overrides),
+    execution,
+    class_names=class_names,
+    batch_size=batch_size,
+  )
+  # A wrong file of names should not wait for the first prediction.
+  _ = model.classes
+  return model
+
+
+def _warn(text: str) -> None:
+  """A warning at the caller of a method that calls `Model.select`."""
+  warnings.warn(text, stacklevel=4)

@@ -84,12 +84,15 @@ def test_one_layer_is_an_array_and_several_are_a_dict(model, image_folder):
 @pytest.mark.parametrize(
   ('images_given', 'message'),
   [
-    (np.zeros((2, 64, 64, 3)), r'float64 \(2, 64, 64, 3\) is no images'),
+    (
+      np.zeros((2, 64, 64, 3)),
+      r'of float64 \(2, 64, 64, 3\) as images',
+    ),
     (np.zeros((64, 64, 3), np.uint8), 'Give uint8'),
     (np.zeros((1, 31, 64, 3), np.uint8), '32 or more'),
-    (np.zeros((0, 64, 64, 3), np.uint8), 'is no images'),
+    (np.zeros((0, 64, 64, 3), np.uint8), 'as images'),
     ([], 'the list of images is empty'),
-    ([3], 'a int is no image'),
+    ([3], 'cannot take a int as an image'),
     ('nowhere.jpg', 'cannot read the image nowhere.jpg: No such file'),
   ],
 )

@@ -11,7 +11,8 @@ import pathlib
 
 import numpy as np
 
-from resnet_jax.codecs import protobuf
+from resnet_jax.codecs import faults, protobuf
+from resnet_jax.codecs.tensor import map_file
 from resnet_jax.system import errors
 
 # Field numbers.  The first four are the shape of older files.
@@ -27,10 +28,10 @@ _MAX_AXES = 32
 
 @dataclasses.dataclass(frozen=True)
 class Blob:
-  """An array, not read yet; its shape fits the number of its values.
+  """An array, not read yet; its shape matches its number of values.
 
   Attributes:
-    shape: of older files four sizes, the first ones 1 if there are fewer.
+    shape: in older files always four sizes, the first ones 1 if unused.
     dtype: NumPy's name, 'float32' or 'float64'.
     data: little-endian.
   """
@@ -40,7 +41,7 @@ class Blob:
   data: memoryview
 
   def values(self) -> np.ndarray:
-    """The array, in memory of its own: the file is not held by it."""
+    """The array, copied, so that the file can be unmapped."""
     little = np.dtype(self.dtype).newbyteorder('<')
     return (
       np.frombuffer(self.data, little).astype(self.dtype).reshape(self.shape)
@@ -51,7 +52,7 @@ def parse_blob(message: memoryview) -> Blob:
   """A BlobProto.
 
   Raises:
-    ValueError: it is damaged, or holds other values than it states.
+    ValueError: it is damaged, or its values do not match its shape.
   """
   legacy: dict[int, int] = {}
   dims: list[int] | None = None
@@ -61,15 +62,15 @@ def parse_blob(message: memoryview) -> Blob:
       legacy[field.number] = field.integer()
     elif field.number == _SHAPE:
       if dims is not None:
-        raise ValueError('an array that states its shape twice')
+        raise ValueError('an array states its shape twice')
       dims = _dims(field.message())
     elif field.number in _DATA:
       more = field.fixed(_DATA[field.number][0])
       held[field.number] = _joined(held.get(field.number), more)
   if dims is not None and legacy:
-    raise ValueError('an array that states its shape twice')
+    raise ValueError('an array states its shape twice')
   if len(held) > 1:
-    raise ValueError('an array of both float32 and float64 values')
+    raise ValueError('an array has both float32 and float64 values')
   shape = tuple(dims or ())
   if legacy:
     shape = tuple(legacy.get(number, 0) for number in _LEGACY)
@@ -77,7 +78,7 @@ def parse_blob(message: memoryview) -> Blob:
   dtype = np.dtype(_DATA[number][1])
   if math.prod(shape) != (count := len(data) // dtype.itemsize):
     sizes = ', '.join(str(size) for size in shape)
-    raise ValueError(f'an array of the shape ({sizes}) holds {count} values')
+    raise ValueError(f'an array of shape ({sizes}) holds {count} values')
   return Blob(shape, dtype.name, memoryview(data))
 
 
@@ -87,15 +88,15 @@ def _dims(message: memoryview) -> list[int]:
     if field.number == _DIM:
       found += field.integers(_MAX_AXES)
     if len(found) > _MAX_AXES:
-      raise ValueError(f'an array of more than {_MAX_AXES} dimensions')
+      raise ValueError(f'an array has more than {_MAX_AXES} dimensions')
   return found
 
 
 def _joined(
   held: memoryview | bytearray | None, more: memoryview
 ) -> memoryview | bytearray:
-  # Values that are not packed come one a field: millions of views would take
-  # far more memory than the file.
+  # Unpacked values come one per field: millions of views would take far more
+  # memory than the file.
   if held is None:
     return more
   joined = held if isinstance(held, bytearray) else bytearray(held)
@@ -104,14 +105,14 @@ def _joined(
 
 
 def squeezed(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
-  """A shape without the leading 1s that fill it up to four sizes."""
+  """A shape without the leading 1s that pad it to four sizes."""
   while len(shape) > rank and shape[0] == 1:
     shape = shape[1:]
   return shape
 
 
 def recognise(path: pathlib.Path) -> bool:
-  """Whether a file begins as a BlobProto does, and as no pickle or npz."""
+  """Whether a file begins as a BlobProto does, unlike a pickle or .npz."""
   try:
     with open(path, 'rb') as file:
       return file.read(1) in _FIRST_BYTES
@@ -120,34 +121,29 @@ def recognise(path: pathlib.Path) -> bool:
 
 
 def read_mean(path: pathlib.Path) -> np.ndarray:
-  """A mean image: float32 (3, H, W), 0 to 255, BGR as Caffe's images are.
+  """A mean image: float32 (3, H, W), 0 to 255, BGR as in Caffe.
 
   Raises:
-    UserError: the file is damaged, or holds no image of three channels.
+    UserError: the file is damaged, or is not an image of three channels.
   """
-  try:
-    blob = parse_blob(protobuf.map_file(path))
-  except OSError as error:
-    raise errors.UserError(
-      f'cannot read the mean {path}: {error.strerror or error}.'
-    ) from error
-  except ValueError as error:
-    raise errors.UserError(
-      f'{path} is no mean image of Caffe (.binaryproto), or a damaged one:'
-      f' {error}. Get it again.'
-    ) from error
+  with faults.reported(
+    path,
+    '{path} is not a mean image of Caffe (.binaryproto), or is damaged:'
+    ' {error}. Get it again.',
+  ):
+    blob = parse_blob(map_file(path))
   shape = squeezed(blob.shape, 3)
   if len(shape) != 3 or shape[0] != 3 or not blob.data:
     raise errors.UserError(
-      f'{path} holds an array of the shape {blob.shape}; a mean image is'
-      ' (1, 3, H, W), its channels BGR. Get another, or give three values:'
+      f'{path} holds an array of shape {blob.shape}; a mean image is'
+      ' (1, 3, H, W), BGR. Get another, or give three values:'
       ' mean=103.939,116.779,123.68'
     )
-  # Values beyond its range become infinite, and are refused as such.
+  # Values too large for float32 become infinite, and are refused as such.
   with np.errstate(over='ignore'):
     mean = blob.values().reshape(shape).astype(np.float32)
   if not np.isfinite(mean).all():
     raise errors.UserError(
-      f'{path} is damaged: it holds values that are not finite. Get it again.'
+      f'{path} is damaged: it holds non-finite values. Get it again.'
     )
   return mean

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HDF5 files read with distrust: what is there, how big, and the values.
+"""HDF5 files, read with distrust.
 
-An HDF5 file can lead out of itself (external links, external and virtual
-storage), load programs (plugins for filters), go in circles, and state any
-size.  Only plain groups and plain arrays are read here, and an array only if
-the file has the bytes for it.  Source: the HDF5 File Format Specification 3.0.
+An HDF5 file can point out of itself (external links, external and virtual
+storage), load code (plugins for filters), form cycles, and state any size.
+Only plain groups and plain arrays are read here, and an array only if the file
+has its bytes.  Source: the HDF5 File Format Specification 3.0.
 """
 
 import contextlib
 import dataclasses
 import math
-import pathlib
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from typing import BinaryIO
@@ -19,18 +18,17 @@ import h5py
 import ml_dtypes
 import numpy as np
 
-from resnet_jax.codecs import hdf5_header
-from resnet_jax.system import errors
-from resnet_jax.weights import assemble
+from resnet_jax.codecs import faults, hdf5_header
+from resnet_jax.codecs.tensor import Tensor
 
 SIGNATURE = b'\x89HDF\r\n\x1a\n'
 
 MAX_OBJECTS = 20_000  # ResNet-152 with everything around it: about 3,000.
 MAX_DEPTH = 12
 MAX_TEXT = 16 * 2**20  # bytes; the configuration of ResNet-152 has 0.5 MiB.
-# Of trained weights gzip saves a tenth; of zeros and ones nearly everything.
+# Gzip saves a tenth of trained weights, and nearly all of zeros and ones.
 MAX_EXPANSION = 64
-_SMALL = 2**16  # bytes that anything may take
+_SMALL = 2**16  # bytes that are always allowed
 
 _DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3
 _FILTERS = {_DEFLATE: 'gzip', _SHUFFLE: 'shuffle', _FLETCHER32: 'fletcher32'}
@@ -42,12 +40,12 @@ _LINKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-  """What a group holds.
+  """The contents of a group.
 
   Attributes:
     datasets: by their paths below the group.
     groups: by their paths below the group.
-    skipped: names that were asked to be skipped, and are there.
+    skipped: which of the names to skip were found.
   """
 
   datasets: dict[str, h5py.Dataset]
@@ -56,172 +54,157 @@ class Contents:
 
 
 @contextlib.contextmanager
-def translated(path: pathlib.Path, what: str = '') -> Iterator[None]:
-  """Turns what h5py raises for damaged files into one UserError."""
+def translated(what: str = '') -> Iterator[None]:
+  """Turns what h5py raises for damaged files into a ValueError."""
   try:
     yield
   except (
-    # h5py has no exception of its own; these are what HDF5's errors become.
+    # h5py has no exception of its own, and raises these for HDF5's errors.
     *(OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError),
     *(AttributeError, zlib.error),
   ) as error:
     where = f'{what}: ' if what else ''
     text = str(error.args[0] if error.args else error) or type(error).__name__
-    raise errors.UserError(
-      f'{path} is damaged: {where}{text[:300]}. Get it again.'
-    ) from error
+    raise ValueError(f'{where}{text[:300]}') from error
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path, stream: BinaryIO) -> Iterator[h5py.File]:
-  """Opens an HDF5 file; a stream, so nothing is locked.
+def opened(stream: BinaryIO) -> Iterator[h5py.File]:
+  """Opens an HDF5 file; as a stream, so that it is not locked.
 
   Raises:
-    UserError: it is truncated or damaged.
+    ValueError: the file is truncated or damaged.
   """
-  with translated(path):
+  with translated():
     hdf5_header.check_heaps(stream)
     stream.seek(0)
     file = h5py.File(stream, 'r')
     if file.id.get_create_plist().get_sizes() != (8, 8):
-      raise ValueError('its addresses are not of 8 bytes')
+      raise ValueError('its addresses do not have 8 bytes')
   with file:
     yield file
 
 
-def contents(
-  path: pathlib.Path, group: h5py.Group, skip: Collection[str] = ()
-) -> Contents:
-  """Everything in a group, checked; no values are read.
+def contents(group: h5py.Group, skip: Collection[str] = ()) -> Contents:
+  """The contents of a group, checked; no values are read.
 
   Args:
-    path: for messages.
-    group: where to begin.
-    skip: names directly in it that are not looked into.
+    group: the root of the search.
+    skip: names directly in it that are not descended into.
 
   Raises:
-    UserError: it is damaged, or holds what is not read from an HDF5 file.
+    ValueError: the file is damaged.
+    RefusedError: it holds what is not read from an HDF5 file.
   """
-  with translated(path):
+  with translated():
     # `in` would follow a link.
     links = group.id.links
     there = tuple(name for name in skip if links.exists(name.encode()))
     found = Contents({}, {}, there)
-    _walk(path, group, '', frozenset(skip), found)
+    _walk(group, '', frozenset(skip), found)
     stored = sum(d.id.get_storage_size() for d in found.datasets.values())
     size = group.file.id.get_filesize()
   if stored > size:
-    raise _refused(
-      path, f'its arrays take {stored} bytes of a file of {size} bytes'
-    )
+    raise _refused(f'its arrays take {stored} bytes of a file of {size} bytes')
   return found
 
 
 def text_attribute(
-  path: pathlib.Path, stream: BinaryIO, group: h5py.Group, name: str
+  stream: BinaryIO, group: h5py.Group, name: str
 ) -> str | None:
-  """A text that is attached to a group; None: it is not there.
+  """A string attribute of a group or array; None if it is absent.
 
   Args:
-    path: for messages.
     stream: that the file was opened from.
     group: or array.
     name: of the attribute.
 
   Raises:
-    UserError: it is no text, or one of more than MAX_TEXT bytes.
+    ValueError: the file is damaged.
+    RefusedError: it is not a string, or has more than MAX_TEXT bytes.
   """
-  with translated(path, f'the attribute {name}'):
+  with translated(f'the attribute {name}'):
     if name not in group.attrs:
       return None
     attribute = group.attrs.get_id(name)
-    # An array of texts could name the same bytes again and again.
+    # An array of strings could refer to the same bytes again and again.
     is_text = h5py.check_string_dtype(attribute.dtype) is not None
     if attribute.shape != () or not is_text:
-      raise _refused(path, f'its attribute {name} is no text')
+      raise _refused(f'its attribute {name} is not a string')
     length = attribute.get_storage_size()
     if attribute.dtype.hasobject:
       address = h5py.h5o.get_info(group.id).addr
       length = hdf5_header.text_length(stream, address, name)
     if length > MAX_TEXT:
-      raise _refused(path, f'its attribute {name} is over {MAX_TEXT} bytes')
+      raise _refused(f'its attribute {name} has more than {MAX_TEXT} bytes')
     value = group.attrs[name]
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def tensor(
-  path: pathlib.Path, stream: BinaryIO, name: str, dataset: h5py.Dataset
-) -> assemble.Tensor:
-  """An array of the file, not read yet; `name` is for messages."""
+def tensor(stream: BinaryIO, dataset: h5py.Dataset) -> Tensor:
+  """An array of the file, not read yet."""
   dtype = dataset.dtype
-  if _is_bfloat16(path, stream, dataset):
+  if _is_bfloat16(stream, dataset):
     dtype = np.dtype(ml_dtypes.bfloat16)
 
   def read() -> np.ndarray:
-    with translated(path, name):
+    with translated():
       return _values(dataset).view(dtype)
 
-  return assemble.Tensor(tuple(dataset.shape), dtype.name, read)
+  return Tensor(tuple(dataset.shape), dtype.name, read)
 
 
-def _refused(path: pathlib.Path, why: str) -> errors.UserError:
-  return errors.UserError(
-    f'{path} is refused: {why}. Of HDF5 files, plain arrays in plain groups'
-    ' are read, uncompressed or gzipped.'
+def _refused(why: str) -> faults.RefusedError:
+  return faults.RefusedError(
+    f'{why}. Of HDF5 files, plain arrays in plain groups are read, uncompressed'
+    ' or gzipped'
   )
 
 
 def _walk(
-  path: pathlib.Path,
   group: h5py.Group,
   prefix: str,
   skip: frozenset[str],
   found: Contents,
 ) -> None:
   if prefix.count('/') > MAX_DEPTH:
-    raise _refused(path, f'its groups are nested deeper than {MAX_DEPTH}')
+    raise _refused(f'its groups are nested deeper than {MAX_DEPTH}')
   if len(group) + len(found.groups) + len(found.datasets) > MAX_OBJECTS:
-    raise _refused(path, f'it holds more than {MAX_OBJECTS} groups and arrays')
+    raise _refused(f'it holds more than {MAX_OBJECTS} groups and arrays')
   for name in group:
     if not prefix and name in skip:
       continue
     full = f'{prefix}{name}'
-    if not name.isprintable():
-      raise _refused(path, f'it holds the name {ascii(full)[:99]}')
-    # h5py's own way to ask for a link follows it.
+    # h5py's high-level interface follows the link.
     kind = group.id.links.get_info(name.encode()).type
     if kind != h5py.h5l.TYPE_HARD:
       what = _LINKS.get(kind, 'a link of an unknown kind')
-      raise _refused(path, f'{full} is {what}')
+      raise _refused(f'{full} is {what}')
     entry = group[name]
     if isinstance(entry, h5py.Group):
       found.groups[full] = entry
-      _walk(path, entry, f'{full}/', skip, found)
+      _walk(entry, f'{full}/', skip, found)
     elif isinstance(entry, h5py.Dataset):
-      _check_dataset(path, full, entry)
+      _check_dataset(full, entry)
       found.datasets[full] = entry
     else:
-      raise _refused(path, f'{full} is neither a group nor an array')
+      raise _refused(f'{full} is neither a group nor an array')
 
 
-def _check_dataset(
-  path: pathlib.Path, name: str, dataset: h5py.Dataset
-) -> None:
+def _check_dataset(name: str, dataset: h5py.Dataset) -> None:
   creation = dataset.id.get_create_plist()
   if creation.get_external_count():
-    raise _refused(path, f'the values of {name} are in another file')
+    raise _refused(f'the values of {name} are in another file')
   if dataset.is_virtual:
-    raise _refused(path, f'{name} is made of other arrays (virtual)')
+    raise _refused(f'{name} is made of other arrays (virtual)')
   if dataset.shape is None:
-    raise _refused(path, f'{name} has no shape')
+    raise _refused(f'{name} has no shape')
   for code in _filters(dataset):
     if code not in _FILTERS:
       allowed = ', '.join(_FILTERS.values())
-      raise _refused(
-        path, f'{name} has the filter {code}, where {allowed} are known'
-      )
+      raise _refused(f'{name} has the filter {code}, where {allowed} are known')
   if dataset.dtype.hasobject:
-    return  # never read: no weights, and of no known size
+    return  # never read: not weights, and of unknown size
   stored = dataset.id.get_storage_size()
   stated = math.prod(dataset.shape) * dataset.dtype.itemsize
   if dataset.chunks is None:
@@ -237,14 +220,13 @@ def _check_dataset(
       and max(stated, chunk) <= MAX_EXPANSION * stored + _SMALL
     )
   if not complete:
-    raise errors.UserError(
-      f'{path} is damaged: {name} states {stated} bytes, and the file holds'
-      f' {stored} for it. Get it again.'
+    raise ValueError(
+      f'{name} states {stated} bytes, and the file holds {stored} for it'
     )
 
 
 def _filters(dataset: h5py.Dataset) -> list[int]:
-  """The codes, in the order in which they were applied."""
+  """The codes of the filters, in the order of their application."""
   creation = dataset.id.get_create_plist()
   return [creation.get_filter(i)[0] for i in range(creation.get_nfilters())]
 
@@ -253,26 +235,26 @@ def _chunk_bytes(dataset: h5py.Dataset) -> int:
   return math.prod(dataset.chunks) * dataset.dtype.itemsize
 
 
-def _is_bfloat16(
-  path: pathlib.Path, stream: BinaryIO, dataset: h5py.Dataset
-) -> bool:
-  # HDF5 has no such type: Keras writes two opaque bytes, and says so.
+def _is_bfloat16(stream: BinaryIO, dataset: h5py.Dataset) -> bool:
+  # HDF5 lacks the type: Keras writes two opaque bytes and this attribute.
   return (
     dataset.dtype.str == '|V2'
-    and text_attribute(path, stream, dataset, 'dtype') == 'bfloat16'
+    and text_attribute(stream, dataset, 'dtype') == 'bfloat16'
   )
 
 
 def _values(dataset: h5py.Dataset) -> np.ndarray:
   if _DEFLATE not in _filters(dataset):
     return dataset[()]
-  # HDF5's own gzip takes memory for as much as comes out.
+  # HDF5's own gzip allocates as much as the stream expands to.
   result = np.empty(dataset.shape, dataset.dtype)
   for index in range(dataset.id.get_num_chunks()):
     info = dataset.id.get_chunk_info(index)
     limit = _chunk_bytes(dataset)
     if info.filter_mask or info.size > limit + limit // 8 + _SMALL:
-      raise ValueError(f'the chunk at {info.chunk_offset} is not as stated')
+      raise ValueError(
+        f'the chunk at {info.chunk_offset} is larger than stated'
+      )
     _, data = dataset.id.read_direct_chunk(info.chunk_offset)
     for code in reversed(_filters(dataset)):
       data = _UNDO[code](bytes(data), dataset)
@@ -288,7 +270,7 @@ def _values(dataset: h5py.Dataset) -> np.ndarray:
 
 
 def _inflate(data: bytes, dataset: h5py.Dataset) -> bytes:
-  limit = _chunk_bytes(dataset) + 4  # what a checksum before it would add
+  limit = _chunk_bytes(dataset) + 4  # a checksum may be inside
   return zlib.decompressobj().decompress(data, limit + 1)
 
 

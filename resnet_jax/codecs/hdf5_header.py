@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What HDF5 takes memory or time for before it looks: checked in the bytes.
+"""Checks of HDF5's bytes, where the library trusts them.
 
-HDF5 2.0 allocates a text by the length that is stated for it, up to 4 GiB, and
-reads a damaged heap for ever.  So the length is looked up in the object header
-here, and heaps are walked once.  Source: the HDF5 File Format Specification
-3.0, III.E (global heap) and IV.A (object headers, messages 0x0C and 0x10).
+HDF5 2.0 allocates a string by its stated length, up to 4 GiB, and loops for
+ever over a damaged heap.  So lengths are looked up in the object header here,
+and heaps are walked once.  Source: the HDF5 File Format Specification 3.0,
+III.E (global heap) and IV.A (object headers, messages 0x0C and 0x10).
 """
 
 import io
@@ -14,13 +14,13 @@ from typing import BinaryIO
 _ATTRIBUTE, _CONTINUATION = 0x0C, 0x10
 _SHARED = 2  # a flag: the message is elsewhere
 _MAX_BLOCKS = 100
-_HEAP = b'GCOL\x01'  # what a heap begins with, and its version
+_HEAP = b'GCOL\x01'  # a heap's signature and version
 _MAX_OBJECTS = 200_000  # in heaps; ResNet-152 with everything has 2,000
-_BLOCK = 2**22  # bytes that are looked through at once
+_BLOCK = 2**22  # bytes searched at once
 
 
 def check_heaps(stream: BinaryIO) -> None:
-  """Raises a ValueError if a heap would not end, or is too full."""
+  """Raises a ValueError if a heap is circular or holds too many objects."""
   size = stream.seek(0, io.SEEK_END)
   objects = 0
   for start in _places(stream, _HEAP, size):
@@ -28,7 +28,7 @@ def check_heaps(stream: BinaryIO) -> None:
     if not 16 <= length <= size - start:
       raise ValueError(f'the heap at {start} states {length} bytes')
     at, end = start + 16, start + length
-    # What is too small for an object is free.
+    # A remainder too small for an object is free space.
     while at + 16 <= end:
       header = _read(stream, at, 16)
       width = _number(header[8:])
@@ -43,11 +43,11 @@ def check_heaps(stream: BinaryIO) -> None:
 
 
 def text_length(stream: BinaryIO, address: int, name: str) -> int:
-  """The stated length, bytes, of a text of variable length.
+  """The stated length, in bytes, of a string of variable length.
 
   Args:
     stream: the file.
-    address: of the header of the object that the text is an attribute of.
+    address: of the object header that holds the attribute.
     name: of the attribute.
 
   Raises:
@@ -58,7 +58,7 @@ def text_length(stream: BinaryIO, address: int, name: str) -> int:
       found, data = _attribute(body)
       if found == name.encode():
         return _number(data[:4])
-  raise ValueError('it is not stored in the header of its object')
+  raise ValueError('it is not in its object header')
 
 
 def _attribute(body: bytes) -> tuple[bytes, bytes]:
@@ -75,7 +75,7 @@ def _attribute(body: bytes) -> tuple[bytes, bytes]:
 def _messages(
   stream: BinaryIO, address: int
 ) -> Iterator[tuple[int, int, bytes]]:
-  """Type, flags and bytes of the messages of an object header."""
+  """Yields type, flags and bytes of the messages of an object header."""
   head = _read(stream, address, 16)
   second = head[:4] == b'OHDR'
   if second:
@@ -88,10 +88,10 @@ def _messages(
   else:
     blocks = [(address + 16, _number(head[8:12]))]
     prefix = 8
-  # A block can lead on to others; none to itself for ever.
+  # A block can lead on to others, and to itself.
   for number, (start, size) in enumerate(blocks):
     if number > _MAX_BLOCKS:
-      raise ValueError('the header of an object is in too many pieces')
+      raise ValueError('an object header has too many blocks')
     at, end = start, start + size
     while at + prefix <= end:
       header = _read(stream, at, prefix)
@@ -104,7 +104,7 @@ def _messages(
       yield kind, message_flags, body
       if kind == _CONTINUATION:
         place, more = _number(body[:8]), _number(body[8:16])
-        # In the second version with a signature and a checksum around it.
+        # Version 2 has a signature before it and a checksum after it.
         blocks.append((place + 4, more - 8) if second else (place, more))
       at += prefix + len(body)
 
@@ -122,7 +122,7 @@ def _number(data: bytes) -> int:
 
 
 def _places(stream: BinaryIO, wanted: bytes, size: int) -> Iterator[int]:
-  """Where in a stream some bytes are."""
+  """Yields the offsets of some bytes in a stream."""
   for begin in range(0, size, _BLOCK):
     stream.seek(begin)
     block = stream.read(_BLOCK + len(wanted) - 1)

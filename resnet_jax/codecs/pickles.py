@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pickles that may hold NumPy arrays, strings, numbers and containers only.
 
-Feature files and mean files of the original program are pickles, and a pickle
-can run any code.  This reader admits the few functions that NumPy needs to
-rebuild an array and refuses anything else by name.  It reads what Python 2
-wrote, too.  `load` admits other functions: PyTorch's files are pickles, too.
+The original program's feature and mean files are pickles, and a pickle can run
+any code.  This reader admits the few functions that NumPy needs to rebuild an
+array, and refuses anything else by name; it also reads Python 2's pickles.
+`load` takes another table of functions, for PyTorch's files.
 """
 
 import codecs
+import contextlib
 import io
 import mmap
 import pathlib
@@ -17,49 +18,45 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from resnet_jax.system import errors
+from resnet_jax.codecs import faults
 
 # Stands for numpy.ndarray: called, that would make arrays of any size or kind.
 _NDARRAY = object()
 
 
-class RefusedError(Exception):
-  """What a pickle holds and may not hold."""
-
-
-# What a name leads to, by its module and name.
+# The object for a module and a name.
 Admitted = Mapping[tuple[str, str], Any]
 
 
 class _Dtype:
   """A dtype, its byte order set by the state that follows it in a pickle.
 
-  NumPy's own is no place for it: that is one object for the whole process, and
-  would take more than a byte order on trust.
+  Setting it on NumPy's own object would change that for the whole process, and
+  would trust the pickle with more than a byte order.
   """
 
   def __init__(self, code: str, *flags: Any) -> None:
-    del flags  # whether to align and copy; both without meaning here
+    del flags  # whether to align and to copy
     if not isinstance(code, str):
-      raise RefusedError('arrays of a structured dtype')
+      raise faults.RefusedError('arrays of a structured dtype')
     self.value = np.dtype(code)
     # Without a size of its own, an array may claim any number of values.
     sized = 0 < self.value.itemsize <= 1024
     if self.value.kind not in 'biufcSU' or not sized:
-      raise RefusedError(f'arrays of dtype {self.value}')
+      raise faults.RefusedError(f'arrays of dtype {self.value}')
 
   def build(self, state: tuple) -> None:
     # The version, the byte order, and what structured dtypes hold.
     if state[2:5] != (None, None, None):
-      raise RefusedError('arrays of a structured dtype')
+      raise faults.RefusedError('arrays of a structured dtype')
     self.value = self.value.newbyteorder(state[1])
 
 
 def _reconstruct(kind: object, shape: tuple, code: bytes | str) -> np.ndarray:
-  # NumPy writes an empty array here and fills it later; any other shape would
+  # NumPy starts with an empty array and fills it later; any other shape would
   # let a few bytes claim any amount of memory.
   if kind is not _NDARRAY or shape != (0,):
-    raise RefusedError('an array that does not start out empty')
+    raise faults.RefusedError('an array that does not start out empty')
   del code
   return np.ndarray.__new__(np.ndarray, (0,), np.int8)
 
@@ -71,10 +68,9 @@ def _frombuffer(
   order: Any,
   axes: Any = None,
 ) -> np.ndarray:
-  # How protocol 5 spells an array.  Of another array's memory NumPy would make
-  # one that outlives it.
+  # Protocol 5's array.  A view of another array's memory could outlive it.
   if not isinstance(data, bytes | bytearray):
-    raise RefusedError(f'an array made of a {type(data).__name__}')
+    raise faults.RefusedError(f'an array made of a {type(data).__name__}')
   array = np.frombuffer(data, dtype.value)
   if axes is not None:
     return array.reshape(shape).transpose(axes)
@@ -82,14 +78,14 @@ def _frombuffer(
 
 
 def _encode(text: str, encoding: str) -> bytes:
-  # How old protocols spell bytes.
+  # The bytes of old protocols.
   if encoding != 'latin1':
-    raise RefusedError(f'bytes encoded as {encoding!r}')
+    raise faults.RefusedError(f'bytes encoded as {encoding!r}')
   return codecs.encode(text, 'latin1')
 
 
 def _no_bytes() -> bytes:
-  # How old protocols spell the bytes of an array of size 0.
+  # Old protocols' bytes of an array of size 0.
   return b''
 
 
@@ -111,9 +107,9 @@ for _core in ('numpy.core', 'numpy._core'):
 
 
 def ordered_dict(entries: Iterable = ()) -> dict:
-  """For `Admitted`: stands for a collections.OrderedDict.
+  """Stands for collections.OrderedDict in a table of `Admitted`.
 
-  Python 2 calls it with its entries, Python 3 sets them afterwards.
+  Python 2 calls it with its entries; Python 3 sets them afterwards.
   """
   result: dict = {}
   for key, value in entries:
@@ -131,8 +127,8 @@ _COPIED = (str, bytes, bytearray, list, tuple, dict)
 
 
 class _Unpickler(pickle._Unpickler):
-  # The one in Python: its opcodes can be restricted, and it reads what is there
-  # before it takes memory for it.
+  # The pure-Python one: its opcodes can be restricted, and it reads before
+  # it allocates.
   dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
   read: Callable[[int], bytes]
   pop_mark: Callable[[], list[Any]]
@@ -148,28 +144,28 @@ class _Unpickler(pickle._Unpickler):
     super().__init__(stream, encoding='latin1')
     self._admitted = admitted
     self._persistent_load = persistent_load
-    # A value is handed on three times at most: as text, bytes and an array.
+    # A value is copied three times at most: as text, bytes and an array.
     self._left = 4 * size
 
   def find_class(self, module: str, name: str) -> Any:
-    # Python 2's name; Python 3 maps it only after it has asked.
+    # Python 2's name, which Python 3 maps only after this call.
     module = 'builtins' if module == '__builtin__' else module
     if (module, name) not in self._admitted:
-      raise RefusedError(_brief(f'{module}.{name}'))
+      raise faults.RefusedError(f'{module}.{name}'[:99])
     return self._admitted[module, name]
 
   def persistent_load(self, pid: Any) -> Any:
     if self._persistent_load is None:
-      raise RefusedError('the opcode BINPERSID')
+      raise faults.RefusedError('the opcode BINPERSID')
     return self._persistent_load(pid)
 
   def _charge(self, values: Any) -> None:
-    # Two bytes name a value again: copied each time, it would take any memory.
+    # Two bytes refer to a value again: copied each time, it would fill memory.
     self._left -= len(values)
     if self._left >= 0:
       self._left -= sum(len(v) for v in values if isinstance(v, _COPIED))
     if self._left < 0:
-      raise RefusedError('values that are copied again and again')
+      raise faults.RefusedError('values that are copied again and again')
 
   def load_reduce(self) -> None:
     arguments = self.stack.pop()
@@ -186,11 +182,11 @@ class _Unpickler(pickle._Unpickler):
       version, shape, dtype, fortran, data = state
       built.__setstate__((version, shape, dtype.value, fortran, data))
     elif not (isinstance(built, dict) and isinstance(state, dict)):
-      # Of an OrderedDict, it is what lies beside the entries.
-      raise RefusedError(f'the state of a {type(built).__name__}')
+      # An OrderedDict's state lies beside its entries, and is dropped.
+      raise faults.RefusedError(f'the state of a {type(built).__name__}')
 
   def load_bytearray8(self) -> None:
-    # The one that would take memory first.
+    # The inherited one allocates before it reads.
     size = int.from_bytes(self.read(8), 'little')
     self.stack.append(bytearray(self.read(size)))
 
@@ -216,25 +212,20 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _fill(target: object, entries: list[Any]) -> None:
-  # To hash a deep or a much shared tuple breaks the interpreter, or never ends.
+  # Hashing a deep or much-shared tuple crashes the interpreter or never ends.
   if type(target) is not dict or len(entries) % 2:
-    raise RefusedError(f'entries of a {type(target).__name__}')
+    raise faults.RefusedError(f'entries of a {type(target).__name__}')
   for key, value in zip(entries[::2], entries[1::2], strict=True):
     if not isinstance(key, str | bytes | int):
-      raise RefusedError(f'a {type(key).__name__} as the key of a dict')
+      raise faults.RefusedError(f'a {type(key).__name__} as the key of a dict')
     target[key] = value
-
-
-def _brief(text: str) -> str:
-  # Names come from the file: of any length, and with any characters.
-  return ''.join(c if c.isprintable() else '?' for c in text[:99])
 
 
 def _refuse(name: str) -> None:
   code = getattr(pickle, name)[0]
 
   def refuse(unpickler: _Unpickler) -> None:
-    raise RefusedError(f'the opcode {name}')
+    raise faults.RefusedError(f'the opcode {name}')
 
   _Unpickler.dispatch[code] = refuse
 
@@ -249,72 +240,57 @@ def load(
   admitted: Admitted,
   persistent_load: Callable[[Any], Any] | None = None,
 ) -> Any:
-  """The next pickle of a stream, which is left behind it.
+  """The next pickle of a stream, which is left at its end.
 
   Args:
-    stream: a mapped file, or bytes: takes no memory for what it does not have.
+    stream: a mapped file, or bytes: neither allocates more than it has.
     size: of the stream, bytes.
-    admitted: functions that bear any arguments, and other objects.
-    persistent_load: makes an object of a persistent id; None: refused.
+    admitted: functions that are safe with any arguments, and other objects.
+    persistent_load: returns the object of a persistent id; None: refused.
 
   Raises:
-    RefusedError: it holds what is not admitted; says what.
-    ValueError: it is no pickle, or is damaged; says how.
+    RefusedError: it holds something that is not admitted.
+    ValueError: it is not a pickle, or is damaged.
   """
   try:
     return _Unpickler(stream, size, admitted, persistent_load).load()
-  except RefusedError:
+  except faults.RefusedError:
     raise
   except Exception as error:
-    # A damaged pickle can raise nearly anything.
+    # A damaged pickle can raise nearly any exception.
     if isinstance(error, EOFError):
       raise ValueError('it breaks off') from error
-    raise ValueError(_brief(f'{type(error).__name__}: {error}')) from error
+    raise ValueError(f'{type(error).__name__}: {error}'[:99]) from error
 
 
 def load_arrays(path: pathlib.Path) -> Any:
   """The contents of a pickle of arrays; nothing in it is executed.
 
   Raises:
-    UserError: it is no pickle, is damaged, or holds anything else than arrays,
-      strings, numbers and containers; says what.
+    UserError: it is not a pickle, is damaged, or holds anything other than
+      arrays, strings, numbers and containers.
   """
-  try:
-    with (
-      open(path, 'rb') as file,
-      mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
-    ):
-      # Mapped, because reading takes memory for as much as a pickle claims.
-      return _arrays(path, view, len(view))
-  except ValueError as error:
-    # An empty file cannot be mapped.
-    raise _damaged(path, error) from error
-  except OSError as error:
-    raise errors.UserError(
-      f'cannot read {path}: {error.strerror or error}.'
-    ) from error
+  with (
+    _reported(path),
+    open(path, 'rb') as file,
+    # Mapped, because a file object allocates as much as a pickle claims.
+    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
+  ):
+    return load(view, len(view), _ADMITTED)
 
 
 def load_bytes(path: pathlib.Path, data: bytes) -> Any:
-  """The same, of a pickle that was in a file; `path` is for messages."""
-  return _arrays(path, io.BytesIO(data), len(data))
+  """As `load_arrays`, of a pickle's bytes; `path` is for messages."""
+  with _reported(path):
+    return load(io.BytesIO(data), len(data), _ADMITTED)
 
 
-def _arrays(
-  path: pathlib.Path, stream: IO[bytes] | mmap.mmap, size: int
-) -> Any:
-  try:
-    return load(stream, size, _ADMITTED)
-  except RefusedError as error:
-    raise errors.UserError(
-      f'{path} is refused: it holds {error}, and only NumPy arrays, strings,'
-      ' numbers and containers are read from a pickle.'
-    ) from error
-  except ValueError as error:
-    raise _damaged(path, error) from error
-
-
-def _damaged(path: pathlib.Path, error: ValueError) -> errors.UserError:
-  return errors.UserError(
-    f'{path} is no pickle, or a damaged one ({error}). Make it again.'
+def _reported(
+  path: pathlib.Path,
+) -> contextlib.AbstractContextManager[None]:
+  return faults.reported(
+    path,
+    '{path} is not a pickle, or is damaged ({error}). Write it again.',
+    '{path} is refused: it holds {error}, and only NumPy arrays, strings,'
+    ' numbers and containers are read from a pickle.',
   )

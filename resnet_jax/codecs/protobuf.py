@@ -2,12 +2,10 @@
 """The wire format of Protocol Buffers, read strictly and without copies.
 
 Source: protobuf.dev/programming-guides/encoding.  A message is a row of
-fields, each a key (field number and wire type) and a value.  What the numbers
-mean is not in it.  Whatever is wrong raises a ValueError that says what.
+fields, each a key (field number and wire type) and a value; the meaning of the
+numbers is not in it.  Any error is a ValueError.
 """
 
-import mmap
-import pathlib
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,7 +16,7 @@ _WIDTHS = {FIXED64: 8, FIXED32: 4}
 _KINDS = {
   VARINT: 'an integer',
   FIXED64: '8 bytes',
-  BYTES: 'a row of bytes',
+  BYTES: 'a string of bytes',
   FIXED32: '4 bytes',
 }
 _GROUPS = (3, 4)
@@ -30,10 +28,10 @@ class Field(NamedTuple):
   """A field of a message; the methods check the wire type.
 
   Attributes:
-    number: what the message's description knows it by.
+    number: of the field in the message's description.
     wire: VARINT, FIXED64, BYTES or FIXED32.
     value: of a VARINT, unsigned; else 0.
-    data: of the others, little-endian; empty for a VARINT.
+    data: of the other types, little-endian; empty for a VARINT.
   """
 
   number: int
@@ -56,7 +54,7 @@ class Field(NamedTuple):
     try:
       return bytes(self.message()).decode()
     except UnicodeDecodeError as error:
-      raise ValueError(f'field {self.number} is no UTF-8 text') from error
+      raise ValueError(f'field {self.number} is not UTF-8') from error
 
   def float32(self) -> float:
     """One 32-bit floating point number."""
@@ -64,19 +62,19 @@ class Field(NamedTuple):
     return float(struct.unpack('<f', self.data)[0])
 
   def fixed(self, wire: int) -> memoryview:
-    """One FIXED32 or FIXED64 value of a repeated field, or packed ones."""
+    """One FIXED32 or FIXED64 value of a repeated field, or packed values."""
     if self.wire == wire:
       return self.data
     packed = self.message()
     if len(packed) % _WIDTHS[wire]:
       raise ValueError(
-        f'field {self.number} has {len(packed)} bytes, no multiple of'
+        f'field {self.number} has {len(packed)} bytes, not a multiple of'
         f' {_WIDTHS[wire]}'
       )
     return packed
 
   def integers(self, most: int) -> list[int]:
-    """One integer of a repeated field, or packed ones, at most so many."""
+    """One integer of a repeated field, or up to `most` packed ones."""
     if self.wire == VARINT:
       return [self.value]
     packed, at, found = self.message(), 0, []
@@ -94,45 +92,30 @@ class Field(NamedTuple):
       )
 
 
-def map_file(path: pathlib.Path) -> memoryview:
-  """A file's bytes, read when they are looked at.
-
-  They stay mapped as long as this view or a part of it is there.
-
-  Raises:
-    OSError: the file cannot be read.
-  """
-  with open(path, 'rb') as file:
-    # What is empty cannot be mapped.
-    if not file.seek(0, 2):
-      return memoryview(b'')
-    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
 def varint(view: memoryview, at: int) -> tuple[int, int]:
-  """An integer of variable length, unsigned, and where it ends."""
+  """An unsigned integer of variable length, and its end."""
   value = 0
   for count, byte in enumerate(view[at : at + _MAX_VARINT_BYTES]):
     value |= (byte & 0x7F) << (7 * count)
     if byte < 0x80:
       if value >= 2**64:
-        raise ValueError('an integer of more than 64 bits')
+        raise ValueError('an integer has more than 64 bits')
       return value, at + count + 1
   if len(view) - at < _MAX_VARINT_BYTES:
     raise ValueError('it breaks off in an integer')
-  raise ValueError(f'an integer of more than {_MAX_VARINT_BYTES} bytes')
+  raise ValueError(f'an integer has more than {_MAX_VARINT_BYTES} bytes')
 
 
 def key(view: memoryview, at: int) -> tuple[int, int, int]:
-  """A field's number and wire type, and where its value begins."""
+  """A field's number and wire type, and the offset of its value."""
   both, at = varint(view, at)
   number, wire = both >> 3, both & 7
   if wire in _GROUPS:
-    raise ValueError(f'field {number} is a group, which is not read')
+    raise ValueError(f'field {number} is a group, which is not supported')
   if wire not in _KINDS:
-    raise ValueError(f'field {number} is of the wire type {wire}')
+    raise ValueError(f'field {number} has the wire type {wire}')
   if not 1 <= number <= _MAX_NUMBER:
-    raise ValueError(f'a field of number {number}')
+    raise ValueError(f'a field has the number {number}')
   return number, wire, at
 
 
@@ -140,7 +123,7 @@ def fields(view: memoryview) -> Iterator[Field]:
   """The fields of a message, in its order.
 
   Raises:
-    ValueError: the message is none, or is cut off.
+    ValueError: the message is damaged or cut off.
   """
   at, none = 0, view[:0]
   while at < len(view):

@@ -8,13 +8,12 @@ over the images before it would look whole; here it is an error.
 """
 
 import dataclasses
-import os
+import io
 import pathlib
 import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from resnet_jax.data.sources import item
 from resnet_jax.system import errors
 
 _BLOCK = 512
@@ -24,7 +23,7 @@ _MAX_EXTENSION = 1 << 20
 _CHECKSUM = slice(148, 156)
 _REGULAR = b'0\0\x37'
 _WITHOUT_DATA = b'123456'
-# Of a record of an extended header: its length, its name, its value.
+# A record of an extended header: its length, its name, its value.
 _RECORD = re.compile(rb'([0-9]{1,7}) ([^=]+)=')
 _AGAIN = 'Get or make the archive again.'
 
@@ -38,12 +37,14 @@ class Member:
     offset: of its first byte in the archive.
     size: in bytes.
     kind: 'file', 'folder', or 'special': a link, a device, a sparse file.
+    extended: whether another header states its name, size or target.
   """
 
   name: str
   offset: int
   size: int
   kind: str
+  extended: bool
 
 
 def is_tar(head: bytes) -> bool:
@@ -53,51 +54,65 @@ def is_tar(head: bytes) -> bool:
   return head == _ZEROS or _checksum_fits(head)
 
 
-def members(file: BinaryIO, path: pathlib.Path) -> Iterator[Member]:
+def is_relative(name: str) -> bool:
+  """Whether a name from an archive stays below wherever it is put."""
+  parts = re.split(r'[/\\]', name)
+  drive = bool(re.match(r'[A-Za-z]:', name))
+  return not drive and '\0' not in name and bool(parts[0]) and '..' not in parts
+
+
+def members(
+  file: BinaryIO, path: pathlib.Path, end: int | None = None
+) -> Iterator[Member]:
   """Yields the members in the order of the archive; reads headers only.
 
-  Between two of them the caller may read the file wherever it likes.
+  The file is read forward, so it may be a stream that is being unpacked.
+  Between two members the caller may read it anywhere, a stream up to the end
+  of the member.
 
   Args:
     file: the archive, open.
-    path: what it is called in messages.
+    path: its name in messages.
+    end: bytes that it has, of a stream those that it may unpack to; None: to
+      the end of the file.
 
   Raises:
-    UserError: it is damaged or cut off, or a member's name is absolute, leads
-      out of the archive, is not UTF-8 or too long.
+    UserError: the archive is damaged or cut off, or a member's name is
+      absolute, leads out of the archive, is not UTF-8 or too long.
   """
-  return _Reader(file, path).members()
+  if end is None:
+    end = file.seek(0, io.SEEK_END)
+  return _Reader(file, path, end).members()
 
 
 class _Reader:
-  """Where in an archive the reading stands."""
+  """The position in an archive."""
 
-  def __init__(self, file: BinaryIO, path: pathlib.Path) -> None:
+  def __init__(self, file: BinaryIO, path: pathlib.Path, end: int) -> None:
     self._file = file
     self._path = path
-    self._end = os.fstat(file.fileno()).st_size
+    self._end = end
     self._offset = 0
 
   def members(self) -> Iterator[Member]:
-    said: dict[str, str] = {}
+    stated: dict[str, str] = {}
     while (block := self._block()) != _ZEROS:
       if not _checksum_fits(block):
-        raise self._error('no header of a member is there')
+        raise self._error('there is no header of a member')
       kind, size = block[156:157], self._number(block[124:136])
       if kind in b'xgLK':
-        if kind in b'xL':
-          said |= self._extension(kind, self._data(size))
-        elif kind == b'g':
-          self._check_global(self._data(size))
+        stated |= self._extension(kind, self._data(size))
         self._skip(size)
         continue
-      size = int(said.get('size', size))
-      member = self._member(block, kind, said, size)
-      said = {}
+      size = int(stated.get('size', size))
+      member = self._member(block, kind, stated, size)
+      stated = {}
       # Some writers give a link the size of what it leads to.
       if kind not in _WITHOUT_DATA:
         self._skip(size, member.name)
       yield member
+    if stated:
+      raise self._error('no member follows an extended header')
     self._check_rest()
 
   def _block(self) -> bytes:
@@ -105,14 +120,14 @@ class _Reader:
     self._file.seek(self._offset)
     block = self._file.read(_BLOCK)
     if len(block) < _BLOCK:
-      raise self._error(
-        'it ends there without the mark of an end, so it is cut off'
-      )
+      raise self._error('it ends there without an end mark, so it is cut off')
     self._offset += _BLOCK
+    if self._offset > self._end:
+      raise self._too_long()
     return block
 
   def _data(self, size: int) -> bytes:
-    """What an extended header holds, without moving on."""
+    """The contents of an extended header; the position stays."""
     if size > _MAX_EXTENSION:
       raise self._error(f'an extended header claims {size} bytes')
     return self._file.read(size)
@@ -121,18 +136,18 @@ class _Reader:
     start = self._offset
     if size > self._end - start:
       raise self._error(
-        f'{name} has {size} bytes by its header, but the archive ends after'
-        f' {self._end - start} of them; it is cut off or damaged'
+        f'{name} has {size} bytes by its header, and the archive at most'
+        f' {self._end - start} more; it is cut off or damaged'
       )
     self._offset = start + -(-size // _BLOCK) * _BLOCK
 
   def _member(
-    self, block: bytes, kind: bytes, said: dict[str, str], size: int
+    self, block: bytes, kind: bytes, stated: dict[str, str], size: int
   ) -> Member:
-    name = said.get('path')
+    name = stated.get('path')
     if name is None:
       raw = block[:100].partition(b'\0')[0]
-      # GNU's own magic number has blanks, and other things in this place.
+      # GNU's magic number ends in blanks, and its prefix field is another.
       prefix = block[345:500].partition(b'\0')[0]
       if block[257:263] == b'ustar\0' and prefix:
         raw = prefix + b'/' + raw
@@ -141,35 +156,39 @@ class _Reader:
     while name.startswith('./'):
       name = name[2:].lstrip('/')
     name = name.rstrip('/')
-    if name not in ('', '.') and not item.is_relative(name):
+    if name not in ('', '.') and not is_relative(name):
       raise self._error(
         f'the name {name!r} is not a path relative to the archive'
       )
     form = 'file' if kind in _REGULAR else 'special'
-    if 'sparse' in said:
+    if 'sparse' in stated:
       form = 'special'
-    return Member(name, self._offset, size, 'folder' if is_folder else form)
+    form = 'folder' if is_folder else form
+    return Member(name, self._offset, size, form, bool(stated))
 
   def _extension(self, kind: bytes, data: bytes) -> dict[str, str]:
-    """What an extended header says of the next member."""
+    """What an extended header states of the next member."""
     if kind == b'L':
       return {'path': self._text(data.partition(b'\0')[0])}
-    said = {}
+    if kind == b'K':
+      return {'linkpath': ''}
+    stated = {}
     for name, value in self._records(data):
       if name == b'path':
-        said['path'] = self._text(value)
+        stated['path'] = self._text(value)
       elif name == b'size':
         if not re.fullmatch(rb'[0-9]{1,18}', value):
-          raise self._error(f'{value[:20]!r} is no size')
-        said['size'] = value.decode()
+          raise self._error(f'{value[:20]!r} is not a size')
+        stated['size'] = value.decode()
+      elif name == b'linkpath':
+        stated['linkpath'] = ''
       elif name.startswith(b'GNU.sparse.'):
-        said['sparse'] = 'yes'
-    return said
-
-  def _check_global(self, data: bytes) -> None:
-    for name, _ in self._records(data):
-      if name in (b'path', b'size') or name.startswith(b'GNU.sparse.'):
-        raise self._error(f'a header for all members gives one {name!r}')
+        stated['sparse'] = ''
+    if kind == b'g' and stated:
+      raise self._error(
+        f'a header for all members states their {next(iter(stated))}'
+      )
+    return stated
 
   def _records(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
     start = 0
@@ -191,25 +210,33 @@ class _Reader:
       raise self._error(f'the name {raw!r} is not UTF-8') from error
 
   def _number(self, field: bytes) -> int:
-    """A number in octal digits, or in base 256 behind a byte 0x80."""
+    """A number in octal digits, or in base 256 after a byte 0x80."""
     if field[0] == 0x80:
       return int.from_bytes(field[1:], 'big')
     digits = field.strip(b' \0')
     if not re.fullmatch(rb'[0-7]*', digits):
-      raise self._error(f'{field!r} is no size')
+      raise self._error(f'{field!r} is not a size')
     return int(digits or b'0', 8)
 
   def _check_rest(self) -> None:
-    """Behind the end there are zeros only; no second archive, unread."""
+    """Only zeros may follow the end: no second archive, unread."""
     start = self._offset
     self._file.seek(start)
     while chunk := self._file.read(1 << 20):
+      self._offset += len(chunk)
+      if self._offset > self._end:
+        raise self._too_long()
       if chunk.count(0) != len(chunk):
         self._offset = start + _BLOCK
         raise self._error(
-          'its end is marked there, and more follows, as when archives were'
-          ' written one behind another'
+          'its end is marked there, and more follows, as in concatenated'
+          ' archives'
         )
+
+  def _too_long(self) -> errors.UserError:
+    return self._error(
+      f'it unpacks to more than the {self._end} bytes that one of its size may'
+    )
 
   def _error(self, what: str) -> errors.UserError:
     at = max(self._offset - _BLOCK, 0)
@@ -223,6 +250,6 @@ def _checksum_fits(block: bytes) -> bool:
   digits = block[_CHECKSUM].strip(b' \0')
   if not re.fullmatch(rb'[0-7]{1,7}', digits):
     return False
-  # As though the field of the sum held blanks.
+  # The sum counts its own field as blanks.
   total = sum(block) - sum(block[_CHECKSUM]) + 8 * ord(' ')
   return total == int(digits, 8)

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image file's bytes to an RGB image, by Pillow.
-
-What cannot be read is an ImageError that says why.
-"""
+"""An image file's bytes to an RGB image, by Pillow."""
 
 import contextlib
 import io
@@ -13,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-# What is decoded, and by which suffixes a folder's images are known.  Other
-# formats of Pillow start programs (EPS), or no photographs come in them.
+# The formats that are decoded, with the suffixes of images in folders.  Other
+# formats of Pillow start programs (EPS), or do not hold photographs.
 _SUFFIXES_OF = {
   'JPEG': ('.jpg', '.jpeg'),
   'PNG': ('.png',),
@@ -35,8 +32,8 @@ class ImageError(Exception):
 class _Silence:
   """No warnings while any thread is inside.
 
-  `warnings.catch_warnings` is one for the process: entered by several threads
-  by turns, it may leave every warning silenced for good.
+  `warnings.catch_warnings` changes the whole process: when several threads
+  overlap in it, every warning may stay silenced for good.
   """
 
   def __init__(self) -> None:
@@ -63,15 +60,15 @@ _SILENCE = _Silence()
 
 
 def decode(image: bytes | Image.Image) -> Image.Image:
-  """An RGB image, of a file's bytes or of a Pillow image.
+  """Decodes a file's bytes, or converts a Pillow image, to RGB.
 
-  Grey and palette images become RGB; alpha is dropped, the colours below it
-  kept; CMYK is converted by Pillow's formula, without colour profiles; of 16
-  bits the upper 8 are taken; EXIF's orientation is ignored (that of a TIFF
-  Pillow applies itself); an animated image gives its first frame.
+  Grey and palette images become RGB; alpha is dropped, without blending; CMYK
+  is converted by Pillow's formula, without colour profiles; 16-bit images keep
+  their upper 8 bits; EXIF orientation is ignored (Pillow itself applies that
+  of a TIFF); an animation gives its first frame.
 
   Raises:
-    ImageError: it cannot be read; says why.
+    ImageError: the image cannot be read; says why.
   """
   unread = opened(image)
   with reading():
@@ -79,10 +76,10 @@ def decode(image: bytes | Image.Image) -> Image.Image:
 
 
 def opened(image: bytes | Image.Image) -> Image.Image:
-  """The image of a file's bytes, its pixels not yet read.
+  """Opens the image in a file's bytes without reading its pixels.
 
   Raises:
-    ImageError: it is of none of the FORMATS, or damaged; says why.
+    ImageError: the image is in none of the FORMATS, or damaged; says why.
   """
   if isinstance(image, Image.Image):
     return image
@@ -94,10 +91,10 @@ def opened(image: bytes | Image.Image) -> Image.Image:
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-  """Makes an ImageError of whatever Pillow raises."""
+  """Turns every exception of Pillow into an ImageError."""
   try:
-    # Warnings of damaged EXIF say nothing about pixels.  An image over
-    # Pillow's limit is an error, below it none.
+    # Warnings about damaged EXIF do not concern pixels; an image over Pillow's
+    # size limit raises an error anyway.
     with _SILENCE:
       yield
   except ImageError:
@@ -107,17 +104,17 @@ def reading() -> Iterator[None]:
       f'it is in none of the formats {", ".join(FORMATS)}'
     ) from error
   except Exception as error:
-    # Decoders raise nearly anything on damaged files.
+    # Decoders raise almost any exception on damaged files.
     raise ImageError(str(error) or type(error).__name__) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-  """As `decode` says, of an opened image; Pillow may raise anything."""
+  """Converts an opened image as `decode` does; Pillow may raise anything."""
   image.load()
   if 0 in image.size:
     raise ImageError('it has no pixels')
   if image.mode.startswith('I'):
-    # Pillow itself would cut such values off at 255.
+    # Pillow's own conversion clips values at 255.
     values = np.asarray(image).astype(np.int64)
     if values.size and not 0 <= values.min() <= values.max() < 1 << 16:
       raise ImageError('its values are outside 16 bits; store it as 8 or 16')
@@ -126,5 +123,5 @@ def to_rgb(image: Image.Image) -> Image.Image:
     raise ImageError(
       'floating-point values have no agreed white; store it as 8 or 16 bits'
     )
-  # Pillow would copy it.
+  # `convert` would copy it.
   return image if image.mode == 'RGB' else image.convert('RGB')

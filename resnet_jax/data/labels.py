@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The classes of known data sets, in the order of the labels.
 
-The 1000 of ILSVRC 2012 are in the order of their wnids, and their names are
-WordNet's.  Two of them, crane and maillot, occur twice: a class is its index or
-its wnid, never its name.  Those of CIFAR-10 are Krizhevsky's, "Learning
-Multiple Layers of Features from Tiny Images", 2009, without spaces.
+The 1000 classes of ILSVRC 2012 are sorted by WordNet id (wnid), and have
+WordNet's names.  Two names, crane and maillot, occur twice: an index or a wnid
+identifies a class, a name does not.  CIFAR-10's classes are from Krizhevsky,
+"Learning Multiple Layers of Features from Tiny Images", 2009.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from resnet_jax.system import errors
 
 @dataclasses.dataclass(frozen=True)
 class ImageNetClass:
-  """A class: its WordNet id, and its synonyms with commas between them."""
+  """A class: its WordNet id, and its synonyms, separated by commas."""
 
   wnid: str
   name: str
@@ -26,13 +26,13 @@ class ImageNetClass:
 
 @functools.cache
 def imagenet_classes() -> tuple[ImageNetClass, ...]:
-  """All classes; the position is the label."""
+  """All 1000 classes; the position is the label."""
   file = importlib.resources.files('resnet_jax.data') / 'imagenet_classes.tsv'
   lines = file.read_text('utf-8').splitlines()
   return tuple(ImageNetClass(*line.split('\t')) for line in lines)
 
 
-# What may be named instead of a file.
+# Names that may be given instead of a file.
 NAMED = {
   'cifar10': (
     *('airplane', 'automobile', 'bird', 'cat', 'deer'),
@@ -49,16 +49,16 @@ def classes(
   """The classes of a classifier; the position is the label.
 
   Args:
-    count: how many it has.
-    path: a text file with a name a line, or a key of NAMED; '': none.
+    count: the number of classes.
+    path: a text file with one name a line, or a key of NAMED; '': none.
     stored: the names that came with the weights.
 
   Returns:
-    Those of the file, else the stored ones, else ImageNet's if there are 1000,
-    else 'class 0' and so on; only ImageNet's have a wnid.
+    The file's classes, else the stored ones, else ImageNet's if there are
+    1000, else 'class 0' and so on; only ImageNet's have a wnid.
 
   Raises:
-    UserError: the file cannot be read, or has another number of names.
+    UserError: the file cannot be read, or the number of names is wrong.
   """
   if path:
     stored = NAMED.get(path) or _read_names(pathlib.Path(path).expanduser())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is subtracted from images, and what they are divided by.
+"""The mean and standard deviation that images are normalised by.
 
-Three values, or one a pixel from a file: the original's `mean.meta` (npz or
-pickle) or Caffe's `.binaryproto`.
+A mean is three values, or an image from a file: the original's `mean.meta`
+(npz or pickle) or Caffe's `.binaryproto`.
 """
 
 import dataclasses
@@ -15,12 +15,14 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from resnet_jax.codecs import blob, pickles
 from resnet_jax.system import errors
+
+Three: TypeAlias = tuple[float, float, float]
 
 MEAN_BGR = (103.939, 116.779, 123.68)
 
@@ -29,92 +31,129 @@ _META = 'mean.meta'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Mean:
-  """What is subtracted from an image.
+class MeanImage:
+  """A mean with one value a pixel.
 
   Attributes:
-    values: float32, (3, 1, 1), or (3, H, W) for one value a pixel.
-    description: for the run's record.
+    values: float32, (3, H, W), BGR.
+    description: the file, for the run's record.
   """
 
   values: np.ndarray
   description: str
 
 
+Mean: TypeAlias = Three | MeanImage
+# What a user may give: text, a path, or three numbers.
+Given: TypeAlias = str | os.PathLike[str] | Sequence[float]
+
+
+def as_array(mean: Mean) -> np.ndarray:
+  """The values as float32, (3, 1, 1) or (3, H, W)."""
+  if isinstance(mean, MeanImage):
+    return mean.values
+  return np.array(mean, np.float32).reshape(3, 1, 1)
+
+
+def describe(mean: Mean) -> str:
+  """The three values, or the file."""
+  if isinstance(mean, MeanImage):
+    return mean.description
+  return f'({", ".join(repr(value).removesuffix(".0") for value in mean)})'
+
+
 def check_mean(mean: Mean, height: int, width: int) -> None:
   """Raises a UserError unless the mean fits crops of a size."""
-  shape = mean.values.shape
-  if shape not in ((3, 1, 1), (3, height, width)):
+  if isinstance(mean, MeanImage):
+    shape = mean.values.shape
+    if shape != (3, height, width):
+      raise errors.UserError(
+        f'{mean.description} has the shape {shape}; crops of {height}x{width}'
+        f' need (3, {height}, {width}), or three values: mean='
+        + ','.join(map(str, MEAN_BGR))
+      )
+  elif len(mean) != 3 or not np.isfinite(_float32(mean)).all():
+    raise errors.UserError(f'mean={mean} is not three finite values.')
+
+
+def check_std(std: Sequence[float], given: str = '') -> None:
+  """Raises a UserError unless a std is three finite values above 0."""
+  if len(std) != 3 or not all(0 < value < math.inf for value in std):
     raise errors.UserError(
-      f'{mean.description} has the shape {shape}; crops of {height}x{width}'
-      f' need (3, {height}, {width}), or three values: mean='
-      + ','.join(map(str, MEAN_BGR))
+      f"std='{given or _text(std)}' is not three values above 0, in the order"
+      ' of channels and on the scale 0 to 255, such as 58.395,57.12,57.375 (or'
+      ' 1,1,1).'
     )
 
 
-def parse_std(text: str) -> tuple[float, float, float]:
+def parse_std(given: Given) -> Three:
   """Three values, on the scale 0 to 255, from `58.395,57.12,57.375`.
 
   Raises:
     UserError: they are not three finite values above 0.
   """
-  try:
-    values = tuple(float(part) for part in text.split(','))
-  except ValueError:
-    values = ()
-  if len(values) != 3 or not all(0 < v < math.inf for v in values):
-    raise errors.UserError(
-      f"std='{text}' is not three values above 0, in the order of channels and"
-      ' on the scale 0 to 255, such as 58.395,57.12,57.375 (or 1,1,1).'
-    )
+  values = _numbers(_text(given)) or ()
+  check_std(values, _text(given))
   if max(values) < 1:
     raise errors.UserError(_wrong_scale('std', values))
-  return values
+  return _three(values)
 
 
-def check_source(text: str) -> None:
-  """Raises a UserError unless a text is three values or names a file."""
-  if _three_values(text) is None:
-    _file(text)
+def check_source(given: Given) -> None:
+  """Raises a UserError unless a mean is three values or names a file."""
+  if _three_values(_text(given)) is None:
+    _file(_text(given))
 
 
-def parse_mean(text: str, crop_size: int) -> Mean:
+def parse_mean(given: Given, crop_size: int) -> Mean:
   """The mean from three values or from a file.
 
   Args:
-    text: `103.939,116.779,123.68`, in the order of the channels; or the path
-      of an `.npz` or a pickle (Python 2's, too) whose `data_mean` holds
+    given: `103.939,116.779,123.68`, in the order of the channels; or the path
+      of an `.npz` or a pickle (also of Python 2) whose `data_mean` holds
       3 * size * size values, BGR, (C, H, W); or of Caffe's `.binaryproto`,
       BGR, of that size or larger: then its centre is taken.
     crop_size: the size that a file must have.
 
   Raises:
-    UserError: neither of the two, or in another shape.
+    UserError: it is neither of the two, or of another shape.
   """
-  array = _three_values(text)
-  if array is None:
-    return _mean_file(_file(text), crop_size)
-  parts = text.split(',')
-  return Mean(
-    array.reshape(3, 1, 1), f'({", ".join(p.strip() for p in parts)})'
-  )
+  text = _text(given)
+  return _three_values(text) or _mean_file(_file(text), crop_size)
 
 
-def _three_values(text: str) -> np.ndarray | None:
+def _text(given: Given) -> str:
+  if isinstance(given, str | os.PathLike):
+    return os.fspath(given)
+  return ','.join(str(number) for number in given)
+
+
+def _numbers(text: str) -> tuple[float, ...] | None:
   """The values; None: the text is no list of numbers."""
   try:
-    values = [float(part) for part in text.split(',')]
+    return tuple(float(part) for part in text.split(','))
   except ValueError:
     return None
-  array = _float32(values)
-  if len(values) != 3 or not np.isfinite(array).all():
+
+
+def _three(values: Sequence[float]) -> Three:
+  first, second, third = values
+  return first, second, third
+
+
+def _three_values(text: str) -> Three | None:
+  """The values; None: the text is no list of numbers."""
+  values = _numbers(text)
+  if values is None:
+    return None
+  if len(values) != 3 or not np.isfinite(_float32(values)).all():
     raise errors.UserError(
       f"mean='{text}' is neither three finite values, BGR, such as"
       f' {",".join(map(str, MEAN_BGR))}, nor a file.'
     )
-  if array.min() > 0 and array.max() < 1:
+  if min(values) > 0 and max(values) < 1:
     raise errors.UserError(_wrong_scale('mean', values))
-  return array
+  return _three(values)
 
 
 def _file(text: str) -> pathlib.Path:
@@ -138,12 +177,12 @@ def _wrong_scale(what: str, values: Sequence[float]) -> str:
 
 
 def _float32(values: Any) -> np.ndarray:
-  # Values beyond its range become infinite, and are refused as such.
+  # Values beyond its range become infinite, which the callers refuse.
   with np.errstate(over='ignore'):
     return np.asarray(values, np.float32)
 
 
-def _mean_file(path: pathlib.Path, crop_size: int) -> Mean:
+def _mean_file(path: pathlib.Path, crop_size: int) -> MeanImage:
   if path.stat().st_size > _MAX_MEAN_BYTES:
     raise errors.UserError(f'{path} is too large for a mean file.')
   array: Any
@@ -168,7 +207,7 @@ def _mean_file(path: pathlib.Path, crop_size: int) -> Mean:
       f' {crop_size}) in BGR order, or set crop_size to the size they are for.'
     )
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
-  return Mean(
+  return MeanImage(
     array.reshape(3, crop_size, crop_size),
     f'mean file {path.name} (3x{crop_size}x{crop_size}, sha256 {digest[:16]})',
   )
@@ -189,7 +228,7 @@ def _data_mean(contents: Any) -> Any:
 def _unpacked(path: pathlib.Path) -> bytes | None:
   """`mean.meta` of the published `mean_meta_224.tar.gz`; None: it is no gzip.
 
-  Bounded: of what comes out no more is taken than a mean file may have.
+  Unpacks no more bytes than a mean file may have.
   """
   with open(path, 'rb') as file:
     packed = file.read()
@@ -218,7 +257,7 @@ def _npz_mean(path: pathlib.Path) -> np.ndarray | None:
     with zipfile.ZipFile(path) as archive:
       if 'data_mean.npy' not in archive.namelist():
         return None
-      # The size is the archive's word; reading stops there whatever follows.
+      # The archive states the size; reading stops there.
       size = archive.getinfo('data_mean.npy').file_size
       if size > _MAX_MEAN_BYTES:
         raise errors.UserError(f'{path}: data_mean is too large for a mean.')

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Items to batches: decoded and cropped in threads, in order, padded.
+"""Items to batches: decoded and cropped in threads, in order.
 
-Threads and not processes, because they measured faster: 400 JPEGs (four times
-the 100 photographs of a sample, 0.19 megapixels on average, in the disk's
+Threads and not processes, because threads measured faster: 400 JPEGs (four
+times the 100 photographs of a sample, 0.19 megapixels on average, in the disk's
 cache) to crops of 224, on two cores, Python 3.11, Pillow 13 with libjpeg-turbo;
 the best of three runs, images/s, without the start of the workers:
 
@@ -11,8 +11,8 @@ the best of three runs, images/s, without the start of the workers:
     processes, crops pickled          194   357   334
     processes, crops in shared memory 212   375   374
 
-Pillow lets other threads run while it decodes and resizes; of processes every
-crop has to be copied once more.
+Pillow lets other threads run while it decodes and resizes; a process copies
+every crop once more.
 """
 
 import collections
@@ -23,7 +23,9 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from resnet_jax.data import decoding, preprocess, sources
+from resnet_jax.data import decoding, sources
+from resnet_jax.data.crops import crops_of
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.system import cores, errors, timing
 
 ON_ERROR = ('fail', 'record')
@@ -35,9 +37,9 @@ class Batch:
 
   Attributes:
     start: the row of the first image.
-    images: (rows, cuts, S, S, 3) uint8, RGB; zeros where `mask` is false.
-    mask: (rows,) bool; false for padding and for images that failed.
-    items: the images, without padding.
+    images: (N, cuts, H, W, 3) uint8, RGB; black where `mask` is false.
+    mask: (N,) bool; false for images that could not be read.
+    items: the images' names and labels, N of them.
     reasons: why an image could not be read, '' for the others.
   """
 
@@ -47,10 +49,26 @@ class Batch:
   items: Sequence[sources.Item]
   reasons: list[str]
 
+  @property
+  def keys(self) -> list[str]:
+    """The images' keys."""
+    return [item.key for item in self.items]
+
+  @property
+  def labels(self) -> list[int]:
+    """The images' labels, -1 where there is none."""
+    return [item.label for item in self.items]
+
+  @property
+  def name(self) -> str:
+    """The first and the last image, for a message."""
+    ends = (self.items[0].name, self.items[-1].name)
+    return ' to '.join(dict.fromkeys(ends))
+
 
 def batches(
   items: Sequence[sources.Item],
-  how: preprocess.Preprocess,
+  preprocess: Preprocess,
   *,
   rows: int,
   start: int = 0,
@@ -60,21 +78,20 @@ def batches(
 ) -> Generator[Batch, None, None]:
   """Yields the items from `start` on, in their order, `rows` at a time.
 
-  At most two batches wait (more only where that is fewer images than
-  threads), so memory does not depend on the number of items.
+  At most two batches wait (more only where that is fewer images than threads),
+  so memory does not depend on the number of items.
 
-  An error ends it as soon as the next batch is asked for or waited for,
-  whichever image it is of; batches that wait and images that are still
-  being read are given up.
+  An error of any image ends the generator at the next batch that is asked for
+  or waited for; waiting batches and images that are being read are dropped.
 
   Args:
-    items: what to read.
-    how: resize and crops.
-    rows: images a batch; the last one is padded to it.
+    items: the images to read.
+    preprocess: resizes and crops.
+    rows: the batch size; the last batch may be smaller.
     start: the first item to read.
-    threads: how many decode at once.
-    on_error: 'fail', or 'record' to go on, the reason noted in the batch.
-    clock: is told how long reading and decoding take.
+    threads: decoders that work at once.
+    on_error: 'fail', or 'record' to continue with the reason in the batch.
+    clock: times reading and decoding.
 
   Raises:
     UserError: an image cannot be read, and `on_error` is 'fail'.
@@ -82,15 +99,18 @@ def batches(
   errors.check_choice('on_error', on_error, ON_ERROR)
   firsts = iter(range(start, len(items), rows))
   decoders = _Decoders(
-    min(threads, len(items) - start), how, on_error, clock or timing.Clock()
+    min(threads, len(items) - start),
+    preprocess,
+    on_error,
+    clock or timing.Clock(),
   )
-  shape = (rows, *how.shape)
   waiting: collections.deque[Batch] = collections.deque()
 
   def submit(count: int) -> None:
     for _, first in zip(range(count), firsts, strict=False):
       chosen = items[first : first + rows]
-      images, mask = np.zeros(shape, np.uint8), np.zeros(rows, bool)
+      images = np.zeros((len(chosen), *preprocess.shape), np.uint8)
+      mask = np.zeros(len(chosen), bool)
       batch = Batch(first, images, mask, chosen, [''] * len(chosen))
       waiting.append(batch)
       decoders.submit(batch)
@@ -106,23 +126,37 @@ def batches(
     decoders.stop()
 
 
+def array_batches(
+  images: np.ndarray, *, rows: int, start: int = 0
+) -> Generator[Batch, None, None]:
+  """Yields cropped images (N, H, W, 3) uint8, RGB, `rows` at a time."""
+  for first in range(start, len(images), rows):
+    piece = images[first : first + rows]
+    items = [
+      sources.Item(str(n), f'image {n} of the array', sources.NO_LABEL, bytes)
+      for n in range(first, first + len(piece))
+    ]
+    mask = np.ones(len(piece), bool)
+    yield Batch(first, piece[:, None], mask, items, [''] * len(piece))
+
+
 class _Decoders:
   """Threads that fill batches.
 
-  They are daemons, and nobody waits for their end: neither an error nor the
-  program's end is held up by an image that comes slowly.
+  They are daemons that nobody joins: a slow image holds up neither an error nor
+  the end of the program.
   """
 
   def __init__(
     self,
     threads: int,
-    how: preprocess.Preprocess,
+    preprocess: Preprocess,
     on_error: str,
     clock: timing.Clock,
   ) -> None:
     self._threads = threads
     self._cores = min(threads, cores.count())
-    self._how = how
+    self._preprocess = preprocess
     self._on_error = on_error
     self._clock = clock
     self._stopped = False
@@ -130,7 +164,7 @@ class _Decoders:
     self._todo = queue.SimpleQueue()
     self._done: queue.SimpleQueue[tuple[Batch, BaseException | None]]
     self._done = queue.SimpleQueue()
-    # Images that a batch still lacks, by its start.
+    # The number of images that a batch lacks, by its start.
     self._missing: dict[int, int] = {}
     for number in range(threads):
       threading.Thread(
@@ -138,13 +172,13 @@ class _Decoders:
       ).start()
 
   def submit(self, batch: Batch) -> None:
-    """Has a batch filled in the background."""
+    """Fills a batch in the background."""
     self._missing[batch.start] = len(batch.items)
     for row in range(len(batch.items)):
       self._todo.put((batch, row))
 
   def wait_for(self, batch: Batch) -> None:
-    """Returns when the batch is full; raises what befell any image."""
+    """Returns when the batch is full; raises the error of any image."""
     while self._missing[batch.start] or not self._done.empty():
       filled, error = self._done.get()
       if error:
@@ -153,7 +187,7 @@ class _Decoders:
     del self._missing[batch.start]
 
   def stop(self) -> None:
-    """Ends every thread with the image that it is at."""
+    """Ends every thread after its current image."""
     self._stopped = True
     for _ in range(self._threads):
       self._todo.put(None)
@@ -164,8 +198,8 @@ class _Decoders:
       try:
         self._fill(batch, row)
       except BaseException as error:
-        # Whatever it is, somebody waits for this image; and it is the end, so
-        # the other threads begin no further one until that is heard of.
+        # Any error ends the run, so the other threads begin no further image
+        # until `wait_for` has raised it.
         self._stopped = True
         error.add_note(f'It was at the image {batch.items[row].name}.')
         self._done.put((batch, error))
@@ -178,7 +212,7 @@ class _Decoders:
       with self._clock.measure('read', 1, self._threads):
         data = item.read()
       with self._clock.measure('decode', 1, self._cores, of_a_core=True):
-        batch.images[row] = preprocess.crops_of(data, self._how)
+        batch.images[row] = crops_of(data, self._preprocess)
       batch.mask[row] = True
     except decoding.ImageError as error:
       reason = str(error)
@@ -190,7 +224,7 @@ class _Decoders:
       return
     if self._on_error == 'fail':
       raise errors.UserError(
-        f'cannot read the image {item.name}: {reason}. Repair it or'
-        ' leave it out (a job goes on without it with on_error=record).'
+        f'cannot read the image {item.name}: {reason}. Repair it, leave it'
+        ' out, or set on_error=record to continue without it.'
       )
     batch.reasons[row] = reason

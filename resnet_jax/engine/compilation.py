@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiled programs, kept for the next run by JAX's persistent cache.
 
-JAX tells programs apart by their operations, its own version and the
-processor's features, so that none is run on a machine that lacks them.  Its
-settings hold for the whole process, so they are ours only while one of our
-programs is compiled; a cache that the user has given JAX is left alone, and
-used.
+JAX identifies a program by its operations, its own version and the processor's
+features, so no machine runs a program that it cannot.  The settings hold for
+the whole process, and are made once: `keep_programs`.  A cache that the user
+has given to JAX is left as it is, and used.
 
 The bound is not JAX's own (`jax_compilation_cache_max_size`): that needs
 another package, waits for a lock, and stops writing for good when a process
-was killed between two files.
+is killed between two files.
 """
 
 import contextlib
@@ -17,24 +16,22 @@ import os
 import pathlib
 import stat
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from resnet_jax.system import errors
-from resnet_jax.zoo import cache
+from resnet_jax.system import errors, folders
 
 VARIABLE = 'RESNET_JAX_COMPILATION_CACHE'
 MAX_BYTES = 256 << 20
 
 _NO = ('0', 'false', 'no')
 _YES = ('', '1', 'true', 'yes')
-_LOCK = threading.Lock()
-_SETTINGS = {
-  # By default JAX keeps only what took a second.
+# An application's: by default JAX keeps only what took a second to compile,
+# and warns of a damaged file each time instead of removing it.
+_APPLICATION = {
   'jax_persistent_cache_min_compile_time_secs': 0.0,
   'jax_persistent_cache_min_entry_size_bytes': -1,
   'jax_raise_persistent_cache_errors': True,
@@ -44,12 +41,15 @@ Say = Callable[[str], None]
 
 
 def folder(wanted: bool, say: Say) -> pathlib.Path | None:
-  """The folder for compiled programs, made and trimmed; None: none are kept.
+  """Makes and trims the folder for compiled programs.
 
   Args:
-    wanted: whether the user wants it; the environment may forbid it, or name
-      another folder.
-    say: hears why there is none although it was wanted.
+    wanted: the user's setting; the environment may forbid it, or name another
+      folder.
+    say: reports why a wanted folder is not used.
+
+  Returns:
+    The folder; None: programs are not kept.
   """
   given = os.environ.get(VARIABLE, '').strip()
   forbidden = given.lower() in _NO or not _jax('jax_enable_compilation_cache')
@@ -57,7 +57,7 @@ def folder(wanted: bool, say: Say) -> pathlib.Path | None:
     return None
   try:
     if given.lower() in _YES:
-      path = cache.cache_directory() / 'compiled'
+      path = folders.cache_directory() / 'compiled'
     else:
       path = pathlib.Path(given).expanduser().absolute()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -73,23 +73,41 @@ def folder(wanted: bool, say: Say) -> pathlib.Path | None:
   return path
 
 
-def compiled(
-  lowered: jax.stages.Lowered, path: pathlib.Path | None, say: Say
-) -> jax.stages.Compiled:
-  """The program, from the folder if it is there, else put into it.
+def keep_programs(wanted: bool, say: Say, *, application: bool) -> None:
+  """Has JAX keep compiled programs in our folder, for the whole process.
 
-  What is wrong with the folder does not end a run: it is emptied, and the
-  program compiled.
+  Args:
+    wanted: as for `folder`.
+    say: as for `folder`.
+    application: whether the process is ours: then every program is kept, and a
+      damaged file is an error, which `compiled` mends.  In somebody else's
+      process JAX's own thresholds stay.
   """
+  path = folder(wanted, say)
   if path is None or _jax('jax_compilation_cache_dir'):
-    return lowered.compile()
+    return
+  settings = {'jax_compilation_cache_dir': str(path)}
+  for name, value in (settings | (_APPLICATION if application else {})).items():
+    jax.config.update(name, value)
+  # JAX reads them once.
+  compilation_cache.reset_cache()
+
+
+def compiled(lowered: jax.stages.Lowered, say: Say) -> jax.stages.Compiled:
+  """Compiles a program, or takes it from the cache.
+
+  A damaged cache does not end a run: its files are removed.
+  """
+  path = _jax('jax_compilation_cache_dir')
   try:
-    with _ours(path):
-      return lowered.compile()
+    return lowered.compile()
   except Exception as error:
-    # The cache's, or the compiler's: then it comes again.
-    program = lowered.compile()
-    _trim(path, 0)
+    if not path or not _jax('jax_raise_persistent_cache_errors'):
+      raise
+    # The compiler raises its own error again.
+    with _without_cache():
+      program = lowered.compile()
+    _trim(pathlib.Path(path), 0)
     say(
       f'NOTE: the compiled programs in {path} could not be used, and were'
       f' removed: {error}'
@@ -97,32 +115,23 @@ def compiled(
     return program
 
 
-@contextlib.contextmanager
-def _ours(path: pathlib.Path) -> Iterator[None]:
-  """Has JAX use the folder."""
-  settings = _SETTINGS | {'jax_compilation_cache_dir': str(path)}
-  with _LOCK:
-    before = {name: _jax(name) for name in settings}
-    try:
-      _set(settings)
-      yield
-    finally:
-      _set(before)
-
-
 def _jax(setting: str) -> Any:
   return getattr(jax.config, setting)
 
 
-def _set(settings: Mapping[str, Any]) -> None:
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  # JAX looks at them once.
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+  jax.config.update('jax_enable_compilation_cache', False)
   compilation_cache.reset_cache()
+  try:
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', True)
+    compilation_cache.reset_cache()
 
 
 def _check_ours(path: pathlib.Path) -> None:
-  """Raises if others can write there: what lies there is executed."""
+  """Raises if others can write there: its files are executed."""
   if sys.platform == 'win32':
     return
   status = path.stat()
@@ -135,7 +144,7 @@ def _check_ours(path: pathlib.Path) -> None:
 
 
 def _trim(path: pathlib.Path, limit: int) -> None:
-  """Removes the files that were used longest ago, down to `limit` bytes."""
+  """Removes the least recently used files, down to `limit` bytes."""
   files = []
   for file in path.rglob('*'):
     # Another process may trim, too.

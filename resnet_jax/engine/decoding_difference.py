@@ -1,43 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a faster way of decoding is off, on a run's own first images."""
+"""How far an inexact decoding is off, measured on a run's own first images."""
 
 import dataclasses
 
 import numpy as np
 
-from resnet_jax.data import pipeline, preprocess
+from resnet_jax.data import pipeline
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import sizing
 
 
 def line(
-  batch: pipeline.Batch, how: preprocess.Preprocess, network: sizing.Network
+  batch: pipeline.Batch,
+  preprocess: Preprocess,
+  network: sizing.Network,
+  rows: int,
 ) -> str:
   """Compares a batch with the same images decoded exactly.
 
   Args:
-    batch: decoded as `how` says.
-    how: another decoding than 'exact'.
+    batch: decoded as `preprocess` says.
+    preprocess: with another decoding than 'exact'.
     network: gives the layers that are compared.
+    rows: images of a whole batch.
 
   Returns:
-    A line for a person: pixels, on the scale 0 to 255, and the layer that
-    differs most, as the root mean square of the difference over that of the
-    layer.
+    A line to print: the difference of the pixels, on the scale 0 to 255, and
+    of the layer that differs most, as its root mean square over that of the
+    layer's values.
   """
   [exact] = pipeline.batches(
     batch.items,
-    dataclasses.replace(how, decode='exact'),
-    rows=len(batch.images),
+    dataclasses.replace(preprocess, decode='exact'),
+    rows=len(batch.items),
     on_error='record',
   )
   real = batch.mask & exact.mask
+  note = f'NOTE: decode={preprocess.decode}'
   if not real.any():
-    return f'NOTE: decode={how.decode}: no image to compare with decode=exact'
-  difference = np.abs(
+    return f'{note}: no image to compare with decode=exact'
+  pixels = np.abs(
     batch.images[real].astype(int) - exact.images[real].astype(int)
   )
   ours, theirs = (
-    network.fetch(network(images), real)
+    network.fetch(network(images, rows), real)
     for images in (batch.images, exact.images)
   )
   off = {
@@ -47,10 +53,9 @@ def line(
   }
   worst = max(off, key=off.__getitem__)
   return (
-    f'NOTE: decode={how.decode}, against decode=exact on the first'
-    f' {real.sum()} images: pixels differ by {difference.mean():.2f} on'
-    f' average, by {difference.max()} at most; {worst} by'
-    f' {off[worst]:.2%} of its rms'
+    f'{note}, against decode=exact on the first {real.sum()} images: pixels'
+    f' differ by {pixels.mean():.2f} on average, by {pixels.max()} at most;'
+    f' {worst} by {off[worst]:.2%} of its rms'
   )
 
 

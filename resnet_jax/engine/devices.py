@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which devices compute, and how a batch is dealt out to them.
+"""The devices, and how a batch is dealt out to them.
 
 A CPU is several devices, one a core, each with a few crops at a time: on two
-cores that is 1.4 times as fast as one device with all of them, because the
-parts of a small program need not wait for one another, and what passes between
-two layers stays in the cache (docs/performance.md).
+cores 1.4 times as fast as one device with all of them, because the threads of a
+small program need not wait for one another, and the values between two layers
+stay in the cache (docs/performance.md).
 """
 
 import ctypes
@@ -17,19 +17,19 @@ import jax
 
 from resnet_jax.system import cores, errors
 
-# More would each want a copy of the parameters; where there are more cores, a
-# device has several threads.
+# Each device holds a copy of the parameters; on more cores than this, a device
+# has several threads.
 _MOST_CPU_DEVICES = 8
 
-# Crops that a core computes at once, and the most of a piece in front of the
-# last stage.
+# Crops that a core computes at once, and the most of a piece before the last
+# stage.
 _CPU_CROPS = 48
 _CPU_PIECE = 3
 
-# Where the devices have a core each, none has to share out its products.
+# A device with one core does not split its products.
 _ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
 
-# glibc's names of what `mallopt` sets, and that it keeps freed memory.
+# glibc's numbers of `mallopt` parameters, and values that keep freed memory.
 _MALLOPT = {'M_MMAP_THRESHOLD': -3, 'M_TRIM_THRESHOLD': -1, 'M_TOP_PAD': -2}
 _KEPT_BYTES = {
   'M_MMAP_THRESHOLD': 1 << 30,
@@ -39,22 +39,22 @@ _KEPT_BYTES = {
 
 
 def use_cores() -> None:
-  """Lets JAX show a CPU as a device a core; call it before JAX has started.
+  """Has JAX show a CPU as one device a core; call it before JAX starts.
 
-  Where it has started, or has the setting, all stays as it is.  Also lets glibc
-  keep what is freed: the memory for the values between layers, some tens of MB,
-  is otherwise given back and asked for again with every batch, and each of its
-  pages comes as a page fault (7% of the time of a ResNet-50).
+  Nothing changes if JAX has started, or has the setting.  Also has glibc keep
+  freed memory: the values between layers take some tens of MB, which would
+  otherwise go back to the system and return page fault by page fault with every
+  batch (7% of the time of a ResNet-50).
   """
   there = cores.count()
   count = min(there, _MOST_CPU_DEVICES)
-  if jax.config.jax_num_cpu_devices == count:  # type: ignore[attr-defined]
-    # JAX takes the value that it has without an error, even once started.
+  if getattr(jax.config, 'jax_num_cpu_devices') == count:  # noqa: B009
+    # JAX accepts its own value without an error, even once it has started.
     return
   try:
     jax.config.update('jax_num_cpu_devices', count)
   except RuntimeError:
-    # It has started.
+    # JAX has started.
     return
   given = os.environ.get('XLA_FLAGS', '')
   if 1 < there == count and _ONE_THREAD.partition('=')[0] not in given:
@@ -67,10 +67,10 @@ def use_cores() -> None:
 
 
 def select(use_gpu: bool) -> tuple[jax.Device, ...]:
-  """The devices to run on: GPUs if asked for, else JAX's default kind.
+  """The devices to run on: GPUs if requested, else JAX's default kind.
 
   Raises:
-    UserError: a GPU was asked for and there is none.
+    UserError: a GPU was requested, and there is none.
   """
   try:
     return tuple(jax.local_devices(backend='gpu' if use_gpu else None))
@@ -87,7 +87,7 @@ def select(use_gpu: bool) -> tuple[jax.Device, ...]:
 
 
 def even_step(devices: Sequence[jax.Device]) -> int:
-  """Of what number of images a batch should be a multiple."""
+  """The number that a batch size should be a multiple of."""
   each = _CPU_PIECE if devices[0].platform == 'cpu' else 1
   return each * len(devices)
 
@@ -102,14 +102,13 @@ def describe(devices: Sequence[jax.Device]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Deal:
-  """How the images of a batch are dealt out.
+  """How a batch is dealt out to devices.
 
   Attributes:
-    devices: how many of them work.
+    devices: the number that work.
     rounds: computed one after the other.
-    rows: images of a round, all devices together.
-    pieces: into how many a device cuts its share of a round, before the last
-      stage.
+    rows: images of a round, over all devices.
+    pieces: of a device's share of a round, before the last stage.
   """
 
   devices: int
@@ -119,10 +118,10 @@ class Deal:
 
 
 def deal(devices: Sequence[jax.Device], images: int, crops: int) -> Deal:
-  """How a batch is dealt out, so that little is padded.
+  """Deals a batch out with little padding.
 
   Args:
-    devices: that there are.
+    devices: all there are.
     images: of the batch.
     crops: of an image.
   """
@@ -131,7 +130,7 @@ def deal(devices: Sequence[jax.Device], images: int, crops: int) -> Deal:
   if devices[0].platform == 'cpu':
     each = min(each, max(1, _CPU_CROPS // crops))
   rounds = -(-images // (used * each))
-  # As many rounds, of the fewest images.
+  # The same number of rounds, with the fewest images.
   each = -(-images // (used * rounds))
   share = each * crops
   most = _CPU_PIECE if devices[0].platform == 'cpu' else share

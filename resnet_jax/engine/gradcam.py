@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grad-CAM: where in an image a layer's values speak for a class."""
+"""Grad-CAM: where in an image a layer's values support a class."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,21 +10,22 @@ import jax.numpy as jnp
 from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import errors
 
-# Under which name a runner gives it, beside the layers.
+# Its name beside the layers in what a runner returns.
 GRAD_CAM = 'grad_cam'
 
 
 @dataclasses.dataclass(frozen=True)
 class GradCam:
-  """Where in an image a layer's values speak for a class.
+  """A map of where in an image a layer's values support a class.
 
-  The layer's channels are summed, each times the mean over all positions of
-  the gradient of the class's logit with respect to it; what is negative
-  becomes 0.  Source: Selvaraju et al., "Grad-CAM", 2017, equations 1 and 2.
+  The weighted sum of the layer's channels, negative values set to 0.  A
+  channel's weight is the gradient of the class's logit with respect to it,
+  averaged over all positions.  Source: Selvaraju et al., "Grad-CAM", 2017,
+  equations 1 and 2.
 
   Attributes:
-    layer: whose values.
-    label: the class; None: the most probable one of each image.
+    layer: its canonical name.
+    label: the class; None: each image's most probable one.
   """
 
   layer: str
@@ -34,7 +35,7 @@ class GradCam:
 def checked_grad_cam(
   model: resnet.ResNet, layer: str = '', label: int | None = None
 ) -> GradCam:
-  """What is asked for, if the network can answer it.
+  """A `GradCam` that the network can compute.
 
   Args:
     model: the network.
@@ -42,16 +43,16 @@ def checked_grad_cam(
     label: the class; None: each image's most probable one.
 
   Raises:
-    UserError: says what the network lacks.
+    UserError: the network lacks the layer or the class.
   """
   if not model.classes:
     raise errors.UserError(
-      'these weights have no head (no classifier), so no class that Grad-CAM'
-      ' could ask for. Features work.'
+      'these weights have no head (no classifier), so there is no class for'
+      ' Grad-CAM. Features work.'
     )
   if label is not None and not 0 <= label < model.classes:
     raise errors.UserError(
-      f'there is no class {label}: 0 to {model.classes - 1} are.'
+      f'there is no class {label}. Allowed: 0 to {model.classes - 1}.'
     )
   maps = names.map_layers(model.depth)
   chosen = aliases.select_layers(layer or maps[-1], model.depth).layers
@@ -70,29 +71,28 @@ def maps(
   x: jax.Array,
   model: resnet.ResNet,
   layers: Sequence[str],
-  what: GradCam,
+  target: GradCam,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
   """The values of layers, (N, H, W, C), and the map, (N, H, W, 1)."""
 
   def logits(delta: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    wanted = (*layers, what.layer, *names.HEAD)
+    wanted = (*layers, target.layer, *names.HEAD)
     captured = resnet.capture(
-      model, parameters, x, tuple(dict.fromkeys(wanted)), {what.layer: delta}
+      model, parameters, x, tuple(dict.fromkeys(wanted)), {target.layer: delta}
     )
-    # The best one by the probabilities, as it is said to be.
+    # The best by the probabilities, as `predict` reports it.
     label = (
       captured['output'].argmax(axis=-1, keepdims=True)
-      if what.label is None
-      else jnp.full((len(x), 1, 1, 1), what.label)
+      if target.label is None
+      else jnp.full((len(x), 1, 1, 1), target.label)
     )
-    # Images do not know of one another, so the gradient of the sum holds
-    # each one's own.
+    # Images are independent, so the gradient of the sum holds each image's own.
     own = jnp.take_along_axis(captured['logits'], label, axis=-1)
     return own.sum(), captured
 
-  channels, *size = resnet.layer_shapes(model, *x.shape[1:3])[what.layer]
+  channels, *size = resnet.layer_shapes(model, *x.shape[1:3])[target.layer]
   zero = jnp.zeros((len(x), *size, channels))
   gradient, captured = jax.grad(logits, has_aux=True)(zero)
   factor = gradient.mean(axis=(1, 2), keepdims=True)
-  weighted = (factor * captured[what.layer]).sum(axis=-1, keepdims=True)
+  weighted = (factor * captured[target.layer]).sum(axis=-1, keepdims=True)
   return {name: captured[name] for name in layers}, jax.nn.relu(weighted)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The front of a network a few images at a time, its last stage all at once.
+"""The first stages of a network a few images at a time, the last all at once.
 
-In front a few images fill a core's cache; behind, the parameters are the
-larger part of what is read, and many images share them.
+The values of a few images fill a core's cache in the first stages; in the last,
+the parameters are larger than the values, and many images share them.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ def capture(
   layers: Sequence[str],
   pieces: int,
 ) -> dict[str, jax.Array]:
-  """As `resnet.capture`, those before the last stage a piece at a time.
+  """As `resnet.capture`, with the stages before the last in pieces.
 
   Args:
     model: the network.
     parameters: see `resnet.capture`.
     x: (N, H, W, 3), normalised.
     layers: canonical names.
-    pieces: at most so many; the most that N can be cut into evenly.
+    pieces: the most pieces; as many of them as divide N evenly.
   """
   pieces = max(k for k in range(1, pieces + 1) if len(x) % k == 0)
   if pieces == 1:

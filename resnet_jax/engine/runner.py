@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network on a device: compiled for the layers asked for, and no deeper."""
+"""The network on the devices, compiled for some layers and no deeper."""
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,17 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from resnet_jax.data import preprocess
-from resnet_jax.engine import compilation, gradcam, piecewise, transposes
+from resnet_jax.data import crops
+from resnet_jax.data import mean as mean_lib
+from resnet_jax.data.preprocess import Preprocess
+from resnet_jax.engine import (
+  compilation,
+  gradcam,
+  piecewise,
+  reductions,
+  transposes,
+)
 from resnet_jax.engine import devices as device_lib
 from resnet_jax.models import convolution, folding, names, resnet
 from resnet_jax.models import layers as layers_lib
 from resnet_jax.system import console, errors, timing
 
-POOLS = ('none', 'avg', 'max')
-DTYPES = ('float32', 'float16')
-
-Shapes = dict[str, tuple[int, int, int]]
 Placed = dict[tuple[str, jax.sharding.Sharding], jax.Array]
 
 
@@ -31,29 +34,53 @@ class Execution:
   """Where and how networks are computed.
 
   Attributes:
-    devices: that share a batch; none: JAX's first one.
+    devices: share a batch; none: JAX's first one.
     arithmetic: a key of `models.convolution.ARITHMETICS`.
-    kept: the folder for compiled programs; None: they are not kept.
   """
 
   devices: tuple[jax.Device, ...] = ()
   arithmetic: str = 'float32'
-  kept: pathlib.Path | None = None
 
   def __post_init__(self) -> None:
     errors.check_choice('arithmetic', self.arithmetic, convolution.ARITHMETICS)
 
 
+def start(
+  use_gpu: bool,
+  arithmetic: str,
+  compilation_cache: bool,
+  say: Callable[[str], None],
+  *,
+  application: bool,
+) -> Execution:
+  """Sets JAX up for the process, and chooses the devices.
+
+  Args:
+    use_gpu: fail if there is no GPU.
+    arithmetic: a key of `models.convolution.ARITHMETICS`.
+    compilation_cache: keep compiled programs.
+    say: as for `compilation.keep_programs`.
+    application: as for `compilation.keep_programs`.
+
+  Raises:
+    UserError: there is no such device or arithmetic.
+  """
+  device_lib.use_cores()
+  execution = Execution(device_lib.select(use_gpu), arithmetic)
+  compilation.keep_programs(compilation_cache, say, application=application)
+  return execution
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a batch gave, on the devices.
+  """The values of a batch, on the devices.
 
   Attributes:
     values: of each layer, (rounds, images of a round, C, H, W), on a CPU
       (..., H, W, C).
-    overflows: of each layer, in which images a value became infinite because
-      the dtype is too small; (rounds, images of a round).
-    count: images of the batch, without what `devices.deal` padded.
+    overflows: of each layer, the images with a value beyond the range of the
+      dtype; (rounds, images of a round) bool.
+    count: images of the batch; the rest is padding.
   """
 
   values: dict[str, jax.Array]
@@ -61,44 +88,13 @@ class Result:
   count: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Reduction:
-  """What is kept of a layer's values.
-
-  Attributes:
-    pool: 'none', or 'avg' or 'max' over all positions.
-    dtype: 'float32' or 'float16'.
-  """
-
-  pool: str = 'none'
-  dtype: str = 'float32'
-
-  def __post_init__(self) -> None:
-    errors.check_choice('pool', self.pool, POOLS)
-    errors.check_choice('dtype', self.dtype, DTYPES)
-
-  def shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The (C, H, W) that is kept of a layer's."""
-    return shape if self.pool == 'none' else (shape[0], 1, 1)
-
-
-def output_shapes(
-  model: resnet.ResNet,
-  layers: Sequence[str],
-  reduction: Reduction,
-  height: int,
-  width: int,
-) -> Shapes:
-  """The (C, H, W) that is kept of each layer, for images of a size."""
-  shapes = resnet.layer_shapes(model, height, width)
-  return {name: reduction.shape(shapes[name]) for name in layers}
-
-
 class Runner:
   """Computes layers of images, a fixed number of them at a time.
 
-  Only the parameters in front of the deepest layer are put on the device, and
-  only what leads to the layers is computed.
+  It holds only the parameters in front of the deepest layer, and computes only
+  what leads to the layers.  It alone pads a batch, on its way to the devices,
+  and cuts the padding off again, when the values are fetched: how many images a
+  program takes depends on the devices.
   """
 
   def __init__(
@@ -106,17 +102,14 @@ class Runner:
     model: resnet.ResNet,
     parameters: Mapping[str, np.ndarray],
     layers: Sequence[str],
-    mean: np.ndarray,
+    preprocess: Preprocess,
     *,
-    multi_crop: bool = False,
-    channels: str = 'BGR',
-    std: Sequence[float] = (1.0, 1.0, 1.0),
-    reduction: Reduction | None = None,
+    reduction: reductions.Reduction | None = None,
     grad_cam: gradcam.GradCam | None = None,
     execution: Execution | None = None,
     shared: Placed | None = None,
   ) -> None:
-    if grad_cam and multi_crop:
+    if grad_cam and preprocess.multi_crop:
       raise errors.UserError(
         'Grad-CAM looks at one crop; it has no meaning for the average over'
         ' ten. Leave multi_crop out.'
@@ -127,7 +120,7 @@ class Runner:
     self._execution = execution
     self._devices = execution.devices or tuple(jax.local_devices()[:1])
     self._on_cpu = self._devices[0].platform == 'cpu'
-    self._crops = 10 if multi_crop else 1
+    self._crops = preprocess.crops
     aside = (*layers, *((grad_cam.layer, *names.HEAD) if grad_cam else ()))
     model = model.clone(
       inference=layers_lib.Inference(
@@ -138,76 +131,47 @@ class Runner:
     self._folded = functools.partial(folding.folded, model, parameters)
     # One copy for all the runners.
     self._placed = {} if shared is None else shared
-    self._mean = mean
+    self._mean = mean_lib.as_array(preprocess.mean)
     self._programs: dict[tuple[int, ...], _Program] = {}
     self._apply = functools.partial(
       _apply,
       model=model,
       layers=self.layers,
-      multi_crop=multi_crop,
-      channels=channels,
-      std=tuple(std),
-      reduction=reduction or Reduction(),
+      preprocess=preprocess,
+      reduction=reduction or reductions.Reduction(),
       grad_cam=grad_cam,
-      # On a CPU they are transposed where they are fetched.
+      # On a CPU they are transposed when they are fetched.
       channels_first=not self._on_cpu,
     )
 
-  @classmethod
-  def prepared(
-    cls,
-    how: preprocess.Preprocess,
-    model: resnet.ResNet,
-    parameters: Mapping[str, np.ndarray],
-    layers: Sequence[str],
-    *,
-    reduction: Reduction | None = None,
-    grad_cam: gradcam.GradCam | None = None,
-    execution: Execution | None = None,
-    shared: Placed | None = None,
-  ) -> 'Runner':
-    """A runner for images that were cut out by a preprocessing."""
-    return cls(
-      model,
-      parameters,
-      layers,
-      how.mean.values,
-      multi_crop=how.multi_crop,
-      channels=how.channels,
-      std=how.std,
-      reduction=reduction,
-      grad_cam=grad_cam,
-      execution=execution,
-      shared=shared,
-    )
-
-  def __call__(self, images: np.ndarray) -> Result:
+  def __call__(
+    self,
+    images: np.ndarray,
+    rows: int = 0,
+    clock: timing.Clock | None = None,
+  ) -> Result:
     """Starts the computation; `fetch` waits for it.
 
     Args:
       images: (N, cuts, H, W, 3) uint8, RGB.
+      rows: images of a whole batch, N or more; 0: N.
+      clock: times the transfer and the computation.  The call waits for both;
+        they are timed alone if all earlier results have been fetched.
     """
-    program = self._program(images.shape)
-    return program(program.put(images))
-
-  def measured(self, images: np.ndarray, clock: timing.Clock) -> Result:
-    """As a call, but waits for the transfer and the result, to time them.
-
-    The times are those of the stages alone if the device has nothing else to
-    do, so earlier results should have been fetched.
-    """
-    program = self._program(images.shape)
+    program = self._program((rows or len(images), *images.shape[1:]))
+    if clock is None:
+      return program(program.put(images), len(images))
     with clock.measure('transfer', len(images)):
       on_device = program.put(images).block_until_ready()
     with clock.measure('compute', len(images)):
-      result = program(on_device)
+      result = program(on_device, len(images))
       jax.block_until_ready(result.values)
       return result
 
   def repeated(self, images: np.ndarray) -> Callable[[], None]:
-    """Computes the same images again and waits, without any transfer.
+    """A function that computes the same images again, without a transfer.
 
-    For measuring.
+    Benchmarks call it.
 
     Args:
       images: (N, cuts, H, W, 3) uint8, RGB.
@@ -216,36 +180,37 @@ class Runner:
     on_device = program.put(images)
 
     def work() -> None:
-      jax.block_until_ready(program(on_device).values)
+      jax.block_until_ready(program(on_device, len(images)).values)
 
     return work
 
   def fetch(
     self, result: Result, real: np.ndarray | None = None
   ) -> dict[str, np.ndarray]:
-    """(N, C, H, W) of each layer, in the order asked for.
-
-    An image's values are averaged over its crops.  Behind the layers comes
-    `gradcam.GRAD_CAM`, (N, 1, H, W) float32, if it was asked for.
+    """Waits for a result and brings it to the host.
 
     Args:
       result: what the call returned.
-      real: places, or a mask, of the images that are not padding.
+      real: a mask, or indices, of the images whose values count; None: all.
+
+    Returns:
+      (N, C, H, W) of each layer, in the order asked for, averaged over an
+      image's crops; then `gradcam.GRAD_CAM`, (N, 1, H, W) float32, if it was
+      asked for.
 
     Raises:
-      UserError: a value of a real image does not fit into float16.
+      UserError: a value that counts does not fit into float16.
     """
     bring = transposes.fetched if self._on_cpu else jax.device_get
     values, overflows = (
       {
-        # Without the rounds, and without what was padded.
         name: array.reshape(-1, *array.shape[2:])[: result.count]
         for name, array in arrays.items()
       }
       for arrays in (bring(result.values), jax.device_get(result.overflows))
     )
-    real = np.arange(result.count) if real is None else real
-    too_large = [name for name, over in overflows.items() if over[real].any()]
+    chosen = slice(None) if real is None else real
+    too_large = [n for n, over in overflows.items() if over[chosen].any()]
     if too_large:
       raise errors.UserError(
         f'values of {", ".join(too_large)} are beyond 65504, the largest'
@@ -255,7 +220,7 @@ class Runner:
     return {name: values[name] for name in self._given}
 
   def compile(self, shape: tuple[int, ...]) -> jax.stages.Compiled:
-    """The program for images of a shape, compiled the first time only."""
+    """The program for batches of a shape, compiled the first time only."""
     return self._program(shape).compiled
 
   def _program(self, shape: tuple[int, ...]) -> '_Program':
@@ -269,7 +234,7 @@ class Runner:
       images = jax.ShapeDtypeStruct(
         (deal.rounds, deal.rows, *shape[1:]), jnp.uint8, sharding=dealt
       )
-      # Each device sees its own images only, and needs nothing of others.
+      # Each device sees only its own images, and needs nothing of others.
       local = jax.shard_map(
         _in_rounds(functools.partial(self._apply, pieces=deal.pieces)),
         mesh=mesh,
@@ -278,12 +243,8 @@ class Runner:
         check_vma=False,
       )
       lowered = jax.jit(local).lower(parameters, mean, images)
-      compiled = compilation.compiled(
-        lowered, self._execution.kept, console.say
-      )
-      self._programs[shape] = _Program(
-        compiled, parameters, mean, images, shape[0]
-      )
+      compiled = compilation.compiled(lowered, console.say)
+      self._programs[shape] = _Program(compiled, parameters, mean, images)
     return self._programs[shape]
 
   def _on_devices(
@@ -305,17 +266,15 @@ class _Program:
     parameters: on the devices.
     mean: on the devices.
     images: what the program takes.
-    count: images how many of them are asked for at once.
   """
 
   compiled: jax.stages.Compiled
   parameters: dict[str, jax.Array]
   mean: jax.Array
   images: jax.ShapeDtypeStruct
-  count: int
 
   def put(self, images: np.ndarray) -> jax.Array:
-    """Images (images, cuts, H, W, 3) on the devices, in rounds."""
+    """Images (N, cuts, H, W, 3) on the devices, padded, in rounds."""
     rounds, rows, *rest = self.images.shape
     if padding := rounds * rows - len(images):
       black = np.zeros((padding, *rest), images.dtype)
@@ -323,16 +282,16 @@ class _Program:
     images = images.reshape(self.images.shape)
     return jax.device_put(images, self.images.sharding)
 
-  def __call__(self, images: jax.Array) -> Result:
-    """Starts the computation for what `put` gave."""
+  def __call__(self, images: jax.Array, count: int) -> Result:
+    """Starts the computation for what `put` gave, of `count` images."""
     values, overflows = self.compiled(self.parameters, self.mean, images)
-    return Result(values, overflows, self.count)
+    return Result(values, overflows, count)
 
 
 def _in_rounds(apply: Callable) -> Callable:
   """A function of images (rounds, N, ...) from one of images (N, ...).
 
-  What a round needs between the layers is there once, and not for all rounds.
+  The memory between the layers is that of one round.
   """
 
   def run(
@@ -353,16 +312,19 @@ def _apply(
   *,
   model: resnet.ResNet,
   layers: Sequence[str],
-  multi_crop: bool,
-  channels: str,
-  std: Sequence[float],
-  reduction: Reduction,
+  preprocess: Preprocess,
+  reduction: reductions.Reduction,
   grad_cam: gradcam.GradCam | None,
   channels_first: bool,
   pieces: int,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-  x = preprocess.normalise(
-    images, mean, multi_crop, jnp, channels=channels, std=std
+  x = crops.normalise(
+    images,
+    mean,
+    preprocess.multi_crop,
+    jnp,
+    channels=preprocess.channels,
+    std=preprocess.std,
   )
   values: dict[str, jax.Array] = {}
   overflows: dict[str, jax.Array] = {}
@@ -374,7 +336,7 @@ def _apply(
     captured = piecewise.capture(model, parameters, x, layers, pieces)
   for name, captured_value in captured.items():
     full = captured_value.astype(jnp.float32)
-    exact = _reduce(full, len(images), reduction.pool)
+    exact = reductions.reduce(full, len(images), reduction.pool)
     values[name] = exact.astype(reduction.dtype)
     if reduction.dtype == 'float16':
       fits = jnp.isfinite(values[name]) | ~jnp.isfinite(exact)
@@ -382,12 +344,3 @@ def _apply(
   if channels_first:
     values = {k: v.transpose(0, 3, 1, 2) for k, v in values.items()}
   return values, overflows
-
-
-def _reduce(value: jax.Array, count: int, pool: str) -> jax.Array:
-  """(N * crops, H, W, C) to (N, H, W, C), averaged over an image's crops."""
-  if pool == 'avg':
-    value = value.mean(axis=(1, 2), keepdims=True)
-  elif pool == 'max':
-    value = value.max(axis=(1, 2), keepdims=True)
-  return value.reshape(count, -1, *value.shape[1:]).mean(axis=1)

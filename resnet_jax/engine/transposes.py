@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From (N, H, W, C), as the network computes, to (N, C, H, W), as is kept.
+"""From (N, H, W, C), as the network computes, to (N, C, H, W), as stored.
 
-On a CPU XLA joins the transpose to what computes the values, and then reads the
-memory across its lines: two thirds of the time in which all layers of a
-ResNet-50 are computed.  NumPy, some pixels at a time, takes half of that, and
-has brought them to the host with it.
+On a CPU, XLA fuses the transpose with what computes the values, and reads the
+memory across its cache lines: two thirds of the time of all layers of a
+ResNet-50.  NumPy, some pixels at a time, takes half of that, the copy to the
+host included.
 """
 
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-# Of a block: their lines stay in a core's nearest cache while each channel is
-# picked out of them, and what is written at once is no short piece.
+# Of a block: few enough to stay in a core's nearest cache while each channel is
+# picked out, and enough to write long pieces.
 _PIXELS = 64
 
 
 def fetched(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
-  """Arrays (..., N, H, W, C) of a CPU's devices, as (..., N, C, H, W).
+  """Arrays (..., N, H, W, C) on a CPU's devices, as (..., N, C, H, W).
 
   Args:
-    arrays: dealt out along any of the axes before H, or not at all.
+    arrays: sharded along any of the axes before H, or not at all.
   """
   return {name: _channels_first(array) for name, array in arrays.items()}
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation: predictions on disk, what they count, and how sure that is."""
+"""Evaluation: predictions on disk, error rates, and their statistics."""

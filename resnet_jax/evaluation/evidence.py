@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as lines of a file that grows: the evidence of the tables."""
+"""Results as JSON lines, appended to a file: the evidence of the tables."""
 
 import json
 import os
@@ -9,14 +9,14 @@ from typing import Any
 
 from resnet_jax.system import errors, files
 
-# What differs when the same result is found again.
+# Facts that differ when the same result is found again.
 _OF_THE_DAY = ('date', 'command', 'config', 'speed')
-# Of a label set; they are in results.json.
+# Tables of a label set that are in results.json only.
 _LONG = ('classes', 'confusions')
 
 
 def lines_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """A line a label set: the run's facts and this set's figures."""
+  """Returns a line per label set: the run's facts and the set's figures."""
   facts = {key: value for key, value in results.items() if key != 'labels'}
   return [
     facts
@@ -27,10 +27,10 @@ def lines_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of a file; none if it is not there.
+  """Reads the lines of a file; none if it does not exist.
 
   Raises:
-    UserError: it holds something else.
+    UserError: the file holds something else.
   """
   try:
     text = path.read_text('utf-8') if path.exists() else ''
@@ -41,8 +41,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
       raise ValueError('a line is no JSON object')
   except (OSError, ValueError, RecursionError) as error:
     raise errors.UserError(
-      f'record={path} is not a file of JSON objects, a line each, that one'
-      f' could be added to: {error}. Name another file.'
+      f'record={path} is not a file of JSON lines: {error}. Name another file.'
     ) from error
   return lines
 
@@ -50,7 +49,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 def append(
   path: pathlib.Path, lines: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
-  """Adds the lines whose result is not there yet; returns them."""
+  """Appends the lines with new results, and returns them."""
   known = [_result(line) for line in read(path)]
   new = [line for line in lines if _result(line) not in known]
   with files.writing('the record', path):

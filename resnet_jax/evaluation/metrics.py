@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is counted: errors in all, by class, and what was taken for what.
+"""Top-1 and top-5 errors, errors by class, and confusions.
 
-The rule for images of several labels, of which any counts, is that of ReaL:
-L. Beyer et al., "Are we done with ImageNet?", arXiv:2006.07159.
+An image with several labels is right with any of them, as in ReaL: L. Beyer et
+al., "Are we done with ImageNet?", arXiv:2006.07159.
 """
 
 import collections
@@ -18,13 +18,13 @@ BEST = 5
 
 @dataclasses.dataclass(frozen=True)
 class ClassRow:
-  """A class's images and errors.
+  """The errors of one class.
 
   Attributes:
     label: the class.
-    images: with this label.
-    top1: of these, those whose best guess is wrong.
-    top5: those none of whose five best guesses is right.
+    images: images with this label.
+    top1: the number of them with a wrong best prediction.
+    top5: the number of them with five wrong predictions.
   """
 
   label: int
@@ -35,7 +35,7 @@ class ClassRow:
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-  """A class that was taken for another one, and how often."""
+  """How many images of a class were taken for another."""
 
   label: int
   taken_for: int
@@ -43,22 +43,21 @@ class Confusion:
 
 
 class Tally:
-  """Counts images one after another; its size depends on the classes only.
+  """Counts images one by one, in memory that depends on the classes only.
 
-  An image of several labels is right if the guess is any of them; in the
-  tables by class it is counted with each of its labels.
+  The tables by class count an image with each of its labels.
 
   Attributes:
-    images: that have a label.
-    unlabelled: that have none, and are not counted.
-    failed: that could not be read; with a label they count as wrong.
-    several: that have more than one label.
+    images: with a label.
+    unlabelled: without one; they are not counted.
+    failed: could not be read; with a label they count as wrong.
+    several: with more than one label.
   """
 
   def __init__(self, classes: int) -> None:
     self.images = self.unlabelled = self.failed = self.several = 0
     self._wrong = np.zeros(2, np.int64)
-    # Rows: images, wrong at the first guess, wrong at all five.
+    # Rows: images, top-1 errors, top-5 errors.
     self._by_class = np.zeros((3, classes), np.int64)
     self._confusions: collections.Counter[tuple[int, int]] = (
       collections.Counter()
@@ -68,8 +67,8 @@ class Tally:
     """Counts an image.
 
     Args:
-      answers: its labels; none: it is not counted.
-      best: the guesses, the best first; none: it could not be read.
+      answers: its labels; empty if it has none.
+      best: the predicted labels, the best first; empty if it failed.
     """
     if not answers:
       self.unlabelled += 1
@@ -86,22 +85,22 @@ class Tally:
 
   @property
   def top1(self) -> statistics.Rate:
-    """The error of the best guess."""
+    """The top-1 error."""
     return statistics.Rate(int(self._wrong[0]), self.images)
 
   @property
   def top5(self) -> statistics.Rate:
-    """The error of the five best guesses."""
+    """The top-5 error."""
     return statistics.Rate(int(self._wrong[1]), self.images)
 
   def classes(self) -> list[ClassRow]:
-    """The classes that images have as labels, in the labels' order."""
+    """The classes with images, in the order of the labels."""
     return [
       ClassRow(int(label), *map(int, self._by_class[:, label]))
       for label in np.flatnonzero(self._by_class[0])
     ]
 
   def confusions(self, count: int) -> list[Confusion]:
-    """The pairs that were confused most; equals in the labels' order."""
+    """The most frequent confusions; ties in the order of the labels."""
     order = sorted(self._confusions.items(), key=lambda item: (-item[1], item))
     return [Confusion(*pair, times) for pair, times in order[:count]]

@@ -1,37 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two files of predictions of the same images, side by side."""
+"""The comparison of two files of predictions of the same images."""
 
+import collections
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Sequence
 
-from resnet_jax.evaluation import predictions, statistics
+from resnet_jax.evaluation import prediction, prediction_file, statistics
+from resnet_jax.evaluation.prediction_record import ImagePrediction, Labels
 from resnet_jax.system import errors
 
 
 @dataclasses.dataclass(frozen=True)
 class Flip:
-  """An image whose best guess is another one.
+  """An image that the two files predict differently.
 
   Attributes:
-    first: the guess of the first file and its probability; None: it failed.
-    second: of the second.
-    labels: by the name of the label set, of the first file.
+    first: the best class by the first file; None: the image failed.
+    second: the best class by the second file.
+    labels: by label set.
   """
 
   key: str
-  first: tuple[int, float] | None
-  second: tuple[int, float] | None
-  labels: predictions.Labels
+  first: prediction.ClassScore | None
+  second: prediction.ClassScore | None
+  labels: Labels
 
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-  """What both files have right by one label set.
+  """How two files agree with one label set.
 
   Attributes:
     both: images that both have right.
-    test: those that one of them has right, and how likely that is by chance.
+    test: images that only one has right, and how likely that is by chance.
     neither: images that neither has right.
   """
 
@@ -41,7 +44,7 @@ class Paired:
 
   @property
   def images(self) -> int:
-    """All that have a label."""
+    """Images with a label."""
     ones = self.test.only_first + self.test.only_second
     return self.both + ones + self.neither
 
@@ -55,18 +58,17 @@ class Paired:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """Two files compared.
+  """The comparison of two files.
 
   Attributes:
-    images: that are in both.
-    only: images that are in the first, in the second file only.
-    failed: of those in both, that could not be read in the first, the second.
-    agreed: images with the same best guess.
-    agreed_five: images with the same five best in the same order.
-    flips: the others, in the first file's order.
-    paired: by the name of the label set.
-    notes: what else is to be known: how images were matched, label sets that
-      could not be compared, and why.
+    images: in both files.
+    only: images in the first file only, and in the second only.
+    failed: images in both that failed in the first, and in the second.
+    agreed: images with the same best label.
+    agreed_five: images with the same five labels in the same order.
+    flips: images with another best label, in the first file's order.
+    paired: by label set.
+    notes: how images were matched, and label sets that could not be compared.
   """
 
   images: int
@@ -80,10 +82,10 @@ class Comparison:
 
 
 def compare(first: pathlib.Path, second: pathlib.Path) -> Comparison:
-  """Compares two files; an image is known by its key, or its file name.
+  """Compares two files; images are matched by key, else by file name.
 
   Raises:
-    UserError: one is none or is damaged, or they have no image in common.
+    UserError: a file cannot be used, or they have no image in common.
   """
   a, b = _load(first), _load(second)
   matched, note = _matched(a, b, (first, second))
@@ -95,29 +97,32 @@ def compare(first: pathlib.Path, second: pathlib.Path) -> Comparison:
   failed = tuple(
     sum(bool(pair[side].failed) for pair in matched) for side in (0, 1)
   )
-  same = [_guess(x) == _guess(y) for x, y in matched]
+  same = [x.predicted == y.predicted for x, y in matched]
   paired = {}
   notes = [note] if note else []
-  for name in dict.fromkeys((*matched[0][0].labels, *matched[0][1].labels)):
-    other = sum(x.labels.get(name) != y.labels.get(name) for x, y in matched)
+  # A file of --job=predict may have no labels: then the other's count.
+  sets = [{**y.labels, **x.labels} for x, y in matched]
+  for name in dict.fromkeys(itertools.chain.from_iterable(sets)):
+    other = sum(
+      y.labels.get(name, labels.get(name)) != labels.get(name)
+      for (_, y), labels in zip(matched, sets, strict=True)
+    )
     if other:
       notes.append(
-        f'labels {name}: not the same for {other} images, so there is no test'
+        f'label set {name}: different for {other} images, so there is no test'
       )
     else:
-      paired[name] = _pair(name, matched)
+      answers = [labels.get(name, ()) for labels in sets]
+      paired[name] = _pair(answers, matched)
   return Comparison(
     len(matched),
     (len(a) - len(matched), len(b) - len(matched)),
     (failed[0], failed[1]),
     sum(same),
-    sum(
-      [label for label, _ in x.best] == [label for label, _ in y.best]
-      for x, y in matched
-    ),
+    sum(x.ranking == y.ranking for x, y in matched),
     tuple(
-      Flip(x.key, _first(x), _first(y), x.labels)
-      for (x, y), equal in zip(matched, same, strict=True)
+      Flip(x.key, _first(x), _first(y), labels)
+      for (x, y), labels, equal in zip(matched, sets, same, strict=True)
       if not equal
     ),
     paired,
@@ -125,26 +130,26 @@ def compare(first: pathlib.Path, second: pathlib.Path) -> Comparison:
   )
 
 
-def _load(path: pathlib.Path) -> list[predictions.Predicted]:
-  with predictions.Reader(path) as reader:
+def _load(path: pathlib.Path) -> list[ImagePrediction]:
+  with prediction_file.Reader(path) as reader:
     found = list(reader)
   if not found:
-    raise errors.UserError(f'{path} has no predictions; evaluate again.')
+    raise errors.UserError(f'{path} has no predictions; predict again.')
   return found
 
 
 def names_to_match(
   first: Sequence[str], second: Sequence[str]
 ) -> tuple[Sequence[str], Sequence[str], str]:
-  """What tells which images of two runs are the same.
+  """Returns the names by which the images of two runs can be matched.
 
   Args:
     first: the keys of one run.
-    second: of the other.
+    second: the keys of the other.
 
   Returns:
     The keys; or, where none is in both (class folders in one, none in the
-    other), the names of the files, if each occurs once; and a note about it.
+    other), the names of the files if they are unique; and a note about it.
   """
   if not set(first) & set(second):
     names = [
@@ -157,21 +162,21 @@ def names_to_match(
 
 
 def _matched(
-  a: Sequence[predictions.Predicted],
-  b: Sequence[predictions.Predicted],
+  a: Sequence[ImagePrediction],
+  b: Sequence[ImagePrediction],
   paths: Sequence[pathlib.Path],
-) -> tuple[list[tuple[predictions.Predicted, predictions.Predicted]], str]:
-  """The images that are in both, and a note of how they were found."""
+) -> tuple[list[tuple[ImagePrediction, ImagePrediction]], str]:
+  """The images in both, and a note on how they were matched."""
   ours, theirs, note = names_to_match([x.key for x in a], [y.key for y in b])
-  # A list may name an image twice; then its place tells which is which.
+  # A list may name an image twice; the position tells them apart.
   if ours == theirs:
     return list(zip(a, b, strict=True)), note
   for path, names in zip(paths, (ours, theirs), strict=True):
     if len(set(names)) < len(names):
       raise errors.UserError(
         f'{path} has {len(names) - len(set(names))} keys twice, and the other'
-        ' file other images, so they cannot be told apart. Compare runs over'
-        ' the same list.'
+        ' file has other images, so they cannot be told apart. Compare runs'
+        ' over the same list.'
       )
   of_b = dict(zip(theirs, b, strict=True))
   return [
@@ -179,22 +184,19 @@ def _matched(
   ], note
 
 
-def _first(image: predictions.Predicted) -> tuple[int, float] | None:
+def _first(image: ImagePrediction) -> prediction.ClassScore | None:
   return image.best[0] if image.best else None
 
 
-def _guess(image: predictions.Predicted) -> int | None:
-  return image.best[0][0] if image.best else None
-
-
 def _pair(
-  name: str,
-  matched: Sequence[tuple[predictions.Predicted, predictions.Predicted]],
+  labels: Sequence[Sequence[int]],
+  matched: Sequence[tuple[ImagePrediction, ImagePrediction]],
 ) -> Paired:
-  counts = {(x, y): 0 for x in (True, False) for y in (True, False)}
-  for a, b in matched:
-    if answers := a.labels.get(name, ()):
-      counts[_guess(a) in answers, _guess(b) in answers] += 1
+  counts = collections.Counter(
+    (a.predicted in answers, b.predicted in answers)
+    for answers, (a, b) in zip(labels, matched, strict=True)
+    if answers
+  )
   return Paired(
     counts[True, True],
     statistics.McNemar(counts[True, False], counts[False, True]),

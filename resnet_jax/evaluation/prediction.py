@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network says of an image."""
+"""The best classes of an image, with their probabilities."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ import numpy as np
 from resnet_jax.data import labels
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class ClassScore:
   """A class and its probability.
 
   Attributes:
     label: the index of the class, from 0.
-    wnid: its WordNet id; '' for other classes than ImageNet's.
-    name: its synonyms; two pairs of ImageNet's share a first one.
+    wnid: its WordNet id; '' for classes other than ImageNet's.
+    name: its synonyms; two pairs of ImageNet's share the first one.
     probability: 0 to 1.
   """
 
@@ -52,7 +52,7 @@ def from_probabilities(
   classes: Sequence[labels.ImageNetClass] | None = None,
   count: int = 5,
 ) -> Prediction:
-  """The `count` best of (classes,) probabilities; equals in class order."""
+  """Returns the `count` best of (classes,) probabilities; ties by index."""
   classes = labels.imagenet_classes() if classes is None else classes
   order = np.argsort(-probabilities, kind='stable')[:count]
   return Prediction(

@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published figure that a run can be compared with, if there is one."""
+"""The published accuracy that a run can be compared with, if there is one."""
 
 import dataclasses
-import re
 
-from resnet_jax.data import preprocess
+import numpy as np
+
+from resnet_jax.data import mean as mean_lib
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.evaluation import statistics
-from resnet_jax.models import resnet
-from resnet_jax.zoo import lookup
+from resnet_jax.models import resnet, variant
+from resnet_jax.zoo import records
 
-# Images of ILSVRC 2012's validation set, which the figures are of.
+# The validation images of ILSVRC 2012, which all published figures are of.
 IMAGES = 50_000
-
-_CROPS = {'one centre crop': 1, 'ten crops': 10}
-_PROTOCOL = re.compile(
-  r'(?:shorter side (?P<resize>\d+)(?: \((?P<filter>\w+)\))?, )?'
-  rf'(?P<crops>{"|".join(_CROPS)}) of (?P<size>\d+)\b.*'
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,53 +30,55 @@ class Comparison:
   inside: bool
 
 
-def find(
-  record: lookup.Record, how: preprocess.Preprocess
-) -> lookup.Accuracy | None:
-  """The published accuracy for a run's resize and crops; None: there is none.
+def nearest(
+  record: records.Record, preprocess: Preprocess
+) -> tuple[records.Accuracy, list[str]]:
+  """The accuracy whose protocol is nearest to a run's, and how they differ.
 
-  What a protocol does not state is taken to agree.
+  Only an accuracy without a difference can be compared with.
   """
-  for accuracy in record.accuracies:
-    match = _PROTOCOL.fullmatch(accuracy.protocol)
-    if match is None or how.resize != 'short_side':
-      continue
-    if (
-      _CROPS[match['crops']] == how.crops
-      and int(match['size']) == how.crop_size
-      and int(match['resize'] or how.resize_size) == how.resize_size
-      and (match['filter'] or how.interpolation) == how.interpolation
-    ):
-      return accuracy
-  return None
+  run = records.Protocol(
+    preprocess.resize_size,
+    preprocess.crop_size,
+    preprocess.crops,
+    preprocess.interpolation,
+  )
+  found = [(a, a.protocol.differences(run)) for a in record.accuracies]
+  accuracy, differences = min(found, key=lambda pair: len(pair[1]))
+  if preprocess.resize != 'short_side':
+    differences.append(f'resize {preprocess.resize} for short_side')
+  return accuracy, differences
 
 
 def changes(
-  record: lookup.Record, how: preprocess.Preprocess, model: resnet.ResNet
+  record: records.Record,
+  preprocess: Preprocess,
+  model: resnet.ResNet,
 ) -> list[str]:
-  """In what else a run departs from the checkpoint's own settings."""
-  mean = how.mean.description
-  own = record.recipe
+  """How a run departs from the checkpoint's own settings otherwise."""
+  own = record.preprocess
   pairs = [
-    ('interpolation', how.interpolation, own.interpolation),
-    ('rounding', how.rounding, own.rounding),
-    ('channels', how.channels, own.channels),
-    ('std', tuple(how.std), tuple(own.std)),
-    ('stride_in', model.stride_in, record.stride_in),
-    ('stem_pool', model.stem_pool, record.stem_pool),
-    ('epsilon', model.epsilon, record.epsilon),
+    ('interpolation', preprocess.interpolation, own.interpolation),
+    ('rounding', preprocess.rounding, own.rounding),
+    ('channels', preprocess.channels, own.channels),
+    ('std', tuple(preprocess.std), tuple(own.std)),
+    *(
+      (name, getattr(model.variant, name), getattr(record.variant, name))
+      for name in variant.FIELDS
+    ),
   ]
   found = [f'{name} {run} for {its}' for name, run, its in pairs if run != its]
-  values = how.mean.values
-  if values.shape != (3, 1, 1) or any(
-    abs(a - b) > 1e-3 for a, b in zip(values.ravel(), own.mean, strict=True)
-  ):
-    found.append(f'mean {mean} for {own.mean}')
+  run, its = map(mean_lib.as_array, (preprocess.mean, own.mean))
+  if run.shape != its.shape or not np.allclose(run, its, rtol=0, atol=1e-3):
+    found.append(
+      f'mean {mean_lib.describe(preprocess.mean)} for'
+      f' {mean_lib.describe(own.mean)}'
+    )
   return found
 
 
 def compare(rate: statistics.Rate, accuracy: float | None) -> Comparison | None:
-  """A measured error rate beside a published accuracy, percent."""
+  """Compares a measured error rate with a published accuracy, percent."""
   if accuracy is None or not rate.total:
     return None
   error = round(100 - accuracy, 6)

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation found, as JSON and as tables for a person."""
+"""The results of an evaluation, as JSON and as tables."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resnet_jax.data import preprocess
+from resnet_jax.data import preprocess as preprocess_lib
 from resnet_jax.evaluation import metrics, published, statistics
 from resnet_jax.models import resnet
-from resnet_jax.zoo import lookup
+from resnet_jax.zoo import records
 
-# Of a published set of 1000 classes more would fill the screen; all of them
-# are in the JSON.
+# Rows of a table on the screen; the JSON has all classes.
 _SHOWN = 10
 _KEPT_CONFUSIONS = 100
 
@@ -26,30 +25,36 @@ class Standard:
 
   Attributes:
     checkpoint: the zoo's name, such as msra-50; '': it is not in the zoo.
-    accuracy: the published one for the run's crops, if there is one.
-    changes: in what else the run departs from the checkpoint's settings.
+    accuracy: published for the run's protocol; None: there is none.
+    differences: how the run departs from the nearest published protocol.
+    changes: how it departs from the checkpoint's settings otherwise.
   """
 
   checkpoint: str = ''
-  accuracy: lookup.Accuracy | None = None
+  accuracy: records.Accuracy | None = None
+  differences: tuple[str, ...] = ()
   changes: tuple[str, ...] = ()
 
 
 def standard(
-  record: lookup.Record | None, how: preprocess.Preprocess, model: resnet.ResNet
+  record: records.Record | None,
+  preprocess: preprocess_lib.Preprocess,
+  model: resnet.ResNet,
 ) -> Standard:
   """What a run of a checkpoint can be compared with."""
   if record is None:
     return Standard()
+  accuracy, differences = published.nearest(record, preprocess)
   return Standard(
     record.name,
-    published.find(record, how),
-    tuple(published.changes(record, how, model)),
+    None if differences else accuracy,
+    tuple(differences),
+    tuple(published.changes(record, preprocess, model)),
   )
 
 
 def figures(tally: metrics.Tally, against: Standard) -> dict[str, Any]:
-  """What was counted of one label set, ready for JSON."""
+  """The errors with one label set, for JSON."""
   accuracy = None if tally.several else against.accuracy
   result: dict[str, Any] = {
     'images': tally.images,
@@ -60,6 +65,8 @@ def figures(tally: metrics.Tally, against: Standard) -> dict[str, Any]:
   }
   if accuracy is None:
     reason = NO_PROTOCOL if against.checkpoint else NO_CHECKPOINT
+    if against.differences:
+      reason += f' (run with {", ".join(against.differences)})'
     result['published'] = NOT_THESE if tally.several else reason
     return result
   notes = [f'run with {change}' for change in against.changes]
@@ -69,7 +76,7 @@ def figures(tally: metrics.Tally, against: Standard) -> dict[str, Any]:
     )
   result['published'] = {
     'checkpoint': against.checkpoint,
-    'protocol': accuracy.protocol,
+    'protocol': accuracy.protocol.describe(),
     'source': accuracy.source,
     'notes': notes,
   }
@@ -79,7 +86,7 @@ def figures(tally: metrics.Tally, against: Standard) -> dict[str, Any]:
 def details(
   tally: metrics.Tally, names: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
-  """The tables by class and of what was confused, ready for JSON."""
+  """The errors by class, and the confusions, for JSON."""
   return {
     'classes': [
       dataclasses.asdict(row) | {'name': names[row.label]}
@@ -118,18 +125,20 @@ def rows(name: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def title(name: str) -> str:
-  """What a label set is called in a line for a person."""
+  """The name of a label set in messages."""
   return name if name == 'labels' else f'labels {name}'
 
 
 def remarks(name: str, found: Mapping[str, Any]) -> list[str]:
-  """What must be said beside a label set's errors, a line each."""
+  """The remarks on a label set's errors, a line each."""
   of = f'{title(name)}: '
   lines = [f'{of}{found["images"]} images']
   if found['unlabelled']:
-    lines.append(f'{of}{found["unlabelled"]} without a label left out')
+    lines.append(f'{of}{found["unlabelled"]} images without a label left out')
   if found['failed']:
-    lines.append(f'{of}{found["failed"]} that could not be read count as wrong')
+    lines.append(
+      f'{of}{found["failed"]} images that could not be read count as wrong'
+    )
   source = found['published']
   if isinstance(source, str):
     lines.append(f'{of}{source}')
@@ -166,7 +175,7 @@ def worst_classes(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def most_confused(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """The pairs that were confused most, as rows of a table."""
+  """The most frequent confusions, as rows of a table."""
   return [
     {
       'images': row['images'],

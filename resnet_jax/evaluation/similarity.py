@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How alike two tables of features are, read in pieces.
+"""The similarity of two tables of features, read in pieces.
 
 Linear CKA (centred kernel alignment): S. Kornblith et al., "Similarity of
 neural network representations revisited", arXiv:1905.00414, section 3.
@@ -12,16 +12,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# Of one piece of one table, in float64.
+# One piece of one table, in float64.
 _PIECE_BYTES = 64 << 20
-# Of the sum of squares: what varies less is rounding.
+# Relative to the sum of squares; less variance is rounding.
 _LEAST_VARIANCE = 1e-12
-# CKA is computed in a square of this side: of the values or of the images.
+# The largest side of CKA's square matrix, of values or of images.
 _MAX_SIDE = 4096
 
 
 class Table(Protocol):
-  """Values of images: a NumPy array, or a layer of a feature store."""
+  """A NumPy array, or a layer of a feature store: a row per image."""
 
   shape: tuple[int, ...]
 
@@ -31,17 +31,17 @@ class Table(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Similarity:
-  """How alike two tables of the same images are.
+  """The similarity of two tables of the same images.
 
   Attributes:
-    rows: images that were compared.
-    left_out: images with a value that is not finite in either.
-    relative_error: rms of the difference over the rms of the first; NaN where
+    rows: images compared.
+    left_out: images with a value that is not finite in either table.
+    relative_error: rms of the difference over the rms of the first; NaN if
       the shapes differ or the first is zero.
-    cosine: mean over the images; NaN where the shapes differ.
-    zero: images left out of `cosine`, whose values are all zero in either.
-    cka: linear CKA, 0 to 1; NaN where it is not defined or not computed.
-    note: why something is not a number, '' if everything is one.
+    cosine: mean over the images; NaN if the shapes differ.
+    zero: images left out of `cosine`, all zero in either table.
+    cka: linear CKA, 0 to 1; NaN if undefined or not computed.
+    note: why a value is NaN; '' if none is.
   """
 
   rows: int
@@ -64,12 +64,11 @@ def compare(
   """Compares two tables.
 
   Args:
-    first: (rows, ...), what the relative error is relative to.
-    second: (rows, ...), perhaps of another shape.
-    rows: of the first and of the second table, those of the same images.
-    piece_bytes: about as much of each table is held in memory, as float64.
-    max_side: CKA is computed if there are no more images, or values of an
-      image, than this.
+    first: (rows, ...), the reference of the relative error.
+    second: (rows, ...), possibly of another shape.
+    rows: the rows of the same images, in the first and in the second table.
+    piece_bytes: about as much of each table is in memory at once, as float64.
+    max_side: CKA is computed for at most this many images or values per image.
   """
   sizes = [math.prod(table.shape[1:]) for table in (first, second)]
   same = first.shape[1:] == second.shape[1:]
@@ -98,7 +97,7 @@ def compare(
     cka = _ratio(*_of_images(first, second, chosen, step), squares)
   elif count:
     why = (
-      f'no CKA: more than {max_side} images and values an image (extract'
+      f'no CKA: more than {max_side} images and values per image (extract'
       ' with pool=avg, or fewer images)'
     )
   if not why and math.isnan(cka):
@@ -121,7 +120,7 @@ def compare(
 def _pieces(
   first: Table, second: Table, rows: tuple[np.ndarray, np.ndarray], step: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """(step, values) float64 of both tables, in turn."""
+  """Yields (step, values) float64 arrays of both tables."""
   for start in range(0, len(rows[0]), step):
     chosen = slice(start, start + step)
     yield _read(first, rows[0][chosen]), _read(second, rows[1][chosen])
@@ -135,12 +134,11 @@ def _read(table: Table, rows: np.ndarray) -> np.ndarray:
 def _of_values(
   first: Table, second: Table, rows: tuple[np.ndarray, np.ndarray], step: int
 ) -> tuple[float, float, float]:
-  """CKA's three sums, by (values, values), in one pass over the images."""
+  """CKA's three sums from (values, values) products, in one pass."""
   shift: tuple[np.ndarray, ...] = ()
   for a, b in _pieces(first, second, rows, step):
     if not shift:
-      # CKA does not depend on it, and what is near the mean is summed up
-      # without losing digits.
+      # CKA is shift-invariant, and sums near the mean lose no digits.
       shift = a.mean(axis=0), b.mean(axis=0)
       totals = [np.zeros_like(part) for part in shift]
       products = [np.zeros((len(x), len(y))) for x, y in _pairs(*shift)]
@@ -158,7 +156,7 @@ def _of_values(
 def _of_images(
   first: Table, second: Table, rows: tuple[np.ndarray, np.ndarray], step: int
 ) -> tuple[float, float, float]:
-  """CKA's three sums, by (images, images), block by block."""
+  """CKA's three sums from (images, images) products, block by block."""
   a, b = (
     _gram(table, chosen, step)
     for table, chosen in zip((first, second), rows, strict=True)
@@ -168,7 +166,7 @@ def _of_images(
 
 
 def _gram(table: Table, rows: np.ndarray, step: int) -> np.ndarray:
-  """(images, images): the centred products of their values."""
+  """Returns (images, images), the centred Gram matrix."""
   gram = np.empty((len(rows), len(rows)))
   for start in range(0, len(rows), step):
     x = _read(table, rows[start : start + step])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How sure a counted rate is, and whether two of them differ.
+"""Confidence intervals of error rates, and a test of their difference.
 
 Sources: E. B. Wilson, "Probable inference, the law of succession, and
 statistical inference", J. Am. Stat. Assoc. 22 (1927), pages 209 to 212;
@@ -18,11 +18,11 @@ CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-  """So many of so many.
+  """A proportion, such as an error rate.
 
   Attributes:
-    count: how many it happened to.
-    total: how many it could have happened to.
+    count: errors.
+    total: images.
   """
 
   count: int
@@ -34,11 +34,11 @@ class Rate:
 
   @property
   def percent(self) -> float:
-    """The rate, 0 to 100; NaN of nothing."""
+    """The rate, 0 to 100; NaN without images."""
     return 100 * self.count / self.total if self.total else math.nan
 
   def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Wilson's score interval, percent; 0 to 100 of nothing."""
+    """Wilson's score interval, percent; 0 to 100 without images."""
     low, high = wilson(self.count, self.total, confidence)
     return 100 * low, 100 * high
 
@@ -48,8 +48,8 @@ def wilson(
 ) -> tuple[float, float]:
   """Wilson's score interval of a proportion, 0 to 1.
 
-  These are the proportions p from which `count / total` lies no further than
-  z standard deviations, sqrt(p (1 - p) / total).
+  It holds the proportions p with |count / total - p| of at most z standard
+  deviations, sqrt(p (1 - p) / total).
   """
   if not total:
     return 0.0, 1.0
@@ -60,7 +60,7 @@ def wilson(
     z2 * (proportion * (1 - proportion) / total + z2 / (4 * total**2))
   )
   scale = 1 + z2 / total
-  # At 0 and 1 the formula is exact, and rounding is not.
+  # Exact at 0 and 1, where the formula would round.
   low = 0.0 if count == 0 else (middle - spread) / scale
   high = 1.0 if count == total else (middle + spread) / scale
   return float(low), float(high)
@@ -68,11 +68,11 @@ def wilson(
 
 @dataclasses.dataclass(frozen=True)
 class McNemar:
-  """The paired test of two classifiers on the same images.
+  """McNemar's paired test of two classifiers on the same images.
 
   Attributes:
-    only_first: images that only the first has right.
-    only_second: images that only the second has right.
+    only_first: images that only the first classifies correctly.
+    only_second: images that only the second classifies correctly.
   """
 
   only_first: int
@@ -80,21 +80,20 @@ class McNemar:
 
   @property
   def exact_p(self) -> float:
-    """Two-sided, by the binomial distribution; 1 where nothing differs."""
+    """Two-sided, from the binomial distribution; 1 without differences."""
     total = self.only_first + self.only_second
     less = min(self.only_first, self.only_second)
-    # Twice the smaller tail; both together are more than everything where the
-    # two counts are equal.
+    # Twice the smaller tail, which exceeds 1 where the counts are equal.
     return min(1.0, 2 * float(special.bdtr(less, total, 0.5)))
 
   @property
   def statistic(self) -> float:
-    """Chi-square of one degree of freedom, corrected for continuity."""
+    """Chi-square with one degree of freedom, corrected for continuity."""
     total = self.only_first + self.only_second
     difference = abs(self.only_first - self.only_second)
     return max(0, difference - 1) ** 2 / total if total else 0.0
 
   @property
   def corrected_p(self) -> float:
-    """Two-sided, of `statistic`: near `exact_p` where the counts are large."""
+    """Two-sided, from `statistic`; near `exact_p` for large counts."""
     return float(special.chdtrc(1, self.statistic))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features on disk: the Zarr store and the original's two formats."""
+"""Features on disk: the Zarr store, and the original program's two formats."""
 
 import functools
 import pathlib
@@ -20,12 +20,12 @@ __all__ = [
 
 
 class FeatureFormat(NamedTuple):
-  """A way to write features.
+  """The functions that write features in one format.
 
   Attributes:
-    planned_bytes: the most that so many more rows of a layout take.
+    planned_bytes: an upper bound of what that many more rows take.
     create: fills an empty directory before the first row.
-    read_settings: settings of the run in a directory, None if there is none.
+    read_settings: the settings of the run in a directory; None without a run.
     writer: opens such a directory.
   """
 
@@ -35,38 +35,26 @@ class FeatureFormat(NamedTuple):
   writer: Callable[[pathlib.Path, table.FeatureTable], table.Writer]
 
 
-def _text_writer(path: pathlib.Path, plan: table.FeatureTable) -> table.Writer:
-  return stream.StreamWriter(stream.TEXT, path, plan, plan.keys)
-
-
-def _pickle_writer(
-  path: pathlib.Path, plan: table.FeatureTable
-) -> table.Writer:
-  names, _ = stream.row_names(plan.keys)
-  return stream.StreamWriter(stream.PICKLE, path, plan, names)
+def _stream_format(form: stream.RowFormat) -> FeatureFormat:
+  return FeatureFormat(
+    functools.partial(stream.planned_bytes, form),
+    stream.create,
+    stream.read_settings,
+    functools.partial(stream.StreamWriter, form),
+  )
 
 
 FORMATS: Mapping[str, FeatureFormat] = {
   'zarr': FeatureFormat(
     store.planned_bytes, store.create, store.read_settings, store.StoreWriter
   ),
-  'pickle': FeatureFormat(
-    functools.partial(stream.planned_bytes, stream.PICKLE),
-    stream.create,
-    stream.read_settings,
-    _pickle_writer,
-  ),
-  'text': FeatureFormat(
-    functools.partial(stream.planned_bytes, stream.TEXT),
-    stream.create,
-    stream.read_settings,
-    _text_writer,
-  ),
+  'pickle': _stream_format(stream.PICKLE),
+  'text': _stream_format(stream.TEXT),
 }
 
 
 def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
-  """The settings of a run in any of the formats; None if there is none."""
+  """The settings of a run in any format; None if there is no run."""
   for form in FORMATS.values():
     if (settings := form.read_settings(path)) is not None:
       return settings
@@ -74,10 +62,10 @@ def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
 
 
 def notes(format_name: str, plan: table.FeatureTable) -> list[str]:
-  """What a user should know of a format before these rows are written.
+  """What a user should know before these rows are written in a format.
 
   Raises:
-    UserError: the format cannot hold them.
+    UserError: the format cannot hold the rows.
   """
   if format_name != 'pickle':
     return []

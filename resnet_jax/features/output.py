@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output directory of a run: new, to be gone on with, or finished.
+"""The output directory of a run: new, unfinished, or finished.
 
-A run works in `NAME.part`, which becomes `NAME` when the last row is written,
-so that what looks whole is whole.
+A run writes to `NAME.part`, renamed to `NAME` after the last row, so that a
+directory that looks complete is complete.
 """
 
 import contextlib
@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from resnet_jax.system import errors, files
+from resnet_jax.system import settings as settings_lib
 
 ReadSettings = Callable[[pathlib.Path], Mapping[str, Any] | None]
 
 
 def checked(directory: str) -> pathlib.Path:
-  """The path of an output directory, without `..` in it.
+  """Returns the path of an output directory, normalised.
 
   Raises:
-    UserError: it has no name of its own, as the working directory.
+    UserError: the path has no name of its own, as `.` has none.
   """
   path = pathlib.Path(os.path.normpath(os.path.expanduser(directory)))
   if path.is_symlink():
@@ -34,54 +35,54 @@ def checked(directory: str) -> pathlib.Path:
 
 
 def part(directory: pathlib.Path) -> pathlib.Path:
-  """Where a run works before it is finished."""
+  """The directory of the unfinished run."""
   return directory.with_name(directory.name + files.PART)
 
 
 def check_finished(directory: pathlib.Path) -> None:
-  """Raises a UserError if a run for this directory was started only."""
+  """Raises a UserError if there is only an unfinished run."""
   if not directory.exists() and part(directory).exists():
     raise errors.UserError(
-      f'{directory} is not finished: {part(directory)} is what there is. Start'
-      ' the same extract job again; it goes on where it stopped.'
+      f'{directory} is not finished: there is only {part(directory)}. Start'
+      ' the same extract job again; it resumes.'
     )
 
 
 def is_finished(
   directory: pathlib.Path, settings: Mapping[str, Any], read: ReadSettings
 ) -> bool:
-  """Whether a run with these settings is finished; prepares for one if not.
+  """Whether the directory holds a finished run with these settings.
 
   Args:
     directory: the output directory.
-    settings: those of the run to be made.
-    read: gives the settings of a run in a directory, None if there is none.
+    settings: of the run to be made.
+    read: returns the settings of the run in a directory; None without a run.
 
   Raises:
-    UserError: it holds something else, or a run with other settings.
+    UserError: the directory, or that of the unfinished run, holds something
+      else, or a run with other settings.
   """
-  for place in (directory, part(directory)):
+  for path in (directory, part(directory)):
     try:
-      occupied = place.exists() and (not place.is_dir() or any(place.iterdir()))
+      occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
     except OSError as error:
       raise errors.UserError(
-        f'cannot look into {place}: {error.strerror}. Choose another'
-        ' output_dir.'
+        f'cannot read {path}: {error.strerror}. Choose another output_dir.'
       ) from error
     if not occupied:
       continue
-    found = read(place) if place.is_dir() else None
+    found = read(path) if path.is_dir() else None
     if found is None:
       raise errors.UserError(
-        f'{place} holds something that is not a run of this program. Choose'
+        f'{path} holds something that is not a run of this program. Choose'
         ' another output_dir.'
       )
-    if different := _differences(found, settings):
+    if different := settings_lib.differences(found, settings):
       raise errors.UserError(
-        f'{place} holds a run with other settings: {"; ".join(different)}.'
+        f'{path} holds a run with other settings: {different}.'
         ' Choose another output_dir, remove it, or use its settings.'
       )
-    if place == directory:
+    if path == directory:
       return True
   return False
 
@@ -89,42 +90,30 @@ def is_finished(
 def found_settings(
   directory: pathlib.Path, read: ReadSettings
 ) -> Mapping[str, Any]:
-  """The settings of a run that is there, finished or not; {}: there is none."""
-  for place in (directory, part(directory)):
-    if place.is_dir() and (found := read(place)) is not None:
+  """The settings of the run, finished or not; {} without a run."""
+  for path in (directory, part(directory)):
+    if path.is_dir() and (found := read(path)) is not None:
       return found
   return {}
 
 
 def is_started(directory: pathlib.Path) -> bool:
-  """Whether there is a run to be gone on with; `is_finished` has looked."""
+  """Whether there is an unfinished run, which `is_finished` has checked."""
   path = part(directory)
   return path.is_dir() and any(path.iterdir())
 
 
 @contextlib.contextmanager
 def lock(directory: pathlib.Path) -> Iterator[None]:
-  """Keeps other processes from a run; a killed one keeps nobody.
+  """Locks a run against other processes, as long as this one lives.
 
   Raises:
-    UserError: another process is at work.
+    UserError: another process has the lock.
   """
   path = part(directory)
-  try:
-    import fcntl  # noqa: PLC0415 - not on Windows
-  except ImportError:
-    yield
-    return
   handle = os.open(path, os.O_RDONLY)
   try:
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
-    os.close(handle)
-    raise errors.UserError(
-      f'another process is at work on {path}. Wait for it, or choose another'
-      ' output_dir.'
-    ) from error
-  try:
+    files.lock(handle, path, 'output_dir')
     yield
   finally:
     os.close(handle)
@@ -133,16 +122,16 @@ def lock(directory: pathlib.Path) -> Iterator[None]:
 def make_part(
   directory: pathlib.Path, create: Callable[[pathlib.Path], None]
 ) -> pathlib.Path:
-  """Returns `NAME.part`, made by `create` unless it is there already."""
+  """Returns `NAME.part`, made by `create` unless the run has started."""
   path = part(directory)
   if is_started(directory):
     return path
-  # Made elsewhere, then moved: a `.part` always has its settings.
+  # Created elsewhere and renamed: a `.part` always has its settings.
   new = path.with_name(path.name + '.new')
   with files.writing('features', path):
     if directory.is_dir():
-      # Now, rather than after the last row, a mount point says that it cannot
-      # be replaced.
+      # A mount point, which cannot be replaced, fails now rather than after
+      # the last row.
       directory.rmdir()
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -152,7 +141,7 @@ def make_part(
 
 
 def publish(directory: pathlib.Path) -> None:
-  """Turns `NAME.part` into `NAME`."""
+  """Renames `NAME.part` to `NAME`."""
   with files.writing('features', directory):
     if directory.is_dir():
       directory.rmdir()
@@ -160,17 +149,17 @@ def publish(directory: pathlib.Path) -> None:
 
 
 def check_space(directory: pathlib.Path, needed: int) -> int:
-  """Returns the free bytes for a directory that need not be there yet.
+  """Returns the free bytes for a directory that need not exist yet.
 
   Raises:
-    UserError: fewer than `needed` are free.
+    UserError: fewer than `needed` bytes are free.
   """
-  place = directory.absolute()
-  while not place.exists():
-    place = place.parent
-  usage = shutil.disk_usage(place)
+  path = directory.absolute()
+  while not path.exists():
+    path = path.parent
+  usage = shutil.disk_usage(path)
   free = usage.free
-  # File systems without a size (/proc) say so when they are written to.
+  # File systems without a size, such as /proc, fail when they are written to.
   if usage.total and needed > free:
     raise errors.UserError(
       f'{needed:,} bytes are to be written to {directory}, and {free:,} are'
@@ -178,13 +167,3 @@ def check_space(directory: pathlib.Path, needed: int) -> int:
       ' pool=avg or dtype=float16.'
     )
   return free
-
-
-def _differences(
-  found: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> list[str]:
-  return [
-    f'{key} is {found.get(key)!r} there, {wanted.get(key)!r} now'
-    for key in sorted({*found, *wanted})
-    if found.get(key) != wanted.get(key)
-  ]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The feature store: a Zarr 3 group that any reader of Zarr opens.
+"""The feature store: a Zarr 3 group that any Zarr reader opens.
 
-A directory with one array a layer, (rows, C, H, W), and `keys`, `labels`,
-`status` (0 pending, 1 done, 2 failed) and `reason`, one entry a row.  The
-group's attributes `settings` and `record` say how the values were made.  Rows
-are in the order of the data.  Chunks carry a CRC-32C, which readers check.
+A directory with an array per layer, (rows, C, H, W), and `keys`, `labels`,
+`status` (0 pending, 1 done, 2 failed) and `reason`, one entry per row, in the
+order of the data.  The group's attributes `settings` and `record` say how the
+values were computed.  Chunks carry a CRC-32C, which readers check.
 """
 
 import contextlib
@@ -20,14 +20,15 @@ import tensorstore
 
 from resnet_jax.features import output, strings, table
 from resnet_jax.system import errors, files
+from resnet_jax.system import settings as settings_lib
 
 _MAX_CHUNK_BYTES = 32 << 20
 
 
 def planned_bytes(plan: table.FeatureTable, rows: int) -> int:
-  """Bytes that `rows` more rows take, the padding of the last batch too."""
+  """Bytes that `rows` more rows take, with the padding of the last batch."""
   batches = -(-rows // plan.batch_rows)
-  # Labels, status, reason and checksums are a few bytes a row.
+  # Labels, status, reason and checksums take a few bytes per row.
   few = 24 + 4 * len(plan.layers)
   values = batches * plan.batch_rows * (plan.row_bytes() + few)
   return values + sum(len(key.encode()) + 4 for key in plan.keys)
@@ -35,7 +36,7 @@ def planned_bytes(plan: table.FeatureTable, rows: int) -> int:
 
 @contextlib.contextmanager
 def _system_errors() -> Iterator[None]:
-  """Makes TensorStore's errors of the file system those of the system."""
+  """Raises TensorStore's file system errors as OSError."""
   try:
     yield
   except ValueError as error:
@@ -77,9 +78,9 @@ def create(
 
 
 def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
-  """The settings of the run in a store; None if it is not one."""
+  """The settings of the run in a store; None if it is no store."""
   settings = _attributes(path).get('settings')
-  return settings if isinstance(settings, dict) else None
+  return settings_lib.current(settings) if isinstance(settings, dict) else None
 
 
 class StoreWriter:
@@ -122,22 +123,22 @@ class StoreWriter:
           self._path / 'reason', chunk, reasons, self._plan.batch_rows
         )
       else:
-        # A run that was killed here may have failed at rows of this batch.
+        # A killed run may have failed at rows of this batch.
         strings.remove_chunk(self._path / 'reason', chunk)
       self._arrays['status'][rows].write(np.array(status, np.uint8)).result()
     self.done = rows.stop
     self.failed += sum(map(bool, reasons))
 
   def finish(self) -> None:
-    """Nothing is left to be done."""
+    """Does nothing: each batch is complete."""
 
 
 class StoredLayer:
-  """An array of a store, read piece by piece: `layer[10:20]` is NumPy.
+  """An array of a store, read as it is indexed: `layer[10:20]` is NumPy.
 
   Attributes:
     shape: (rows, C, H, W).
-    dtype: of its values.
+    dtype: NumPy's.
   """
 
   def __init__(self, path: pathlib.Path) -> None:
@@ -150,15 +151,15 @@ class StoredLayer:
     return self.shape[0]
 
   def __getitem__(self, index: Any) -> np.ndarray:
-    """The values at `index`: rows as NumPy has them, then ints or slices.
+    """The values at `index`: any NumPy index of rows, then ints or slices.
 
-    Only the rows are read.
+    Reads only those rows.
     """
     parts = index if isinstance(index, tuple) else (index,)
     first, *rest = parts or (slice(None),)
     plain = all(isinstance(part, int | np.integer | slice) for part in rest)
     if not plain or first is None or (first is Ellipsis and rest):
-      raise IndexError('index the rows first, then what they give')
+      raise IndexError('index the rows first, then channels and positions')
     rows = np.asarray(np.arange(len(self))[first])
     values = (
       self._read(rows)
@@ -168,13 +169,13 @@ class StoredLayer:
     return values[(*[slice(None)] * rows.ndim, *rest)]
 
   def _read(self, rows: np.ndarray) -> np.ndarray:
-    place: Any = rows
+    index: Any = rows
     if rows.ndim == 0:
-      place = int(rows)
+      index = int(rows)
     elif rows.ndim == 1 and (np.diff(rows) == 1).all():
-      place = slice(int(rows[0]), int(rows[-1]) + 1)
+      index = slice(int(rows[0]), int(rows[-1]) + 1)
     try:
-      return self._array[place].read().result()
+      return self._array[index].read().result()
     except (ValueError, OSError) as error:
       raise errors.UserError(
         f'{self._path} is damaged: {error}. Extract the features again.'
@@ -183,7 +184,7 @@ class StoredLayer:
   def __array__(
     self, dtype: Any = None, copy: bool | None = None
   ) -> np.ndarray:
-    del copy  # reading always makes one
+    del copy  # Reading always copies.
     return self[:].astype(dtype or self.dtype, copy=False)
 
   def __repr__(self) -> str:
@@ -191,24 +192,24 @@ class StoredLayer:
 
 
 class Features(Mapping[str, StoredLayer]):
-  """A finished feature store: layers by name, and a row's key and label.
+  """A finished feature store: a mapping of layers, and facts per row.
 
   Attributes:
-    rows: a key a row, the image's path relative to the list or folder.
-    labels: (rows,) int32, -1 where there is none.
+    rows: the keys: paths relative to the list or folder.
+    labels: (rows,) int32, -1 for no label.
     status: (rows,) uint8, 1 done, 2 failed (a row of NaN).
     reasons: why a row failed, '' for the others.
     settings: what determined the values.
-    record: what else was noted of the run.
+    record: everything else noted about the run.
   """
 
   def __init__(self, path: pathlib.Path) -> None:
     attributes = _attributes(path)
-    self.settings: Mapping[str, Any] = attributes['settings']
+    self.settings = settings_lib.current(attributes['settings'])
     self.record: Mapping[str, Any] = attributes['record']
     self.rows = strings.read(path / 'keys')
     self.reasons = strings.read(path / 'reason', len(self.rows))
-    # By the folders that are there, not by a name in a file.
+    # From the folders, never from a name in a file.
     self._layers = {
       entry.name: StoredLayer(entry)
       for entry in sorted(path.iterdir())
@@ -242,14 +243,14 @@ class Features(Mapping[str, StoredLayer]):
 
 
 def load_features(directory: str | pathlib.Path) -> Features:
-  """Opens a finished feature store; values are read when they are indexed.
+  """Opens a finished feature store; values are read as they are indexed.
 
       features = load_features('features')
       features['avgpool'][:]   # (rows, C, H, W)
       features.rows[0]         # the first row's key
 
   Raises:
-    UserError: there is none, it is unfinished, or damaged.
+    UserError: there is no store, or it is unfinished or damaged.
   """
   path = pathlib.Path(directory)
   output.check_finished(path)
@@ -258,10 +259,7 @@ def load_features(directory: str | pathlib.Path) -> Features:
   try:
     features = Features(path)
   except (
-    KeyError,
-    ValueError,
-    OSError,
-    TypeError,
+    *(KeyError, ValueError, OSError, TypeError, AttributeError),
     struct.error,
   ) as error:
     raise errors.UserError(
@@ -276,13 +274,13 @@ def _check_size(path: pathlib.Path, layer: StoredLayer) -> None:
   """Raises a ValueError if an array states more values than its files hold.
 
   A made-up shape would claim any amount of memory.  Nothing is compressed, and
-  chunks that are all NaN have a file like the others.
+  all-NaN chunks have files, too.
   """
-  there = sum(f.stat().st_size for f in path.rglob('*') if f.is_file())
+  held = sum(f.stat().st_size for f in path.rglob('*') if f.is_file())
   stated = math.prod(layer.shape) * layer.dtype.itemsize
-  if stated > there:
+  if stated > held:
     raise ValueError(
-      f'{path.name} states {stated} bytes of values, and its files hold {there}'
+      f'{path.name} states {stated} bytes of values, and its files hold {held}'
     )
 
 
@@ -295,7 +293,7 @@ def _attributes(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _chunk_rows(plan: table.FeatureTable, shape: tuple[int, ...]) -> int:
-  """Rows a chunk: the most that divide a batch and keep a chunk small."""
+  """Rows per chunk: the most that divide a batch and keep a chunk small."""
   row_bytes = math.prod(shape) * np.dtype(plan.dtype).itemsize
   return max(
     rows
@@ -312,8 +310,7 @@ def _create_array(
   dtype: str,
   dimensions: tuple[str, ...],
 ) -> None:
-  # One chunk is one file, written under another name and renamed: whole, or
-  # not there.
+  # A chunk is a file, written under another name and then renamed.
   spec = _spec(path)
   spec['metadata'] = {
     'shape': shape,
@@ -340,7 +337,7 @@ def _spec(path: pathlib.Path) -> dict[str, Any]:
   return {
     'driver': 'zarr3',
     'kvstore': {'driver': 'file', 'path': str(path.absolute())},
-    # Every read sees the file as it is now, and memory stays flat.
+    # Reads see the file's present state, and memory stays flat.
     'recheck_cached_data': True,
     'store_data_equal_to_fill_value': True,
   }

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The original's feature files: pickles `batch_N`, and text `rank-00000`.
 
-Both are files that grow by a piece a row, so one writer serves them: rows are
-appended, and after each batch `progress.json` notes how far the files reach.
-A run that was killed cuts off what is behind that and goes on.  `run.json`
-holds the settings.  Source of both formats: PaddlePaddle 0.8 to 0.10,
-`demo/model_zoo/resnet` (`classify.py`, `load_feature.py`).
+One writer appends the rows of both, and notes the files' size in
+`progress.json` after each batch; a resumed run truncates them to it.
+`run.json` holds the settings.  Source of both formats: PaddlePaddle 0.8 to
+0.10, `demo/model_zoo/resnet` (`classify.py`, `load_feature.py`).
 """
 
 import dataclasses
@@ -23,6 +22,7 @@ import numpy as np
 from resnet_jax.codecs import pickles
 from resnet_jax.features import output, table
 from resnet_jax.system import errors, files
+from resnet_jax.system import settings as settings_lib
 
 RUN, PROGRESS = 'run.json', 'progress.json'
 
@@ -35,11 +35,12 @@ class RowFormat:
 
   Attributes:
     file_name: the name of the n-th file.
-    rows_per_file: rows in each but the last; 0: all in one file.
-    head: what a file starts with.
-    tail: what it ends with.
-    row: the piece of a row, of its name and the layers' (C, H, W) arrays.
-    value_bytes: the most that a value takes; 0: what its dtype takes.
+    rows_per_file: rows in each file but the last; 0: all in one file.
+    head: the first bytes of a file.
+    tail: the last bytes of a file.
+    row: encodes a row, from its name and the layers' (C, H, W) arrays.
+    value_bytes: the most that a value takes; 0: the size of its dtype.
+    unique: whether a row is known by its name.
   """
 
   file_name: str
@@ -48,6 +49,7 @@ class RowFormat:
   tail: bytes
   row: Callable[[str, Row], bytes]
   value_bytes: int
+  unique: bool
 
 
 def _pickle_row(name: str, values: Row) -> bytes:
@@ -55,8 +57,8 @@ def _pickle_row(name: str, values: Row) -> bytes:
     layer: np.ascontiguousarray(array).reshape(1, -1)
     for layer, array in values.items()
   }
-  # A dict's pickle is a start, entries (mark, key, value, 'u') and a stop, so
-  # it can be written entry by entry.  Protocol 3 is the last without frames.
+  # A dict's pickle is a start, entries (mark, key, value, 'u') and a stop.
+  # Protocol 3 is the last without frames.
   return b'(' + _pickled(name) + _pickled(entry) + b'u'
 
 
@@ -66,7 +68,7 @@ def _pickled(value: Any) -> bytes:
 
 def _text_row(name: str, values: Row) -> bytes:
   del name
-  # Nine digits give every float32 back exactly; the original wrote six.
+  # Nine digits restore every float32 exactly; the original wrote six.
   layers = [
     ' '.join([f'{value:.9g}' for value in array.ravel().tolist()])
     for array in values.values()
@@ -74,25 +76,25 @@ def _text_row(name: str, values: Row) -> bytes:
   return (''.join(f'{layer};' for layer in layers) + '\n').encode('ascii')
 
 
-PICKLE = RowFormat('batch_{}', 10000, b'\x80\x03}', b'.', _pickle_row, 0)
-TEXT = RowFormat('rank-{:05d}', 0, b'', b'', _text_row, 16)
+PICKLE = RowFormat('batch_{}', 10000, b'\x80\x03}', b'.', _pickle_row, 0, True)
+TEXT = RowFormat('rank-{:05d}', 0, b'', b'', _text_row, 16, False)
 
 
 def planned_bytes(form: RowFormat, plan: table.FeatureTable, rows: int) -> int:
-  """The most that `rows` more rows take."""
+  """An upper bound of the bytes that `rows` more rows take."""
   itemsize = np.dtype(plan.dtype).itemsize
   values = plan.row_bytes() // itemsize * (form.value_bytes or itemsize)
   return rows * (values + 300 * (1 + len(plan.layers)))
 
 
 def row_names(keys: Sequence[str]) -> tuple[list[str], str]:
-  """What images are called in a pickle, and a note if that is unusual.
+  """The names of images in a pickle, and a note if they are unusual.
 
-  Base names, as in the original; relative paths if two base names are alike
-  (in the original the later image took the place of the first).
+  Base names, as in the original; relative paths if two images share a base
+  name (in the original the later one replaced the first).
 
   Raises:
-    UserError: an image is listed twice; a dict has one place for it.
+    UserError: an image is listed twice, and a dict holds it once.
   """
   names = [key.rsplit('/', 1)[-1] for key in keys]
   if len(set(names)) == len(names):
@@ -119,12 +121,12 @@ def create(
 
 
 def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
-  """The settings of the run in a directory; None if there is none."""
+  """The settings of the run in a directory; None without a run."""
   try:
     settings = json.loads((path / RUN).read_bytes())['settings']
   except (OSError, ValueError, KeyError, TypeError):
     return None
-  return settings if isinstance(settings, dict) else None
+  return settings_lib.current(settings) if isinstance(settings, dict) else None
 
 
 class StreamWriter:
@@ -135,18 +137,17 @@ class StreamWriter:
     form: RowFormat,
     path: pathlib.Path,
     plan: table.FeatureTable,
-    names: Sequence[str],
   ) -> None:
     self._form = form
     self._path = path
     self._plan = plan
-    self._names = names
+    self._names = row_names(plan.keys)[0] if form.unique else plan.keys
     progress: dict[str, Any] = {'rows': 0, 'bytes': 0, 'failed': []}
     try:
       if (path / PROGRESS).exists():
         progress = json.loads((path / PROGRESS).read_bytes())
       elif 'failed' in (run := json.loads((path / RUN).read_bytes())):
-        # Killed after `finish`, before the directory got its name.
+        # Killed between `finish` and the renaming of the directory.
         progress |= {'rows': plan.rows, 'failed': run['failed']}
       self.done: int = progress['rows']
       self._size: int = progress['bytes']
@@ -160,7 +161,7 @@ class StreamWriter:
   def write(
     self, start: int, values: Mapping[str, np.ndarray], reasons: Sequence[str]
   ) -> None:
-    """Appends rows, then notes how far the last file reaches."""
+    """Appends rows, then notes the size of the last file."""
     end = start + len(reasons)
     with files.writing('features', self._path):
       for number, rows in itertools.groupby(range(start, end), self._number):
@@ -192,16 +193,16 @@ class StreamWriter:
       (self._path / PROGRESS).unlink(missing_ok=True)
 
   def _number(self, row: int) -> int:
-    """The number of the file that a row is in."""
+    """The number of a row's file."""
     return row // self._form.rows_per_file if self._form.rows_per_file else 0
 
   def _append(self, number: int, pieces: Iterable[bytes], end: int) -> None:
-    """Adds pieces to a file; `end` is the row behind the batch."""
+    """Adds pieces to a file; `end` is the first row after the batch."""
     path = self._path / self._form.file_name.format(number)
-    goes_on = self.done > 0 and number == self._number(self.done - 1)
-    with open(path, 'r+b' if goes_on else 'wb') as file:
-      if goes_on:
-        # What lies behind the noted size is of a run that was killed.
+    exists = self.done > 0 and number == self._number(self.done - 1)
+    with open(path, 'r+b' if exists else 'wb') as file:
+      if exists:
+        # A killed run has left the bytes after the noted size.
         if file.seek(0, os.SEEK_END) < self._size:
           raise errors.UserError(
             f'{path} is shorter than {PROGRESS} says. Remove {self._path} to'
@@ -227,8 +228,8 @@ def load_feature_py(directory: str | pathlib.Path) -> dict[str, Any]:
     this name.
 
   Raises:
-    UserError: there are none, the run is unfinished, or a file is not one;
-      nothing in a pickle is executed.
+    UserError: there are no files, the run is unfinished, or a file holds
+      anything but arrays, which is never executed.
   """
   path = pathlib.Path(directory)
   output.check_finished(path)
@@ -256,8 +257,7 @@ def load_feature_c(file: str | pathlib.Path) -> list[list[list[float]]]:
     original's function of this name.
 
   Raises:
-    UserError: there is none, the run is unfinished, or a line is not of the
-      format.
+    UserError: there is no file, the run is unfinished, or a line is malformed.
   """
   path = pathlib.Path(file)
   output.check_finished(path.parent)

@@ -2,7 +2,7 @@
 """One-dimensional Zarr arrays of strings, which TensorStore cannot write.
 
 Data type `string` and codec `vlen-utf8` of the Zarr extensions registry: a
-chunk is the number of its strings (uint32, little-endian) and, for each, the
+chunk holds the number of its strings (uint32, little-endian) and, for each, the
 number of its UTF-8 bytes (uint32) and the bytes.
 """
 
@@ -15,7 +15,7 @@ from resnet_jax.system import files
 
 
 def create(path: pathlib.Path, rows: int, chunk: int) -> None:
-  """Creates an array of `rows` empty strings, `chunk` of them a file."""
+  """Creates an array of `rows` empty strings, `chunk` per file."""
   metadata = {
     'zarr_format': 3,
     'node_type': 'array',
@@ -58,16 +58,16 @@ def remove_chunk(path: pathlib.Path, index: int) -> None:
 
 
 def read(path: pathlib.Path, rows: int | None = None) -> list[str]:
-  """All strings of an array that `create` and `write_chunk` made.
+  """Reads all strings of an array.
 
   Args:
     path: the array.
-    rows: how many there must be, in chunks that may be missing (empty
-      strings); without it no chunk may be missing, so that a made-up size
-      claims no memory.
+    rows: the expected number, in chunks that may be missing (empty strings);
+      without it no chunk may be missing, so that a made-up size claims no
+      memory.
 
   Raises:
-    ValueError, OSError: it is not one, or is damaged.
+    ValueError, OSError: the array is damaged.
   """
   metadata = json.loads((path / 'zarr.json').read_bytes())
   (stated,) = metadata['shape']
@@ -90,10 +90,11 @@ def _decode(data: bytes, chunk: int) -> Iterator[str]:
   (count,) = struct.unpack_from('<I', data)
   if count != chunk:
     raise ValueError(f'a chunk of {count} strings, where {chunk} are expected')
-  place = 4
+  start = 4
   for _ in range(count):
-    (size,) = struct.unpack_from('<I', data, place)
-    if place + 4 + size > len(data):
+    (size,) = struct.unpack_from('<I', data, start)
+    start, end = start + 4, start + 4 + size
+    if end > len(data):
       raise ValueError('a chunk of strings breaks off')
-    yield data[place + 4 : place + 4 + size].decode('utf-8')
-    place += 4 + size
+    yield data[start:end].decode('utf-8')
+    start = end

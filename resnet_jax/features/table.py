@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run writes, known before it starts, and the interface of a writer."""
+"""The table that a run fills, known before it starts, and its writer."""
 
 import dataclasses
 import math
@@ -13,15 +13,14 @@ PENDING, DONE, FAILED = 0, 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class FeatureTable:
-  """The table that a run fills: a row an image, an array a layer.
+  """A row per image, an array per layer.
 
   Attributes:
-    keys: a key a row.
-    labels: a label a row, -1 where there is none.
-    layers: the (C, H, W) of each layer, in the order asked for.
+    keys: of the rows.
+    labels: of the rows; -1 for no label.
+    layers: the (C, H, W) of each layer, in the requested order.
     dtype: 'float32' or 'float16'.
-    batch_rows: rows that are written at a time; a run goes on from a multiple
-      of it.
+    batch_rows: rows written at a time; a run resumes at a multiple of it.
   """
 
   keys: Sequence[str]
@@ -32,22 +31,22 @@ class FeatureTable:
 
   @property
   def rows(self) -> int:
-    """How many images there are."""
+    """The number of images."""
     return len(self.keys)
 
   def row_bytes(self) -> int:
-    """Bytes of the values of one row."""
+    """Bytes of one row's values."""
     size = np.dtype(self.dtype).itemsize
     return sum(math.prod(shape) for shape in self.layers.values()) * size
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-  """What is recorded of a run.
+  """The facts stored beside a run's values.
 
   Attributes:
-    settings: what determines the values; a run goes on only with the same.
-    record: what else somebody may want to know of it.
+    settings: what determines the values; a run is resumed only with the same.
+    record: everything else worth knowing.
   """
 
   settings: Mapping[str, Any]
@@ -55,11 +54,11 @@ class Facts:
 
 
 class Writer(Protocol):
-  """Writes the rows of a run, in order, into a directory of its own.
+  """Writes the rows of a run, in order, into its directory.
 
   Attributes:
-    done: rows that are there already; the next to be written.
-    failed: those of them that could not be computed.
+    done: rows written so far; the number of the next one.
+    failed: the failed ones among them.
   """
 
   done: int
@@ -71,10 +70,10 @@ class Writer(Protocol):
     """Adds rows; when it returns they outlive a killed process.
 
     Args:
-      start: the first row; a multiple of the layout's `batch_rows`.
+      start: the first row; a multiple of the table's `batch_rows`.
       values: (rows, C, H, W) of each layer; NaN in rows that failed.
       reasons: why a row failed, '' for the others.
     """
 
   def finish(self) -> None:
-    """Called after the last row."""
+    """Completes the run after the last row."""

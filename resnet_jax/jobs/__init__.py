@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The jobs: a table that feeds the flag, and how one is run."""
+"""The table of jobs, which also feeds the flag `--job`."""
 
 import dataclasses
 import importlib
@@ -15,10 +15,10 @@ class Job:
   """An entry of the table.
 
   Attributes:
-    module: has `run(config) -> exit status`; imported when it is run, since
-      a mistyped flag should not wait for JAX.
+    module: has `run(config) -> exit status`; imported only to run the job, so
+      that a mistyped flag does not wait for JAX.
     summary: half a line for --help.
-    takes: the settings that arguments behind the flags are for.
+    takes: the settings that positional arguments set, in order.
   """
 
   module: str
@@ -27,47 +27,51 @@ class Job:
 
 
 JOBS = {
-  'extract': Job('resnet_jax.jobs.extract', "write layers' features of images"),
+  'extract': Job(
+    'resnet_jax.jobs.extract', "write layers' features for images"
+  ),
   'predict': Job('resnet_jax.jobs.predict', 'print the labels of images'),
-  'evaluate': Job('resnet_jax.jobs.evaluate', 'errors of labelled images'),
+  'evaluate': Job(
+    'resnet_jax.jobs.evaluate', 'measure the error on labelled images'
+  ),
   'compare': Job(
     'resnet_jax.jobs.compare',
-    'compare two files of predictions, or two feature stores',
+    'compare two prediction files, or two feature stores',
     ('first', 'second'),
   ),
   'zoo': Job('resnet_jax.jobs.zoo', 'list the published checkpoints'),
   'download': Job(
-    'resnet_jax.jobs.download', 'get published checkpoints, verified'
+    'resnet_jax.jobs.download', 'download and verify published checkpoints'
   ),
   'convert': Job(
-    'resnet_jax.jobs.convert', 'write weights as safetensors or for Paddle'
+    'resnet_jax.jobs.convert', 'convert weights to safetensors or for Paddle'
   ),
   'inspect': Job(
-    'resnet_jax.jobs.inspect', "show weights' parameters, or one's values"
+    'resnet_jax.jobs.inspect', "print weights' parameters, or one's values"
   ),
   'visualize': Job(
     'resnet_jax.jobs.visualize',
-    'filters, maps, Grad-CAM and predictions as PNGs and one page',
+    'show filters, maps, Grad-CAM and predictions on one page',
   ),
   'summary': Job(
-    'resnet_jax.jobs.summary', "show layers' names, shapes and costs"
+    'resnet_jax.jobs.summary', "print layers' names, shapes and costs"
   ),
   'diagram': Job('resnet_jax.jobs.diagram', 'draw the network, with graphviz'),
 }
 
 
 def take(name: str, arguments: Sequence[str], config: ConfigDict) -> None:
-  """Puts arguments behind the flags into the settings that they are for.
+  """Sets the settings that a job takes as positional arguments.
 
   Raises:
-    UserError: the job takes none, or another number.
+    UserError: the job takes another number of arguments.
   """
   keys = JOBS[name].takes
   if arguments and len(arguments) != len(keys):
     takes = f'takes {len(keys)} ({", ".join(keys)})' if keys else 'takes none'
     raise errors.UserError(
-      f"do not know what to do with '{' '.join(arguments)}': --job={name}"
-      f' {takes}; settings are flags, such as --config.data=photos.'
+      f"unexpected arguments '{' '.join(arguments)}': --job={name} {takes}."
+      ' Pass settings as flags, such as --config.data=photos.'
     )
   for key, argument in zip(keys, arguments, strict=False):
     config[key] = argument

@@ -4,15 +4,19 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import features
-from resnet_jax.data import labels
-from resnet_jax.evaluation import pairs, predictions, report, similarity
+from resnet_jax.evaluation import (
+  pairs,
+  prediction,
+  prediction_file,
+  report,
+  similarity,
+)
 from resnet_jax.features import table
 from resnet_jax.system import console, errors
 
@@ -25,8 +29,8 @@ def run(config: ConfigDict) -> int:
     if not config[key] or not path.exists():
       raise errors.UserError(
         f"{key}='{config[key]}': there is nothing there. Name two files of"
-        ' predictions (of --job=evaluate), or two feature stores (of'
-        ' --job=extract).'
+        ' predictions (of --job=evaluate or predict), or two feature stores'
+        ' (of --job=extract).'
       )
     # The folder of --job=evaluate stands for the predictions in it.
     inside = path / 'predictions.jsonl'
@@ -52,7 +56,6 @@ def _compare_predictions(
   config: ConfigDict, first: pathlib.Path, second: pathlib.Path
 ) -> None:
   found = pairs.compare(first, second)
-  names = _names(first), _names(second)
   for line in _differences(first, second):
     console.say(line)
   for side, path in enumerate((first, second)):
@@ -60,12 +63,13 @@ def _compare_predictions(
       console.say(f'only in {path}: {found.only[side]} images, left out')
     if found.failed[side]:
       console.say(
-        f'in {path} {found.failed[side]} could not be read: no guess, wrong'
+        f'in {path} {found.failed[side]} images could not be read; they count'
+        ' as wrong'
       )
   for note in found.notes:
     console.say(f'NOTE: {note}')
   tests = [_test_row(name, pair) for name, pair in found.paired.items()]
-  flips = [_flip_row(flip, names) for flip in found.flips]
+  flips = [_flip_row(flip) for flip in found.flips]
   facts = {
     'images': found.images,
     'same_best': found.agreed,
@@ -76,36 +80,23 @@ def _compare_predictions(
     return
   print(f'{found.images} images in both')
   for what, count in (
-    ('the same best guess', found.agreed),
-    ('the same five best in the same order', found.agreed_five),
+    ('the same best label', found.agreed),
+    ('the same five labels in the same order', found.agreed_five),
   ):
     print(f'{what}: {count} ({100 * count / found.images:.3f} %)')
   print()
   console.show(tests, False, heads=1)
   print()
-  print(f'{len(flips)} images with another best guess')
+  print(f'{len(flips)} images with another best label')
   console.show(flips, False, heads=1)
-
-
-def _names(path: pathlib.Path) -> Sequence[str]:
-  """The classes of a file, by their labels."""
-  with predictions.Reader(path) as reader:
-    count = reader.header.settings['classes']
-    stored = reader.header.record.get('class_names')
-  if (
-    isinstance(stored, list)
-    and len(stored) == count
-    and all(isinstance(name, str) for name in stored)
-  ):
-    return stored
-  if count == len(labels.imagenet_classes()):
-    return [found.name for found in labels.imagenet_classes()]
-  return []
 
 
 def _differences(first: pathlib.Path, second: pathlib.Path) -> list[str]:
   """The settings in which two files differ, a line each."""
-  with predictions.Reader(first) as a, predictions.Reader(second) as b:
+  with (
+    prediction_file.Reader(first) as a,
+    prediction_file.Reader(second) as b,
+  ):
     one = {**a.header.settings, **a.header.run}
     other = {**b.header.settings, **b.header.run}
   return [
@@ -132,25 +123,22 @@ def _test_row(name: str, pair: pairs.Paired) -> dict[str, Any]:
   }
 
 
-def _flip_row(
-  flip: pairs.Flip, names: tuple[Sequence[str], Sequence[str]]
-) -> dict[str, Any]:
-  row: dict[str, Any] = {'key': flip.key}
-  for side, guess, known in zip(
-    ('first', 'second'), (flip.first, flip.second), names, strict=True
-  ):
-    row[side] = _answer(guess, known)
+def _flip_row(flip: pairs.Flip) -> dict[str, Any]:
+  row: dict[str, Any] = {
+    'key': flip.key,
+    'first': _answer(flip.first),
+    'second': _answer(flip.second),
+  }
   for name, answers in flip.labels.items():
     row[report.title(name)] = ' or '.join(map(str, answers)) or '-'
   return row
 
 
-def _answer(guess: tuple[int, float] | None, names: Sequence[str]) -> str:
-  if guess is None:
+def _answer(score: prediction.ClassScore | None) -> str:
+  if score is None:
     return 'could not be read'
-  label, probability = guess
-  name = f' {names[label]}' if names else ''
-  return f'{label}{name} ({probability:.4f})'
+  name = f' {score.name}' if score.name else ''
+  return f'{score.label}{name} ({score.probability:.4f})'
 
 
 # ------------------------------------------------------------------- features

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `convert`: weights of any format to ours, or to Paddle's."""
+"""The job `convert`: weights of any format to safetensors or to Paddle's."""
 
 import dataclasses
 import hashlib
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnet_jax import inputs, weights
-from resnet_jax.data import labels, recipe
-from resnet_jax.jobs import common
+from resnet_jax import weights
+from resnet_jax.data import labels, mean
+from resnet_jax.jobs import setup
 from resnet_jax.system import console, errors
 from resnet_jax.weights import assemble, metadata, paddle, safetensors
 
@@ -18,28 +20,28 @@ SUFFIX = '.safetensors'
 
 
 def run(config: ConfigDict) -> int:
-  """Converts, and reads the result again to compare the digests."""
+  """Converts, then reads the result back and compares the digests."""
   errors.check_choice('convert_to', config.convert_to, TARGETS)
   if not config.output:
     raise errors.UserError(
-      'say where to: --config.output=FILE.safetensors, or, with'
+      'no output. Give --config.output=FILE.safetensors, or, with'
       ' --config.convert_to=paddle, --config.output=DIRECTORY.'
     )
   target = pathlib.Path(config.output).expanduser()
   is_file = target.suffix == SUFFIX
   if is_file != (config.convert_to == 'safetensors'):
     raise errors.UserError(
-      f'output={target} does not go with convert_to={config.convert_to}: a'
-      f" safetensors file ends with '{SUFFIX}', and a Paddle directory does"
-      ' not. Change one of the two.'
+      f'output={target} does not match convert_to={config.convert_to}: a'
+      f" safetensors file ends with '{SUFFIX}', a Paddle directory does not."
+      ' Change one of the two.'
     )
   if target.exists():
     raise errors.UserError(
       f'{target} exists already; remove it, or name another output.'
     )
-  said = common.input_wishes(config)
-  loaded = common.load_weights(config)
-  held = _with_the_users_word(config, said, loaded)
+  given = setup.preprocess_overrides(config)
+  loaded = setup.load_weights(config)
+  held = _overridden(config, given, loaded)
   text = metadata.written(
     held,
     loaded.source,
@@ -52,12 +54,12 @@ def run(config: ConfigDict) -> int:
   else:
     safetensors.write(target, loaded.parameters, text)
   again = weights.load(
-    str(target), weights.LoadOptions(conv_order=config.conv_order)
+    str(target), weights.Options(conv_order=config.conv_order)
   )
   if again.digest != loaded.digest:
     raise errors.UserError(
-      f'{target} was written, but reads back as digest {again.digest}, not'
-      f' {loaded.digest}. The disk or the memory is at fault; remove it.'
+      f'{target} reads back with digest {again.digest} instead of'
+      f' {loaded.digest}: the disk or the memory is faulty. Remove it.'
     )
   console.say(f'{target} reads back to the same digest')
   print(target)
@@ -71,32 +73,24 @@ def _file_digest(path: pathlib.Path | None) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _with_the_users_word(
-  config: ConfigDict, said: inputs.Wishes, loaded: weights.Weights
+def _overridden(
+  config: ConfigDict, given: Mapping[str, Any], loaded: weights.Weights
 ) -> assemble.Loaded:
-  """The network as it shall be loaded later, with no other information."""
-  how = inputs.preprocess_for(said, loaded.recipe)
-  console.say(f'input: {how.describe()}')
-  if how.mean.values.shape != (3, 1, 1):
+  """The network with the user's preprocessing and class names."""
+  preprocess = loaded.preprocess.overridden(**given)
+  console.say(f'input: {preprocess.describe()}')
+  if isinstance(preprocess.mean, mean.MeanImage):
     raise errors.UserError(
       'a mean image cannot be stored with the weights. Convert with three'
-      ' values, and give the file as mean= where the weights are used.'
+      ' values for mean=, and give the mean image where the weights are used.'
     )
   held = loaded.loaded
   class_names = held.class_names
   if config.class_names:
     classes = labels.classes(held.model.classes, config.class_names)
     class_names = tuple(c.name for c in classes)
-  first, second, third = (float(v) for v in how.mean.values.ravel())
-  stored = recipe.Recipe(
-    how.channels,
-    # The exact decimals, where the user has not changed them.
-    held.recipe.mean if config.mean == 'auto' else (first, second, third),
-    how.std,
-    how.resize_size,
-    how.crop_size,
-    how.interpolation,
-    how.rounding,
-    how.resize,
+  # Every run chooses these two itself.
+  preprocess = dataclasses.replace(preprocess, multi_crop=False, decode='exact')
+  return dataclasses.replace(
+    held, preprocess=preprocess, class_names=class_names
   )
-  return dataclasses.replace(held, recipe=stored, class_names=class_names)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `diagram`: the network as a graph, without any weights."""
+"""The job `diagram`: the network as a graph, without weights."""
 
 import pathlib
 
 from ml_collections import ConfigDict
 
-from resnet_jax.jobs import common
+from resnet_jax.jobs import setup
 from resnet_jax.system import console, errors, files
 from resnet_jax.views import boxes, graphviz
 
@@ -13,15 +13,15 @@ _DOT = '.dot'
 
 
 def run(config: ConfigDict) -> int:
-  """Writes graphviz's text, and the image that the output's suffix names.
+  """Writes the graphviz text, and the image that the suffix of `output` names.
 
-  Without an output the text goes to standard output.
+  Without an output, prints the text.
   """
   errors.check_choice('diagram_level', config.diagram_level, boxes.LEVELS)
   target = pathlib.Path(config.output).expanduser() if config.output else None
   kind = _kind(target) if target else ''
-  model, how, _ = common.network(config)
-  size = common.image_size(config, how)
+  model, preset, _ = setup.described_network(config)
+  size = setup.image_size(config, preset)
   drawn = graphviz.draw(
     model,
     size,
@@ -46,16 +46,14 @@ def run(config: ConfigDict) -> int:
 
 
 def _kind(target: pathlib.Path) -> str:
-  """The image that a suffix stands for; '' for the text."""
-  kind = target.suffix.removeprefix('.').lower()
-  if target.suffix.lower() == _DOT:
-    return ''
-  if kind not in graphviz.FORMATS:
+  """The image format that a suffix stands for; '' for the text."""
+  suffix = target.suffix.lower()
+  if suffix != _DOT and suffix[1:] not in graphviz.FORMATS:
     raise errors.UserError(
-      f"output={target}: the suffix says what is written, and '{target.suffix}'"
-      f' is none of {_DOT} (text), .svg, .png and .pdf.'
+      f"output={target}: the suffix names the format, and '{target.suffix}' is"
+      f' none of {_DOT} (text), .svg, .png and .pdf.'
     )
-  return kind
+  return '' if suffix == _DOT else suffix[1:]
 
 
 def _write(path: pathlib.Path, data: bytes) -> None:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from resnet_jax import weights
 from resnet_jax.data import mean
 from resnet_jax.models import names
-from resnet_jax.system import console, errors
+from resnet_jax.system import console, errors, folders
 from resnet_jax.zoo import cache, download, lookup, records
 
 ALL = 'all'
@@ -16,9 +16,9 @@ _MEAN_SIZE = 224
 
 
 def run(config: ConfigDict) -> int:
-  """Downloads what `weights` and `layer_num` name, and the mean images.
+  """Downloads the checkpoints of `weights` and `layer_num`, and mean images.
 
-  One that fails does not keep back the others; it is an error in the end.
+  After a failure the others are still downloaded.
   """
   chosen = _chosen(config.weights, config.layer_num)
   checkpoints = {record.name: record for record in chosen}
@@ -29,11 +29,11 @@ def run(config: ConfigDict) -> int:
   sizes = [file.size for file in files.values() if file.size]
   unknown = len(files) - len(sizes)
   console.say(
-    f'to get, unless they are in the cache: {", ".join(files)};'
+    f'to download, unless they are in the cache: {", ".join(files)};'
     f' {sum(sizes) / 1e6:.0f} MB'
     + (f' and {unknown} of unpublished size' if unknown else '')
   )
-  _check_connection(files)
+  _check_offline(files)
   failed = []
   for name, file in files.items():
     try:
@@ -43,21 +43,21 @@ def run(config: ConfigDict) -> int:
       if name in checkpoints:
         _check(checkpoints[name])
       else:
-        subtracted = mean.parse_mean(str(path), _MEAN_SIZE)
-        console.say(f'{name} holds a {subtracted.description}')
+        subtracted = mean.parse_mean(path, _MEAN_SIZE)
+        console.say(f'{name} holds a {mean.describe(subtracted)}')
     except errors.UserError as error:
       failed.append(name)
       console.say(f'FAILED: {error}')
   if failed:
     raise errors.UserError(
-      f'{len(failed)} of {len(files)} files could not be had, for the reasons'
-      f' above: {", ".join(failed)}.'
+      f'{len(failed)} of {len(files)} files failed, for the reasons above:'
+      f' {", ".join(failed)}. Run the job again to download only these.'
     )
   return 0
 
 
-def _check_connection(files: Mapping[str, records.File]) -> None:
-  """One message instead of one a file."""
+def _check_offline(files: Mapping[str, records.File]) -> None:
+  """Raises one UserError, not one a file, if downloads are forbidden."""
   missing = [
     f'{name}/{file.name}'
     for name, file in files.items()
@@ -65,16 +65,16 @@ def _check_connection(files: Mapping[str, records.File]) -> None:
   ]
   if len(missing) > 1 and cache.is_offline():
     raise errors.UserError(
-      f'RESNET_JAX_OFFLINE forbids to download, and {len(missing)} of'
-      f' {len(files)} files are not in {cache.cache_directory()}:'
+      f'RESNET_JAX_OFFLINE forbids downloads, and {len(missing)} of'
+      f' {len(files)} files are not in {folders.cache_directory()}:'
       f' {", ".join(missing)}. Unset it; or give weights=PATH of a file that'
       ' you have.'
     )
 
 
 def _check(record: lookup.Record) -> None:
-  """Reads what was downloaded, as some publishers recorded no hash."""
-  loaded = weights.load(record.family, weights.LoadOptions(record.depth))
+  """Loads a downloaded checkpoint: some publishers give no hash."""
+  loaded = weights.load(record.family, weights.Options(record.depth))
   console.say(
     f'{record.name} holds ResNet-{record.depth}, digest {loaded.digest}'
   )

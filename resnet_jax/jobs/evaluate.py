@@ -2,32 +2,32 @@
 """The job `evaluate`: the error of labelled images, beside the published."""
 
 import collections
-import contextlib
 import dataclasses
 import datetime
 import hashlib
-import itertools
 import json
 import pathlib
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax.data import labels, truth
-from resnet_jax.engine import behind, devices, sizing
+from resnet_jax.data import truth
+from resnet_jax.engine import loop
 from resnet_jax.evaluation import (
   evidence,
   metrics,
-  prediction,
-  predictions,
+  prediction_file,
+  prediction_record,
   report,
 )
-from resnet_jax.jobs import common
-from resnet_jax.system import console, errors, files, timing, version
+from resnet_jax.jobs import classifier
+from resnet_jax.jobs import setup as setup_lib
+from resnet_jax.model import Model
+from resnet_jax.system import console, errors, files, timing
 from resnet_jax.zoo import lookup
 
 # Percent right, below which the labels' order is doubted.
@@ -35,8 +35,8 @@ _DOUBTFUL = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class _Places:
-  """The files that the job writes; `record` is None where none is asked for."""
+class _Paths:
+  """The files that the job writes; `record` is None unless it is given."""
 
   predictions: pathlib.Path
   results: pathlib.Path
@@ -44,87 +44,71 @@ class _Places:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
-  """An evaluation: what of, by which labels, how many images at a time."""
+class _Evaluation:
+  """A classifier, the labels it is evaluated with, and the figure to reach."""
 
-  setup: common.Setup
-  classes: Sequence[labels.ImageNetClass]
+  run: classifier.Run
   sets: Sequence[truth.LabelSet]
-  rows: int
+  header: prediction_record.Header
+  against: report.Standard
 
   @property
-  def keys(self) -> list[str]:
-    """The images' keys, in order."""
-    return [item.key for item in self.setup.source.items]
+  def classifier(self) -> classifier.Classifier:
+    """The network and its images."""
+    return self.run.classifier
 
-  def labels(self) -> Iterator[predictions.Labels]:
-    """The labels of the images, in their order."""
-    names = [found.name for found in self.sets]
-    for row in zip(*(found.answers for found in self.sets), strict=True):
-      yield {
-        name: tuple(sorted(answers))
-        for name, answers in zip(names, row, strict=True)
-      }
+  def labels_of(self, number: int) -> prediction_record.Labels:
+    """An image's labels."""
+    return {
+      found.name: tuple(sorted(found.answers[number])) for found in self.sets
+    }
 
 
 def run(config: ConfigDict) -> int:
-  """Evaluates; goes on with a run of the same settings that was stopped."""
-  places = _places(config)
+  """Evaluates, or resumes an interrupted run with the same settings."""
+  paths = _paths(config)
   texts = _label_texts(config.labels)
   record = _stated(config.checkpoint)
-  setup = common.set_up(config)
-  if not setup.model.classes:
-    raise errors.UserError(
-      'these weights have no head (no classifier), so there is nothing to'
-      ' evaluate. Give weights with a classifier.'
-    )
-  classes = labels.classes(
-    setup.model.classes,
-    config.class_names,
-    setup.weights.loaded.class_names,
+  classified = classifier.load(config)
+  sets = _label_sets(classified, texts)
+  ready = classifier.prepare(classified, paths.predictions)
+  model = classified.setup.model
+  evaluation = _Evaluation(
+    ready,
+    sets,
+    ready.header({found.name: found.description for found in sets}),
+    report.standard(
+      record or _recognised(config, model), model.preprocess, model.module
+    ),
   )
-  sets = _label_sets(setup, texts, classes)
-  network = common.make_network(setup, ('output',))
-  rows = common.batch_rows(
-    config,
-    setup,
-    network,
-    4 * len(classes),
-    _started_rows(places.predictions),
-  )
-  job = _Run(setup, classes, sets, rows)
-  header = _header(job)
-  if predictions.is_finished(places.predictions, header):
+  if prediction_file.is_finished(paths.predictions, evaluation.header):
     console.say(
-      f'{places.predictions} is finished already; the network is not run'
+      f'{paths.predictions} is finished already; the network is not run'
     )
     speed = {}
   else:
-    speed = _predict(config, job, network, header, places.predictions)
-  against = report.standard(
-    record or _recognised(config, setup), setup.how, setup.model
-  )
+    speed = _predict(evaluation, paths.predictions)
   results = {
-    **_identity(config, job, header, against),
+    **_identity(config, evaluation),
     'speed': speed,
-    **_count(config, job, header, against, places.predictions),
+    **_count(config, evaluation, paths.predictions),
   }
-  _write_results(places, results)
+  _write_results(paths, results)
   _show(config, results)
-  for warning in setup.weights.warnings:
+  for warning in model.weights.warnings:
     console.say(f'WARNING: {warning}')
-  console.say(f'predictions are in {places.predictions}')
-  console.say(f'results are in {places.results}')
+  console.say(f'predictions are in {paths.predictions}')
+  console.say(f'results are in {paths.results}')
   if failed := results['failed']:
     console.say(f'{failed} images could not be read; they count as wrong')
-    return common.SOME_FAILED
+    return setup_lib.SOME_FAILED
   return 0
 
 
-# ----------------------------------------------------------- before it starts
+# --------------------------------------------------------------------- set-up
 
 
-def _places(config: ConfigDict) -> _Places:
+def _paths(config: ConfigDict) -> _Paths:
   if not config.results:
     raise errors.UserError(
       "results='': name a folder for the predictions and results.json."
@@ -132,25 +116,16 @@ def _places(config: ConfigDict) -> _Places:
   folder = pathlib.Path(config.results).expanduser()
   if folder.exists() and not folder.is_dir():
     raise errors.UserError(f'results={folder} is a file; name a folder.')
-  file = folder / 'predictions.jsonl'
-  if config.predictions:
-    file = pathlib.Path(config.predictions).expanduser()
+  predictions = classifier.predictions_path(config)
   record = pathlib.Path(config.record).expanduser() if config.record else None
-  for key, path in (('predictions', file), ('record', record)):
-    if path and path.is_dir():
-      raise errors.UserError(f'{key}={path} is a folder; name a file.')
+  if record and record.is_dir():
+    raise errors.UserError(f'record={record} is a folder; name a file.')
   if record:
-    # What is wrong with it should not be found after hours.
+    # A damaged record should not be found after hours.
     evidence.read(record)
-  return _Places(file, folder / 'results.json', record)
-
-
-def _started_rows(path: pathlib.Path) -> Any:
-  """The batches of the predictions that are there; None: there are none."""
-  for place in (path, predictions.part(path)):
-    with contextlib.suppress(errors.UserError), predictions.Reader(place) as it:
-      return it.header.run.get('batch_rows')
-  return None
+  return _Paths(
+    predictions or folder / 'predictions.jsonl', folder / 'results.json', record
+  )
 
 
 def _label_texts(text: str) -> list[str]:
@@ -161,31 +136,27 @@ def _label_texts(text: str) -> list[str]:
 
 
 def _stated(name: str) -> lookup.Record | None:
-  """The checkpoint that the user says it is."""
+  """The checkpoint that the user says the weights are."""
   if not name:
     return None
   known = {record.name: record for record in lookup.RECORDS}
   return known[errors.check_choice('checkpoint', name, known)]
 
 
-def _recognised(
-  config: ConfigDict, setup: common.Setup
-) -> lookup.Record | None:
-  """The checkpoint that the weights are."""
+def _recognised(config: ConfigDict, model: Model) -> lookup.Record | None:
+  """The checkpoint that the weights are found to be."""
   if config.weights in lookup.FAMILIES:
-    return lookup.find(config.weights, setup.model.depth)
-  if setup.weights.path is None:
+    return lookup.find(config.weights, model.module.depth)
+  if model.weights.path is None:
     return None
-  return lookup.identify(setup.weights.path, setup.model.depth)
+  return lookup.identify(model.weights.path, model.module.depth)
 
 
 def _label_sets(
-  setup: common.Setup,
-  texts: Sequence[str],
-  classes: Sequence[labels.ImageNetClass],
+  classified: classifier.Classifier, texts: Sequence[str]
 ) -> list[truth.LabelSet]:
-  items = setup.source.items
-  sets = [truth.load(text, items, _class_names(classes)) for text in texts]
+  items = classified.setup.source.items
+  sets = [truth.load(text, items, classified.names) for text in texts]
   for found in sets:
     console.say(f'{report.title(found.name)}: {found.description}')
   twice = collections.Counter(found.name for found in sets).most_common(1)[0]
@@ -197,180 +168,87 @@ def _label_sets(
   return sets
 
 
-def _class_names(classes: Sequence[labels.ImageNetClass]) -> list[str]:
-  """The classes' WordNet ids or names, or stand-ins, to find labels by."""
-  return [found.wnid or found.name for found in classes]
+# -------------------------------------------------------------------- predict
 
 
-def _header(job: _Run) -> predictions.Header:
-  setup, classes = job.setup, job.classes
-  items = setup.source.items
-  # The labels are no part of it: a finished file can be given others.
-  data = json.dumps([[item.key, item.size] for item in items]).encode()
-  model = setup.model
-  names = [] if classes[0].wnid else [found.name for found in classes]
-  return predictions.Header(
-    {
-      'model': f'ResNet-{model.depth}',
-      'variant': {
-        'stride_in': model.stride_in,
-        'stem_pool': model.stem_pool,
-        'epsilon': model.epsilon,
-      },
-      'weights_sha256': setup.weights.digest,
-      'preprocessing': setup.how.describe(),
-      'classes': len(classes),
-      'images': len(items),
-      'images_sha256': hashlib.sha256(data).hexdigest(),
-    },
-    {
-      'batch_rows': job.rows,
-      'device': devices.describe(setup.execution.devices),
-      'arithmetic': setup.execution.arithmetic,
-      'versions': version.versions(),
-    },
-    {
-      'weights': setup.weights.source,
-      'trained': setup.weights.trained,
-      'labels': {found.name: found.description for found in job.sets},
-      'class_names': names,
-    },
-  )
-
-
-# --------------------------------------------------------------- the network
-
-
-def _predict(
-  config: ConfigDict,
-  job: _Run,
-  network: sizing.Network,
-  header: predictions.Header,
-  path: pathlib.Path,
-) -> dict[str, Any]:
-  """Writes the predictions that are not there yet; returns how fast."""
-  items = job.setup.source.items
+def _predict(evaluation: _Evaluation, path: pathlib.Path) -> dict[str, Any]:
+  """Writes the predictions that are missing; returns the speed."""
+  ready = evaluation.run
   clock = timing.Clock()
-  with predictions.Writer(path, header, job.rows) as writer:
-    if writer.done:
-      console.say(f'going on after {writer.done} of {len(items)} images')
-    known = itertools.islice(job.labels(), writer.done, None)
-    computed = common.computed(
-      config,
-      job.setup,
-      network,
-      rows=job.rows,
-      clock=clock,
-      start=writer.done,
-    )
+  with prediction_file.Writer(
+    path, evaluation.header, ready.run.rows
+  ) as writer:
 
-    def write(done: common.Computed) -> None:
-      batch, values = done
-      with clock.measure('write', len(batch.items)):
-        writer.write(
-          [
-            predictions.Predicted(
-              item.key, next(known), _best(item.name, row, job, reason), reason
-            )
-            for item, reason, row in zip(
-              batch.items, batch.reasons, values['output'], strict=True
-            )
-          ]
-        )
+    def write(done: loop.Computed) -> None:
+      with clock.measure('write', len(done[0].items)):
+        writer.write(ready.predictions(done, evaluation.labels_of))
 
+    computed = ready.batches(clock, writer.done)
     with (
-      console.Progress(len(items), writer.done) as bar,
-      behind.Behind(write) as later,
+      console.Progress(len(evaluation.classifier.keys), writer.done) as bar,
+      loop.writing_behind(write) as give,
     ):
       for done in computed:
-        later.give(done)
+        give(done)
         bar.add(len(done[0].items))
     writer.publish()
-  common.say_stages(clock)
+  setup_lib.report_stages(clock)
   return clock.figures()
 
 
-def _best(
-  name: str, row: np.ndarray, job: _Run, reason: str
-) -> tuple[tuple[int, float], ...]:
-  if reason:
-    return ()
-  values = row.ravel()
-  if not np.isfinite(values).all():
-    raise errors.UserError(
-      f'the network gives {name} probabilities that are not finite: these'
-      ' weights do not fit this network or this preprocessing.'
-    )
-  guesses = prediction.from_probabilities(
-    values, job.classes, metrics.BEST
-  ).best
-  # As few digits as make the same float32.
-  return tuple(
-    (guess.label, float(str(np.float32(guess.probability))))
-    for guess in guesses
-  )
+# ---------------------------------------------------------------------- count
 
 
-# ------------------------------------------------------------- what was found
-
-
-def _identity(
-  config: ConfigDict,
-  job: _Run,
-  header: predictions.Header,
-  against: report.Standard,
-) -> dict[str, Any]:
-  """What is needed to find the same again."""
+def _identity(config: ConfigDict, evaluation: _Evaluation) -> dict[str, Any]:
+  """Everything needed to repeat the run."""
+  setup = evaluation.classifier.setup
   return {
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'command': shlex.join(sys.orig_argv),
     'config': dict(config.items()),
-    'checkpoint': against.checkpoint,
-    'weights': job.setup.weights.source,
-    'trained': job.setup.weights.trained,
-    'data': job.setup.source.description,
-    **header.settings,
+    'checkpoint': evaluation.against.checkpoint,
+    'weights': setup.model.weights.source,
+    'trained': setup.model.weights.trained,
+    'data': setup.source.description,
+    **evaluation.header.settings,
   }
 
 
 def _count(
-  config: ConfigDict,
-  job: _Run,
-  header: predictions.Header,
-  against: report.Standard,
-  path: pathlib.Path,
+  config: ConfigDict, evaluation: _Evaluation, path: pathlib.Path
 ) -> dict[str, Any]:
-  """What is found; the file gets the labels of this run if it has others."""
-  tallies = [metrics.Tally(len(job.classes)) for _ in job.sets]
-  failed, relabelled, guessed = 0, False, []
-  for image, wanted in zip(
-    predictions.images(path, job.keys), job.labels(), strict=True
-  ):
-    best = [label for label, _ in image.best]
-    guessed.append(best[0] if best else -1)
+  """Counts a finished file; it gets this run's labels if it has others."""
+  keys, classes = evaluation.classifier.keys, evaluation.classifier.classes
+  tallies = [metrics.Tally(len(classes)) for _ in evaluation.sets]
+  failed, relabelled, predicted = 0, False, []
+  for number, image in enumerate(prediction_file.images(path, keys)):
+    wanted = evaluation.labels_of(number)
+    predicted.append(-1 if image.predicted is None else image.predicted)
     failed += bool(image.failed)
     relabelled |= image.labels != wanted
     for tally, answers in zip(tallies, wanted.values(), strict=True):
-      tally.add(answers, best)
+      tally.add(answers, image.ranking)
   if relabelled:
-    predictions.relabel(path, job.keys, job.labels(), header.record)
+    labels = map(evaluation.labels_of, range(len(keys)))
+    prediction_file.relabel(path, keys, labels, evaluation.header.record)
     console.say(f'{path} has the labels of this run now')
-  with predictions.Reader(path) as reader:
+  with prediction_file.Reader(path) as reader:
     made_by = reader.header.run
   with open(path, 'rb') as file:
     digest = hashlib.file_digest(file, 'sha256').hexdigest()
-  names = [f'{c.wnid} {c.name}'.strip() for c in job.classes]
+  names = [f'{c.wnid} {c.name}'.strip() for c in classes]
+  trained = evaluation.classifier.setup.model.weights.trained
   found = {}
-  for label_set, tally in zip(job.sets, tallies, strict=True):
-    figures = report.figures(tally, against)
+  for label_set, tally in zip(evaluation.sets, tallies, strict=True):
+    figures = report.figures(tally, evaluation.against)
     figures['description'] = label_set.description
     figures['labels_sha256'] = label_set.digest
-    if job.setup.weights.trained and tally.top1.percent > 100 - _DOUBTFUL:
+    if trained and tally.top1.percent > 100 - _DOUBTFUL:
       figures['diagnosis'] = truth.diagnose(
-        np.array(guessed),
-        job.keys,
+        np.array(predicted),
+        keys,
         label_set,
-        _class_names(job.classes),
+        evaluation.classifier.names,
         (*_label_texts(config.labels), config.data),
       )
     found[label_set.name] = figures | report.details(tally, names)
@@ -382,14 +260,14 @@ def _count(
   }
 
 
-def _write_results(places: _Places, results: Mapping[str, Any]) -> None:
+def _write_results(paths: _Paths, results: Mapping[str, Any]) -> None:
   text = json.dumps(results, indent=1, ensure_ascii=False) + '\n'
-  with files.writing('results', places.results):
-    places.results.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(places.results, text.encode())
-  if places.record:
-    new = evidence.append(places.record, evidence.lines_of(results))
-    console.say(f'{len(new)} new results are in {places.record}')
+  with files.writing('results', paths.results):
+    paths.results.parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(paths.results, text.encode())
+  if paths.record:
+    new = evidence.append(paths.record, evidence.lines_of(results))
+    console.say(f'{len(new)} new results are in {paths.record}')
 
 
 def _show(config: ConfigDict, results: Mapping[str, Any]) -> None:

@@ -5,41 +5,38 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import features
 from resnet_jax.data import pipeline
-from resnet_jax.engine import behind, devices, runner, sizing
+from resnet_jax.engine import devices, loop, reductions
 from resnet_jax.features import output, table
-from resnet_jax.jobs import common
+from resnet_jax.jobs import setup as setup_lib
 from resnet_jax.models import aliases
 from resnet_jax.system import console, errors, timing, version
 
 
 def run(config: ConfigDict) -> int:
-  """Extracts; goes on with a run of the same settings that was stopped."""
+  """Extracts; resumes a run of the same settings that was stopped."""
   errors.check_choice('feature_format', config.feature_format, features.FORMATS)
-  reduction = runner.Reduction(config.pool, config.dtype)
+  reduction = reductions.Reduction(config.pool, config.dtype)
   if config.layer_num:
     # A mistyped name should not wait for the weights.
     aliases.select_layers(config.output_layer, config.layer_num)
-  setup = common.set_up(config)
-  model = setup.model
-  selection = aliases.select_layers(
-    config.output_layer, model.depth, head=model.classes > 0
+  setup = setup_lib.set_up(config)
+  layers = setup.model.select(
+    config.output_layer, lambda note: console.say(f'NOTE: {note}')
   )
-  for note in selection.notes:
-    console.say(f'NOTE: {note}')
-  layers = selection.layers
   form = features.FORMATS[config.feature_format]
   directory = output.checked(config.output_dir)
-  network = common.make_network(setup, layers, reduction)
   before = output.found_settings(directory, features.read_settings)
-  plan = _plan(config, setup, layers, reduction, network, before=before)
+  resumed = before.get('batch_rows')
+  job = setup.prepared(
+    layers, reduction, resumed=resumed if type(resumed) is int else 0
+  )
+  plan = _plan(setup, layers, reduction, job.rows)
   facts = _facts(config, setup, plan, reduction)
   notes = features.notes(config.feature_format, plan)
 
@@ -54,60 +51,52 @@ def run(config: ConfigDict) -> int:
     writer = form.writer(output.part(directory), plan)
     if started:
       _say_plan(form, plan, directory, plan.rows - writer.done, notes)
-      console.say(f'going on after {writer.done} of {plan.rows} images')
-    _extract(config, setup, network, plan, writer)
+      console.say(f'resuming after {writer.done} of {plan.rows} images')
+    _extract(setup, job, plan, writer)
     output.publish(directory)
   console.say(f'features of {plan.rows} images are in {directory}')
   return _status(writer)
 
 
 def _status(writer: table.Writer) -> int:
-  """The exit status of a finished run, its failed images said."""
+  """The exit status of a finished run, its failed images reported."""
   if writer.failed:
     console.say(
       f'{writer.failed} images could not be read: their rows are NaN, the'
       ' reasons are beside them'
     )
-    return common.SOME_FAILED
+    return setup_lib.SOME_FAILED
   return 0
 
 
 def _extract(
-  config: ConfigDict,
-  setup: common.Setup,
-  network: sizing.Network,
+  setup: setup_lib.Setup,
+  job: loop.Run,
   plan: table.FeatureTable,
   writer: table.Writer,
 ) -> None:
   clock = timing.Clock()
-  computed = common.computed(
-    config,
-    setup,
-    network,
-    rows=plan.batch_rows,
-    clock=clock,
-    start=writer.done,
-  )
+  computed = setup.stream(job, clock, writer.done)
 
-  def write(done: common.Computed) -> None:
+  def write(done: loop.Computed) -> None:
     batch, values = done
     with clock.measure('write', len(batch.items)):
       writer.write(batch.start, _without_failed(batch, values), batch.reasons)
 
   with console.Progress(plan.rows, writer.done) as bar:
-    with behind.Behind(write) as later:
+    with loop.writing_behind(write) as give:
       for done in computed:
-        later.give(done)
+        give(done)
         bar.add(len(done[0].items))
     writer.finish()
-  common.say_stages(clock)
+  setup_lib.report_stages(clock)
 
 
 def _without_failed(
   batch: pipeline.Batch, values: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
   """The values, NaN where an image failed."""
-  failed = np.flatnonzero(~batch.mask[: len(batch.items)])
+  failed = np.flatnonzero(~batch.mask)
   if not len(failed):
     return values
   values = {k: np.array(v) for k, v in values.items()}
@@ -117,43 +106,35 @@ def _without_failed(
 
 
 def _plan(
-  config: ConfigDict,
-  setup: common.Setup,
+  setup: setup_lib.Setup,
   layers: tuple[str, ...],
-  reduction: runner.Reduction,
-  network: sizing.Network,
-  *,
-  before: Mapping[str, Any],
+  reduction: reductions.Reduction,
+  rows: int,
 ) -> table.FeatureTable:
-  size = setup.how.crop_size
-  shapes = runner.output_shapes(setup.model, layers, reduction, size, size)
+  size = setup.model.preprocess.crop_size
+  shapes = reductions.output_shapes(
+    setup.model.module, layers, reduction, size, size
+  )
   items = setup.source.items
   keys, labels = [i.key for i in items], [i.label for i in items]
-  one = table.FeatureTable(keys, labels, shapes, reduction.dtype, 1)
-  rows = common.batch_rows(
-    config, setup, network, one.row_bytes(), before.get('batch_rows')
-  )
   return table.FeatureTable(keys, labels, shapes, reduction.dtype, rows)
 
 
 def _facts(
   config: ConfigDict,
-  setup: common.Setup,
+  setup: setup_lib.Setup,
   plan: table.FeatureTable,
-  reduction: runner.Reduction,
+  reduction: reductions.Reduction,
 ) -> table.Facts:
+  model, module = setup.model, setup.model.module
   data = json.dumps(
     [[item.key, item.label, item.size] for item in setup.source.items]
   ).encode()
   settings = {
-    'model': f'ResNet-{setup.model.depth}',
-    'variant': {
-      'stride_in': setup.model.stride_in,
-      'stem_pool': setup.model.stem_pool,
-      'epsilon': setup.model.epsilon,
-    },
-    'weights_sha256': setup.weights.digest,
-    'preprocessing': setup.how.describe(),
+    'model': f'ResNet-{module.depth}',
+    'variant': dataclasses.asdict(module.variant),
+    'weights_sha256': model.weights.digest,
+    'preprocessing': model.preprocess.describe(),
     'layers': list(plan.layers),
     'pool': reduction.pool,
     'dtype': reduction.dtype,
@@ -161,16 +142,16 @@ def _facts(
     'images': plan.rows,
     'images_sha256': hashlib.sha256(data).hexdigest(),
     'batch_rows': plan.batch_rows,
-    'arithmetic': setup.execution.arithmetic,
-    'device': devices.describe(setup.execution.devices),
+    'arithmetic': model.execution.arithmetic,
+    'device': devices.describe(model.execution.devices),
     'versions': version.versions(),
   }
   record = {
-    'weights': setup.weights.source,
-    'trained': setup.weights.trained,
-    'recipe': dataclasses.asdict(setup.weights.recipe),
-    'warnings': list(setup.weights.warnings),
-    # Not on_error: a run may be gone on with under another one.
+    'weights': model.weights.source,
+    'trained': model.weights.trained,
+    'recipe': dataclasses.asdict(model.weights.preprocess),
+    'warnings': list(model.weights.warnings),
+    # Not on_error: a run may resume under another one.
     'config': {k: v for k, v in config.items() if k != 'on_error'},
   }
   return table.Facts(settings, record)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `inspect`: the parameters of weights, and the values of one.
+"""The job `inspect`: a table of all parameters, or the values of some.
 
-The original's page does the latter with `od -j 16 -f FILE`.
+Values are printed as the original's documentation does, `od -j 16 -f FILE`.
 """
 
 from collections.abc import Iterator
@@ -11,16 +11,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import weights
-from resnet_jax.jobs import common
-from resnet_jax.system import console, errors
+from resnet_jax.jobs import setup
+from resnet_jax.models import aliases
+from resnet_jax.system import console
 from resnet_jax.weights import paddle, parameters
 
-_A_LINE = 4
+_VALUES_A_LINE = 4
 
 
 def run(config: ConfigDict) -> int:
-  """Prints a table of all parameters, or the values of some."""
-  loaded = common.load_weights(config, finite=False)
+  """Prints the table or the values."""
+  loaded = setup.load_weights(config, finite=False)
   if config.parameter:
     chosen = parameters.select(config.parameter, loaded.loaded)
     for name in chosen:
@@ -75,23 +76,22 @@ def _show_values(
     row['values'] = [None if np.isnan(value) else value for value in values]
     console.show([row], True, digest=loaded.digest)
     return
-  errors.check_choice('conv_order', config.conv_order, paddle.CONV_ORDERS)
   stored = paddle.stored(array, config.conv_order)
   console.say(
     f'{name}, {_shape(stored.shape)} as Paddle stores it, in'
-    f' {paddle.file_name(name)}'
+    f' {aliases.paddle_parameter(name)}'
   )
   for line in _od(stored.ravel()):
     print(line)
 
 
 def _od(values: np.ndarray) -> Iterator[str]:
-  """What `od -j 16 -f` shows of Paddle's file."""
+  """The lines that `od -j 16 -f` prints for Paddle's file."""
   header, before, starred = 16, b'', False
-  for start in range(0, values.size, _A_LINE):
-    numbers = values[start : start + _A_LINE]
-    if numbers.size == _A_LINE and numbers.tobytes() == before:
-      # It shows the first of equal lines only.
+  for start in range(0, values.size, _VALUES_A_LINE):
+    numbers = values[start : start + _VALUES_A_LINE]
+    if numbers.size == _VALUES_A_LINE and numbers.tobytes() == before:
+      # od prints the first of equal lines, and a star.
       if not starred:
         yield '*'
       starred = True
@@ -105,7 +105,7 @@ def _od(values: np.ndarray) -> Iterator[str]:
 def _shortest(number: np.float32) -> str:
   if np.isnan(number):
     return '-nan' if np.signbit(number) else 'nan'
-  # od gives the fewest digits that come back as the same float32.
+  # od prints the fewest digits that round back to the same float32.
   for digits in range(6, 10):
     text = f'{number:.{digits}g}'
     if np.float32(text) == number:

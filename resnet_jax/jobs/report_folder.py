@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a report: made beside its place, then moved there.
+"""The folder of a report: written beside its place, then moved there.
 
-A report that a run replaces is recognised by its page, and removed only when
-the new one is whole.
+An earlier report is removed only when the new one is complete; a folder that
+holds anything else is refused.
 """
 
 import os
@@ -14,17 +14,17 @@ from resnet_jax.system import errors, files
 
 PAGE = 'report.html'
 
-# What a report consists of, besides a folder an image.
+# A report consists of these, and of a folder of plots an image.
 _FILES = {PAGE, 'filters.png'}
 _FOLDER = re.compile(r'\d{3}(_.*)?')
 _PLOT = re.compile(r'(predictions|grad_cam|maps_\w+)\.png')
 
 
 def checked(text: str) -> pathlib.Path:
-  """The folder that a report goes to.
+  """The folder of a report.
 
   Raises:
-    UserError: it, or what is beside it, holds something else.
+    UserError: it, or its `part`, holds something else.
   """
   path = pathlib.Path(os.path.normpath(os.path.expanduser(text)))
   if path.is_symlink():
@@ -39,18 +39,18 @@ def checked(text: str) -> pathlib.Path:
 
 
 def part(path: pathlib.Path) -> pathlib.Path:
-  """Where a report is made."""
+  """Where a report is written before `publish`."""
   return path.with_name(path.name + files.PART)
 
 
 def create(path: pathlib.Path) -> None:
-  """Makes the folder that a run works in; `checked` has looked."""
+  """Creates an empty `part`; `checked` has looked at the old one."""
   shutil.rmtree(part(path), ignore_errors=True)
   part(path).mkdir(parents=True)
 
 
 def publish(path: pathlib.Path) -> None:
-  """Gives a report its name, in the place of an earlier one."""
+  """Moves a report to its folder, in place of an earlier one."""
   _check_ours(path)
   if path.exists():
     old = part(path).with_name(part(path).name + '.old')
@@ -71,7 +71,7 @@ def _check_ours(path: pathlib.Path) -> None:
     foreign = [found for found in path.iterdir() if not _is_ours(found)]
   except OSError as error:
     raise errors.UserError(
-      f'cannot look into {path}: {error.strerror}. Choose another report.'
+      f'cannot list {path}: {error.strerror}. Choose another report.'
     ) from error
   if foreign:
     raise errors.UserError(

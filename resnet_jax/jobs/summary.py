@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `summary`: layers, their names and costs, without any weights."""
+"""The job `summary`: layers, their names and costs, without weights."""
 
+import dataclasses
 import math
 
 from ml_collections import ConfigDict
 
-from resnet_jax.jobs import common
+from resnet_jax.jobs import setup
 from resnet_jax.models import aliases, costs, resnet
 from resnet_jax.system import console
 
 
 def run(config: ConfigDict) -> int:
-  """Prints a row a layer, and the totals."""
-  model, how, facts = common.network(config)
-  size = common.image_size(config, how)
+  """Prints a row for each layer, and the totals."""
+  model, preset, facts = setup.described_network(config)
+  size = setup.image_size(config, preset)
   found = costs.costs(model, size, size)
   usual = _usual_names(model)
   rows = [
@@ -43,9 +44,7 @@ def run(config: ConfigDict) -> int:
     heads=1,
     depth=model.depth,
     classes=model.classes,
-    stride_in=model.stride_in,
-    stem_pool=model.stem_pool,
-    epsilon=model.epsilon,
+    **dataclasses.asdict(model.variant),
     image=[3, size, size],
     totals=totals,
     **facts,
@@ -56,7 +55,7 @@ def run(config: ConfigDict) -> int:
 
 
 def _usual_names(model: resnet.ResNet) -> dict[str, dict[str, str]]:
-  """For each other program, its usual name of each layer."""
+  """By scheme, the usual name of each layer."""
   usual: dict[str, dict[str, str]] = {
     scheme: {} for scheme in aliases.SCHEMES if scheme != aliases.CANONICAL
   }
@@ -73,8 +72,8 @@ def _total_line(model: resnet.ResNet, size: int, totals: dict[str, int]) -> str:
     f' {totals["multiply_adds"] / 1e9:.2f} G multiply-adds,'
     f' {totals["bytes"] / 1e6:.1f} MB of float32 values'
   )
-  as_there = size == 224 and model.stride_in == '1x1' and model.classes == 1000
-  if as_there and model.depth in costs.PAPER:
+  published = model.variant.stride_in == '1x1' and model.classes == 1000
+  if size == 224 and published and model.depth in costs.PAPER:
     paper = costs.PAPER[model.depth] / 1e9
     line += f"; the paper's table 1 prints {paper:g} G"
   return line

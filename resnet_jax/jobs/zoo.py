@@ -12,7 +12,7 @@ from resnet_jax.zoo import lookup
 
 
 def run(config: ConfigDict) -> int:
-  """Prints the table, or records whole as JSON; of a depth, of a family."""
+  """Prints the checkpoints of `weights` and `layer_num`: a table, or JSON."""
   if config.layer_num:
     names.check_depth(config.layer_num)
   families = list(lookup.FAMILIES)

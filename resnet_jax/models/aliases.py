@@ -1,25 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names that Caffe, Keras and torchvision have for the layers.
+"""Layers by the names of Caffe, Keras and torchvision; Paddle's parameters.
 
 Sources: the authors' deploy prototxts (`res4b12_branch2c`), Keras'
 `applications/resnet.py` (`conv4_block13_3_conv`), torchvision's and timm's
-`models/resnet.py` (`layer3.12.conv3`), and for the CIFAR networks, which these
-do not have, akamaster/pytorch_resnet_cifar10, `resnet.py`; its names are
-torchvision's but for the classifier (`linear`).  Caffe and Keras have only
-ResNet-50, -101 and -152.  Plain Python, so that a command line can be checked
-without JAX.
+`models/resnet.py` (`layer3.12.conv3`).  The CIFAR networks have the names of
+akamaster/pytorch_resnet_cifar10, `resnet.py`: torchvision's but for the
+classifier (`linear`).  Caffe and Keras have only ResNet-50, -101 and -152.
+Plain Python, so that a command line can be checked without JAX.
 """
 
 import dataclasses
 import fnmatch
+import functools
 import string
 from collections.abc import Iterator, Mapping, Sequence
 
-from resnet_jax.models import names
+from resnet_jax.models import names, structure
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 
 CANONICAL = 'paddle'
 SCHEMES = (CANONICAL, 'caffe', 'keras', 'torchvision')
+
+# By scheme: which layers hold the parameters of the stem's convolution, of its
+# batch norm (in Caffe the end of `bn...` and `scale...`), of the classifier.
+_OWNERS = {
+  'caffe': ('conv1', '_conv1', 'fc1000'),
+  'keras': ('conv1_conv', 'conv1_bn', 'predictions'),
+  'torchvision': ('conv1', 'bn1', 'fc'),
+}
+
+# By scheme: the names outside of the blocks, a layer's usual one first.
+_STEM_AND_HEAD = {
+  'caffe': {
+    'conv1_conv': ('conv1',),
+    'conv1_bn': ('conv1_relu', 'scale_conv1', 'bn_conv1'),
+    'pool1': ('pool1',),
+    'avgpool': ('pool5',),
+    'output': ('prob',),
+  },
+  'keras': {
+    'conv1_conv': ('conv1_conv',),
+    'conv1_bn': ('conv1_relu', 'conv1_bn'),
+    'pool1': ('pool1_pool',),
+    'avgpool': ('avg_pool',),
+    'output': ('predictions',),
+  },
+  'torchvision': {
+    'conv1_conv': ('conv1',),
+    'conv1_bn': ('relu', 'act1', 'bn1'),
+    'pool1': ('maxpool',),
+    'avgpool': ('avgpool', 'global_pool'),
+  },
+}
+
+# What a parameter's file ends with in Paddle; `bias` is 'wbias'.
+_PADDLE_SUFFIXES = {'kernel': 'w0', 'scale': 'w0', 'mean': 'w1', 'var': 'w2'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +66,8 @@ class Alias:
     scheme: one of SCHEMES.
     name: the name there.
     layer: the canonical name.
-    before_relu: whether the value there is the one before the ReLU that the
-      canonical layer includes.
+    before_relu: whether the value there lacks the ReLU that the canonical
+      layer includes.
   """
 
   scheme: str
@@ -42,7 +78,7 @@ class Alias:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """What names and globs stand for.
+  """The layers that names and globs stand for.
 
   Attributes:
     layers: canonical names.
@@ -53,14 +89,15 @@ class Selection:
   notes: tuple[str, ...]
 
 
-def caffe_block(depth: int, stage: int, block: int) -> str:
-  """The authors' name of res{stage}_{block}: `2a`, `4f`, `4b35`."""
-  if block == 1:
-    return f'{stage}a'
-  # ResNet-50's blocks have letters, also res4's six.
-  if depth == 50 or stage in (2, 5):
-    return f'{stage}{string.ascii_lowercase[block - 1]}'
-  return f'{stage}b{block - 1}'
+class AmbiguousNameError(errors.UserError):
+  """A name that stands for several things; the message tells them apart."""
+
+
+def paddle_parameter(parameter: str) -> str:
+  """Paddle's name of a `layer/leaf` parameter: `_res2_1_branch1_bn.w1`."""
+  layer, leaf = parameter.split('/')
+  owner = 'output' if layer == 'logits' else layer
+  return f'_{owner}.{_PADDLE_SUFFIXES.get(leaf, "wbias")}'
 
 
 def owners(depth: int, scheme: str) -> dict[str, str]:
@@ -70,167 +107,117 @@ def owners(depth: int, scheme: str) -> dict[str, str]:
   is the common end of `bn...` and `scale...` ('2a_branch1', '_conv1').  Empty
   if the program has no network of that depth.
   """
-  if scheme in ('caffe', 'keras') and depth not in (50, 101, 152):
+  if scheme not in _programs(depth):
     return {}
-  stem, head = {
-    CANONICAL: (('conv1_conv', 'conv1_bn'), 'output'),
-    'caffe': (('conv1', '_conv1'), 'fc1000'),
-    'keras': (('conv1_conv', 'conv1_bn'), 'predictions'),
-    'torchvision': (
-      ('conv1', 'bn1'),
-      'linear' if depth in names.CIFAR else 'fc',
-    ),
-  }[scheme]
-  result = dict(zip(('conv1_conv', 'conv1_bn'), stem, strict=True))
-  for stage, block, branch in _branches(depth):
-    ours = f'{names.block_name(stage, block)}_{branch}'
-    number = 0 if branch == 'branch1' else 1 + 'abc'.index(branch[-1])
-    caffe = f'{caffe_block(depth, stage, block)}_{branch}'
-    keras = f'conv{stage}_block{block}_{number}'
-    torch = f'layer{stage - 1}.{block - 1}'
-    torch_pair = (
-      (f'{torch}.conv{number}', f'{torch}.bn{number}')
-      if number
-      else (f'{torch}.downsample.0', f'{torch}.downsample.1')
-    )
-    pair = {
-      CANONICAL: (f'{ours}_conv', f'{ours}_bn'),
-      'caffe': (f'res{caffe}', caffe),
-      'keras': (f'{keras}_conv', f'{keras}_bn'),
-      'torchvision': torch_pair,
-    }[scheme]
-    result[f'{ours}_conv'], result[f'{ours}_bn'] = pair
-  return result | {'logits': head}
+  conv, norm, classifier = _OWNERS[scheme]
+  if depth in names.CIFAR:
+    classifier = 'linear'
+  result = {'conv1_conv': conv, 'conv1_bn': norm}
+  for block in structure.blocks(depth, Variant()):
+    for unit in block.units:
+      conv, norm, _ = _unit_names(depth, scheme, block, unit)
+      result |= {f'{unit.name}_conv': conv, f'{unit.name}_bn': norm}
+  return result | {'logits': classifier}
 
 
+def _programs(depth: int) -> tuple[str, ...]:
+  """The other programs that have a network of a depth."""
+  return SCHEMES[1:] if depth in (50, 101, 152) else ('torchvision',)
+
+
+@functools.lru_cache(maxsize=32)
 def aliases(depth: int, head: bool = True) -> tuple[Alias, ...]:
   """All names of all layers; a layer's first one of a scheme is the usual."""
-  layers = set(names.layer_names(depth, head))
-  found = [
-    *(Alias(CANONICAL, layer, layer) for layer in layers),
-    *_torchvision(depth),
-  ]
-  if depth in (50, 101, 152):
-    found += [*_caffe(depth), *_keras(depth)]
-  return tuple(alias for alias in found if alias.layer in layers)
+  layers = dict.fromkeys(names.layer_names(depth, head))
+  found = [Alias(CANONICAL, layer, layer) for layer in layers]
+  with_relu = {
+    f'{u.name}_bn' for u in structure.units(depth, Variant()) if u.relu
+  }
+  for scheme in _programs(depth):
+    owner = owners(depth, scheme)
+    for layer, name in _names(depth, scheme):
+      # Caffe computes in place: its batch norms hold what follows the ReLU.
+      is_norm = layer in with_relu and scheme != 'caffe'
+      before_relu = (is_norm and name == owner[layer]) or name.endswith('_add')
+      if layer in layers:
+        found.append(Alias(scheme, name, layer, before_relu))
+  return tuple(found)
 
 
-def _branches(depth: int) -> Iterator[tuple[int, int, str]]:
-  architecture = names.ARCHITECTURES[names.check_depth(depth)]
-  for stage, count in enumerate(architecture.blocks, start=2):
-    for block in range(1, count + 1):
-      if architecture.has_projection(stage, block):
-        yield stage, block, 'branch1'
-      for branch in architecture.branches:
-        yield stage, block, branch
+def _names(depth: int, scheme: str) -> Iterator[tuple[str, str]]:
+  """Layers and their names, in the order of computing."""
+  for layer, several in _STEM_AND_HEAD[scheme].items():
+    yield from ((layer, name) for name in several)
+  # Keras' classifier gives the probabilities.
+  if scheme != 'keras':
+    yield 'logits', owners(depth, scheme)['logits']
+  for block in structure.blocks(depth, Variant()):
+    for unit in block.units:
+      conv, _, several = _unit_names(depth, scheme, block, unit)
+      yield f'{unit.name}_conv', conv
+      yield from ((f'{unit.name}_bn', name) for name in several)
+    several = _sum_names(depth, scheme, block)
+    yield from ((f'{block.name}_addto', name) for name in several)
 
 
-def _has_relu(depth: int, branch: str) -> bool:
-  last = names.ARCHITECTURES[depth].branches[-1]
-  return branch not in ('branch1', last)
+def _block_name(depth: int, scheme: str, block: structure.Block) -> str:
+  """What a block is called; in Caffe without `res`: `2a`, `4f`, `4b35`."""
+  stage, number = block.stage, block.number
+  if scheme == 'keras':
+    return f'conv{stage}_block{number}'
+  if scheme == 'torchvision':
+    return f'layer{stage - 1}.{number - 1}'
+  # ResNet-50's blocks have letters, also the six of res4.
+  if number == 1 or depth == 50 or stage in (2, 5):
+    return f'{stage}{string.ascii_lowercase[number - 1]}'
+  return f'{stage}b{number - 1}'
 
 
-def _caffe(depth: int) -> Iterator[Alias]:
-  # The original works in place: what its layers bn... and scale... hold in the
-  # end is what follows the ReLU.
-  owner = owners(depth, 'caffe')
-
-  def alias(name: str, layer: str) -> Alias:
-    return Alias('caffe', name, layer)
-
-  yield alias('conv1', 'conv1_conv')
-  for name in ('conv1_relu', 'scale_conv1', 'bn_conv1'):
-    yield alias(name, 'conv1_bn')
-  yield alias('pool1', 'pool1')
-  for stage, block, branch in _branches(depth):
-    prefix = names.block_name(stage, block)
-    ours = f'{prefix}_{branch}'
-    conv, end = owner[f'{ours}_conv'], owner[f'{ours}_bn']
-    yield alias(conv, f'{ours}_conv')
-    if _has_relu(depth, branch):
-      yield alias(f'{conv}_relu', f'{ours}_bn')
-    yield alias(f'scale{end}', f'{ours}_bn')
-    yield alias(f'bn{end}', f'{ours}_bn')
-    if branch == 'branch2c':
-      name = f'res{caffe_block(depth, stage, block)}'
-      yield alias(name, f'{prefix}_addto')
-      yield alias(f'{name}_relu', f'{prefix}_addto')
-  yield alias('pool5', 'avgpool')
-  yield alias('fc1000', 'logits')
-  yield alias('prob', 'output')
+def _unit_names(
+  depth: int, scheme: str, block: structure.Block, unit: structure.Unit
+) -> tuple[str, str, tuple[str, ...]]:
+  """The owners in a block, and the names of the batch norm's value."""
+  name, place = _block_name(depth, scheme, block), block.units.index(unit)
+  number = place if block.shortcut else place + 1
+  if scheme == 'caffe':
+    norm = name + unit.name.removeprefix(block.name)
+    relu = (f'res{norm}_relu',) * unit.relu
+    return f'res{norm}', norm, (*relu, f'scale{norm}', f'bn{norm}')
+  if scheme == 'keras':
+    norm, relu = f'{name}_{number}_bn', (f'{name}_{number}_relu',) * unit.relu
+    return f'{name}_{number}_conv', norm, (*relu, norm)
+  if unit is block.shortcut:
+    name += '.downsample'
+    return f'{name}.0', f'{name}.1', (f'{name}.1', name)
+  norm = f'{name}.bn{number}'
+  relu = _torchvision_relus(name, number) * unit.relu
+  return f'{name}.conv{number}', norm, (norm, *relu)
 
 
-def _keras(depth: int) -> Iterator[Alias]:
-  owner = owners(depth, 'keras')
-
-  def alias(name: str, layer: str, before_relu: bool = False) -> Alias:
-    return Alias('keras', name, layer, before_relu)
-
-  yield alias('conv1_conv', 'conv1_conv')
-  yield alias('conv1_relu', 'conv1_bn')
-  yield alias('conv1_bn', 'conv1_bn', before_relu=True)
-  yield alias('pool1_pool', 'pool1')
-  for stage, block, branch in _branches(depth):
-    prefix = names.block_name(stage, block)
-    ours = f'{prefix}_{branch}'
-    relu, bn = _has_relu(depth, branch), owner[f'{ours}_bn']
-    yield alias(owner[f'{ours}_conv'], f'{ours}_conv')
-    if relu:
-      yield alias(f'{bn.removesuffix("_bn")}_relu', f'{ours}_bn')
-    yield alias(bn, f'{ours}_bn', relu)
-    if branch == 'branch2c':
-      name = f'conv{stage}_block{block}'
-      yield alias(f'{name}_out', f'{prefix}_addto')
-      yield alias(f'{name}_add', f'{prefix}_addto', before_relu=True)
-  yield alias('avg_pool', 'avgpool')
-  yield alias('predictions', 'output')
+def _sum_names(
+  depth: int, scheme: str, block: structure.Block
+) -> tuple[str, ...]:
+  name = _block_name(depth, scheme, block)
+  if scheme == 'caffe':
+    return f'res{name}', f'res{name}_relu'
+  if scheme == 'keras':
+    return f'{name}_out', f'{name}_add'
+  blocks = names.ARCHITECTURES[depth].blocks[block.stage - 2]
+  stage = (f'layer{block.stage - 1}',) * (block.number == blocks)
+  return (name, *_torchvision_relus(name, len(block.branch)), *stage)
 
 
-def _torchvision(depth: int) -> Iterator[Alias]:
-  owner = owners(depth, 'torchvision')
-  architecture = names.ARCHITECTURES[depth]
-
-  def alias(name: str, layer: str, before_relu: bool = False) -> Alias:
-    return Alias('torchvision', name, layer, before_relu)
-
-  yield alias('conv1', 'conv1_conv')
-  yield alias('relu', 'conv1_bn')
-  yield alias('act1', 'conv1_bn')
-  yield alias('bn1', 'conv1_bn', before_relu=True)
-  yield alias('maxpool', 'pool1')
-  for stage, block, branch in _branches(depth):
-    prefix, torch = (
-      names.block_name(stage, block),
-      f'layer{stage - 1}.{block - 1}',
-    )
-    ours, relu = f'{prefix}_{branch}', _has_relu(depth, branch)
-    yield alias(owner[f'{ours}_conv'], f'{ours}_conv')
-    bn = owner[f'{ours}_bn']
-    yield alias(bn, f'{ours}_bn', relu)
-    if branch == 'branch1':
-      yield alias(f'{torch}.downsample', f'{ours}_bn')
-    if relu:
-      # timm numbers them; torchvision calls one module several times.
-      yield alias(f'{torch}.act{bn[-1]}', f'{ours}_bn')
-      yield alias(f'{torch}.relu', f'{ours}_bn')
-    if branch == architecture.branches[-1]:
-      yield alias(torch, f'{prefix}_addto')
-      yield alias(f'{torch}.act{bn[-1]}', f'{prefix}_addto')
-      yield alias(f'{torch}.relu', f'{prefix}_addto')
-      if block == architecture.blocks[stage - 2]:
-        yield alias(f'layer{stage - 1}', f'{prefix}_addto')
-  yield alias('avgpool', 'avgpool')
-  yield alias('global_pool', 'avgpool')
-  yield alias(owner['logits'], 'logits')
+def _torchvision_relus(block: str, number: int) -> tuple[str, ...]:
+  # timm numbers them; torchvision calls one module several times.
+  return f'{block}.act{number}', f'{block}.relu'
 
 
 def is_several(text: str) -> bool:
   """Whether a text names layers by a glob or a list, rather than one."""
-  return ',' in text or is_glob(text)
+  return ',' in text or _is_glob(text)
 
 
-def is_glob(pattern: str) -> bool:
-  """Whether a name may stand for several."""
+def _is_glob(pattern: str) -> bool:
   return any(sign in pattern for sign in '*?[')
 
 
@@ -239,41 +226,36 @@ def resolve(
   tables: Mapping[str, Mapping[str, Sequence[str]]],
   order: Sequence[str],
 ) -> tuple[str, ...]:
-  """What a name or glob stands for, in `order`; nothing if it is unknown.
+  """What a name or glob stands for, in `order`; () if it is unknown.
 
   Args:
     pattern: may begin with a scheme and a colon: `keras:conv*`.
-    tables: for each scheme, which canonical names a name there stands for.
+    tables: for each scheme, the canonical names that a name stands for.
     order: all the canonical names.
 
   Raises:
-    UserError: it stands for different things in different schemes, or a name
-      for several things; says how to tell them apart.
+    AmbiguousNameError: schemes differ, or a name stands for several things.
   """
   scheme, colon, rest = pattern.partition(':')
   if colon and scheme in tables:
     tables, pattern = {scheme: tables[scheme]}, rest
   found: dict[str, set[str]] = {}
   for scheme, table in tables.items():
-    if not is_glob(pattern):
+    if _is_glob(pattern):
+      hits = [name for name in table if fnmatch.fnmatchcase(name, pattern)]
+      meant = {ours for name in hits for ours in table[name]}
+    else:
       meant = set(table.get(pattern, ()))
       if len(meant) > 1:
-        raise errors.UserError(
+        raise AmbiguousNameError(
           f"'{pattern}' is ambiguous: {scheme} gives several values that name,"
           f' {", ".join(n for n in order if n in meant)}. Name one of these.'
         )
-    else:
-      meant = {
-        ours
-        for name, several in table.items()
-        if fnmatch.fnmatchcase(name, pattern)
-        for ours in several
-      }
     if meant:
       found[scheme] = meant
   if not found:
     return ()
-  # Canonical names come first: only what would add to them makes a doubt.
+  # Canonical names win; other schemes may then only repeat them.
   chosen = next(iter(found.values()))
   if CANONICAL not in found and any(m != chosen for m in found.values()):
     chosen = set()
@@ -282,7 +264,9 @@ def resolve(
       f'{scheme}:{pattern} stands for {_brief(meant, order)}'
       for scheme, meant in found.items()
     )
-    raise errors.UserError(f"'{pattern}' is ambiguous: {choices}. Write one.")
+    raise AmbiguousNameError(
+      f"'{pattern}' is ambiguous: {choices}. Write one of these."
+    )
   return tuple(name for name in order if name in chosen)
 
 
@@ -298,8 +282,7 @@ def select_layers(
 ) -> Selection:
   """Layers for names and globs, of any scheme, in the order asked for.
 
-  A glob gives its matches in the order of computing; a layer asked for twice
-  comes once.
+  A glob gives its matches in the order of computing; duplicates are dropped.
 
   Args:
     asked: `res5_*_addto,layer1.0.conv1`, or a sequence of names.
@@ -307,8 +290,7 @@ def select_layers(
     head: whether it has a classifier.
 
   Raises:
-    UserError: a name or glob matches nothing, or is ambiguous; says the
-      nearest name.
+    UserError: nothing is asked for, or a name matches nothing or is ambiguous.
   """
   known = names.layer_names(depth, head)
   everything = aliases(depth, head)
@@ -322,8 +304,7 @@ def select_layers(
     if not matches:
       raise _unknown(pattern, depth, head, everything)
     chosen.update(dict.fromkeys(matches))
-    if (note := _note(pattern, matches, everything)) is not None:
-      notes.append(note)
+    notes += _notes(pattern, matches, everything)
   if not chosen:
     raise errors.UserError(
       'no layer was asked for. Give output_layer one or several names or'
@@ -332,14 +313,14 @@ def select_layers(
   return Selection(tuple(chosen), tuple(notes))
 
 
-def _note(
+def _notes(
   pattern: str, matches: Sequence[str], everything: Sequence[Alias]
-) -> str | None:
-  bare = pattern.partition(':')[2] if ':' in pattern else pattern
+) -> list[str]:
+  scheme, _, bare = pattern.rpartition(':')
   # A canonical name means what it says.
   own = {alias.name for alias in everything if alias.scheme == CANONICAL}
-  if pattern == bare and fnmatch.filter(own, bare):
-    return None
+  if not scheme and fnmatch.filter(own, bare):
+    return []
   early = [
     alias
     for alias in everything
@@ -348,28 +329,28 @@ def _note(
     and fnmatch.fnmatchcase(alias.name, bare)
   ]
   if not early:
-    return None
+    return []
   first = early[0]
-  more = f' (and so for {len(early) - 1} more)' if len(early) > 1 else ''
-  return (
+  more = f' (so are {len(early) - 1} more)' if len(early) > 1 else ''
+  return [
     f"{first.scheme}'s {first.name} is the value before the ReLU;"
-    f' {first.layer}, which is taken for it, is the one after it{more}.'
-  )
+    f' {first.layer}, used in its place, is the one after it{more}.'
+  ]
 
 
 def _unknown(
   pattern: str, depth: int, head: bool, everything: Sequence[Alias]
 ) -> errors.UserError:
-  if not head and (
-    pattern in names.HEAD
-    or pattern in ('fc', 'linear', 'fc1000', 'prob', 'predictions')
-  ):
+  heads = (*names.HEAD, 'fc', 'linear', 'fc1000', 'prob', 'predictions')
+  if not head and pattern in heads:
     return errors.UserError(
       f"layer '{pattern}': these weights have no head (no classifier), so the"
       ' network ends with avgpool. Ask for layers up to there, or give weights'
       ' with a classifier.'
     )
-  nearest = [alias.name for alias in everything]
   return errors.unknown(
-    f'layer of ResNet-{depth}', pattern, nearest, described=names.grammar(depth)
+    f'layer of ResNet-{depth}',
+    pattern,
+    [alias.name for alias in everything],
+    described=names.grammar(depth),
   )

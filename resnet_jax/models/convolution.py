@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a convolution is computed: one function, chosen by shape and platform.
+"""The algorithms of convolutions, sums and pools, by shape and platform.
 
-The network says what is to be computed (`layers`); how, is decided here, from
-the arithmetic that the user chose and the platform.  What was measured is in
-docs/performance.md.
+`layers` defines what is computed; this module decides how, from the platform
+and the arithmetic that the user chose.  Measured in docs/performance.md.
 """
 
 import dataclasses
@@ -34,9 +33,8 @@ class Arithmetic:
 
 
 ARITHMETICS = {
-  # Full float32 products: on a GPU JAX's default would round the factors to 10
-  # bits (TF32).  With Winograd's algorithm the values are as near to those of
-  # float64 as without (docs/performance.md).
+  # Full float32 products: JAX's default on a GPU rounds the factors to 10 bits
+  # (TF32).  Winograd's error against float64 is in docs/performance.md.
   'float32': Arithmetic(winograd=True),
   'direct': Arithmetic(),
   'tf32': Arithmetic(precision=lax.Precision.DEFAULT),
@@ -46,7 +44,7 @@ ARITHMETICS = {
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """What a convolution's algorithm is chosen by.
+  """A convolution's shape, by which its algorithm is chosen.
 
   Attributes:
     kernel: its height and width, an odd number.
@@ -63,7 +61,7 @@ class Shape:
 
 def algorithm(shape: Shape, arithmetic: Arithmetic, platform: str) -> str:
   """'direct', 'matrix product' or 'winograd'."""
-  # A GPU's library chooses for itself, and joins what follows to it.
+  # A GPU's library chooses for itself, and fuses what follows.
   if platform != 'cpu':
     return 'direct'
   if shape.kernel == 1:
@@ -74,14 +72,14 @@ def algorithm(shape: Shape, arithmetic: Arithmetic, platform: str) -> str:
 
 
 def kernel_shape(shape: Shape, name: str) -> tuple[int, ...]:
-  """Of the kernel that `convolve` takes for an algorithm."""
+  """The shape of the kernel that `convolve` takes for an algorithm."""
   if name == 'winograd':
     return winograd.POINTS, shape.inputs, shape.outputs
   return shape.kernel, shape.kernel, shape.inputs, shape.outputs
 
 
 def prepared(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """A kernel (ky, kx, Ci, Co) in the shape that `kernel_shape` names."""
+  """A kernel (ky, kx, Ci, Co) in the shape that `kernel_shape` gives."""
   return kernel if kernel.shape == shape else winograd.transformed(kernel)
 
 
@@ -108,7 +106,7 @@ def convolve(
     return winograd.convolve(x, kernel)
   if name == 'matrix product':
     x = x[:, :: shape.stride, :: shape.stride]
-    # Flat, so that the library sees one product and not a batch of them.
+    # Flat, so that it is one product and not a batch.
     flat = lax.dot(
       x.reshape(-1, shape.inputs),
       kernel.reshape(shape.inputs, shape.outputs),
@@ -131,8 +129,8 @@ def shifted(
 ) -> jax.Array:
   """X (N, H, W, C) plus an offset (C,), and the ReLU if one follows.
 
-  Flat on a CPU, as the matrix products give and take it; elsewhere in the shape
-  in which a GPU's library joins it to the convolution.
+  Flat on a CPU, as the matrix products are; a GPU's library fuses it with the
+  convolution only in the original shape.
   """
   shape = (-1, x.shape[-1]) if platform == 'cpu' else x.shape
   y = x.reshape(shape) + offset.reshape((1,) * (len(shape) - 1) + (-1,))
@@ -161,8 +159,8 @@ def max_pool(
 
   Args:
     x: (N, H, W, C).
-    padding: before and behind the rows, and the columns.
-    platform: on a CPU the largest of slices is three times as fast as XLA's
+    padding: before and after the rows, and the columns.
+    platform: on a CPU a maximum of slices is three times as fast as XLA's
       windows.
 
   Returns:
@@ -170,8 +168,8 @@ def max_pool(
   """
   if platform != 'cpu':
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
-  for axis, (before, behind) in enumerate(padding, start=1):
-    count = (x.shape[axis] + before + behind - 3) // 2 + 1
+  for axis, (before, after) in enumerate(padding, start=1):
+    count = (x.shape[axis] + before + after - 3) // 2 + 1
     parts = [
       _every_second(x, axis, first - before, count) for first in range(3)
     ]
@@ -180,7 +178,7 @@ def max_pool(
 
 
 def _every_second(x: jax.Array, axis: int, first: int, count: int) -> jax.Array:
-  """`count` lines of an axis from `first` on; -inf where there are none."""
+  """`count` lines of an axis, step 2 from `first`; -inf outside of `x`."""
   start = first % 2 if first < 0 else first
   last = min(first + 2 * (count - 1), x.shape[axis] - 1)
   inside = lax.slice_in_dim(x, start, last + 1, 2, axis)

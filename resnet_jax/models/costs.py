@@ -13,18 +13,18 @@ PAPER = {18: 1.8e9, 34: 3.6e9, 50: 3.8e9, 101: 7.6e9, 152: 11.3e9}
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """A layer's, for one image.
+  """The cost of a layer, for one image.
 
   Attributes:
     layer: canonical name.
     shape: (C, H, W) of its value.
     parameters: learned numbers.
-    multiply_adds: of convolutions and the classifier; what batch norm, ReLU,
-      sums and pools take is not counted, as in the paper.
+    multiply_adds: of convolutions and the classifier; batch norms, ReLUs, sums
+      and pools are not counted, as in the paper.
     bytes: of its value in float32.
-    receptive_field: pixels of the image, a side, that a value may depend on,
-      if the image is large enough.
-    stride: pixels of the image from a value to the next.
+    receptive_field: the side of the square of pixels that a value depends on,
+      in a large enough image.
+    stride: pixels of the image between two values.
   """
 
   layer: str
@@ -38,7 +38,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-  """Which part of the image a value sees: a side, and the step."""
+  """The receptive field of a value: its side, and the step between two."""
 
   field: int = 1
   step: int = 1
@@ -48,7 +48,7 @@ class _View:
 
 
 def costs(model: resnet.ResNet, height: int, width: int) -> tuple[Cost, ...]:
-  """Of every layer, in the order of computing, for images of a size."""
+  """The cost of every layer, in the order of computing."""
   shapes = resnet.layer_shapes(model, height, width)
   parameters = resnet.parameter_shapes(model)
   views = _views(model, shapes)
@@ -80,7 +80,7 @@ def _views(
 ) -> dict[str, _View]:
   views = structure.through(
     model.depth,
-    model.stride_in,
+    model.variant,
     _View(),
     lambda view, unit: view.through(unit.kernel, unit.stride),
     lambda view: view.through(3, 2),

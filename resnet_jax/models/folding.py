@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batch norms folded into the convolutions before them.
 
-At inference a batch norm multiplies and adds constants of each channel; the
-factor goes into the convolution's kernel, the rest into an offset.
+At inference a batch norm is a factor and an offset for each channel; the factor
+goes into the convolution's kernel.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,16 +17,16 @@ def folded(
   parameters: Mapping[str, np.ndarray],
   which: Iterable[str],
 ) -> dict[str, np.ndarray]:
-  """The parameters of a network that is only run.
+  """The parameters of a network with `inference` set.
 
   Args:
-    model: with `inference` set.
-    parameters: those of the network as it is defined, `layer/leaf`; what does
-      not lead to the layers wanted may be missing.
-    which: names of `resnet.needed_parameters(model, ...)`.
+    model: the network.
+    parameters: `layer/leaf` arrays of the network with `inference=None`, at
+      least `resnet.needed_parameters` of it.
+    which: the names to return: `resnet.needed_parameters(model, ...)`.
 
   Returns:
-    Those, as `resnet.capture` takes them for this model.
+    `layer/leaf` arrays for `resnet.capture`.
   """
   shapes = resnet.parameter_shapes(model)
   result = {}
@@ -39,13 +39,13 @@ def folded(
         np.asarray(parameters[name]), shapes[name]
       )
     else:
-      # Also the pool is named for the convolution before it.
+      # The pool may have the convolution's offset, too.
       stem = 'conv1' if layer == 'pool1' else layer.removesuffix('_bn')
       norm = {
         leaf: np.asarray(parameters[f'{stem}_bn/{leaf}'], np.float64)
         for leaf in ('scale', 'bias', 'mean', 'var')
       }
-      factor = norm['scale'] / np.sqrt(norm['var'] + model.epsilon)
+      factor = norm['scale'] / np.sqrt(norm['var'] + model.variant.epsilon)
       if leaf == 'offset':
         offset = norm['bias'] - norm['mean'] * factor
         result[name] = offset.astype(np.float32)

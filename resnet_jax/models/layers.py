@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layers of a ResNet, each a module so that its value can be captured.
 
-All take and return (N, H, W, C) arrays.  Paddings are written out: 'SAME' is
-none of the rules that published weights were trained with.
+All take and return (N, H, W, C) arrays.  Paddings are explicit: no published
+weights were trained with 'SAME'.
 """
 
 import dataclasses
@@ -14,18 +14,16 @@ from jax import lax
 
 from resnet_jax.models import convolution
 
-STEM_POOLS = ('ceil', 'pad1')
-
 
 @dataclasses.dataclass(frozen=True)
 class Inference:
-  """How a network is computed where it is only run.
+  """How a network is computed at inference.
 
   Attributes:
     arithmetic: a key of `convolution.ARITHMETICS`.
-    platform: of the device, as JAX calls it: 'cpu', 'gpu', ...
-    apart: layers whose own values are asked for, and that are therefore not
-      joined to what follows them.
+    platform: the device's, as JAX calls it: 'cpu', 'gpu', ...
+    apart: layers whose own values are wanted, so that they are not joined to
+      the layers after them.
   """
 
   arithmetic: str = 'float32'
@@ -34,19 +32,19 @@ class Inference:
 
   @property
   def rules(self) -> convolution.Arithmetic:
-    """What the arithmetic stands for."""
+    """The arithmetic's data type and precision."""
     return convolution.ARITHMETICS[self.arithmetic]
 
   def algorithm(self, shape: convolution.Shape) -> str:
-    """A convolution's, see `convolution.algorithm`."""
+    """The algorithm of a convolution; see `convolution.algorithm`."""
     return convolution.algorithm(shape, self.rules, self.platform)
 
   def kernel_shape(self, shape: convolution.Shape) -> tuple[int, ...]:
-    """Of a convolution's kernel, see `convolution.kernel_shape`."""
+    """The shape of a kernel; see `convolution.kernel_shape`."""
     return convolution.kernel_shape(shape, self.algorithm(shape))
 
 
-# A network as it is defined.
+# Every layer as defined, in float32.
 DEFINITION = Inference()
 
 
@@ -77,17 +75,16 @@ class Conv(nn.Module):
 
   def convolved(self, x: jax.Array) -> jax.Array:
     """(N, H, W, Ci) to (N, ceil(H / stride), ceil(W / stride), Co)."""
-    how = self.inference
     shape = convolution.Shape(
       self.kernel, self.stride, x.shape[-1], self.features
     )
-    kernel = self.param('kernel', _zeros, how.kernel_shape(shape))
+    kernel = self.param('kernel', _zeros, self.inference.kernel_shape(shape))
     return convolution.convolve(
       x,
       kernel.astype(x.dtype),
       shape,
-      how.rules.precision,
-      how.algorithm(shape),
+      self.inference.rules.precision,
+      self.inference.algorithm(shape),
     )
 
   @nn.compact
@@ -97,15 +94,15 @@ class Conv(nn.Module):
 
 
 class FoldedConv(Conv):
-  """A convolution with its batch norm folded in, and what follows it.
+  """A convolution with its batch norm, ReLU and pool folded in.
 
-  Named after the last layer that it stands for.
+  It has the name of the last layer that it replaces.
 
   Attributes:
     relu: whether a ReLU follows.
-    pool: the rule of the pool behind that, '' for none.  It comes before the
-      offset, where there are four times as many numbers; the largest of sums is
-      the sum with the largest, to the bit.
+    pool: the padding of the pool after that; '': no pool.  It runs before the
+      offset is added, which then adds a quarter of the numbers; the maximum
+      of x + c is the maximum of x, plus c, to the bit.
   """
 
   relu: bool = True
@@ -117,7 +114,7 @@ class FoldedConv(Conv):
     x = self.convolved(x)
     if self.pool:
       x = stem_pool(x, self.pool, self.inference.platform)
-    # By a name of its own: the batch norm has a bias, and its own values.
+    # Not `bias`: that is the batch norm's, with other values.
     offset = self.param('offset', _zeros, (self.features,))
     return convolution.shifted(
       x, offset.astype(x.dtype), self.relu, self.inference.platform
@@ -125,9 +122,9 @@ class FoldedConv(Conv):
 
 
 class BatchNorm(nn.Module):
-  """Batch norm by the stored mean and variance, and the ReLU that follows.
+  """Batch norm by the stored mean and variance, and the ReLU after it.
 
-  The ReLU is inside because the original's `_bn` layers include theirs.
+  The ReLU is part of it because the original's `_bn` layers include theirs.
   """
 
   epsilon: float
@@ -160,13 +157,14 @@ class AddTo(nn.Module):
 def padded_shortcut(x: jax.Array, channels: int, stride: int) -> jax.Array:
   """A shortcut without parameters, where a block changes the shape.
 
-  The paper's option A, which leaves open where the zeros go; here, as in the
-  weights that were published, half of them before the channels and half behind.
+  The paper's option A.  Half of the zeros go before the channels and half
+  after, as in akamaster/pytorch_resnet_cifar10, whose weights are in use; the
+  paper does not say.
 
   Args:
     x: (N, H, W, C).
     channels: of the result, C or more.
-    stride: of the pixels that are taken.
+    stride: between the pixels that are kept.
 
   Returns:
     (N, ceil(H / stride), ceil(W / stride), channels).
@@ -182,17 +180,17 @@ def stem_pool(x: jax.Array, rule: str, platform: str = '') -> jax.Array:
   Args:
     x: (N, H, W, C).
     rule: 'ceil', Caffe's and Paddle's: no padding, the number of windows
-      rounded up, so that at an even size the last window hangs over the right
-      and the bottom edge; or 'pad1', torchvision's and Keras': one pixel on
-      every side.  At 112 both give 56, on grids one pixel apart.
-    platform: of the device.
+      rounded up, so that at an even size the last window extends over the
+      right and the bottom edge; or 'pad1', torchvision's and Keras': one pixel
+      on every side.  At 112 both give 56, on grids one pixel apart.
+    platform: the device's.
   """
   padding = [stem_pool_padding(rule, size) for size in x.shape[1:3]]
   return convolution.max_pool(x, padding, platform)
 
 
 def stem_pool_padding(rule: str, size: int) -> tuple[int, int]:
-  """What `stem_pool` pads before and behind a height or width."""
+  """The padding of `stem_pool` before and after a height or width."""
   return {'ceil': (0, (size - 3) % 2), 'pad1': (1, 1)}[rule]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the layers are called, in order; PaddlePaddle's names are canonical.
+"""The names of the layers, in order; PaddlePaddle's are canonical.
 
 Plain Python, so that a command line can be checked without importing JAX.
 Depths and block counts: He et al., "Deep Residual Learning for Image
@@ -7,6 +7,7 @@ Recognition", 2015, table 1 (ImageNet) and section 4.2 (CIFAR).
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 
 from resnet_jax.system import errors
@@ -14,20 +15,20 @@ from resnet_jax.system import errors
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-  """What a depth stands for; the defaults are the ImageNet networks'.
+  """The architecture of a depth; the defaults are the ImageNet networks'.
 
   Attributes:
     bottleneck: whether a block is 1x1, 3x3, 1x1 (else two 3x3).
-    blocks: blocks in the stages, of which the first is res2.
-    width: channels that leave the stem, and of res2's 3x3 convolutions; they
+    blocks: the number of blocks of each stage, from res2 on.
+    width: output channels of the stem and of res2's 3x3 convolutions; they
       double with each further stage.
     kernel: height and width of the stem's convolution.
     stride: of the stem's convolution.
     pool: whether the stem ends with `pool1`.
-    projections: whether a shortcut over which the shape changes is a 1x1
+    projections: whether a shortcut that changes the shape is a 1x1
       convolution (the paper's option B); else it takes every second pixel and
       pads the channels with zeros (option A).
-    classes: of the data that the paper trained it on.
+    classes: of the data set of the paper.
   """
 
   bottleneck: bool
@@ -52,14 +53,14 @@ class Architecture:
 
   @property
   def expansion(self) -> int:
-    """Channels that leave a block, over its inner width."""
+    """Output channels of a block, over its inner width."""
     return 4 if self.bottleneck else 1
 
   def has_projection(self, stage: int, block: int) -> bool:
     """Whether the block's shortcut is a 1x1 convolution, `branch1`.
 
-    Only where the shape changes: the first block of a stage, but not of
-    basic-block res2, which as many channels enter as leave.
+    Only where the shape changes: the first block of a stage, except in res2
+    of basic blocks, which keeps the number of channels.
     """
     changes = block == 1 and (self.bottleneck or stage > 2)
     return changes and self.projections
@@ -98,14 +99,14 @@ DEPTHS = f'{_listed(IMAGENET)} (ImageNet), {_listed(CIFAR)} (CIFAR)'
 
 
 def check_depth(depth: int) -> int:
-  """Returns `depth` if a ResNet of that many layers was published."""
+  """Returns `depth`; raises a UserError if no ResNet has that many layers."""
   if depth not in ARCHITECTURES:
     raise errors.UserError(f'no ResNet has {depth} layers. Allowed: {DEPTHS}.')
   return depth
 
 
 def block_name(stage: int, block: int) -> str:
-  """The prefix of a block's layers; both numbers as in `res2_1`, the first."""
+  """The prefix of a block's layers; the first block is `res2_1`."""
   return f'res{stage}_{block}'
 
 
@@ -117,10 +118,10 @@ NORM_LEAVES = ('scale', 'mean', 'var', 'bias')
 def layer_names(depth: int, head: bool = True) -> tuple[str, ...]:
   """Every addressable layer of ResNet-`depth`, in the order of computing.
 
-  `_conv` is before batch norm.  `_bn` includes the ReLU that follows it, if
-  one does before the sum; `_addto` is the sum after ReLU.  `logits` goes into
-  the softmax `output` (the original has no layer of that name); without a
-  head there are neither.
+  `_conv` is before batch norm.  `_bn` includes the ReLU after it, except
+  directly before the sum; `_addto` is the sum after ReLU.  `logits` is the
+  input of the softmax `output` (the original has no such layer); a network
+  without a head has neither.
   """
   architecture = ARCHITECTURES[check_depth(depth)]
   names = ['conv1_conv', 'conv1_bn', *(('pool1',) if architecture.pool else ())]
@@ -137,7 +138,7 @@ def layer_names(depth: int, head: bool = True) -> tuple[str, ...]:
 
 
 def map_layers(depth: int) -> tuple[str, ...]:
-  """The layers whose channels are maps: all but the mean and the head."""
+  """The layers with spatial maps: all but the average pool and the head."""
   return layer_names(depth, head=False)[:-1]
 
 
@@ -187,3 +188,21 @@ def split_list(text: str | Sequence[str]) -> list[str]:
   """Names from `a,b` or from a sequence of names."""
   parts = text.split(',') if isinstance(text, str) else text
   return [part.strip() for part in parts if part.strip()]
+
+
+def depth_of(name: str | int) -> int:
+  """The depth of a network by its name: 50 of 'resnet50', 'ResNet-50' or 50.
+
+  Raises:
+    UserError: there is no such network.
+  """
+  match = re.fullmatch(r'(?:resnet[-_]?)?(\d+)', str(name).lower())
+  if not match or int(match[1]) not in ARCHITECTURES:
+    allowed = ', '.join(f'resnet{depth}' for depth in ARCHITECTURES)
+    raise errors.unknown(
+      'network',
+      str(name),
+      (),
+      described=f'{allowed}; a file is given as weights=...',
+    )
+  return int(match[1])

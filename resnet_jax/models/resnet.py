@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's ResNets, for ImageNet and for CIFAR (arXiv:1512.03385).
 
-Where the zeros of a CIFAR network's shortcuts go: akamaster's
-pytorch_resnet_cifar10, `resnet.py`, whose trained weights agree.
+The CIFAR networks pad their shortcuts with zeros as akamaster's
+pytorch_resnet_cifar10, `resnet.py`, does.
 """
 
 import math
@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.models import convolution, layers, names, structure
+from resnet_jax.models.variant import Variant
 
 MIN_SIZE = 32
-STRIDES = ('1x1', '3x3')
 STATISTICS = ('mean', 'var')
 
 # (C, H, W).
@@ -26,46 +26,39 @@ Shape = tuple[int, int, int]
 class ResNet(nn.Module):
   """A plain ResNet whose every layer carries the original's name.
 
-  The defaults are the network of the authors' Caffe models and of
-  PaddlePaddle's model zoo.  All layers are modules directly below this one,
-  so a layer's parameters, and its value under `capture_intermediates`, lie
-  under its name.
+  All layers are direct children of this module, so a layer's parameters, and
+  its value under `capture_intermediates`, lie under its name.
 
   Attributes:
     depth: one of `names.ARCHITECTURES`.
-    classes: outputs of the classifier; 0: there is none, and the network ends
+    classes: outputs of the classifier; 0: no classifier, and the network ends
       with `avgpool`.
-    stride_in: which convolution of a bottleneck block has the stage's stride:
-      '1x1', branch2a, as published ("v1"), or '3x3', branch2b, as torchvision
-      has it ("v1.5").  A basic block has it in its first 3x3.
-    stem_pool: the rule of `pool1`, if there is one; see `layers.StemPool`.
-    epsilon: what every batch norm adds to the variance.
-    inference: how it is computed; None: layer by layer as defined.  Otherwise
+    variant: what differs between networks of the same depth.
+    inference: None: every layer is computed as defined.  Otherwise
       convolutions, batch norms and the stem's pool are joined, except around
-      layers that are asked for, and its parameters are those that
-      `folding.folded` makes of the others.
+      layers that are asked for, and the parameters are those that
+      `folding.folded` returns.
   """
 
   depth: int
   classes: int = 1000
-  stride_in: str = '1x1'
-  stem_pool: str = 'ceil'
-  epsilon: float = 1e-5
+  variant: Variant = Variant()
   inference: layers.Inference | None = None
 
   def _conv_bn(self, x: jax.Array, unit: structure.Unit) -> jax.Array:
-    how, pool = self.inference, unit.pool
+    inference, pool = self.inference, unit.pool
+    rule, epsilon = self.variant.stem_pool, self.variant.epsilon
     shape = unit.outputs, unit.kernel, unit.stride
-    if how is None or f'{unit.name}_conv' in how.apart:
-      how = how or layers.DEFINITION
-      x = layers.Conv(*shape, how, name=f'{unit.name}_conv')(x)
-      x = layers.BatchNorm(self.epsilon, unit.relu, name=f'{unit.name}_bn')(x)
+    if inference is None or f'{unit.name}_conv' in inference.apart:
+      inference = inference or layers.DEFINITION
+      x = layers.Conv(*shape, inference, name=f'{unit.name}_conv')(x)
+      x = layers.BatchNorm(epsilon, unit.relu, name=f'{unit.name}_bn')(x)
     else:
-      last, rule = _joined(unit, how), ''
+      last, joined = _joined(unit, inference), ''
       if last == pool:
-        rule, pool = self.stem_pool, ''
-      x = layers.FoldedConv(*shape, how, unit.relu, rule, name=last)(x)
-    return layers.StemPool(self.stem_pool, how, name=pool)(x) if pool else x
+        joined, pool = rule, ''
+      x = layers.FoldedConv(*shape, inference, unit.relu, joined, name=last)(x)
+    return layers.StemPool(rule, inference, name=pool)(x) if pool else x
 
   @nn.compact
   def __call__(
@@ -77,22 +70,22 @@ class ResNet(nn.Module):
     the weights were trained for.
 
     Args:
-      x: images, or what the stage before `begin` gave.
-      begin: the first stage that is computed; 1, the stem.
-      end: the stage at whose output to stop; None: go on to the head.
+      x: images, or the output of the stage before `begin`.
+      begin: the first stage that is computed; 1 is the stem.
+      end: the last stage that is computed; None: all, and the head.
 
     Raises:
-      ValueError: the images are too small, or a field is out of its set.
+      ValueError: the images are too small.
+      UserError: no ResNet has this depth.
     """
     if begin == 1:
       _check_size(*x.shape[1:3])
-    _check_fields(self)
     if self.inference:
       x = x.astype(self.inference.rules.dtype)
     if begin == 1:
       # 112 at 224, and behind the pool 56.
       x = self._conv_bn(x, structure.stem(self.depth))
-    for block in structure.blocks(self.depth, self.stride_in):  # 56, 28, 14, 7
+    for block in structure.blocks(self.depth, self.variant):  # 56, 28, 14, 7
       if block.stage < begin or (end is not None and block.stage > end):
         continue
       if block.shortcut:
@@ -115,16 +108,6 @@ class ResNet(nn.Module):
     return layers.Softmax(name='output')(x)
 
 
-def _check_fields(model: ResNet) -> None:
-  for value, allowed in (
-    (model.depth, tuple(names.ARCHITECTURES)),
-    (model.stride_in, STRIDES),
-    (model.stem_pool, layers.STEM_POOLS),
-  ):
-    if value not in allowed:
-      raise ValueError(f'{value!r} is not one of {allowed}')
-
-
 def _check_size(height: int, width: int) -> None:
   if min(height, width) < MIN_SIZE:
     raise ValueError(
@@ -134,22 +117,15 @@ def _check_size(height: int, width: int) -> None:
 
 
 def published(depth: int) -> ResNet:
-  """The network of a depth with as many classes as the paper's had."""
+  """The network of a depth with the paper's number of classes."""
   return ResNet(depth, names.ARCHITECTURES[names.check_depth(depth)].classes)
 
 
 def describe(model: ResNet) -> str:
-  """One line for a person: the depth, the classes, and what may differ."""
+  """One line for a person: depth, classes and variant."""
   head = f'{model.classes} classes' if model.classes else 'no head'
-  architecture = names.ARCHITECTURES[model.depth]
-  parts = [f'ResNet-{model.depth}', head]
-  if architecture.projections:
-    parts.append(f'stride in {model.stride_in}')
-  else:
-    parts.append('shortcuts padded with zeros')
-  if architecture.pool:
-    parts.append(f'stem pool {model.stem_pool}')
-  return ', '.join([*parts, f'epsilon {model.epsilon:g}'])
+  variant = model.variant.describe(names.ARCHITECTURES[model.depth])
+  return f'ResNet-{model.depth}, {head}, {variant}'
 
 
 def layer_names(model: ResNet) -> tuple[str, ...]:
@@ -162,9 +138,8 @@ def parameter_shapes(model: ResNet) -> dict[str, tuple[int, ...]]:
 
   Kernels are (ky, kx, Ci, Co), the classifier's (in, out).
   """
-  _check_fields(model)
   shapes: dict[str, tuple[int, ...]] = {}
-  for unit in structure.units(model.depth, model.stride_in):
+  for unit in structure.units(model.depth, model.variant):
     shapes |= _unit_shapes(model, unit)
   if model.classes:
     shapes['logits/kernel'] = unit.outputs, model.classes
@@ -175,27 +150,27 @@ def parameter_shapes(model: ResNet) -> dict[str, tuple[int, ...]]:
 def _unit_shapes(
   model: ResNet, unit: structure.Unit
 ) -> dict[str, tuple[int, ...]]:
-  how = model.inference or layers.DEFINITION
-  kernel = how.kernel_shape(
+  inference = model.inference or layers.DEFINITION
+  kernel = inference.kernel_shape(
     convolution.Shape(unit.kernel, unit.stride, unit.inputs, unit.outputs)
   )
-  if model.inference is None or f'{unit.name}_conv' in how.apart:
+  if model.inference is None or f'{unit.name}_conv' in inference.apart:
     leaves = (f'{unit.name}_bn/{leaf}' for leaf in names.NORM_LEAVES)
     return {f'{unit.name}_conv/kernel': kernel} | dict.fromkeys(
       leaves, (unit.outputs,)
     )
-  last = _joined(unit, how)
+  last = _joined(unit, inference)
   return {f'{last}/kernel': kernel, f'{last}/offset': (unit.outputs,)}
 
 
-def _joined(unit: structure.Unit, how: layers.Inference) -> str:
+def _joined(unit: structure.Unit, inference: layers.Inference) -> str:
   """The last layer that is joined to a convolution, its batch norm or pool."""
   norm = f'{unit.name}_bn'
-  return unit.pool if unit.pool and norm not in how.apart else norm
+  return unit.pool if unit.pool and norm not in inference.apart else norm
 
 
 def learned_count(shapes: dict[str, tuple[int, ...]]) -> int:
-  """Learned numbers, as published counts have them: no running statistics."""
+  """The number of learned parameters: without the running statistics."""
   return sum(
     math.prod(shape)
     for name, shape in shapes.items()
@@ -204,8 +179,7 @@ def learned_count(shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def layer_shapes(model: ResNet, height: int, width: int) -> dict[str, Shape]:
-  """The (C, H, W) of every layer for images of a size, nothing computed."""
-  _check_fields(model)
+  """The (C, H, W) of every layer for images of a size, from the table."""
   _check_size(height, width)
 
   def convolved(shape: Shape, unit: structure.Unit) -> Shape:
@@ -215,13 +189,14 @@ def layer_shapes(model: ResNet, height: int, width: int) -> dict[str, Shape]:
 
   def pooled(shape: Shape) -> Shape:
     rows, columns = (
-      (side + sum(layers.stem_pool_padding(model.stem_pool, side)) - 1) // 2
+      (side + sum(layers.stem_pool_padding(model.variant.stem_pool, side)) - 1)
+      // 2
       for side in shape[1:]
     )
     return shape[0], rows, columns
 
   shapes = structure.through(
-    model.depth, model.stride_in, (3, height, width), convolved, pooled
+    model.depth, model.variant, (3, height, width), convolved, pooled
   )
   channels, *_ = [*shapes.values()][-1]
   shapes['avgpool'] = channels, 1, 1
@@ -242,26 +217,25 @@ def capture(
 ) -> dict[str, jax.Array]:
   """The values of the layers in `wanted`, each (N, H, W, C).
 
-  Under `jax.jit`, what does not lead to them is not computed.
+  Under `jax.jit`, XLA drops what they do not depend on.
 
   Args:
     model: the network.
-    parameters: `layer/leaf` arrays; `needed_parameters` names those that
-      must be there.
+    parameters: `layer/leaf` arrays, at least `needed_parameters`.
     x: (N, H, W, 3), normalised.
     wanted: canonical layer names.
-    added: what is added to layers' values, of their shape: a gradient with
-      respect to it, at zero, is the one with respect to the value.
-    begin: the first stage that is computed, see `ResNet`; `x` is its input.
-    end: the last one.
+    added: arrays to add to layers' values: the gradient with respect to a
+      zero that is added is the gradient with respect to the value.
+    begin: as for `ResNet.__call__`.
+    end: the same.
   """
   added = added or {}
   tree: dict = {'params': {}, 'batch_stats': {}}
   for name, shape in parameter_shapes(model).items():
     layer, leaf = name.split('/')
     collection = 'batch_stats' if leaf in STATISTICS else 'params'
-    # Flax wants a value for every parameter, also for those that lie behind
-    # the deepest layer; nothing of these zeros outlives the compilation.
+    # Flax requires every parameter, also of layers after the deepest one that
+    # is wanted; compilation drops these zeros.
     value = parameters[name] if name in parameters else jnp.zeros(shape)
     tree[collection].setdefault(layer, {})[leaf] = value
 

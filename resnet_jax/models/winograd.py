@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Results of a tile in each direction; the products a channel.
+# Results of a tile in each direction, and its products a channel.
 SIZE = 4
 POINTS = (SIZE + 2) ** 2
 
-# Each is applied from both sides: to a tile of the input, to a kernel, and to
-# the products.
+# Applied from both sides: to a tile of the input, a kernel, and the products.
 _DATA = np.array(
   [
     [4, 0, -5, 0, 1, 0],
@@ -79,8 +78,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     ),
   )
   # The first direction as a small matrix product over all pixels, the second
-  # as sums of slices: of the ways that were measured (each of both, and both
-  # in one product) the fastest on a CPU.
+  # as sums of slices: the fastest on a CPU of all combinations measured.
   x = jnp.stack(_every(x, 1, rows))
   x = _product(_DATA, x)  # (6, N, rows, W, Ci)
   parts = _every(x, 3, columns)
@@ -111,7 +109,7 @@ def _product(matrix: np.ndarray, x: jax.Array) -> jax.Array:
 
 
 def _combined(factors: np.ndarray, parts: list[jax.Array]) -> jax.Array:
-  """The sum of parts times factors, without those that are 0."""
+  """The sum of parts times factors, skipping factors of 0."""
   terms = [
     part if factor == 1 else part * factor
     for factor, part in zip(factors, parts, strict=True)

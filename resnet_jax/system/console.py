@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that the program says: results to standard output, the rest beside it."""
+"""The program's output: results to stdout, everything else to stderr."""
 
 import json
 import os
@@ -13,9 +13,11 @@ from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
+from resnet_jax.system.errors import plain
+
 _SECONDS_A_LINE = 15.0
 
-# What a line begins with, and how that is shown on a terminal.
+# How a terminal shows what a line begins with.
 _MARKS = {
   'error:': '\x1b[1;31m',
   'FAILED:': '\x1b[1;31m',
@@ -27,34 +29,27 @@ _PLAIN = '\x1b[0m'
 # Between the columns of a table.
 _GAP = '  '
 
-# Always images a second: by itself tqdm turns slow rates round.
+# Always images a second: tqdm itself inverts slow rates.
 _BAR = (
   '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]'
 )
 
 
-def plain(text: str) -> str:
-  """A text without the control characters that names in a file may have."""
-  return ''.join(
-    c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text
-  )
-
-
 def say(text: str) -> None:
-  """A line; results go to standard output."""
+  """Prints a line to stderr."""
   line = plain(text)
   if _has_colours(sys.stderr):
     words = '|'.join(_MARKS)
     line = re.sub(
       f'^({words})', lambda m: f'{_MARKS[m[1]]}{m[1]}{_PLAIN}', line
     )
-  # Not into the line of a bar.
+  # Not into the line of a progress bar.
   tqdm.write(line, file=sys.stderr)
   sys.stderr.flush()
 
 
 def _has_colours(stream: TextIO) -> bool:
-  """By https://no-color.org, too."""
+  """Whether to use colours; see https://no-color.org."""
   return (
     stream.isatty()
     and not os.environ.get('NO_COLOR')
@@ -63,12 +58,12 @@ def _has_colours(stream: TextIO) -> bool:
 
 
 def width(stream: TextIO) -> int | None:
-  """Columns of the terminal that a stream is; None: it is none."""
+  """Columns of a stream's terminal; None: it is not a terminal."""
   return shutil.get_terminal_size().columns if stream.isatty() else None
 
 
 class Bytes:
-  """Shows a download; a context manager.  Nothing appears without one."""
+  """The progress of a download; a context manager.  Silent if unused."""
 
   def __init__(self) -> None:
     self._bar: tqdm | None = None
@@ -82,14 +77,14 @@ class Bytes:
       self._bar.close()
 
   def set(self, done: int, total: int | None) -> None:
-    """Notes that `done` bytes of `total` are there."""
+    """Reports `done` of `total` bytes."""
     if sys.stderr.isatty():
       if self._bar is None:
         self._bar = tqdm(
           unit='B',
           unit_scale=True,
           file=sys.stderr,
-          # A terminal that does not tell its size would get no bar at all.
+          # tqdm draws no bar on a terminal without a size.
           ncols=shutil.get_terminal_size().columns,
           nrows=shutil.get_terminal_size().lines,
         )
@@ -109,14 +104,13 @@ def show(
 ) -> None:
   """Prints rows of the same keys: a table, or JSON with `facts` beside them.
 
-  Numbers stand to the right in the table, floats with six digits.
+  The table aligns numbers to the right, and gives floats six digits.
 
   Args:
-    rows: of the table.
-    as_json: whether it is printed as JSON.
-    heads: columns that say which row it is.  A table with some that is wider
-      than the terminal comes in pieces, each of which begins with them;
-      elsewhere a row is a line.
+    rows: cells by the name of their column.
+    as_json: print JSON instead.
+    heads: columns that identify a row.  On a terminal, a table with such
+      columns that is too wide is split into pieces that all begin with them.
     **facts: beside the rows, in JSON.
   """
   if as_json:
@@ -143,12 +137,12 @@ def show(
 def _pieces(
   widths: Sequence[int], heads: int, most: int | None
 ) -> list[list[int]]:
-  """The columns of each piece of a table that may be `most` wide."""
+  """The columns of each piece of a table that is at most `most` wide."""
   pieces = [list(range(heads))]
   for column in range(heads, len(widths)):
     piece = [*pieces[-1], column]
     total = sum(widths[c] for c in piece) + len(_GAP) * (len(piece) - 1)
-    # A column that is too wide by itself stands alone.
+    # A column that is too wide gets a piece of its own.
     if most is not None and total > most and len(pieces[-1]) > heads:
       piece = [*range(heads), column]
       pieces.append(piece)
@@ -161,9 +155,9 @@ def _cell(value: Any) -> str:
 
 
 class Progress:
-  """Counts images; a context manager.
+  """The progress of a run: a bar on a terminal, plain lines elsewhere.
 
-  The clock starts here: who makes one has compiled before.
+  A context manager.  Its clock starts when it is made, so compile first.
   """
 
   def __init__(self, total: int, done: int = 0) -> None:
@@ -177,7 +171,7 @@ class Progress:
         initial=done,
         unit=' images',
         bar_format=_BAR,
-        # The line that follows says it all.
+        # The line at the end replaces it.
         leave=False,
         file=sys.stderr,
       )
@@ -203,7 +197,7 @@ class Progress:
       say(f'{count} {noun} in {seconds:.1f} s{self._rate()}')
 
   def add(self, count: int) -> None:
-    """Notes that `count` more images are done."""
+    """Counts `count` more images."""
     self._done += count
     now = time.monotonic()
     if self._bar is not None:
@@ -213,7 +207,7 @@ class Progress:
       say(f'{self._done} of {self._total} images{self._rate()}')
 
   def _rate(self) -> str:
-    """The rate and the time left, once there is something to go by."""
+    """The rate and the time left, once an image is done."""
     count = self._done - self._first
     if not count:
       return ''

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many cores there are for this process."""
+"""The number of cores that this process may use."""
 
 import os
 
 
 def count() -> int:
-  """Those that it may use, where the system tells; else all of the machine.
+  """The cores that the process may use, else all of the machine.
 
-  A scheduler of a cluster gives a job some of a machine's.
+  A cluster's scheduler gives a job some of a machine's cores.
   """
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))

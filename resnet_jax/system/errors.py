@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception for what a user can cause, and the near match in it."""
+"""The exception for what a user can cause, with the nearest match."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,6 +12,17 @@ class UserError(Exception):
   not a ValueError, because absl's flag parser wraps those in tracebacks.
   """
 
+  def __init__(self, message: str) -> None:
+    # Names in it may come from a hostile file; Python prints it as it is.
+    super().__init__(plain(message))
+
+
+def plain(text: str) -> str:
+  """A text without the control characters that names in a file may have."""
+  return ''.join(
+    c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text
+  )
+
 
 def unknown(
   what: str, given: str, allowed: Iterable[str], described: str = ''
@@ -19,10 +30,10 @@ def unknown(
   """The error for a name outside a closed set, with the nearest match.
 
   Args:
-    what: what kind of name it is.
+    what: the kind of name.
     given: the name.
-    allowed: all the names there are.
-    described: says what is allowed, where a plain list would fill the screen.
+    allowed: all known names.
+    described: replaces a list of `allowed` that would fill the screen.
   """
   names = [str(name) for name in allowed]
   listed = described or ', '.join(names)
@@ -32,7 +43,7 @@ def unknown(
 
 
 def hint(given: str, names: Iterable[str]) -> str:
-  """` Did you mean 'NAME'?` with the nearest name; '' if none is near."""
+  """` Did you mean 'NAME'?` with the nearest name, or ''."""
   near = difflib.get_close_matches(given, list(names), n=1, cutoff=0.5)
   return f" Did you mean '{near[0]}'?" if near else ''
 

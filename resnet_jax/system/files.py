@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are whole or not there."""
+"""Files that are complete or absent, and the one lock."""
 
 import contextlib
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 
 from resnet_jax.system import errors
 
@@ -14,7 +13,7 @@ PART = '.part'
 
 
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
-  """Replaces a file by `data`; whatever happens it is the old or the new."""
+  """Replaces a file by `data`; a crash leaves the old file or the new one."""
   part = path.with_name(path.name + PART)
   with open(part, 'wb') as file:
     file.write(data)
@@ -35,97 +34,53 @@ def writing(what: str, path: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
-def lock(file: IO[bytes], path: pathlib.Path) -> None:
-  """Keeps other processes from a file; a killed one keeps nobody.
+def hold(file: IO[bytes] | int, wait: Callable[[], None] | None = None) -> bool:
+  """Locks an open file or folder until it is closed.
+
+  The system unlocks it when the process ends, however it ends.
 
   Args:
-    file: open for writing.
-    path: its name.
+    file: a file, or a descriptor.
+    wait: called before waiting for another process; None: do not wait.
+
+  Returns:
+    False: another process holds it.
 
   Raises:
-    UserError: another process has it.
+    OSError: the file system has no locks.
   """
   try:
     import fcntl  # noqa: PLC0415 - not on Windows
   except ImportError:
-    return
+    return True
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    # Between the opening and the lock another process may have finished it.
-    ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
-  except (BlockingIOError, FileNotFoundError):
-    ours = False
-  if not ours:
-    raise errors.UserError(
-      f'another process is at work on {path}. Wait for it, or choose another'
-      ' file (results, predictions).'
-    )
+  except BlockingIOError:
+    if wait is None:
+      return False
+    wait()
+    fcntl.flock(file, fcntl.LOCK_EX)
+  return True
 
 
-class Appended:
-  """A file in the making, `NAME.part`, added to at its end; a context manager.
+def lock(file: IO[bytes] | int, path: pathlib.Path, settings: str) -> None:
+  """Locks an open file or folder, or fails.
 
-  A run that was stopped leaves it, and is gone on with.
+  Args:
+    file: a file, or a descriptor.
+    path: its name.
+    settings: that choose another place, for the message.
+
+  Raises:
+    UserError: another process holds it.
   """
-
-  def __init__(
-    self,
-    what: str,
-    path: pathlib.Path,
-    named: pathlib.Path,
-    whole: Callable[[pathlib.Path], int],
-  ) -> None:
-    """Opens it, made if it is not there, and keeps other processes from it.
-
-    Args:
-      what: it holds, for messages.
-      path: of the finished file.
-      named: what messages call it where it cannot be written.
-      whole: says how many bytes of what is there are kept.
-
-    Raises:
-      UserError: it cannot be written, another process writes it, or what
-        `whole` raises.
-    """
-    self._what, self._path, self._named = what, path, named
-    self._part = path.with_name(path.name + PART)
-    with writing(what, named):
-      path.parent.mkdir(parents=True, exist_ok=True)
-      self._file: IO[bytes] = open(self._part, 'ab')  # noqa: SIM115
-    try:
-      lock(self._file, self._part)
-      end = whole(self._part)
-      with writing(what, named):
-        self._file.truncate(end)
-    except BaseException:
-      self._file.close()
-      raise
-
-  def __enter__(self) -> Self:
-    return self
-
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
-    self.close()
-
-  def close(self) -> None:
-    """Leaves it as it is."""
-    # What could not be written has been said by then.
-    with contextlib.suppress(OSError):
-      self._file.close()
-
-  def add(self, data: bytes) -> None:
-    """Adds bytes; when it returns they outlive a killed process."""
-    with writing(self._what, self._named):
-      self._file.write(data)
-      self._file.flush()
-
-  def publish(self) -> None:
-    """Gives the file its name, when all is in it."""
-    with writing(self._what, self._path):
-      os.fsync(self._file.fileno())
-      os.replace(self._part, self._path)
+  ours = hold(file)
+  descriptor = file if isinstance(file, int) else file.fileno()
+  # Another process may have renamed it before it was locked.
+  with contextlib.suppress(FileNotFoundError):
+    if ours and os.path.samestat(os.fstat(descriptor), path.stat()):
+      return
+  raise errors.UserError(
+    f'another process is at work on {path}. Wait for it, or choose another'
+    f' place ({settings}).'
+  )

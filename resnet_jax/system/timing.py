@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast each stage of a run is alone, and which of them holds it up.
+"""The rate of each stage of a run, and the stage that bounds the run.
 
-Two things are measured, because the stages work at the same time:
+The stages overlap, so two things are measured:
 
-* How long a stage is busy, for its rate.  Threads add up what each of them
-  took for reading (on the clock) and decoding (of a core, whoever else wants
-  it), and the rate is that of all of them together; the transfer and the
-  network are waited for at a few batches only (`jobs.common`), since waiting at
-  each would stop what is measured.
-* Where the loop that hands the batches on stands still, for the bound: it
-  waits for images, for the device or for the writer, and because the queues
-  between them are short, it waits for the slowest.
+* How long a stage is busy, for its rate.  Threads add up their time for reading
+  (wall clock) and decoding (CPU time), and the rate is that of all threads
+  together.  The loop waits for the transfer and the network at a few batches
+  only (`engine.loop`), since waiting at each would stop the overlap.
+* How long the loop waits for images, the device or the writer, for the bound:
+  the queues between the stages are short, so the loop waits for the slowest.
 
-Where the network runs on the CPU, it and the decoders take the cores from one
-another: the run is slower than the slowest stage.
+On a CPU the network and the decoders share the cores: the run is slower than
+its slowest stage.
 """
 
 import collections
@@ -25,7 +23,7 @@ from typing import Any
 
 STAGES = ('read', 'decode', 'transfer', 'compute', 'write')
 
-# What the loop waits for, and the stages that may be the reason.
+# What the loop waits for, and the stages that can be the reason.
 _WAITS = {
   'images': ('read', 'decode'),
   'device': ('transfer', 'compute'),
@@ -34,7 +32,7 @@ _WAITS = {
 
 
 class Clock:
-  """Adds up the stages of one run; any thread may add to it."""
+  """The stages of one run, added up; thread-safe."""
 
   def __init__(self) -> None:
     self._lock = threading.Lock()
@@ -50,13 +48,13 @@ class Clock:
     workers: int = 1,
     of_a_core: bool = False,
   ) -> Iterator[None]:
-    """Counts the block's time to a stage.
+    """Adds the block's time to a stage.
 
     Args:
       stage: one of STAGES.
-      images: how many went through; 0 for a second part of the same work.
-      workers: how many can do the same at once.
-      of_a_core: whether only the time counts in which the thread had a core.
+      images: processed; 0 for a second part of the same work.
+      workers: threads that do the same at once.
+      of_a_core: count CPU time of the thread instead of wall-clock time.
     """
     timer = time.thread_time if of_a_core else time.perf_counter
     start = timer()
@@ -70,7 +68,7 @@ class Clock:
 
   @contextlib.contextmanager
   def waiting(self, what: str) -> Iterator[None]:
-    """Counts the block's time as the loop's wait.
+    """Adds the block's time to the loop's waits.
 
     Args:
       what: 'images', 'device' or 'writer'.
@@ -82,7 +80,7 @@ class Clock:
       self._waited[what] += time.perf_counter() - start
 
   def rates(self) -> dict[str, float]:
-    """Images a second that each stage could do; of those that were used."""
+    """Images a second of each stage that was used."""
     return {
       stage: self._images[stage] / self._seconds[stage]
       for stage in STAGES
@@ -90,10 +88,10 @@ class Clock:
     }
 
   def bound(self) -> tuple[str, float]:
-    """The stage that held the run up, and the share of the loop's time.
+    """The stage that bounds the run, and its share of the loop's time.
 
     Returns:
-      A name of STAGES and 0 to 1; '' and 0 where nothing was done.
+      A name of STAGES and 0 to 1; '' and 0 if nothing was done.
     """
     rates = self.rates()
     whole = sum(self._waited.values())
@@ -104,7 +102,7 @@ class Clock:
     return min(reasons, key=rates.__getitem__), self._waited[what] / whole
 
   def figures(self) -> dict[str, Any]:
-    """The same as `line`, for a file of results."""
+    """`rates` and `bound`, for a file of results."""
     stage, share = self.bound()
     return {
       'images_per_second': self.rates(),
@@ -113,7 +111,7 @@ class Clock:
     }
 
   def line(self) -> str:
-    """For a person; '' where nothing was done."""
+    """A line to print; '' if nothing was done."""
     stage, share = self.bound()
     if not stage:
       return ''

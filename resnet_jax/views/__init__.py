@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of a network and of what it makes of an image.
+"""Plots and diagrams of a network and its features.
 
 `filters`, `feature_maps`, `grad_cam`, `bars` and `neighbours` take arrays and
-give Matplotlib figures, which notebooks show and `savefig` writes.
+return Matplotlib figures.
 """
 
 from resnet_jax.views.plots import (

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a diagram shows of a graph: its layers, or groups of them.
 
-At the level of blocks a block is its branch, its projection if it has one, and
-its sum, so that the way around the branch stays visible.
+At the level of blocks, a block is its branch, its projection if it has one, and
+its sum, so that the shortcut around the branch stays visible.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from resnet_jax.models.structure import Kind
 from resnet_jax.views import graph as graphs
 
 LEVELS = ('layers', 'blocks', 'stages')
 
-# Kinds that a group has beside those of `graph.Node`.
+# Kinds of groups, besides `structure.Kind`.
 BRANCH = 'branch'
 PROJECTION = 'projection'
 STAGE = 'stage'
@@ -24,13 +25,13 @@ class Box:
   """A layer, or layers that are drawn as one.
 
   Attributes:
-    name: of the layer or the group; no two boxes share one.
+    name: of the layer or the group; unique.
     kind: of the layer, or BRANCH, PROJECTION or STAGE.
-    lines: what is said of it, beside the name.
+    lines: the text below the name.
     layers: the layers that it stands for.
     block: that it belongs to, or ''.
     stage: that it belongs to.
-    aside: whether it lies on the way around a branch.
+    in_shortcut: whether it belongs to the projection of a shortcut.
   """
 
   name: str
@@ -39,7 +40,7 @@ class Box:
   layers: tuple[str, ...]
   block: str
   stage: str
-  aside: bool
+  in_shortcut: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +48,11 @@ class Line:
   """A connection of two boxes, or of a stage with itself.
 
   Attributes:
-    start: the box that the value comes from.
-    end: the box that it goes into.
+    start: the box whose value it carries.
+    end: the box that takes the value.
     label: what `end` does with it; or ''.
-    shortcut: whether it is a way around a branch.
-    edges: the graph's that it stands for.
+    shortcut: whether it is a shortcut around a branch.
+    edges: the edges of the graph that it stands for.
   """
 
   start: str
@@ -64,177 +65,161 @@ class Line:
 def boxes(
   graph: graphs.Graph, level: str
 ) -> tuple[tuple[Box, ...], tuple[Line, ...]]:
-  """The boxes, in the order of computing, and what connects them.
+  """The boxes, in the order of computing, and the lines between them.
 
   Args:
     graph: of a network.
     level: one of LEVELS.
   """
-  around = _around(graph)
-  key = _KEYS[level]
+  group_name = _GROUP_NAMES[level]
   groups: dict[str, list[graphs.Node]] = {}
   for node in graph.nodes:
-    groups.setdefault(key(node, node.name in around), []).append(node)
+    groups.setdefault(group_name(node), []).append(node)
   found = tuple(
-    _layer(nodes[0], nodes[0].name in around)
-    if name == nodes[0].name
-    else _group(name, nodes, nodes[0].name in around)
+    _layer(nodes[0]) if name == nodes[0].name else _group(name, nodes)
     for name, nodes in groups.items()
   )
-  return found, _lines(graph, found, around)
+  return found, _lines(graph, found)
 
 
-def _around(graph: graphs.Graph) -> frozenset[str]:
-  """The layers that lie on the way around a branch: projections."""
-  leaving: dict[str, bool] = {}
-  for edge in graph.edges:
-    leaving[edge.start] = leaving.get(edge.start, True) and edge.shortcut
-  return frozenset(name for name, only in leaving.items() if only)
-
-
-def _block_key(node: graphs.Node, around: bool) -> str:
-  if not node.block or node.kind == 'sum':
+def _block_group(node: graphs.Node) -> str:
+  if not node.block or node.kind == Kind.SUM:
     return node.name
-  return f'{node.block} {PROJECTION if around else BRANCH}'
+  return f'{node.block} {PROJECTION if node.in_shortcut else BRANCH}'
 
 
-# The name of the box that a layer is in.
-_KEYS: Mapping[str, Callable[[graphs.Node, bool], str]] = {
-  'layers': lambda node, around: node.name,
-  'blocks': _block_key,
-  'stages': lambda node, around: (
-    node.name if node.name == graphs.INPUT else node.stage
-  ),
+# From a layer to the name of its box.
+_GROUP_NAMES = {
+  'layers': lambda node: node.name,
+  'blocks': _block_group,
+  'stages': lambda node: node.name if node.kind == Kind.IMAGE else node.stage,
 }
 
 
-def size(shape: tuple[int, int, int]) -> str:
-  """`256x56x56`, channels first, as `--job=summary` has it."""
+def size(shape: Sequence[int]) -> str:
+  """`256x56x56`, channels first, as `--job=summary` prints it."""
   return 'x'.join(map(str, shape))
 
 
-def _layer(node: graphs.Node, aside: bool) -> Box:
+def counted(count: int, what: str) -> str:
+  """`1 block`, `2 blocks`."""
+  return f'{count:,} {what}{"s" * (count != 1)}'
+
+
+def _layer(node: graphs.Node) -> Box:
   parts = [f'{node.kind} {node.detail}'.strip()]
   if node.activation and node.activation != node.kind:
     parts.append(node.activation)
-  elif node.parameters:
+  elif node.learned:
     parts.append('linear')
   end = size(node.shape)
-  if node.parameters:
-    end += f' · {_counted(node.parameters, "parameter")}'
-  lines = (', '.join(parts), end)
-  layers = (node.name,)
-  return Box(node.name, node.kind, lines, layers, node.block, node.stage, aside)
-
-
-def _group(name: str, nodes: Sequence[graphs.Node], aside: bool) -> Box:
-  first, last = nodes[0], nodes[-1]
-  stage = not first.block or last.kind == 'sum'
-  parameters = sum(node.parameters for node in nodes)
-  lines = (
-    *(_stage_lines(nodes) if stage else _convolutions(nodes)),
-    f'{size(last.shape)} · {_counted(parameters, "parameter")}',
+  if node.learned:
+    end += f' · {counted(node.learned, "parameter")}'
+  return Box(
+    node.name,
+    node.kind,
+    (', '.join(parts), end),
+    (node.name,),
+    node.block,
+    node.stage,
+    node.in_shortcut,
   )
+
+
+def _group(name: str, nodes: Sequence[graphs.Node]) -> Box:
+  first, last = nodes[0], nodes[-1]
+  is_stage = not first.block or last.kind == Kind.SUM
+  learned = sum(node.learned for node in nodes)
   return Box(
     name,
-    STAGE if stage else PROJECTION if aside else BRANCH,
-    lines,
+    STAGE if is_stage else PROJECTION if first.in_shortcut else BRANCH,
+    (
+      *(_stage_lines(nodes) if is_stage else _convolution_lines(nodes)),
+      f'{size(last.shape)} · {counted(learned, "parameter")}',
+    ),
     tuple(node.name for node in nodes),
-    '' if stage else first.block,
+    '' if is_stage else first.block,
     first.stage,
-    aside,
+    first.in_shortcut,
   )
 
 
-def _convolutions(nodes: Sequence[graphs.Node]) -> list[str]:
-  """A line a convolution, with what follows it: `3x3, 64, ReLU`."""
+def _convolution_lines(nodes: Sequence[graphs.Node]) -> list[str]:
+  """A line a convolution: `3x3, 64, stride 2, ReLU`."""
   lines: list[str] = []
   for node in nodes:
-    if node.kind == 'convolution':
-      # As the paper's table 1 writes it: size, channels.
-      kernel, _, rest = node.detail.partition(', ')
-      lines.append(f'{kernel}, {node.shape[0]}' + (f', {rest}' * bool(rest)))
+    if node.kind == Kind.CONVOLUTION:
+      # Kernel, channels: as in the paper's table 1.
+      kernel, *stride = node.detail.split(', ')
+      lines.append(', '.join((kernel, str(node.shape[0]), *stride)))
     elif node.activation:
       lines[-1] += f', {node.activation}'
   return lines
 
 
 def _stage_lines(nodes: Sequence[graphs.Node]) -> list[str]:
-  blocks: dict[str, list[graphs.Node]] = {}
-  for node in nodes:
-    blocks.setdefault(node.block, []).append(node)
-  if '' in blocks:
+  if not nodes[0].block:
     return [
       f'{node.kind} {node.detail}'.strip()
       for node in nodes
-      if node.kind != 'batch norm'
+      if node.kind != Kind.BATCH_NORM
     ]
-  *_, last = blocks.values()
-  inner = [node for node in last if node.kind == 'convolution']
-  sizes = ' - '.join(
-    f'{node.detail.partition(",")[0]}, {node.shape[0]}' for node in inner
+  # The last block, as the first one may have a projection.
+  kernels = ' - '.join(
+    f'{node.detail.partition(",")[0]}, {node.shape[0]}'
+    for node in nodes
+    if node.block == nodes[-1].block and node.kind == Kind.CONVOLUTION
   )
-  return [_counted(len(blocks), 'block'), sizes]
+  return [counted(len({node.block for node in nodes}), 'block'), kernels]
 
 
-def _counted(count: int, what: str) -> str:
-  return f'{count:,} {what}{"s" * (count != 1)}'
-
-
-def _lines(
-  graph: graphs.Graph, found: Sequence[Box], around: frozenset[str]
-) -> tuple[Line, ...]:
+def _lines(graph: graphs.Graph, found: Sequence[Box]) -> tuple[Line, ...]:
   home = {layer: box for box in found for layer in box.layers}
   nodes = {node.name: node for node in graph.nodes}
   merged: dict[tuple[str, str, bool], list[graphs.Edge]] = {}
-  used: dict[str, set[str]] = {box.name: set() for box in found}
   for edge in graph.edges:
-    start, end = home[edge.start], home[edge.end]
-    used[end.name].update(edge.parameters)
-    shortcut = edge.shortcut
+    start, end, shortcut = home[edge.start], home[edge.end], edge.shortcut
     if STAGE in (start.kind, end.kind):
-      # A stage has its blocks' shortcuts in itself, also the first block's.
-      if shortcut and nodes[edge.end].kind == 'sum':
+      # A stage has the shortcuts of its blocks in itself, also the first one's.
+      if shortcut and nodes[edge.end].kind == Kind.SUM:
         start = end
       shortcut &= start is end
     if start is not end or (shortcut and end.kind == STAGE):
       merged.setdefault((start.name, end.name, shortcut), []).append(edge)
+  layers = {box.name: box.layers for box in found}
   lines = []
   for (start_name, end_name, shortcut), edges in merged.items():
     if start_name == end_name:
-      label = _loop_label(edges, nodes, around)
-    elif edges[0].shape != nodes[edges[0].start].shape:
-      label = f'every second pixel,\nzeros added: {size(edges[0].shape)}'
+      label = _loop_label(edges, nodes)
+    elif edges[0].padded:
+      padded = size(nodes[edges[0].end].shape)
+      label = f'every second pixel,\nzeros added: {padded}'
     else:
-      label = _parameters_label(sorted(used[end_name]))
+      parameters = (nodes[layer].parameters for layer in layers[end_name])
+      label = _parameters_label(sorted(sum(parameters, ())))
     lines.append(Line(start_name, end_name, label, shortcut, tuple(edges)))
   return tuple(lines)
 
 
 def _loop_label(
-  edges: Sequence[graphs.Edge],
-  nodes: Mapping[str, graphs.Node],
-  around: frozenset[str],
+  edges: Sequence[graphs.Edge], nodes: Mapping[str, graphs.Node]
 ) -> str:
-  ends = [edge for edge in edges if nodes[edge.end].kind == 'sum']
-  projected = sum(edge.start in around for edge in ends)
-  padded = sum(edge.shape != nodes[edge.start].shape for edge in ends)
-  return '\n'.join(
-    (
-      _counted(len(ends), 'shortcut'),
-      *([_counted(projected, 'projection')] if projected else []),
-      *([f'{padded} padded with zeros'] if padded else []),
-    )
-  )
+  ends = [edge for edge in edges if nodes[edge.end].kind == Kind.SUM]
+  label = counted(len(ends), 'shortcut')
+  if projections := sum(nodes[edge.start].in_shortcut for edge in ends):
+    label += f'\n{counted(projections, "projection")}'
+  if padded := sum(edge.padded for edge in ends):
+    label += f'\n{padded} padded with zeros'
+  return label
 
 
 def _parameters_label(parameters: Sequence[str]) -> str:
   """`_conv1_bn.w0 .w1 .w2 .wbias`; of several layers their names' glob."""
   owners = {name.rpartition('.')[0] for name in parameters}
   if len(owners) > 1:
-    # Of sorted names, what the first and the last share all share.
+    # Sorted: what the first and the last begin with, all begin with.
     pairs = zip(parameters[0], parameters[-1], strict=False)
     alike = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
-    return ''.join(first for first, _ in alike) + '*'
+    return ''.join(character for character, _ in alike) + '*'
   others = ' '.join(f'.{name.rpartition(".")[2]}' for name in parameters[1:])
-  return '\n'.join([*parameters[:1], *([others] if others else [])])
+  return '\n'.join(filter(None, (*parameters[:1], others)))

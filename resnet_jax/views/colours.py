@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From numbers to colours, by Matplotlib's tables.
+"""From numbers to colours, by Matplotlib's colour maps.
 
-Diverging: blue below 0, white at 0, red above, which people who do not tell
-red from green tell apart, too.
+Diverging: blue below 0, white at 0, red above, safe for red-green blindness.
 """
 
 import functools
@@ -15,11 +14,11 @@ from resnet_jax.system import errors
 DIVERGING = 'RdBu_r'
 HEAT = 'inferno'
 
-# An odd number, so that 0 has a colour of its own.
+# Odd, so that 0 has its own colour.
 STEPS = 255
 MIDDLE = STEPS // 2
 
-_MOST_COVER = 0.75
+_MAX_OPACITY = 0.75
 
 
 def matplotlib() -> Any:
@@ -33,8 +32,8 @@ def matplotlib() -> Any:
     import matplotlib.figure  # noqa: PLC0415
   except ImportError as error:
     raise errors.UserError(
-      'plots are drawn with Matplotlib, which is not installed. It is there'
-      " with: pip install 'resnet-jax-zoo[views]' (in a checkout '.[views]')"
+      "plots need Matplotlib: pip install 'resnet-jax-zoo[views]' (in a"
+      " checkout '.[views]')."
     ) from error
   return library
 
@@ -47,28 +46,28 @@ def palette(name: str) -> np.ndarray:
 
 
 def diverging(values: np.ndarray, limit: float) -> np.ndarray:
-  """Places in the palette DIVERGING, uint8; `limit` is at its ends."""
+  """Indices into the palette DIVERGING, uint8; its ends are +-`limit`."""
   share = np.clip(values / limit, -1, 1)
   return (MIDDLE + np.rint(MIDDLE * share)).astype(np.uint8)
 
 
 def heat(values: np.ndarray, peak: float) -> np.ndarray:
-  """Places in the palette HEAT, uint8: 0 at its start, `peak` at its end."""
+  """Indices into the palette HEAT, uint8: from 0 to `peak`."""
   share = np.clip(values / (peak or 1.0), 0, 1)
   return np.rint((STEPS - 1) * share).astype(np.uint8)
 
 
-def cover() -> np.ndarray:
-  """How opaque each place of HEAT lies over an image, (STEPS,) uint8.
+def opacity() -> np.ndarray:
+  """Opacity of each colour of HEAT over an image, (STEPS,) uint8.
 
-  The more, the hotter; but so that the image can still be seen.
+  It grows with the heat, but leaves the image visible.
   """
   share = np.linspace(0, 1, STEPS)
-  return np.rint(255 * _MOST_COVER * share**0.7).astype(np.uint8)
+  return np.rint(255 * _MAX_OPACITY * share**0.7).astype(np.uint8)
 
 
 def overlaid(image: np.ndarray, values: np.ndarray, peak: float) -> np.ndarray:
-  """An image under a heat map.
+  """An image with a heat map over it.
 
   Args:
     image: (H, W, 3) uint8.
@@ -78,7 +77,7 @@ def overlaid(image: np.ndarray, values: np.ndarray, peak: float) -> np.ndarray:
   Returns:
     (H, W, 3) uint8.
   """
-  place = heat(values, peak)
-  opaque = cover()[place][..., None] / 255
-  mixed = (1 - opaque) * image + opaque * palette(HEAT)[place]
+  index = heat(values, peak)
+  opaque = opacity()[index][..., None] / 255
+  mixed = (1 - opaque) * image + opaque * palette(HEAT)[index]
   return np.rint(mixed).astype(np.uint8)

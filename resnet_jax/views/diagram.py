@@ -1,39 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network's diagram in graphviz's language.
 
-Long networks are folded: the stages stand beside one another, and a stage that
-is too long takes several columns.  A box that a column goes on from is drawn
-again, dashed, at its top, as lines across the columns could not be followed.
+Long networks are folded: the stages stand side by side, and a long stage takes
+several columns.  The box that a column continues from is drawn again, dashed,
+at its top, as lines across the columns could not be followed.
 """
 
 import dataclasses
 import html
 from collections.abc import Iterable, Mapping, Sequence
 
+from resnet_jax.models import structure
+from resnet_jax.models.structure import Kind
 from resnet_jax.views import boxes, graph
 
-# What the names of boxes that are drawn again end with.
+# Suffixes of names: of boxes that are drawn again, and of the signs at the foot
+# of a column.
 AGAIN = ' (continued)'
-# And those of the signs at the foot of a column.
 ONWARD = ' (onward)'
 
-# Boxes below one another before a column is folded.
+# The most boxes in a column.
 _COLUMN = {'layers': 30, 'blocks': 20, 'stages': 100}
 
-# Fill and border.  Black can be read on the fills; the words in the boxes say
-# the same as the colours.
+# Fill and border.  Black is readable on the fills, and the words in the boxes
+# say the same as the colours.
 _BLUE = ('#d3e5f6', '#2f6fae')
 _GREY = ('#f1f4f7', '#7b8a99')
 _GREEN = ('#d8f0e2', '#2e8b57')
 _COLOURS = {
-  'image': ('#ffffff', '#1c2733'),
-  'convolution': _BLUE,
-  'batch norm': _GREY,
-  'max pool': _GREEN,
-  'mean': _GREEN,
-  'sum': ('#fdf0c4', '#a67c00'),
-  'fully connected': ('#e8def4', '#7a53ab'),
-  'softmax': ('#f5f0fb', '#a58ac6'),
+  Kind.IMAGE: ('#ffffff', '#1c2733'),
+  Kind.CONVOLUTION: _BLUE,
+  Kind.BATCH_NORM: _GREY,
+  Kind.MAX_POOL: _GREEN,
+  Kind.MEAN: _GREEN,
+  Kind.SUM: ('#fdf0c4', '#a67c00'),
+  Kind.FULLY_CONNECTED: ('#e8def4', '#7a53ab'),
+  Kind.SOFTMAX: ('#f5f0fb', '#a58ac6'),
   boxes.BRANCH: _BLUE,
   boxes.PROJECTION: ('#ffe3d0', '#c8500a'),
   boxes.STAGE: _BLUE,
@@ -48,13 +50,13 @@ _FONT = 'Helvetica,Arial,sans-serif'
 def dot(
   network: graph.Graph, title: str, level: str = 'blocks', highlight: str = ''
 ) -> str:
-  """The diagram's text, for graphviz's program `dot`.
+  """The diagram as text, for graphviz's program `dot`.
 
   Args:
-    network: what is drawn.
+    network: to draw.
     title: a line above it.
     level: one of `boxes.LEVELS`.
-    highlight: a layer; what is not computed for it is drawn pale.
+    highlight: a layer; layers that are not computed for it are drawn pale.
 
   Raises:
     KeyError: there is no such level or layer.
@@ -62,7 +64,7 @@ def dot(
   found, lines = boxes.boxes(network, level)
   everything = frozenset(node.name for node in network.nodes)
   needed = network.needed(highlight) if highlight else everything
-  learned = sum(node.parameters for node in network.nodes)
+  learned = sum(node.learned for node in network.nodes)
   facts = [title, f'{learned:,} learned parameters']
   if highlight:
     facts.append(
@@ -78,14 +80,14 @@ def dot(
     *(s for index in range(len(columns)) for s in drawing.column(index)),
     *(drawing.line(line) for line in lines),
   ]
-  kinds = {box.kind: None for box in found if box.kind != 'image'}
+  kinds = {box.kind: None for box in found if box.kind != Kind.IMAGE}
   head = _head(facts, list(kinds), any(x.shortcut for x in lines))
   return '\n'.join([*head, *(f'  {part}' for part in body), '}']) + '\n'
 
 
 def _quoted(text: str) -> str:
   escaped = text.replace('\\', '\\\\').replace('"', '\\"')
-  # Lines of a label are aligned to the left by how they end.
+  # `\\l` ends a line of a label and aligns it to the left.
   return '"' + escaped.replace('\n', '\\l') + '"'
 
 
@@ -149,7 +151,7 @@ def _head(
 
 @dataclasses.dataclass(frozen=True)
 class _Drawing:
-  """Boxes and lines as statements, pale where they are not needed."""
+  """Writes boxes and lines as statements, pale where they are not needed."""
 
   columns: Sequence[Sequence[boxes.Box]]
   place: Mapping[str, int]
@@ -162,7 +164,7 @@ class _Drawing:
     return not self.needed.isdisjoint(box.layers)
 
   def column(self, index: int) -> list[str]:
-    """A column's boxes, in clusters, and the signs above and below it."""
+    """A column's boxes, in clusters, and the signs above and below them."""
     known = {box.name: box for every in self.columns for box in every}
     across = [
       line
@@ -193,10 +195,10 @@ class _Drawing:
     return result
 
   def _onward(self, box: boxes.Box, ends: Sequence[str]) -> list[str]:
-    """A sign below a column that says where it goes on."""
+    """A sign at the foot of a column: where it continues."""
     colour = _LINE if self._is_needed(box) else _PALE_INK
     facts = _attributes(
-      label=f'goes on at {", ".join(ends)}',
+      label=f'continues at {", ".join(ends)}',
       shape='plaintext',
       style='',
       fontsize=11,
@@ -211,7 +213,7 @@ class _Drawing:
     ]
 
   def _box(self, box: boxes.Box, again_in: int | None = None) -> str:
-    """A box; or its second drawing, in another column."""
+    """A box, or its second drawing in another column."""
     column, suffix = self.place[box.name], ''
     if again_in is not None:
       column, suffix = again_in, AGAIN
@@ -235,8 +237,8 @@ class _Drawing:
       look['style'] = 'filled,rounded,dashed'
     elif self.highlight in box.layers:
       look |= {'color': _INK, 'penwidth': 4}
-    if not box.aside:
-      # Straight below one another.
+    if not box.in_shortcut:
+      # Aligned vertically.
       look['group'] = f'column {column}'
     tooltip = ', '.join((box.name, *box.lines))
     facts = _attributes(label=label, tooltip=tooltip, **look)
@@ -245,7 +247,7 @@ class _Drawing:
   def _cluster(self, members: Sequence[boxes.Box]) -> list[str]:
     needed = any(map(self._is_needed, members))
     first, last = members[0].block, members[-1].block
-    # Short, as the line of the column passes through the frame's middle.
+    # Short, as the column's line passes through the middle of the frame.
     label = first if first == last else f'{first}-{last.rpartition("_")[2]}'
     facts = _attributes(
       label=label,
@@ -265,7 +267,7 @@ class _Drawing:
     ]
 
   def line(self, line: boxes.Line) -> str:
-    """A connection; from the box's second drawing, if it is in a column."""
+    """A connection; from the second drawing of a box in another column."""
     start = line.start
     if self.place[line.start] != self.place[line.end]:
       start += AGAIN
@@ -280,9 +282,9 @@ class _Drawing:
 
 
 def _columns(found: Sequence[boxes.Box], most: int) -> list[list[boxes.Box]]:
-  """The boxes in columns, none much longer than `most`, blocks whole.
+  """The boxes in columns, none much longer than `most`, blocks kept whole.
 
-  If one column does not do, every stage begins one.
+  If one column is too few, every stage begins a new one.
   """
   if _length(found) <= most:
     return [list(found)]
@@ -294,7 +296,7 @@ def _columns(found: Sequence[boxes.Box], most: int) -> list[list[boxes.Box]]:
       blocks.setdefault(box.block or box.name, []).append(box)
     done, share = 0, _length(stage) / parts
     for number, members in enumerate(blocks.values()):
-      # A new column where the middle of a block lies behind a share's end.
+      # A new column where the middle of a block lies after the end of a share.
       if not number or int((done + _length(members) / 2) / share) > int(
         (done - _length(members) / 2) / share
       ):
@@ -309,7 +311,7 @@ def _stages(found: Sequence[boxes.Box]) -> list[list[boxes.Box]]:
   stages: dict[str, list[boxes.Box]] = {}
   for box in found:
     stages.setdefault(box.stage, []).append(box)
-  stem, head = stages.pop(graph.STEM), stages.pop(graph.HEAD)
+  stem, head = stages.pop(structure.STEM), stages.pop(structure.HEAD)
   first, *others = stages.values()
   result = [stem + first, *others]
   result[-1] = result[-1] + head
@@ -317,5 +319,5 @@ def _stages(found: Sequence[boxes.Box]) -> list[list[boxes.Box]]:
 
 
 def _length(column: Iterable[boxes.Box]) -> int:
-  """Boxes below one another: projections stand beside a branch."""
-  return sum(not box.aside for box in column)
+  """Boxes in a vertical line: projections stand beside their branch."""
+  return sum(not box.in_shortcut for box in column)

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network drawn: as text, and as an image by graphviz's program `dot`."""
+"""Diagrams: as text, and rendered by graphviz's program `dot`."""
 
 import dataclasses
 import shutil
 import subprocess
+import warnings
 
-from resnet_jax.models import aliases, resnet
+from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import errors
-from resnet_jax.views import boxes, diagram, graph
+from resnet_jax.views import boxes, graph
+from resnet_jax.views import diagram as diagram_lib
 
 PROGRAM = 'dot'
 FORMATS = ('svg', 'png', 'pdf')
 
-# ResNet-152's layers take a few seconds.
-_SECONDS = 300
+# ResNet-152 with all layers takes a few seconds.
+_TIMEOUT_SECONDS = 300
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -21,7 +23,7 @@ class Diagram:
   """A network's diagram; a notebook shows it where graphviz is installed.
 
   Attributes:
-    title: what is drawn.
+    title: describes the network.
     dot: the text, in graphviz's language.
     notes: what the user should know, a sentence each.
   """
@@ -34,7 +36,7 @@ class Diagram:
     """The image: SVG, PNG or PDF.
 
     Raises:
-      UserError: there is no such kind; or graphviz is not installed, or fails.
+      UserError: the kind is unknown, or graphviz is missing or fails.
     """
     return run(self.dot, errors.check_choice('format', kind, FORMATS))
 
@@ -43,9 +45,51 @@ class Diagram:
 
   def __repr__(self) -> str:
     return (
-      f'Diagram({self.title!r}: .dot is its text; .render() draws it, and so'
-      ' does a notebook, where graphviz is installed)'
+      f'Diagram({self.title!r}: .dot is its text; .render() draws it with'
+      ' graphviz, and so does a notebook)'
     )
+
+
+def diagram(
+  name: str | int = 50,
+  *,
+  level: str = 'blocks',
+  highlight: str = '',
+  stride_in: str = 'auto',
+  stem_pool: str = 'auto',
+  crop_size: int = 224,
+) -> Diagram:
+  """A network's diagram, without any weights.
+
+  Args:
+    name: 'resnet50' and so on, or the number.
+    level: a box for each of the 'layers', 'blocks' or 'stages'.
+    highlight: a layer; what does not lead to it is pale.
+    stride_in: '1x1' or '3x3'.
+    stem_pool: 'ceil' or 'pad1'.
+    crop_size: of the images, pixels.
+
+  Returns:
+    A `Diagram`, which a notebook shows where graphviz is installed; its `.dot`
+    is the text, and `.render()` gives SVG.
+
+  Raises:
+    UserError: says what was given, what is allowed and what to do.
+  """
+  module = resnet.published(names.depth_of(name))
+  own = module.variant.overridden(stride_in=stride_in, stem_pool=stem_pool)
+  module = module.clone(variant=own)
+  return draw_warning(module, crop_size, level, highlight)
+
+
+def draw_warning(
+  model: resnet.ResNet, size: int, level: str, highlight: str
+) -> Diagram:
+  """Draws as `draw`; the notes are warnings at the caller's caller."""
+  drawn = draw(model, size, size, level=level, highlight=highlight)
+  for note in drawn.notes:
+    warnings.warn(note, stacklevel=3)
+  return drawn
 
 
 def draw(
@@ -63,21 +107,21 @@ def draw(
     height: of the images.
     width: of the images.
     level: one of `boxes.LEVELS`.
-    highlight: a layer, by any of its names: what is not computed for it is
-      pale.
+    highlight: a layer, by any of its names; layers that are not computed for
+      it are pale.
 
   Raises:
-    UserError: there is no such level or layer, or the name stands for several.
+    UserError: the level or the layer is unknown, or the name is ambiguous.
   """
   errors.check_choice('diagram_level', level, boxes.LEVELS)
   layer, notes = _layer(highlight, model) if highlight else ('', ())
   title = resnet.describe(model)
-  network = graph.trace(model, height, width)
-  return Diagram(title, diagram.dot(network, title, level, layer), notes)
+  network = graph.build(model, height, width)
+  return Diagram(title, diagram_lib.dot(network, title, level, layer), notes)
 
 
 def _layer(name: str, model: resnet.ResNet) -> tuple[str, tuple[str, ...]]:
-  """The canonical name of the layer that is to be highlighted, and notes."""
+  """The canonical name of the highlighted layer, and notes."""
   found = aliases.select_layers(name, model.depth, head=model.classes > 0)
   if len(found.layers) > 1:
     raise errors.UserError(
@@ -88,14 +132,14 @@ def _layer(name: str, model: resnet.ResNet) -> tuple[str, tuple[str, ...]]:
 
 
 def run(text: str, kind: str) -> bytes:
-  """What graphviz makes of a text in its language.
+  """Renders a text with graphviz.
 
   Args:
-    text: of a diagram.
+    text: in graphviz's language.
     kind: one of its formats.
 
   Raises:
-    UserError: graphviz is not installed, or fails.
+    UserError: graphviz is missing or fails.
   """
   program = shutil.which(PROGRAM)
   if program is None:
@@ -103,23 +147,23 @@ def run(text: str, kind: str) -> bytes:
       f"{kind.upper()} needs graphviz, whose program '{PROGRAM}' is not found."
       ' Install it (apt install graphviz, dnf install graphviz, brew install'
       ' graphviz, conda install graphviz, winget install graphviz; or'
-      ' https://graphviz.org/download) and start again.'
+      ' https://graphviz.org/download) and run this again.'
     )
   try:
     done = subprocess.run(
       [program, f'-T{kind}'],
       input=text.encode(),
       capture_output=True,
-      timeout=_SECONDS,
+      timeout=_TIMEOUT_SECONDS,
       check=False,
     )
   except (OSError, subprocess.TimeoutExpired) as error:
-    raise errors.UserError(f'{program} does not work: {error}.') from error
+    raise errors.UserError(f'{program} failed: {error}.') from error
   if done.returncode or not done.stdout:
-    said = done.stderr.decode(errors='replace').strip()
+    message = done.stderr.decode(errors='replace').strip()
     raise errors.UserError(
       f'{program} gave no {kind.upper()} (exit status {done.returncode}):'
-      f' {said[:500] or "it says nothing"}. Is it graphviz, with support of'
-      f' {kind.upper()}? `dot -V` and `dot -T?` tell.'
+      f' {message[:500] or "no message"}. Check that it is'
+      f' graphviz and supports {kind.upper()}, with `dot -V` and `dot -T?`.'
     )
   return done.stdout

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a layer is shown, and on which scale; arrays only."""
+"""Which channels of a layer are shown, and on which scale; arrays only."""
 
 import dataclasses
 import math
@@ -9,11 +9,11 @@ from PIL import Image
 
 from resnet_jax.system import errors
 
-MOST = 64
+MAX_MAPS = 64
 
-# Of the shown values, how many lie inside the scale: a single peak would leave
-# all else without colour.
-_INSIDE = 99.5
+# Percentile of the absolute values at which the scale ends: a single peak would
+# leave everything else without colour.
+_SCALE_PERCENTILE = 99.5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,12 +22,12 @@ class Maps:
 
   Attributes:
     channels: their numbers, from 0, the strongest first.
-    strengths: the root mean square of each over its positions.
+    strengths: their root mean squares over all positions.
     values: (channels, H, W).
-    limit: what the ends of the scale stand for, plus and minus.
-    low: the smallest of the values.
-    high: the largest of the values.
-    of: channels that the layer has.
+    limit: the scale's ends are plus and minus this.
+    low: the smallest value.
+    high: the largest value.
+    total: channels of the layer.
   """
 
   channels: tuple[int, ...]
@@ -36,56 +36,60 @@ class Maps:
   limit: float
   low: float
   high: float
-  of: int
+  total: int
 
   @property
-  def is_clipped(self) -> bool:
-    """Whether values lie beyond the scale."""
-    return max(-self.low, self.high) > self.limit
+  def clipped(self) -> str:
+    """Where values lie outside the scale: 'neither', 'min', 'max', 'both'."""
+    below, above = self.low < -self.limit, self.high > self.limit
+    return ('neither', 'min', 'max', 'both')[below + 2 * above]
 
   @property
   def columns(self) -> int:
-    """Of the grid that they are shown in."""
+    """Columns of the grid."""
     return math.ceil(math.sqrt(len(self.channels)))
 
   def describe(self) -> str:
     """A sentence for a person."""
     count = len(self.channels)
-    which = f'the {count} strongest' if count < self.of else 'all'
-    text = (
-      f'{which} of {self.of} channels, by root mean square; values'
-      f' {self.low:.3g} to {self.high:.3g}, white is 0'
-    )
+    which = f'The {count} strongest' if count < self.total else 'All'
+    text = f'{which} of {self.total} channels'
     if not self.low and not self.high:
-      return f'{which} of {self.of} channels; all values are 0'
-    if self.is_clipped:
-      text += f'; beyond ±{self.limit:.3g} the colour stays the same'
+      return f'{text}; all values are 0'
+    text += (
+      f', by root mean square; values {self.low:.3g} to {self.high:.3g}, white'
+      ' is 0'
+    )
+    if self.clipped != 'neither':
+      text += f'; the colours end at ±{self.limit:.3g}'
     return text
 
 
 def strongest(values: np.ndarray, count: int = 16) -> Maps:
-  """The channels with the largest root mean square; equals by number.
+  """The channels with the largest root mean square; ties by number.
 
   Args:
     values: (C, H, W).
-    count: how many at most.
+    count: channels at most.
 
   Raises:
-    UserError: a value is not finite, or the count is out of its range.
+    UserError: a value is not finite, or the count is out of range.
   """
-  if not 1 <= count <= MOST:
-    raise errors.UserError(f'{count} maps: 1 to {MOST} can be shown.')
+  if not 1 <= count <= MAX_MAPS:
+    raise errors.UserError(f'{count} maps: 1 to {MAX_MAPS} can be shown.')
   if not np.isfinite(values).all():
     raise errors.UserError(
-      'some values of a layer are not finite, so there is no scale to show them'
-      ' on. --job=inspect looks at the weights.'
+      'some values of a layer are not finite, so they have no scale. Check the'
+      ' weights with --job=inspect.'
     )
   exact = np.asarray(values, np.float64)
   power = np.sqrt((exact**2).mean(axis=(1, 2)))
   order = np.argsort(-power, kind='stable')[:count]
   shown = np.asarray(values[order], np.float32)
   size = np.abs(shown)
-  limit = float(np.percentile(size, _INSIDE)) or float(size.max()) or 1.0
+  limit = (
+    float(np.percentile(size, _SCALE_PERCENTILE)) or float(size.max()) or 1.0
+  )
   return Maps(
     tuple(int(channel) for channel in order),
     tuple(float(power[channel]) for channel in order),
@@ -106,7 +110,7 @@ def resized(values: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def tiled(cells: np.ndarray, columns: int) -> np.ndarray:
-  """(K, H, W, ...) side by side, row by row; what stays free is 0."""
+  """(K, H, W, ...) side by side, row by row; empty cells are 0."""
   count, height, width, *rest = cells.shape
   rows = -(-count // columns)
   free = [(0, rows * columns - count)] + [(0, 0)] * (cells.ndim - 1)
@@ -126,11 +130,12 @@ def true_colours(kernel: np.ndarray, channels: str) -> np.ndarray:
     each filter is 1 or 255.
 
   Raises:
-    UserError: they do not look at images with three colours.
+    UserError: the filters do not have three input channels.
   """
   if kernel.ndim != 4 or kernel.shape[2] != 3:
     raise errors.UserError(
-      f'a kernel of shape {kernel.shape} is no first layer: (ky, kx, 3, Co) is.'
+      f'shape {kernel.shape} is not the kernel of a first layer, which is (ky,'
+      ' kx, 3, Co).'
     )
   rgb = kernel[:, :, ::-1] if channels == 'BGR' else kernel
   cells = rgb.transpose(3, 0, 1, 2)
@@ -140,14 +145,14 @@ def true_colours(kernel: np.ndarray, channels: str) -> np.ndarray:
 
 
 def nearest(features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-  """For each row the others with the largest cosine, the nearest first.
+  """For each row the other rows with the largest cosine, the nearest first.
 
   Args:
     features: (N, ...), a row an image.
-    count: others a row at most.
+    count: neighbours a row at most.
 
   Returns:
-    Their numbers, and their cosines, both (N, min(count, N - 1)); equals by
+    Their numbers and their cosines, both (N, min(count, N - 1)); ties by
     number.
 
   Raises:
@@ -161,8 +166,8 @@ def nearest(features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     )
   if not np.isfinite(lengths).all() or not lengths.all():
     raise errors.UserError(
-      'the features of an image are all 0 or not finite, so it has no'
-      ' direction to compare. Leave it out, or take another layer.'
+      'the features of an image are all 0 or not finite, so they have no'
+      ' direction to compare. Leave the image out, or take another layer.'
     )
   cosines = rows @ rows.T / (lengths * lengths.T)
   np.fill_diagonal(cosines, -np.inf)

@@ -1,6 +1,6 @@
 'use strict';
-// All text goes into the page by textContent, all images come from the page's
-// own data; an image's part is parsed when it is chosen.
+// All text is inserted by textContent, and all images come from the page's own
+// data; an image's entry is parsed when the image is chosen.
 (() => {
   const find = (id) => document.getElementById(id);
   const parse = (element) => JSON.parse(element.textContent);
@@ -10,20 +10,20 @@
     return element;
   };
 
-  const about = parse(find('about'));
+  const run = parse(find('run'));
   const index = parse(find('index'));
   const entries = document.querySelectorAll('script.entry');
-  const layers = Object.keys(about.layers);
+  const layers = Object.keys(run.layers);
   const layerButtons = new Map(
     [...document.querySelectorAll('button.node')].map(
       (button) => [button.dataset.layer, button]));
   let image = null;
   let number = -1;
   let layer = layers[layers.length - 1];
-  // Images may be decoded after the next click: only the last one counts.
+  // An image may be decoded only after the next click: the last click counts.
   const latest = new Map();
 
-  // One stop of the Tab key for a group of buttons; arrow keys move inside.
+  // A group of buttons is one Tab stop; arrow keys move inside.
   const group = (element, buttons) => {
     const shown = () => buttons().filter((button) => !button.hidden);
     element.addEventListener('keydown', (event) => {
@@ -46,7 +46,7 @@
     };
   };
 
-  // Cuts an image of many cells into one canvas each.
+  // Cuts a sheet into one canvas a cell.
   const cells = async (target, sheet, names, labels) => {
     const image = make('img', {src: sheet.png});
     latest.set(target, image);
@@ -65,7 +65,7 @@
     }));
   };
 
-  // Moves the diagram, not the page.
+  // Scrolls the diagram, not the page.
   const reveal = (button) => {
     const box = find('network').getBoundingClientRect();
     const place = button.getBoundingClientRect();
@@ -79,7 +79,7 @@
     reveal(layerButtons.get(layer));
     const shown = image.layers[layer];
     find('layer').textContent = layer ? `Maps of ${layer}` : 'Maps';
-    find('layer-text').textContent = about.layers[layer] || '';
+    find('layer-text').textContent = run.layers[layer] || '';
     find('maps-shown').hidden = !shown;
     if (!shown) return;
     find('maps-text').textContent = `${shown.text}.`;
@@ -98,22 +98,21 @@
     : `${(100 * share).toFixed(2)}%`;
 
   const showBest = () => {
-    find('best').replaceChildren(...image.best.map((guess) => {
+    find('best').replaceChildren(...image.best.map((predicted) => {
       const bar = make('div', {className: 'bar'});
-      bar.style.width = `${100 * guess.probability}%`;
-      const said = guess.stated ? ' (as the data says)' : '';
-      const item = make('li', {className: guess.stated ? 'stated' : ''},
+      bar.style.width = `${100 * predicted.probability}%`;
+      const suffix = predicted.isTrue ? ' (true class)' : '';
+      return make('li', {className: predicted.isTrue ? 'true-class' : ''},
         make('div', {className: 'class'},
-          make('span', {textContent: `${guess.label} ${guess.name}${said}`}),
+          make('span', {textContent: `${predicted.label} ${predicted.name}${suffix}`}),
           make('span', {
             className: 'share',
-            textContent: percent(guess.probability),
+            textContent: percent(predicted.probability),
           })),
         make('div', {className: 'track'}, bar));
-      return item;
     }));
-    find('no-best').hidden = image.best.length > 0;
-    find('no-best').textContent = about.noHead;
+    find('no-predictions').hidden = image.best.length > 0;
+    find('no-predictions').textContent = run.noPredictions;
   };
 
   const showCam = () => {
@@ -123,15 +122,15 @@
     find('cam-image').src = image.image;
     find('cam-image').alt = 'the same image, below the heat map';
     find('heat').src = cam.png;
-    find('heat').alt = `heat map: where ${about.camLayer} speaks for ` +
+    find('heat').alt = `heat map: where ${run.camLayer} supports ` +
       `${cam.name}, ${cam.columns} by ${cam.rows} positions`;
     find('peak').textContent = cam.peak;
     find('cam-text').textContent = cam.peak
-      ? `Where ${about.camLayer} speaks for ${cam.name}.`
-      : `Nothing in ${about.camLayer} speaks for ${cam.name}: 0 everywhere.`;
+      ? `Where ${run.camLayer} supports ${cam.name}.`
+      : `Nothing in ${run.camLayer} supports ${cam.name}: 0 everywhere.`;
   };
 
-  const showImage = (chosen, say = true) => {
+  const showImage = (chosen, announce = true) => {
     number = chosen;
     image = parse(entries[number]);
     chooseImage(buttons[number]);
@@ -142,13 +141,13 @@
     if (!image.reason) {
       find('image').src = image.image;
       find('image').alt = `${image.key}, as cut out for the network`;
-      find('stated').textContent =
-        image.stated ? `The data says: ${image.stated}` : '';
+      find('true-class').textContent =
+        image.trueClass ? `True class: ${image.trueClass}` : '';
       showCam();
       showBest();
     }
     showLayer();
-    if (say) find('said').textContent = `${image.key} is shown`;
+    if (announce) find('announced').textContent = `${image.key} is shown`;
   };
 
   const buttons = index.map((item, place) => {
@@ -186,7 +185,7 @@
     button.addEventListener('click', () => {
       layer = name;
       showLayer();
-      find('said').textContent = `maps of ${layer} are shown`;
+      find('announced').textContent = `maps of ${layer} are shown`;
       const place = find('maps-panel').getBoundingClientRect();
       // On a narrow screen the maps are below the diagram.
       if (place.top > 0.7 * innerHeight) find('maps-panel').scrollIntoView();
@@ -197,7 +196,7 @@
     find('heat').style.opacity = event.target.value / 100;
   });
 
-  const filters = about.filters;
+  const filters = run.filters;
   const numbers = [...Array(filters.count).keys()];
   cells(
     find('filters'), filters, numbers.map((place) => `#${place}`),

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report: one HTML file that needs nothing else and loads nothing.
+"""The report: one HTML file that loads nothing.
 
-What comes from files (names of images and of classes) is either escaped HTML
-or JSON without any character that HTML knows, and page.js puts it into the
-page as text only.  Were that wrong, the page's policy would still refuse every
-script but its own, by a hash.
+Text from files (names of images and of classes) is either escaped HTML or JSON
+without characters that HTML interprets, and page.js inserts it as text only.
+If that failed, the page's policy would still refuse every script but its own,
+by its hash.
 """
 
 import base64
@@ -24,17 +24,15 @@ from PIL import Image
 from resnet_jax.system import errors
 from resnet_jax.views import colours, graph, maps, page_network
 
-# A page is never larger.
+# The limit of a page, and shares of it: for everything but the images, and for
+# each image without its maps.
 MAX_BYTES = 32_000_000
-
-# Of that, for all but the images, and for each image without its maps.
 _FIXED_BYTES = 1_500_000
 _IMAGE_BYTES = 64_000
-# Of a layer's maps: what a PNG needs beside its pixels, and the numbers of a
-# map.
+# The overhead of a layer's PNG, and the numbers of each of its maps.
 _SPRITE_BYTES = 1_500
 _MAP_BYTES = 30
-# Pixels of a map's side, the first that fits.
+# Pixels a side of a map; the first that fits is taken.
 _SIDES = (112, 56, 28, 14, 7)
 
 _IMAGE_SIDE, _IMAGE_JPEG = 224, 30_000
@@ -45,32 +43,32 @@ _MOST_TEXT = 300
 
 
 @dataclasses.dataclass(frozen=True)
-class ShownClass:
-  """A class of the five best.
+class PredictedClass:
+  """One of the five best classes.
 
   Attributes:
     label: its index.
     name: its name.
     probability: 0 to 1.
-    is_stated: whether the data states it.
+    is_true: whether it is the image's label in the data.
   """
 
   label: int
   name: str
   probability: float
-  is_stated: bool = False
+  is_true: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ShownImage:
-  """What the page says of an image.
+class ImageResult:
+  """An image and what the network makes of it.
 
   Attributes:
-    key: its name.
-    folder: where its PNG files are, beside the page.
-    reason: why it could not be read; then there is nothing else.
+    key: the image's name.
+    folder: of its PNG files, beside the page.
+    reason: why it could not be read; then the other fields are empty.
     crop: (S, S, 3) uint8, as the network saw it.
-    stated: the class that the data states, for a person; or ''.
+    true_class: the image's label in the data, index and name; or ''.
     best: the five best classes; none: there is no classifier.
     cam: (h, w), 0 or more; None: there is none.
     cam_class: the class that it is for.
@@ -81,27 +79,27 @@ class ShownImage:
   folder: str
   reason: str = ''
   crop: np.ndarray | None = None
-  stated: str = ''
-  best: tuple[ShownClass, ...] = ()
+  true_class: str = ''
+  best: tuple[PredictedClass, ...] = ()
   cam: np.ndarray | None = None
   cam_class: str = ''
   layers: Mapping[str, maps.Maps] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class About:
-  """What the page says of the run.
+class Run:
+  """A run, as the page describes it.
 
   Attributes:
-    title: above all.
-    warnings: below it, a sentence each.
+    title: of the page.
+    warnings: below the title, a sentence each.
     network: for the diagram.
-    layers: those with maps.
+    layers: with maps.
     filters: (Co, ky, kx, 3) uint8.
-    cam_layer: what Grad-CAM is of; '': there is none.
-    no_head: why there are no predictions; '': there are.
-    facts: how it was made: name, value.
-    settings: of the run, by name.
+    cam_layer: of Grad-CAM; '': there is none.
+    no_predictions: why there are none; shown only in that case.
+    facts: name and value, for the table at the end.
+    settings: by name.
   """
 
   title: str
@@ -110,7 +108,7 @@ class About:
   layers: Sequence[str]
   filters: np.ndarray
   cam_layer: str
-  no_head: str
+  no_predictions: str
   facts: Sequence[tuple[str, str]]
   settings: Mapping[str, Any]
 
@@ -118,15 +116,15 @@ class About:
 def map_side(
   shapes: Sequence[tuple[int, int, int]], count: int, images: int
 ) -> int:
-  """How large maps may be in a page, pixels a side.
+  """The largest size of maps that fits into a page, pixels a side.
 
   Args:
     shapes: (C, H, W) of each layer.
-    count: maps of a layer.
-    images: how many.
+    count: maps a layer.
+    images: number of images.
 
   Raises:
-    UserError: they are too many for one page.
+    UserError: no size fits.
   """
   for side in _SIDES:
     each = _IMAGE_BYTES + sum(
@@ -148,49 +146,49 @@ def map_side(
 
 
 def _encoded(count: int) -> int:
-  """Bytes of base64."""
+  """Bytes of `count` bytes in base64."""
   return -(-count // 3) * 4
 
 
-def entry(image: ShownImage, side: int) -> dict[str, Any]:
-  """An image's part of the page, its images encoded.
+def entry(image: ImageResult, side: int) -> dict[str, Any]:
+  """An image's part of the page, as JSON values.
 
   Args:
-    image: what is said of it.
-    side: what `map_side` gave.
+    image: the result.
+    side: see `map_side`.
   """
-  said: dict[str, Any] = {
+  result: dict[str, Any] = {
     'key': _short(image.key),
     'folder': image.folder,
     'reason': _short(image.reason),
-    'stated': _short(image.stated),
+    'trueClass': _short(image.true_class),
     'best': [
       {
-        'label': guess.label,
-        'name': _short(guess.name),
-        'probability': guess.probability,
-        'stated': guess.is_stated,
+        'label': predicted.label,
+        'name': _short(predicted.name),
+        'probability': predicted.probability,
+        'isTrue': predicted.is_true,
       }
-      for guess in image.best
+      for predicted in image.best
     ],
   }
   if image.crop is not None:
-    said['image'] = _jpeg(image.crop, _IMAGE_SIDE, _IMAGE_JPEG)
-    said['thumbnail'] = _jpeg(image.crop, _THUMBNAIL_SIDE, _THUMBNAIL_JPEG)
+    result['image'] = _jpeg(image.crop, _IMAGE_SIDE, _IMAGE_JPEG)
+    result['thumbnail'] = _jpeg(image.crop, _THUMBNAIL_SIDE, _THUMBNAIL_JPEG)
   if image.cam is not None:
-    said['cam'] = _cam(image.cam, _short(image.cam_class))
-  said['layers'] = {
+    result['cam'] = _cam(image.cam, _short(image.cam_class))
+  result['layers'] = {
     name: _sprite(shown, side) for name, shown in image.layers.items()
   }
-  return said
+  return result
 
 
-def document(about: About, entries: Sequence[Mapping[str, Any]]) -> str:
+def document(run: Run, entries: Sequence[Mapping[str, Any]]) -> str:
   """The page.
 
   Args:
-    about: the run.
-    entries: what `entry` gave for each image.
+    run: what is the same for all images.
+    entries: an `entry` for each image.
   """
   index = [
     {
@@ -206,19 +204,19 @@ def document(about: About, entries: Sequence[Mapping[str, Any]]) -> str:
     policy=_policy(style, script),
     style=style,
     script=script,
-    title=html.escape(about.title),
+    title=html.escape(run.title),
     warnings=''.join(
       f'<p class="warning" role="note">{html.escape(text)}</p>'
-      for text in about.warnings
+      for text in run.warnings
     ),
-    diagram=page_network.diagram(about.network, set(about.layers)),
-    facts=''.join(_row(name, value) for name, value in about.facts),
+    diagram=page_network.diagram(run.network, set(run.layers)),
+    facts=''.join(_row(name, value) for name, value in run.facts),
     settings=''.join(
-      _row(name, str(value)) for name, value in about.settings.items()
+      _row(name, str(value)) for name, value in run.settings.items()
     ),
     diverging=_scale(colours.DIVERGING),
     heat=_scale(colours.HEAT),
-    about=_json(_page_facts(about)),
+    run=_json(_page_facts(run)),
     index=_json(index),
     entries='\n'.join(
       f'<script type="application/json" class="entry">{_json(part)}</script>'
@@ -227,19 +225,19 @@ def document(about: About, entries: Sequence[Mapping[str, Any]]) -> str:
   )
 
 
-def _page_facts(about: About) -> dict[str, Any]:
-  count, height, width, _ = about.filters.shape
+def _page_facts(run: Run) -> dict[str, Any]:
+  count, height, width, _ = run.filters.shape
   columns = min(count, 8)
   return {
-    'camLayer': about.cam_layer,
-    'noHead': about.no_head,
+    'camLayer': run.cam_layer,
+    'noPredictions': run.no_predictions,
     'layers': {
       node.name: page_network.describe(node)
-      for node in about.network.nodes
-      if node.name in about.layers
+      for node in run.network.nodes
+      if node.name in run.layers
     },
     'filters': {
-      'png': _png(Image.fromarray(maps.tiled(about.filters, columns))),
+      'png': _png(Image.fromarray(maps.tiled(run.filters, columns))),
       'height': height,
       'width': width,
       'columns': columns,
@@ -254,7 +252,7 @@ def _asset(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-  """Nothing from elsewhere; of scripts and styles, only the page's own."""
+  """Forbids all loading, and all scripts and styles but the page's own."""
 
   def source(text: str) -> str:
     digest = hashlib.sha256(text.encode()).digest()
@@ -267,7 +265,7 @@ def _policy(style: str, script: str) -> str:
 
 
 def _json(value: Any) -> str:
-  """JSON that can stand in a script element: ASCII, without <, > and &."""
+  """JSON for a script element: ASCII, without <, > and &."""
   text = json.dumps(value)
   for character in '<>&':
     text = text.replace(character, f'\\u{ord(character):04x}')
@@ -292,9 +290,9 @@ def _uri(kind: str, data: bytes) -> str:
   return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
 
 
-def _png(image: Image.Image, **how: Any) -> str:
+def _png(image: Image.Image, **options: Any) -> str:
   file = io.BytesIO()
-  image.save(file, 'PNG', optimize=True, **how)
+  image.save(file, 'PNG', optimize=True, **options)
   return _uri('png', file.getvalue())
 
 
@@ -322,13 +320,13 @@ def _scale(table: str) -> str:
 
 
 def _cam(cam: np.ndarray, name: str) -> dict[str, Any]:
-  """A heat map that lies over the image, the more opaque the hotter."""
+  """A heat map to overlay on the image, the more opaque the hotter."""
   peak = float(cam.max())
   height, width = (max(_HEAT_SIDE, side) for side in cam.shape)
   heat = colours.heat(maps.resized(cam, height, width), peak)
   return {
     'png': _png(
-      _coloured(heat, colours.HEAT), transparency=bytes(colours.cover())
+      _coloured(heat, colours.HEAT), transparency=bytes(colours.opacity())
     ),
     'peak': f'{peak:.3g}' if peak else '',
     'name': name,

@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network's diagram as HTML, in which layers with maps are buttons.
+"""A network as HTML, in which layers with maps are buttons.
 
 A block is a card: its branch from top to bottom, each convolution and its batch
-norm as the two halves of a box, and the shortcut beside it, drawn heavier.  The
-cards of a stage flow like words, so a long network stays readable on any
-screen.  Sizes are those of page.css.
+norm as the two halves of a box, and beside it the shortcut, drawn heavier.  The
+cards of a stage wrap like words, so that a long network stays readable on any
+screen.
 """
 
 import dataclasses
 import html
 import itertools
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Sequence
 
+from resnet_jax.models.structure import Kind
+from resnet_jax.views import boxes as boxes_lib
 from resnet_jax.views import graph
 
-# Pixels, as in page.css: of a row, of a box, of the column that only a line
-# runs through, and of what is above the first row.
+# Pixels, as in page.css: the height of a row and of a box, the width of a box
+# and of a column with only a line in it, the space above the first row.
 _ROW = 34
 _BOX_HEIGHT = 24
 _BOX = 126
@@ -27,7 +29,7 @@ def diagram(network: graph.Graph, shown: Container[str]) -> str:
   """The stages, as HTML.
 
   Args:
-    network: what is drawn.
+    network: to draw.
     shown: layers that have maps.
   """
   stages = itertools.groupby(network.nodes, key=lambda node: node.stage)
@@ -49,7 +51,7 @@ def _stage(
   title = html.escape(name)
   facts = [f'ends with {size(nodes[-1].shape)}']
   if blocks[0][0]:
-    facts.insert(0, f'{len(blocks)} block{"s" if len(blocks) > 1 else ""}')
+    facts.insert(0, boxes_lib.counted(len(blocks), 'block'))
   cards = ''.join(
     f'<li>{_card(network, block, own, shown)}</li>' for block, own in blocks
   )
@@ -61,12 +63,12 @@ def _stage(
 
 @dataclasses.dataclass(frozen=True)
 class _Box:
-  """One or two layers that stand in one box.
+  """A layer, or a convolution and its batch norm.
 
   Attributes:
-    nodes: the layers; the second one is the batch norm of the first.
-    row: from 0, the highest.
-    aside: whether it stands in the shortcut's column.
+    nodes: one or two.
+    row: from 0, the topmost.
+    aside: whether it stands in the column of the shortcut.
   """
 
   nodes: tuple[graph.Node, ...]
@@ -74,36 +76,18 @@ class _Box:
   aside: bool
 
 
-def _boxes(
-  network: graph.Graph, nodes: Sequence[graph.Node]
-) -> tuple[_Box, ...]:
-  ways = {
-    node.name: {e.shortcut for e in network.edges if e.end == node.name}
-    for node in nodes
-  }
+def _boxes(nodes: Iterable[graph.Node]) -> list[_Box]:
   found: list[_Box] = []
   rows = {False: 0, True: 0}
   for node in nodes:
-    aside = ways[node.name] == {True}
-    before = found[-1] if found else None
-    if (
-      before
-      and node.kind == 'batch norm'
-      and len(before.nodes) == 1
-      and before.aside == aside
-      and _is_edge(network, before.nodes[0], node)
-    ):
-      found[-1] = dataclasses.replace(before, nodes=(before.nodes[0], node))
-      continue
-    found.append(_Box((node,), rows[aside], aside))
-    rows[aside] += 1
-  return tuple(found)
-
-
-def _is_edge(network: graph.Graph, start: graph.Node, end: graph.Node) -> bool:
-  return any(
-    (edge.start, edge.end) == (start.name, end.name) for edge in network.edges
-  )
+    aside = node.in_shortcut
+    if node.kind == Kind.BATCH_NORM:
+      box = found.pop()
+      found.append(dataclasses.replace(box, nodes=(*box.nodes, node)))
+    else:
+      found.append(_Box((node,), rows[aside], aside))
+      rows[aside] += 1
+  return found
 
 
 def _card(
@@ -112,7 +96,7 @@ def _card(
   nodes: Sequence[graph.Node],
   shown: Container[str],
 ) -> str:
-  boxes = _boxes(network, nodes)
+  boxes = _boxes(nodes)
   wide = any(box.aside for box in boxes)
   heading = f'<h4>{html.escape(block)}</h4>' if block else ''
   inside = ''.join(_box(box, block, shown) for box in boxes)
@@ -146,7 +130,7 @@ def _box(box: _Box, block: str, shown: Container[str]) -> str:
 def _wires(
   network: graph.Graph, boxes: Sequence[_Box], wide: bool, is_block: bool
 ) -> str:
-  """The connections, as a decoration behind the boxes."""
+  """The connections, as decoration behind the boxes."""
   rows = 1 + max(box.row for box in boxes)
   lane = (_BOX + 14 if wide else _LANE) if is_block else 0
   centre = lane + _BOX // 2
@@ -158,8 +142,7 @@ def _wires(
     if box is None or box is start:
       continue
     if edge.shortcut:
-      padded = edge.shape != _shape(network, edge.start)
-      kind = 'shortcut padded' if padded else 'shortcut'
+      kind = 'shortcut padded' if edge.padded else 'shortcut'
       lines.append((kind, _around(start, box, lane)))
     else:
       top = _TOP + box.row * _ROW
@@ -179,7 +162,7 @@ def _bottom(box: _Box) -> int:
 
 
 def _around(start: _Box | None, box: _Box, lane: int) -> str:
-  """The way of a piece of the shortcut, from a box or from where it forks."""
+  """The path of a part of the shortcut, from a box or from where it forks."""
   fork = lane + _BOX // 2
   top = _TOP + box.row * _ROW
   if box.aside:
@@ -192,24 +175,17 @@ def _around(start: _Box | None, box: _Box, lane: int) -> str:
   return f'M{fork} 5H{_LANE // 2}V{middle}H{lane}'
 
 
-def _shape(network: graph.Graph, name: str) -> tuple[int, int, int]:
-  return next(node.shape for node in network.nodes if node.name == name)
-
-
 def size(shape: Sequence[int]) -> str:
   """`64x112x112`, with multiplication signs."""
   return '\N{MULTIPLICATION SIGN}'.join(map(str, shape))
 
 
 def describe(node: graph.Node) -> str:
-  """What a layer is, for a person."""
-  return ', '.join(_parts(node))
-
-
-def _parts(node: graph.Node) -> Iterator[str]:
-  yield f'{node.kind} {node.detail}'.strip()
+  """A layer in a few words, for a person."""
+  parts = [f'{node.kind} {node.detail}'.strip()]
   if node.activation:
-    yield f'then {node.activation}'
-  yield f'gives {size(node.shape)} (channels, height, width)'
-  if node.parameters:
-    yield f'{node.parameters:,} parameters'
+    parts.append(f'then {node.activation}')
+  parts.append(f'gives {size(node.shape)} (channels, height, width)')
+  if node.learned:
+    parts.append(boxes_lib.counted(node.learned, 'parameter'))
+  return ', '.join(parts)

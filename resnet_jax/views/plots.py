@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plots: from arrays to Matplotlib figures.
+"""Plots: from arrays to Matplotlib figures.
 
-Figures are made without pyplot, so that there is no state of the process and
-no window.  A pixel of a map is a whole number of pixels of the figure.
+Figures are made without pyplot, so there is no global state and no window.  A
+pixel of a map takes a whole number of pixels of the figure.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TITLE = 34
 _NOTE = 22
 _LABEL = 15
 _GAP = 8
-# Of a cell in a grid, at least: its label must fit.
+# The least width of a grid's cell, for its label.
 _CELL = 112
 _FILTER_CELL = 63
 
@@ -39,15 +39,6 @@ _BAR = '#2b6cb0'
 _MARKED = '#b7791f'
 
 
-# By whether values lie below and above a scale.
-_EXTENDS = {
-  (False, False): 'neither',
-  (True, False): 'min',
-  (False, True): 'max',
-  (True, True): 'both',
-}
-
-
 def _png(figure: Figure) -> bytes:
   file = io.BytesIO()
   figure.savefig(file, format='png')
@@ -55,14 +46,14 @@ def _png(figure: Figure) -> bytes:
 
 
 class _Sheet:
-  """A figure whose places are pixels from the upper left corner."""
+  """A figure with coordinates in pixels from the upper left corner."""
 
   def __init__(self, width: int, height: int) -> None:
     self._size = width, height
     library = colours.matplotlib()
     inches = width / _DPI, height / _DPI
     self.figure: Figure = library.figure.Figure(inches, dpi=_DPI)
-    # By themselves notebooks show only the figures of pyplot.
+    # Notebooks show only pyplot's figures without this.
     vars(self.figure)['_repr_png_'] = functools.partial(_png, self.figure)
     self.figure.set_facecolor('white')
 
@@ -85,9 +76,9 @@ class _Sheet:
     *,
     size: float = 8,
     colour: str = _QUIET,
-    **how: Any,
+    **options: Any,
   ) -> None:
-    """Text whose upper left corner is there, as it stands: no formulas."""
+    """Text from its upper left corner; `$` has no meaning."""
     full_width, full_height = self._size
     self.figure.text(
       x / full_width,
@@ -95,9 +86,9 @@ class _Sheet:
       text,
       size=size,
       color=colour,
-      va=how.pop('va', 'top'),
+      va='top',
       parse_math=False,
-      **how,
+      **options,
     )
 
   def heading(self, title: str, note: str) -> None:
@@ -147,15 +138,15 @@ def feature_maps(
 ) -> Figure:
   """A layer's strongest channels as a grid, all on one scale.
 
-  Blue is below 0, white is 0, red above; the bar beside them says how much.
+  Blue is below 0, white is 0, red above; a colour bar gives the scale.
 
   Args:
     values: (C, H, W).
-    count: how many channels at most, 1 to 64.
+    count: channels at most, 1 to 64.
     title: above the grid.
 
   Raises:
-    UserError: values that are not finite, or no Matplotlib.
+    UserError: values are not finite, or Matplotlib is missing.
   """
   chosen = maps.strongest(values, count)
   _, height, width = chosen.values.shape
@@ -181,21 +172,15 @@ def feature_maps(
   axes = sheet.axes(
     _MARGIN + grid_width + 14, top + _LABEL, 14, grid_height - _LABEL
   )
-  below, above = chosen.low < -chosen.limit, chosen.high > chosen.limit
-  _scale(
-    axes,
-    colours.DIVERGING,
-    -chosen.limit,
-    chosen.limit,
-    _EXTENDS[below, above],
-  )
+  limit = chosen.limit
+  _scale(axes, colours.DIVERGING, -limit, limit, chosen.clipped)
   return sheet.figure
 
 
 def _scale(
   axes: Axes, table: str, low: float, high: float, extend: str = 'neither'
 ) -> None:
-  """A colour bar; pointed where values lie beyond it."""
+  """A colour bar; pointed where values lie outside."""
   library = colours.matplotlib()
   norm = library.colors.Normalize(low, high)
   bar = axes.figure.colorbar(
@@ -208,7 +193,7 @@ def _scale(
 
 
 def grad_cam(image: np.ndarray, cam: np.ndarray, *, title: str = '') -> Figure:
-  """An image, and where in it a layer speaks for a class.
+  """An image, and beside it where a layer supports a class.
 
   Args:
     image: (H, W, 3) uint8, RGB, as the network saw it.
@@ -216,7 +201,7 @@ def grad_cam(image: np.ndarray, cam: np.ndarray, *, title: str = '') -> Figure:
     title: above both.
 
   Raises:
-    UserError: there is no Matplotlib.
+    UserError: Matplotlib is missing.
   """
   height, width, _ = image.shape
   peak = float(cam.max())
@@ -231,7 +216,7 @@ def grad_cam(image: np.ndarray, cam: np.ndarray, *, title: str = '') -> Figure:
   rows, columns = cam.shape
   note = f'Grad-CAM of {columns}x{rows} positions, enlarged'
   if not peak:
-    note += '; 0 everywhere: nothing there speaks for this class'
+    note += '; 0 everywhere: nothing supports this class'
   sheet.heading(title or 'Grad-CAM', note)
   for column, panel in enumerate((image, over)):
     x = _MARGIN + column * (zoom * width + gap)
@@ -255,12 +240,12 @@ def bars(
   Args:
     names: of the classes, the most probable first.
     probabilities: 0 to 1.
-    marked: which classes are those that the data states; drawn in another
-      colour, with a word.
+    marked: which of them are the true class; drawn in another colour, with a
+      note.
     title: above the bars.
 
   Raises:
-    UserError: there is no Matplotlib.
+    UserError: Matplotlib is missing.
   """
   top, step = _TITLE + 12, 40
   width = 560
@@ -268,12 +253,12 @@ def bars(
   sheet.heading(title or 'predictions', '')
   axes = sheet.axes(_MARGIN, top, width - 2 * _MARGIN - 56, step * len(names))
   places = np.arange(len(names))
-  right = list(marked) or [False] * len(names)
+  true = list(marked) or [False] * len(names)
   axes.barh(
     places + 0.22,
     probabilities,
     height=0.36,
-    color=[_MARKED if is_right else _BAR for is_right in right],
+    color=[_MARKED if is_true else _BAR for is_true in true],
   )
   axes.set_xlim(0, 1)
   axes.set_ylim(len(names) - 0.5, -0.5)
@@ -284,11 +269,11 @@ def bars(
   axes.set_axisbelow(True)
   for side in ('top', 'right', 'left'):
     axes.spines[side].set_visible(False)
-  for place, name, share, is_right in zip(
-    places, names, probabilities, right, strict=True
+  for place, name, share, is_true in zip(
+    places, names, probabilities, true, strict=True
   ):
     text = textwrap.shorten(name, 72, placeholder=' …')
-    text += '  (as the data says)' if is_right else ''
+    text += '  (true class)' if is_true else ''
     axes.text(
       0, place - 0.12, text, size=8, color=_INK, va='bottom', parse_math=False
     )
@@ -311,7 +296,7 @@ def neighbours(
   count: int = 4,
   title: str = '',
 ) -> Figure:
-  """Each image, and beside it those with the most similar features.
+  """Each image, and beside it the images with the most similar features.
 
   Args:
     images: (N, H, W, 3) uint8, RGB, as the network saw them.
@@ -321,12 +306,12 @@ def neighbours(
     title: above the grid.
 
   Raises:
-    UserError: there is nothing to compare, or no Matplotlib.
+    UserError: there is nothing to compare, or Matplotlib is missing.
   """
   if not len(images) == len(features) == len(names):
     raise errors.UserError(
       f'{len(images)} images, {len(features)} rows of features and'
-      f' {len(names)} names: give as many of each.'
+      f' {len(names)} names: give one of each an image.'
     )
   order, cosines = maps.nearest(features, count)
   _, height, width, _ = images.shape
@@ -351,7 +336,7 @@ def neighbours(
   )
   sheet.heading(
     title or 'nearest neighbours',
-    'left each image, then those nearest to it, by the cosine of features',
+    'left each image, then its nearest by the cosine of features',
   )
   _grid(sheet, small[cells], labels, columns, top)
   return sheet.figure
@@ -368,7 +353,7 @@ def filters(
     title: above the grid.
 
   Raises:
-    UserError: it is not the kernel of a first layer, or no Matplotlib.
+    UserError: it is not the kernel of a first layer, or Matplotlib is missing.
   """
   cells = maps.true_colours(kernel, channels)
   count, height, width, _ = cells.shape
@@ -382,7 +367,7 @@ def filters(
   )
   sheet.heading(
     title or f'{count} first-layer filters, {width}x{height}',
-    'grey is 0; each on a scale of its own, ± the number above it',
+    'grey is 0; each filter has its own scale, ± the number above it',
   )
   peaks = np.abs(kernel).max(axis=(0, 1, 2))
   labels = [f'#{index}  ±{peak:.2g}' for index, peak in enumerate(peaks)]

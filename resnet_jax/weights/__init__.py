@@ -1,45 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights by name or path, checked, with all that must be known about them."""
+"""Weights by name or path, checked, with their network and preprocessing."""
 
 import dataclasses
 import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
-from resnet_jax.data import recipe
+from resnet_jax.data import presets
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import names, resnet
 from resnet_jax.system import errors
-from resnet_jax.weights import assemble, formats, paddle, random
+from resnet_jax.system.overrides import AUTO
+from resnet_jax.weights import assemble, formats, random
+from resnet_jax.weights.assemble import Options
 from resnet_jax.zoo import download, lookup
+
+__all__ = [
+  'AUTO',
+  'DEFAULT_DEPTH',
+  'RANDOM',
+  'UNTRAINED',
+  'Options',
+  'Weights',
+  'digest',
+  'load',
+  'untrained',
+]
 
 UNTRAINED = (
   'UNTRAINED: random weights; features and labels mean nothing, only shapes,'
   ' formats and speed do'
 )
 DEFAULT_DEPTH = 50
-AUTO, RANDOM = 'auto', 'random'
-# Formats whose files do not tell how images were prepared.
-_UNTOLD = ('Keras', 'Caffe')
-_INPUT = (
-  'the file is none of the published ones and does not tell how images were'
-  " prepared: as for the authors' networks, {how.channels}, minus {how.mean},"
-  ' no scaling. Set channels, mean, std, resize_size, interpolation if it was'
-  ' trained otherwise.'
-)
+RANDOM = 'random'
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """A network, its parameters, and where they are from.
+  """A network, its parameters, and their source.
 
   Attributes:
-    loaded: what the file held, with the user's and the zoo's variant.
-    source: for a person: what was loaded, and what it was recognised as.
-    warnings: what the user should hear, a sentence each.
+    loaded: the contents of the file, with the zoo's and the user's variant.
+    source: for a person: the file, and the checkpoint that it is.
+    warnings: what is probably wrong, a sentence each.
     path: of the file or directory; None: there is none.
     digest: SHA-256 of names, shapes and values, 64 hexadecimal digits.
   """
@@ -67,64 +73,24 @@ class Weights:
     return self.loaded.model
 
   @property
-  def recipe(self) -> recipe.Recipe:
-    """How images must be prepared for it."""
-    return self.loaded.recipe
+  def preprocess(self) -> Preprocess:
+    """The preprocessing that they were trained with."""
+    return self.loaded.preprocess
+
+  @property
+  def notes(self) -> tuple[str, ...]:
+    """What the user should know, a sentence each."""
+    return self.loaded.all_notes
 
   @property
   def trained(self) -> bool:
-    """Whether anybody trained them."""
+    """Whether they were trained, as far as is known."""
     return self.loaded.trained
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadOptions:
-  """What the user says of the weights.
-
-  Attributes:
-    depth: one of `names.ARCHITECTURES`; 0: that of the file, else 50.
-    stride_in: a field of the network; 'auto': the checkpoint's.
-    stem_pool: the same.
-    epsilon: the same; 0: the checkpoint's.
-    conv_order: how convolutions lie in a Paddle directory; see `paddle`.
-    seed: for `random`, 0 to 2**32 - 1.
-    finite: whether values that are not finite are an error.
-  """
-
-  depth: int = 0
-  stride_in: str = AUTO
-  stem_pool: str = AUTO
-  epsilon: float = 0.0
-  conv_order: str = 'OHWI'
-  seed: int = 0
-  finite: bool = True
-
-  def __post_init__(self) -> None:
-    if self.depth:
-      names.check_depth(self.depth)
-    errors.check_choice('conv_order', self.conv_order, paddle.CONV_ORDERS)
-    if not 0 <= self.seed < 2**32:
-      raise errors.UserError(
-        f'seed={self.seed} is not between 0 and 4294967295.'
-      )
-    assemble.checked_variant(self.variant(resnet.ResNet(DEFAULT_DEPTH)))
-
-  def variant(self, model: resnet.ResNet) -> dict[str, Any]:
-    """The fields of a network, with those that the user wants otherwise."""
-    wished = {
-      'stride_in': self.stride_in if self.stride_in != AUTO else None,
-      'stem_pool': self.stem_pool if self.stem_pool != AUTO else None,
-      'epsilon': self.epsilon or None,
-    }
-    return {
-      key: getattr(model, key) if wish is None else wish
-      for key, wish in wished.items()
-    }
 
 
 def load(
   name: str,
-  options: LoadOptions | None = None,
+  options: Options | None = None,
   *,
   say: Callable[[str], None] = lambda text: None,
   report: Callable[[int, int | None], None] | None = None,
@@ -136,15 +102,15 @@ def load(
       family of the zoo, such as `msra`, downloaded if it is not in the cache;
       `random`; or `auto`: `model/resnet_50` (and so on) below the working
       directory, else the zoo's usual checkpoint of the depth.
-    options: what else the user says.
-    say: hears what happens, a line each.
-    report: hears of a download's bytes, so far and in all.
+    options: the user's other settings.
+    say: called with each line of the log.
+    report: called with a download's bytes, so far and in all.
 
   Raises:
     UserError: there is no such file, or it does not hold a ResNet of the
       depth.
   """
-  options = options or LoadOptions()
+  options = options or Options()
   if name == RANDOM:
     return _random(options)
   record = None
@@ -155,9 +121,7 @@ def load(
     path, record = _automatic(options.depth or DEFAULT_DEPTH, report, say)
   else:
     path = _existing(name)
-  loaded = formats.load(
-    path, assemble.Options(options.finite, options.conv_order)
-  )
+  loaded = formats.load(path, options)
   if options.depth not in (0, loaded.model.depth):
     raise errors.UserError(
       f'{path} holds ResNet-{loaded.model.depth}, not ResNet-{options.depth}:'
@@ -172,12 +136,7 @@ def load(
   if record:
     loaded = _as_recorded(path, loaded, record)
     source += f', {record.name} of the zoo ({record.file.hash or "no hash"})'
-  elif loaded.format.startswith(_UNTOLD):
-    note = _INPUT.format(how=loaded.recipe)
-    loaded = dataclasses.replace(loaded, notes=(*loaded.notes, note))
-  loaded = dataclasses.replace(
-    loaded, model=loaded.model.clone(**options.variant(loaded.model))
-  )
+  loaded = dataclasses.replace(loaded, model=options.applied(loaded.model))
   warnings = loaded.warnings
   if not loaded.trained:
     warnings = (f'{UNTRAINED}.', *warnings)
@@ -205,7 +164,7 @@ def digest(parameters: Mapping[str, np.ndarray]) -> str:
 
 
 def untrained(model: resnet.ResNet, seed: int = 0) -> assemble.Loaded:
-  """Random parameters for a network, as if a file had held them."""
+  """Random parameters for a network, in the form of a loaded file."""
   cifar = model.depth in names.CIFAR
   parameters = random.initialise(
     resnet.parameter_shapes(model),
@@ -221,14 +180,14 @@ def untrained(model: resnet.ResNet, seed: int = 0) -> assemble.Loaded:
       for name, array in parameters.items()
     },
     assemble.KERAS_LAYOUT.text,
-    recipe.usual(model.depth),
+    presets.usual(model.depth),
     trained=False,
   )
 
 
-def _random(options: LoadOptions) -> Weights:
+def _random(options: Options) -> Weights:
   model = resnet.published(options.depth or DEFAULT_DEPTH)
-  loaded = untrained(model.clone(**options.variant(model)), options.seed)
+  loaded = untrained(options.applied(model), options.seed)
   return Weights(loaded, loaded.format, (f'{UNTRAINED}.',))
 
 
@@ -280,7 +239,7 @@ def _existing(name: str) -> pathlib.Path:
 def _as_recorded(
   path: pathlib.Path, loaded: assemble.Loaded, record: lookup.Record
 ) -> assemble.Loaded:
-  """The network and the preprocessing that the zoo states."""
+  """The file's parameters with the zoo's variant and preprocessing."""
   count = resnet.learned_count(resnet.parameter_shapes(loaded.model))
   if (loaded.model.depth, count) != (record.depth, record.parameters):
     raise errors.UserError(
@@ -290,12 +249,7 @@ def _as_recorded(
     )
   return dataclasses.replace(
     loaded,
-    model=loaded.model.clone(
-      stride_in=record.stride_in,
-      stem_pool=record.stem_pool,
-      epsilon=record.epsilon,
-    ),
-    recipe=record.recipe,
-    # What a format had to guess is known now.
-    notes=tuple(n for n in loaded.notes if n != recipe.GUESSED),
+    model=loaded.model.clone(variant=record.variant),
+    preprocess=record.preprocess,
+    guesses=(),
   )

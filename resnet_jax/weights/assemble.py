@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a file's tensors to a network's parameters, checked; for all formats.
 
-A format reads a file's table of contents and says what its names mean; here
-the depth is found, names, shapes, types and values are checked in this order,
-and only then in memory: a tensor is read when its shape is known to be right.
+A format reads a file's table of contents and maps its names to ours.  Here the
+depth is found, and names, shapes, types and values are checked in this order:
+a tensor is read only once its shape is known to be right.
 """
 
 import dataclasses
@@ -13,32 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax.data import recipe
-from resnet_jax.models import layers, names, resnet
+from resnet_jax.codecs.tensor import Tensor
+from resnet_jax.data import presets
+from resnet_jax.data.preprocess import Preprocess
+from resnet_jax.models import names, resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 
-# Of float32, or what becomes float32.  Anything else is no weights.
+CONV_ORDERS = ('OHWI', 'OIHW')
+# What becomes float32; weights of any other type are refused.
 DTYPES = ('float16', 'bfloat16', 'float32', 'float64')
 MAX_CLASSES = 100_000
 
-# Where the values of kernels lie: to (ky, kx, Ci, Co) and (in, out).
+# Of a transposition to (ky, kx, Ci, Co) or (in, out).
 Axes = tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-  """A tensor of a file, not read yet.
-
-  Attributes:
-    shape: as the file states it.
-    dtype: NumPy's name, 'float32'.
-    read: gives the values; raises a UserError, OSError or ValueError if the
-      file does not hold what it states.
-  """
-
-  shape: tuple[int, ...]
-  dtype: str
-  read: Callable[[], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,24 +57,55 @@ class KernelLayout:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What the user says about a file.
+  """A user's settings of the weights.
 
   Attributes:
-    finite: whether values that are not finite are an error.
+    depth: one of `names.ARCHITECTURES`; 0: the file's, else 50.
+    variant: fields of `Variant` that override the checkpoint's; see
+      `overrides.given`.
     conv_order: how convolutions lie in a Paddle directory; see `paddle`.
+    seed: for `random`, 0 to 2**32 - 1.
+    finite: whether values that are not finite are an error.
+
+  Raises:
+    UserError: a setting is out of its set.
   """
 
-  finite: bool = True
+  depth: int = 0
+  variant: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   conv_order: str = 'OHWI'
+  seed: int = 0
+  finite: bool = True
+
+  def __post_init__(self) -> None:
+    if self.depth:
+      names.check_depth(self.depth)
+    errors.check_choice('conv_order', self.conv_order, CONV_ORDERS)
+    if not 0 <= self.seed < 2**32:
+      raise errors.UserError(
+        f'seed={self.seed} is not between 0 and 4294967295.'
+      )
+    Variant().overridden(**self.variant)
+
+  def applied(self, model: resnet.ResNet) -> resnet.ResNet:
+    """A network with the variant's fields that the user gave."""
+    return model.clone(variant=model.variant.overridden(**self.variant))
 
 
+# Of a file in a format that states no preprocessing.
+GUESSED_INPUT = (
+  'the file is not a published checkpoint and does not state its preprocessing:'
+  f" that of the authors' networks is used, {presets.CAFFE.describe()}. Set"
+  ' channels, mean, std, resize_size, interpolation if it was trained'
+  ' otherwise.'
+)
 TORCH_LAYOUT = KernelLayout('(Co, Ci, ky, kx), (out, in)', (2, 3, 1, 0), (1, 0))
 KERAS_LAYOUT = KernelLayout('(ky, kx, Ci, Co), (in, out)', (0, 1, 2, 3), (0, 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-  """Where a parameter is from.
+  """Where a parameter comes from.
 
   Attributes:
     name: in the file, by the file's own naming.
@@ -101,11 +120,11 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-  """What `--job=convert` made a file of.
+  """The source of a file that `--job=convert` wrote.
 
   Attributes:
     source: for a person.
-    sha256: of the file; '': it was none.
+    sha256: of the source; '': it was not a file.
   """
 
   source: str
@@ -114,23 +133,25 @@ class Converted:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """What a format makes of a file.
+  """The contents of a file of weights.
 
   Attributes:
-    format: for a person: what was recognised.
+    format: for a person: the format that was recognised.
     model: the network that the weights are for; its variant is the format's
-      usual one if the file does not tell.
+      usual one if the file does not state it.
     parameters: `layer/leaf` float32 arrays in the order of computing; kernels
       (ky, kx, Ci, Co), the classifier's (in, out).
     origins: of each parameter.
     layout: of kernels in the file, for a person.
-    recipe: the preprocessing, as far as the format tells.
+    preprocess: the format's usual one if the file does not state it.
     notes: what the user should know, a sentence each.
+    guesses: notes on what the file does not state; a record of the zoo, or a
+      configuration beside the file, replaces what was guessed.
     warnings: what is probably wrong, a sentence each.
     class_names: the classifier's, if the file holds them.
-    trained: whether anybody trained them, as far as is known.
+    trained: whether the weights were trained, as far as is known.
     digest: of the parameters, if the file states it.
-    converted_from: None: it is an original.
+    converted_from: None: the file is an original.
   """
 
   format: str
@@ -138,28 +159,19 @@ class Loaded:
   parameters: dict[str, np.ndarray] = dataclasses.field(repr=False)
   origins: dict[str, Origin] = dataclasses.field(repr=False)
   layout: str
-  recipe: recipe.Recipe
+  preprocess: Preprocess
   notes: tuple[str, ...] = ()
+  guesses: tuple[str, ...] = ()
   warnings: tuple[str, ...] = ()
   class_names: tuple[str, ...] = ()
   trained: bool = True
   digest: str = ''
   converted_from: Converted | None = None
 
-
-def checked_variant(fields: Mapping[str, Any]) -> dict[str, Any]:
-  """Fields of `ResNet`, if their values are among those there are.
-
-  Raises:
-    UserError: one is not; says what is allowed.
-  """
-  errors.check_choice('stride_in', fields['stride_in'], resnet.STRIDES)
-  errors.check_choice('stem_pool', fields['stem_pool'], layers.STEM_POOLS)
-  if not 0 < fields['epsilon'] < 1:
-    raise errors.UserError(
-      f'epsilon={fields["epsilon"]} is not between 0 and 1; 1e-5 is usual.'
-    )
-  return dict(fields)
+  @property
+  def all_notes(self) -> tuple[str, ...]:
+    """The notes and the guesses."""
+    return (*self.notes, *self.guesses)
 
 
 def assemble(
@@ -169,25 +181,27 @@ def assemble(
   layout: KernelLayout,
   *,
   format: str,
-  variant: Mapping[str, Any],
-  how: recipe.Recipe,
+  variant: Variant,
+  preprocess: Preprocess,
   options: Options,
   notes: Sequence[str] = (),
+  guesses: Sequence[str] = (),
 ) -> Loaded:
   """Names, checks and reads the tensors of a file.
 
   Args:
     path: for messages.
-    tensors: by the file's names, everything that may not be overlooked.
+    tensors: by the file's names; an unknown name is an error.
     naming: for a depth, the canonical `layer/leaf` of each of the file's
-      names; nothing for a depth that the format does not have.  A convolution
+      names; empty for a depth that the format does not have.  A convolution
       may have a `bias`, which goes into the mean of its batch norm.
     layout: of kernels.
     format: for a person: 'Keras HDF5'.
-    variant: fields of `ResNet` other than depth and classes.
-    how: the preprocessing.
+    variant: see `Loaded`, as for the next ones.
+    preprocess: see there.
     options: the user's.
-    notes: passed on.
+    notes: see there.
+    guesses: see there.
 
   Raises:
     UserError: names are missing or unknown, or shapes, types or values are
@@ -198,7 +212,7 @@ def assemble(
   _check_names(path, tensors, known, depth, format)
   source_of = {ours: name for name, ours in known.items() if name in tensors}
   classes = _classes(path, tensors, source_of, layout)
-  model = resnet.ResNet(depth, classes, **variant)
+  model = resnet.ResNet(depth, classes, variant)
   shapes = resnet.parameter_shapes(model)
   for ours in source_of:
     if ours.endswith('_conv/bias'):
@@ -220,7 +234,7 @@ def assemble(
     notes = (
       *notes,
       f'{count} convolutions have a bias: it goes into the mean of the batch'
-      ' norm behind, so the values of these _conv layers are without it.',
+      ' norm after it, so these _conv layers are without their bias.',
     )
   for ours in biases:
     mean = ours.replace('_conv/bias', '_bn/mean')
@@ -243,8 +257,9 @@ def assemble(
     parameters,
     {ours: origins[ours] for ours in order},
     layout.text,
-    how,
+    preprocess,
     tuple(notes),
+    tuple(guesses),
   )
 
 
@@ -281,7 +296,7 @@ def check_variances(
 def nearest_depth(
   tensors: Collection[str], naming: Callable[[int], Mapping[str, str]]
 ) -> int:
-  """The depth whose names are nearest to those of a file.
+  """The depth whose names are most like those of a file.
 
   Args:
     tensors: the file's names.
@@ -292,8 +307,7 @@ def nearest_depth(
     known = naming(depth)
     required = {name for name, ours in known.items() if _required(ours)}
     there = set(tensors)
-    # A share, since the shallowest would always be the nearest to a file that
-    # is like none.
+    # A share, since the shallowest would be the nearest to any strange file.
     return len(there & set(known)) / len(there | required)
 
   return max((d for d in names.ARCHITECTURES if naming(d)), key=likeness)
@@ -385,6 +399,6 @@ def _read(path: pathlib.Path, name: str, tensor: Tensor) -> np.ndarray:
     raise errors.UserError(
       f'{path} is damaged: {name}: {error}. Get it again.'
     ) from error
-  # Values beyond its range become infinite, and are refused as such.
+  # Values beyond float32 become infinite, which `check_values` refuses.
   with np.errstate(over='ignore'):
     return np.asarray(array, dtype=np.float32).reshape(tensor.shape)

@@ -4,7 +4,7 @@
 Source: BVLC Caffe, src/caffe/proto/caffe.proto (field numbers) and
 src/caffe/layers/batch_norm_layer.cpp (what its blobs are: mean and variance,
 both multiplied by the third one, a factor); the names are those of the
-authors' deploy prototxts.  A blob is called by its layer and number:
+authors' deploy prototxts.  A blob's name is its layer and number:
 `res2a_branch2a.0`.
 """
 
@@ -15,16 +15,22 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from resnet_jax.codecs import blob, protobuf
-from resnet_jax.data import recipe
-from resnet_jax.models import aliases, names, resnet
+from resnet_jax.codecs import blob, faults, protobuf
+from resnet_jax.codecs.tensor import Tensor
+from resnet_jax.data import presets
+from resnet_jax.models import aliases, names
+from resnet_jax.models.variant import STRIDES, Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, caffe_net
 
-# Of ConvolutionParameter, PoolingParameter and BatchNormParameter: one number
-# for both directions, then one each.
+# Fields of ConvolutionParameter, PoolingParameter and BatchNormParameter: first
+# that of both directions, then those of each.
 _STRIDES, _DILATIONS, _POOL_PADS, _EPSILON = (6, 13, 14), (18,), (4, 9, 10), 3
 _DEFAULT_EPSILON = 1e-5
+# Of a layer's settings, where `faults.reported` names path and error.
+_SETTINGS = (
+  '{{path}} is damaged: the settings of a {} layer: {{error}}. Get it again.'
+)
 
 
 def naming(depth: int, head: str = 'fc1000') -> dict[str, str]:
@@ -59,7 +65,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   """Reads a `.caffemodel`.
 
   Raises:
-    UserError: the file is damaged, or holds something else.
+    UserError: the file is damaged, or does not hold a ResNet.
   """
   text, layers = caffe_net.read(path)
   _check_geometry(path, layers)
@@ -70,13 +76,12 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     functools.partial(naming, head=head),
     assemble.TORCH_LAYOUT,
     format=f'Caffe model ({text})',
-    variant={
-      'stride_in': _stride_in(path, layers),
-      'stem_pool': 'ceil',
-      'epsilon': _epsilon(path, layers),
-    },
-    how=recipe.CAFFE,
+    variant=Variant(
+      stride_in=_stride_in(path, layers), epsilon=_epsilon(path, layers)
+    ),
+    preprocess=presets.CAFFE,
     options=options,
+    guesses=(assemble.GUESSED_INPUT,),
   )
 
 
@@ -86,7 +91,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
 def _head(
   path: pathlib.Path, layers: Mapping[str, caffe_net.CaffeLayer]
 ) -> str:
-  """The classifier's layer, of whatever name."""
+  """The classifier's layer, whatever its name."""
   found = [
     layer.name
     for layer in layers.values()
@@ -95,8 +100,8 @@ def _head(
   if len(found) > 1:
     raise errors.UserError(
       f'{path} holds {len(found)} InnerProduct layers'
-      f' ({", ".join(name[:99] for name in found)}); a ResNet has one, its'
-      ' classifier, or none. Give a plain ResNet-50, 101 or 152.'
+      f' ({", ".join(name[:99] for name in found)}); a ResNet has at most one,'
+      ' its classifier. Give a plain ResNet-50, 101 or 152.'
     )
   return found[0] if found else 'fc1000'
 
@@ -115,7 +120,7 @@ def _tensors(
   layers: Mapping[str, caffe_net.CaffeLayer],
   head: str,
   options: assemble.Options,
-) -> dict[str, assemble.Tensor]:
+) -> dict[str, Tensor]:
   roles, tensors = _roles(head), {}
   for layer in layers.values():
     statistics = roles.get(f'{layer.name}.0', '').endswith('_bn/mean')
@@ -127,7 +132,7 @@ def _tensors(
       if statistics and number == 2:
         continue
       rank = _rank(roles.get(name, ''))
-      tensors[name] = assemble.Tensor(
+      tensors[name] = Tensor(
         blob.squeezed(stored.shape, rank),
         stored.dtype,
         _reader(stored, factor if statistics else None),
@@ -136,7 +141,7 @@ def _tensors(
 
 
 def _rank(ours: str) -> int:
-  # Older files fill all shapes up to four sizes.
+  # Older files pad all shapes to four sizes.
   if not ours.endswith('/kernel'):
     return 1
   return 2 if ours == 'logits/kernel' else 4
@@ -157,24 +162,24 @@ def _reader(
 def _factor(
   path: pathlib.Path, layer: caffe_net.CaffeLayer, options: assemble.Options
 ) -> float:
-  """What the mean and the variance of a BatchNorm layer are multiplied by."""
+  """The factor of the stored mean and variance of a BatchNorm layer."""
   shapes = [blob.shape for blob in layer.blobs]
   if len(shapes) < 3 or math.prod(shapes[2]) != 1:
     raise errors.UserError(
-      f'{path}: the BatchNorm layer {layer.name} has blobs of the shapes'
-      f' {", ".join(map(str, shapes))}; mean, variance and one factor are'
-      ' needed. Get a file that Caffe itself has written.'
+      f'{path}: the BatchNorm layer {layer.name} has blobs of shapes'
+      f' {", ".join(map(str, shapes))}; it must have mean, variance and one'
+      ' factor. Get a file that Caffe itself wrote.'
     )
   factor = float(layer.blobs[2].values().reshape(()))
   if factor == 0:
     raise errors.UserError(
-      f'{path} is untrained: the factor {layer.name}.2 is 0, so no statistics'
-      ' were gathered. Give a trained network.'
+      f'{path} is untrained: the factor {layer.name}.2 is 0, so there are no'
+      ' statistics. Give a trained network.'
     )
   if options.finite and not 0 < factor < math.inf:
     raise errors.UserError(
-      f'{path} is damaged: the factor {layer.name}.2 is {factor}, and has to be'
-      ' a finite number above 0. Get it again.'
+      f'{path} is damaged: the factor {layer.name}.2 is {factor}, and must be a'
+      ' finite number above 0. Get it again.'
     )
   return factor
 
@@ -198,18 +203,13 @@ def _settings(
   numbers: tuple[int, ...],
   default: int,
 ) -> dict[str, set[int]]:
-  """By layer, where the file has settings, which numbers they state."""
-  try:
+  """The numbers that the settings of each layer state."""
+  with faults.reported(path, _SETTINGS.format(what)):
     return {
       layer.name: _stated(layer.settings[what], numbers) or {default}
       for layer in layers.values()
       if what in layer.settings
     }
-  except ValueError as error:
-    raise errors.UserError(
-      f'{path} is damaged: the settings of a {what} layer: {error}. Get it'
-      ' again.'
-    ) from error
 
 
 def _check_geometry(
@@ -232,7 +232,7 @@ def _check_geometry(
 def _stride_in(
   path: pathlib.Path, layers: Mapping[str, caffe_net.CaffeLayer]
 ) -> str:
-  """Where the stages' strides are, as far as the file states strides."""
+  """The position of the stages' strides, as far as the file states it."""
   known = {name.rpartition('.')[0] for name in _roles('fc1000')}
   stated = {
     name: values
@@ -241,7 +241,7 @@ def _stride_in(
     ).items()
     if name in known
   }
-  for choice in resnet.STRIDES:
+  for choice in STRIDES:
     others = [
       name for name in stated if stated[name] != {_stride(name, choice)}
     ]
@@ -264,18 +264,13 @@ def _stride(name: str, stride_in: str) -> int:
 def _epsilon(
   path: pathlib.Path, layers: Mapping[str, caffe_net.CaffeLayer]
 ) -> float:
-  """What the BatchNorm layers add to variances: the same in all of them."""
+  """The epsilon of the BatchNorm layers, which must be one."""
   found = set()
-  try:
+  with faults.reported(path, _SETTINGS.format('batch norm')):
     for layer in layers.values():
       if layer.kind == 'BatchNorm' or 'batch norm' in layer.settings:
         message = layer.settings.get('batch norm', memoryview(b''))
         found.add(_float(message, _EPSILON, _DEFAULT_EPSILON))
-  except ValueError as error:
-    raise errors.UserError(
-      f'{path} is damaged: the settings of a batch norm layer: {error}. Get it'
-      ' again.'
-    ) from error
   if len(found) > 1 or not all(0 < value < 1 for value in found):
     listed = ', '.join(map(str, sorted(found)))
     raise errors.UserError(

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caffe's NetParameter: the layers of a `.caffemodel`, as the file has them.
+"""Caffe's NetParameter: the layers of a `.caffemodel`.
 
 Source: BVLC Caffe, src/caffe/proto/caffe.proto (field numbers) and
-src/caffe/util/upgrade_proto.cpp (what was before).
+src/caffe/util/upgrade_proto.cpp (older formats).
 """
 
 import dataclasses
 import pathlib
 from collections.abc import Mapping
 
-from resnet_jax.codecs import blob, protobuf
-from resnet_jax.system import errors
+from resnet_jax.codecs import blob, faults, protobuf
+from resnet_jax.codecs.tensor import map_file
 
 
 @dataclasses.dataclass(frozen=True)
 class _Numbers:
-  """Field numbers of a layer, in one of the two ways to write it."""
+  """Field numbers of a layer in one of the two formats."""
 
   text: str
   name: int
@@ -43,7 +43,7 @@ INNER_PRODUCT = 'InnerProduct'
 _MAX_LAYERS = 2000
 _MAX_BLOBS = 8
 
-# Other fields of NetParameter, and how a layer of each kind may begin.
+# Wire types of NetParameter's other fields; first fields of a layer by format.
 _NET_WIRES = {
   **dict.fromkeys((1, 3, 6, 8), protobuf.BYTES),
   **dict.fromkeys((4, 5, 7), protobuf.VARINT),
@@ -57,9 +57,9 @@ class CaffeLayer:
 
   Attributes:
     name: the net's.
-    kind: 'InnerProduct' or something else.
+    kind: its type; in V1 files only 'InnerProduct' or ''.
     blobs: its parameters.
-    settings: messages by the words of `_Numbers.settings`.
+    settings: messages by the values of `_Numbers.settings`.
   """
 
   name: str
@@ -68,42 +68,28 @@ class CaffeLayer:
   settings: Mapping[str, memoryview]
 
 
-class _RefusedError(Exception):
-  """What a sound file holds and no network that can be read does."""
-
-
 def recognise(head: bytes) -> bool:
   """Whether bytes begin as a NetParameter or a SolverState does."""
   return _is_solver_state(head) or _begins_as_net(memoryview(head))
 
 
 def read(path: pathlib.Path) -> tuple[str, dict[str, CaffeLayer]]:
-  """How a file writes its layers, and the layers by name.
+  """The format of a file's layers, and the layers by name.
 
-  Of layers of one name, which are usual where they hold nothing, the one with
-  weights is given.
+  Several layers may share a name, usually ones without weights; the one with
+  weights is returned.
 
   Raises:
-    UserError: the file is damaged, or holds no network with weights.
+    UserError: the file is damaged, or is not a network with weights.
   """
-  try:
-    view = protobuf.map_file(path)
+  with faults.reported(path):
+    view = map_file(path)
     if _is_solver_state(bytes(view[:512])):
-      raise _RefusedError(
+      raise faults.RefusedError(
         'it is the state of a solver (.solverstate), not a network. Give the'
         ' .caffemodel that was saved with it'
       )
     return _layers(view)
-  except _RefusedError as error:
-    raise errors.UserError(f'{path} is refused: {error}.') from error
-  except OSError as error:
-    raise errors.UserError(
-      f'cannot read {path}: {error.strerror or error}.'
-    ) from error
-  except ValueError as error:
-    raise errors.UserError(
-      f'{path} is damaged: {error}. Get it again.'
-    ) from error
 
 
 def _is_solver_state(head: bytes) -> bool:
@@ -153,7 +139,7 @@ def _layers(view: memoryview) -> tuple[str, dict[str, CaffeLayer]]:
       continue
     count += 1
     if count > _MAX_LAYERS:
-      raise _RefusedError(f'it has more than {_MAX_LAYERS} layers')
+      raise faults.RefusedError(f'it has more than {_MAX_LAYERS} layers')
     numbers = _LAYERS[field.number]
     ways[numbers.text] = None
     try:
@@ -165,10 +151,12 @@ def _layers(view: memoryview) -> tuple[str, dict[str, CaffeLayer]]:
     if layer.blobs or layer.name not in found:
       found[layer.name] = layer
   if len(ways) > 1:
-    raise _RefusedError(f'it has both {" and ".join(ways)}; Caffe has one')
+    raise faults.RefusedError(
+      f'it has both {" and ".join(ways)}; Caffe writes one kind'
+    )
   if not any(layer.blobs for layer in found.values()):
-    raise _RefusedError(
-      f'it has {count} layers, and none holds weights. Give a trained network'
+    raise faults.RefusedError(
+      f'it has {count} layers, none with weights. Give a trained network'
     )
   return next(iter(ways)), found
 
@@ -184,7 +172,7 @@ def _layer(message: memoryview, numbers: _Numbers) -> CaffeLayer:
       kind = _kind(field)
     elif field.number == numbers.blobs:
       if len(blobs) == _MAX_BLOBS:
-        raise _RefusedError(
+        raise faults.RefusedError(
           f'its layer {name[:99]} has more than {_MAX_BLOBS} blobs'
         )
       try:
@@ -194,9 +182,9 @@ def _layer(message: memoryview, numbers: _Numbers) -> CaffeLayer:
     elif field.number in numbers.settings:
       settings[numbers.settings[field.number]] = field.message()
     elif numbers is _LAYERS[2] and field.number == _V0_LAYER:
-      raise _RefusedError(
-        "it is of Caffe's oldest format (V0), which is not read;"
-        " Caffe's upgrade_net_proto_binary makes a newer one of it"
+      raise faults.RefusedError(
+        "it is in Caffe's oldest format (V0), which is not supported; upgrade"
+        " it with Caffe's upgrade_net_proto_binary"
       )
   return CaffeLayer(name, kind, tuple(blobs), settings)
 

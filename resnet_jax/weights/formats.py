@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formats of weight files, recognised by what is in them."""
+"""The formats of weight files, recognised by content."""
 
 import dataclasses
 import pathlib
@@ -20,11 +20,11 @@ from resnet_jax.weights import (
 
 @dataclasses.dataclass(frozen=True)
 class WeightFormat:
-  """A way to write weights.
+  """A format of weight files.
 
   Attributes:
     description: for a person.
-    recognise: by a file's first bytes.
+    recognise: whether a path, with its first bytes, is in the format.
     load: reads and checks it.
   """
 
@@ -56,7 +56,7 @@ FORMATS = {
 }
 
 _HEAD = 512
-# What is mistaken for weights: how it begins, and what it is.
+# What is mistaken for weights: its first bytes and its description.
 _MISTAKEN = (
   (
     b'version https://git-lfs',
@@ -69,7 +69,7 @@ _MISTAKEN = (
 
 
 def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
-  """Reads weights of whatever format.
+  """Reads weights in any of FORMATS.
 
   Raises:
     UserError: the format is none of FORMATS, or the file does not hold a
@@ -79,7 +79,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     head = b''
     if path.exists() and not (path.is_dir() or path.is_file()):
       raise errors.UserError(
-        f'{path} is neither a file nor a directory, but a pipe or a device.'
+        f'{path} is a pipe or a device, not a file or a directory.'
       )
     if not path.is_dir():
       with open(path, 'rb') as file:
@@ -101,7 +101,7 @@ def _looks_like(path: pathlib.Path, head: bytes) -> str:
   if path.is_dir():
     held = ', '.join(sorted(entry.name for entry in path.iterdir())[:5])
     return (
-      'a directory, but none of Paddle, Hugging Face or timm (it holds'
+      'a directory, but not one of Paddle, Hugging Face or timm (it holds'
       f' {held or "nothing"}); name the file in it that has the weights'
     )
   if not head:
@@ -109,4 +109,4 @@ def _looks_like(path: pathlib.Path, head: bytes) -> str:
   for beginning, what in _MISTAKEN:
     if head.startswith(beginning):
       return what
-  return f'in no format that is known here (it begins with {head[:16]!r})'
+  return f'in an unknown format (it begins with {head[:16]!r})'

@@ -14,7 +14,8 @@ import math
 import pathlib
 from typing import Any
 
-from resnet_jax.data import recipe
+from resnet_jax.data import presets
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, safetensors, torch
 
@@ -38,6 +39,11 @@ _USUAL = {
   'do_resize': True,
   'do_center_crop': True,
 }
+# What a field of the wrong kind or value raises.
+_WRONG = (
+  *(LookupError, TypeError, ValueError, ArithmeticError),
+  errors.UserError,
+)
 # Fields of the configuration whose other values are other networks.
 _PLAIN = {
   'model_type': 'resnet',
@@ -78,11 +84,10 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
       )
   name, loaded = _weights(path, options)
   stride_in = '1x1' if config.get('downsample_in_bottleneck') else '3x3'
-  how, notes = loaded.recipe, [n for n in loaded.notes if n != recipe.GUESSED]
+  preprocess, notes = presets.HUGGING_FACE, list(loaded.notes)
   if (path / _PREPROCESSOR).is_file():
-    how = _recipe(path / _PREPROCESSOR)
+    preprocess = _preprocess(path / _PREPROCESSOR)
   else:
-    how = recipe.HUGGING_FACE
     notes.append(
       f'{path} has no {_PREPROCESSOR}: the input of microsoft/resnet-* is'
       ' taken.'
@@ -90,9 +95,12 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   return dataclasses.replace(
     loaded,
     format=f'Hugging Face folder, {name}',
-    model=loaded.model.clone(stride_in=stride_in),
-    recipe=how,
+    model=loaded.model.clone(
+      variant=loaded.model.variant.overridden(stride_in=stride_in)
+    ),
+    preprocess=preprocess,
     notes=tuple(notes),
+    guesses=(),
     class_names=_class_names(path, config, loaded.model.classes),
   )
 
@@ -111,7 +119,7 @@ def _timm(
   name, loaded = _weights(path, options)
   try:
     size = int(stated['input_size'][-1])
-    how = recipe.Recipe(
+    preprocess = Preprocess(
       channels='RGB',
       mean=_scaled(stated['mean']),
       std=_scaled(stated['std']),
@@ -120,13 +128,13 @@ def _timm(
       interpolation=str(stated['interpolation']),
       rounding='torchvision',
     )
-  except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+  except _WRONG as error:
     raise _unknown(path / _CONFIG, error) from error
   return dataclasses.replace(
     loaded,
     format=f'timm folder, {name}',
-    recipe=how,
-    notes=tuple(n for n in loaded.notes if n != recipe.GUESSED),
+    preprocess=preprocess,
+    guesses=(),
   )
 
 
@@ -179,7 +187,7 @@ def _class_names(
   return () if found == stand_ins else tuple(found)
 
 
-def _recipe(path: pathlib.Path) -> recipe.Recipe:
+def _preprocess(path: pathlib.Path) -> Preprocess:
   stated = _read(path)
   try:
     kind = stated.get(
@@ -198,7 +206,7 @@ def _recipe(path: pathlib.Path) -> recipe.Recipe:
     if size >= _SQUASHED or resample not in _FILTERS:
       raise ValueError(f'size {size}, resample {resample}')
     share = stated.get('crop_pct')
-    return recipe.Recipe(
+    return Preprocess(
       channels='RGB',
       mean=_scaled(stated['image_mean']),
       std=_scaled(stated['image_std']),
@@ -207,5 +215,5 @@ def _recipe(path: pathlib.Path) -> recipe.Recipe:
       interpolation=_FILTERS[resample],
       rounding='torchvision',
     )
-  except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+  except _WRONG as error:
     raise _unknown(path, error) from error

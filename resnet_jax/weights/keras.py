@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files of keras.applications' ResNet50, 101 and 152, without Keras.
 
-Four layouts.  HDF5 of weights, a group a layer (`conv1_conv/conv1_conv/
-kernel:0`; what is published); HDF5 of a whole model, the same below
+Four layouts: HDF5 of weights, one group per layer (`conv1_conv/conv1_conv/
+kernel:0`, as published); HDF5 of a whole model, the same below
 `model_weights`; Keras 3's `.weights.h5` (`layers/conv2d_3/vars/0`, by class,
 numbered in the order of computing); and `.keras`, a zip with such a file and
 `config.json`.  Sources: Keras 3.15.1, `legacy/saving/legacy_h5_format.py`,
@@ -13,20 +13,20 @@ Sources: fchollet/deep-learning-models, `resnet50.py`; Keras-Applications,
 `resnet50.py` at commit 36436f6, which pads `pool1` and takes the same file.
 """
 
+import contextlib
 import dataclasses
 import io
 import pathlib
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import h5py
 
-from resnet_jax.codecs import hdf5
-from resnet_jax.data import recipe
+from resnet_jax.codecs import faults, hdf5
+from resnet_jax.codecs import zip as zip_lib
+from resnet_jax.data import presets
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, keras_config, keras_names
 
@@ -35,36 +35,30 @@ MODEL = 'Keras HDF5, whole model'
 WEIGHTS_3 = 'Keras 3 HDF5, weights'
 ARCHIVE = 'Keras 3 archive'
 
-STRIDE_IN = '1x1'
-STEM_POOL = 'pad1'
-EPSILON = 1.001e-5
-# Keras' own default, which the old network left as it is.
+VARIANT = Variant(stem_pool='pad1', epsilon=1.001e-5)
+# Keras' default, which the old network used.
 OLD_EPSILON = 1e-3
-RECIPE = recipe.CAFFE
 OLD_NOTE = (
-  'its layers have the names that Keras used until 2018: it is run as Keras-'
-  'Applications ran such files from August 2018 on, with a padded max pool and'
-  ' epsilon 0.001; before, the max pool had no padding (55 pixels where 56 are'
-  ' usual now), and features differ at the edges.'
+  'its layers have the names that Keras used until 2018: it is run as in Keras-'
+  'Applications from August 2018 on, with a padded max pool and epsilon 0.001;'
+  ' before, the max pool had no padding (55 pixels, not 56), and features'
+  ' differed at the edges.'
 )
 
 _WEIGHTS, _CONFIG = 'model.weights.h5', 'config.json'
-# Keras writes it first, so that a truncated file is known, too.
-_FIRST = b'metadata.json'
-_ZIP, _ZIP_END, _ZIP64_END = b'PK\x03\x04', b'PK\x05\x06', b'PK\x06\x07'
-_ZIP_TAIL = 2**16 + 22  # bytes: the longest comment, and what is before it
-# Bytes of the HDF5 file in a `.keras` file that need no proportion: those of
-# ResNet-152.  Keras does not pack it; who did it himself saves a tenth.
+# The HDF5 file in a `.keras` file: bytes that are always allowed, those of
+# ResNet-152; and its expansion.  Keras does not compress it, which would save a
+# tenth.
 _MAX_UNPACKED, _MAX_RATIO = 2**28, 2
-_MAX_DIRECTORY = 2**16  # bytes; a `.keras` file has three entries, or few more
+_MAX_DIRECTORY = 2**16  # bytes; a `.keras` file has about three members
 
-# What training left, by the name of the group.
+# Groups that training leaves.
 _SKIPPED = (
   *('optimizer', 'optimizer_weights', '_optimizer', 'top_level_model_weights'),
   *('_loss_tracker', '_metrics', 'metrics', '_compile_metrics'),
 )
 
-# Layers without weights that are in the network, or do nothing when it runs.
+# Layers without weights that are in the network, or do nothing at inference.
 _EXPECTED_LAYERS = re.compile(
   r'conv\d_.*|pool1_.*|avg_pool|resnet.*|(input|activation|add|merge|flatten'
   r'|zero_?padding2d|max_?pooling2d|global_average_pooling2d|functional|model'
@@ -77,20 +71,18 @@ naming = keras_names.naming
 
 
 def recognise(path: pathlib.Path, head: bytes) -> bool:
-  """Whether it is an HDF5 file, or a zip file of Keras; by content."""
+  """Whether a file is HDF5 or a zip of Keras, by content."""
   if head.startswith(hdf5.SIGNATURE):
     return True
-  if not head.startswith(_ZIP):
+  if not head.startswith(zip_lib.MAGIC):
     return False
-  length = int.from_bytes(head[26:28], 'little')
-  if head[30 : 30 + length] == _FIRST:
+  # Keras writes it first, so that a truncated file is known, too.
+  if zip_lib.first_name(head) == b'metadata.json':
     return True
   try:
-    if not _has_small_directory(path):
-      return False
-    with zipfile.ZipFile(path) as archive:
-      return _WEIGHTS in archive.namelist()
-  except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+    with open(path, 'rb') as file:
+      return _WEIGHTS in zip_lib.Archive(file, _MAX_DIRECTORY).members
+  except (OSError, ValueError):
     return False
 
 
@@ -98,22 +90,15 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   """Loads a file.
 
   Raises:
-    UserError: it is damaged, refused, or not Keras' ResNet; says which.
+    UserError: it is damaged, refused, or not Keras' ResNet.
   """
-  try:
-    with open(path, 'rb') as file:
-      is_zip = file.read(len(_ZIP)) == _ZIP
-      file.seek(0)
-      if not is_zip:
-        with hdf5.opened(path, file) as opened:
-          return _load(path, file, opened, None, options)
-    weights, config = _unzip(path)
-  except OSError as error:
-    raise errors.UserError(
-      f'cannot read {path}: {error.strerror or error}.'
-    ) from error
-  stream = io.BytesIO(weights)
-  with hdf5.opened(path, stream) as opened:
+  with faults.opened(path) as file, contextlib.ExitStack() as stack:
+    stream, config = file, None
+    with faults.reported(path):
+      if file.read(4) == zip_lib.MAGIC:
+        weights, config = _unzip(file)
+        stream = io.BytesIO(weights)
+      opened = stack.enter_context(hdf5.opened(stream))
     return _load(path, stream, opened, config, options)
 
 
@@ -124,17 +109,19 @@ def _load(
   config: str | None,
   options: assemble.Options,
 ) -> assemble.Loaded:
-  form, found, skipped = _contents(path, file)
-  if config is None:
-    config = hdf5.text_attribute(path, stream, file, 'model_config')
-  else:
-    form = ARCHIVE
-  layers = keras_config.parse(path, config)
-  if form in (WEIGHTS_3, ARCHIVE):
-    named, empty = keras_names.by_class(path, stream, found, layers)
-  else:
-    named, empty = keras_names.by_layer(found)
-  datasets = keras_names.unique(path, named)
+  with faults.reported(path):
+    form, found, skipped = _contents(path, file)
+    if config is None:
+      config = hdf5.text_attribute(stream, file, 'model_config')
+    else:
+      form = ARCHIVE
+    layers = keras_config.parse(path, config)
+    if form in (WEIGHTS_3, ARCHIVE):
+      named, empty = keras_names.by_class(path, stream, found, layers)
+    else:
+      named, empty = keras_names.by_layer(found)
+    datasets = keras_names.unique(path, named)
+    tensors = {name: hdf5.tensor(stream, d) for name, d in datasets.items()}
   _refuse_v2(path, [name.rpartition('/')[0] for name in datasets])
 
   old = any(name.startswith(('res2a_', 'bn_conv1/')) for name in datasets)
@@ -157,25 +144,22 @@ def _load(
 
   loaded = assemble.assemble(
     path,
-    {name: hdf5.tensor(path, stream, name, d) for name, d in datasets.items()},
+    tensors,
     here,
     assemble.KERAS_LAYOUT,
     format=form,
-    variant={
-      'stride_in': STRIDE_IN,
-      'stem_pool': STEM_POOL,
-      'epsilon': epsilon or (OLD_EPSILON if old else EPSILON),
-    },
-    how=RECIPE,
+    variant=VARIANT.overridden(epsilon=epsilon or (OLD_EPSILON if old else 0)),
+    preprocess=presets.CAFFE,
     options=options,
     notes=notes,
+    guesses=(assemble.GUESSED_INPUT,),
   )
   if any(layer.snake_kind == 'global_max_pooling2d' for layer in layers):
     raise errors.UserError(
-      f'{path} pools its last maps by their maximum, which is another network'
-      ' behind res5: its avgpool and logits do not exist here. Save the model'
-      ' without its top and without pooling, and extract the last res5_*_addto'
-      ' with pool=max.'
+      f'{path} max-pools its last maps, so it is another network after res5:'
+      ' its avgpool and logits do not exist here. Save the model without its'
+      ' top and without pooling, and extract the last res5_*_addto with'
+      ' pool=max.'
     )
   left_out = _left_out(path, empty, layers, datasets)
   return dataclasses.replace(loaded, warnings=tuple(left_out))
@@ -184,10 +168,10 @@ def _load(
 def _contents(
   path: pathlib.Path, file: h5py.File
 ) -> tuple[str, hdf5.Contents, tuple[str, ...]]:
-  """The layout, what it holds, and what beside it is not read."""
-  found = hdf5.contents(path, file, _SKIPPED)
+  """The layout, its contents, and what is skipped."""
+  found = hdf5.contents(file, _SKIPPED)
   if 'model_weights' in found.groups:
-    inner = hdf5.contents(path, file['model_weights'], _SKIPPED)
+    inner = hdf5.contents(file['model_weights'], _SKIPPED)
     return MODEL, inner, found.skipped
   # Long lists are cut into layer_names0, layer_names1, ...
   if 'layer_names' in file.attrs or 'layer_names0' in file.attrs:
@@ -198,8 +182,8 @@ def _contents(
   text = ', '.join(name[:99] for name in held[:20]) or 'nothing'
   raise errors.UserError(
     f'{path} is an HDF5 file, but not one of Keras: it has neither layer_names'
-    f' nor model_weights nor vars. It holds {text}. Give what model.save or'
-    ' model.save_weights wrote.'
+    f' nor model_weights nor vars. It holds {text}. Give a file that model.save'
+    ' or model.save_weights wrote.'
   )
 
 
@@ -214,7 +198,7 @@ def _refuse_v2(path: pathlib.Path, layers: Iterable[str]) -> None:
 
 
 def _classifier(datasets: Mapping[str, h5py.Dataset], usual: str) -> str:
-  """The layer of the only matrix, whatever it is called."""
+  """The layer of the only matrix, whatever its name."""
   matrices = [
     name.removesuffix('/kernel')
     for name, dataset in datasets.items()
@@ -242,9 +226,8 @@ def _left_out(
     listed = ', '.join(dict.fromkeys(extra))[:300]
     yield (
       f'the network in {path} also has the layers {listed}, which are left out:'
-      ' if they prepare images or change features, the values differ from'
-      " Keras'. Settings such as mean and std can stand for what prepares"
-      ' images.'
+      ' if they preprocess images or change features, the values differ from'
+      " Keras'. Settings such as mean and std can replace preprocessing layers."
     )
 
 
@@ -271,54 +254,11 @@ def _head_notes(
       )
 
 
-def _has_small_directory(path: pathlib.Path) -> bool:
-  """Whether the table of contents takes little memory; it is read whole."""
-  with open(path, 'rb') as file:
-    size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size - _ZIP_TAIL))
-    tail = file.read()
-  end = tail.rfind(_ZIP_END)
-  if end < 0 or len(tail) < end + 16 or _ZIP64_END in tail:
-    return False
-  return int.from_bytes(tail[end + 12 : end + 16], 'little') <= _MAX_DIRECTORY
-
-
-def _unzip(path: pathlib.Path) -> tuple[bytes, str]:
+def _unzip(file: BinaryIO) -> tuple[bytes, str]:
   """The HDF5 file and the configuration of a `.keras` file."""
-  try:
-    if not _has_small_directory(path):
-      raise zipfile.BadZipFile('its directory is missing or too large')
-    with zipfile.ZipFile(path) as archive:
-      size = path.stat().st_size
-      most = max(_MAX_RATIO * size, _MAX_UNPACKED)
-      most = min(hdf5.MAX_EXPANSION * size, most)
-      weights = _member(path, archive, _WEIGHTS, most)
-      config = _member(path, archive, _CONFIG, hdf5.MAX_TEXT)
-      return weights, config.decode()
-  # What zipfile raises for damaged files.
-  except (
-    *(zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError),
-    *(RuntimeError, NotImplementedError, struct.error),
-  ) as error:
-    raise errors.UserError(
-      f'{path} is damaged: {str(error)[:300]}. Save the model again.'
-    ) from error
-
-
-def _member(
-  path: pathlib.Path, archive: zipfile.ZipFile, name: str, limit: int
-) -> bytes:
-  info = archive.getinfo(name)
-  known = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-  if info.file_size > limit or not known:
-    raise errors.UserError(
-      f'{path} is refused: its member {name} states {info.file_size} bytes,'
-      f' compressed to {info.compress_size} by method {info.compress_type};'
-      f' {limit} bytes, and methods 0 and 8, are allowed. Save the model again.'
-    )
-  with archive.open(info) as file:
-    # To the end in one go it would take memory for whatever comes out.
-    data = file.read(info.file_size)
-  if len(data) != info.file_size:
-    raise EOFError(f'{name} has {len(data)} bytes, not {info.file_size}')
-  return data
+  archive = zip_lib.Archive(file, _MAX_DIRECTORY)
+  size = file.seek(0, io.SEEK_END)
+  most = max(_MAX_RATIO * size, _MAX_UNPACKED)
+  most = min(hdf5.MAX_EXPANSION * size, most)
+  weights = archive.inflate(_WEIGHTS, most)
+  return weights, archive.inflate(_CONFIG, hdf5.MAX_TEXT).decode()

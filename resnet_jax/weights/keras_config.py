@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Keras model's configuration says about its layers, as JSON.
+"""A Keras model's configuration, JSON: are its layers those of a ResNet?
 
-It is in the attribute `model_config` of an HDF5 file of a whole model and in
-`config.json` of a `.keras` file: `class_name` and `config` of each layer, and
-a model's `config` has `layers`.  Nothing is built from it: it is asked only
-whether the network is the one that the weights will be run in.  Source: Keras
+It is the attribute `model_config` of an HDF5 file of a whole model, and
+`config.json` in a `.keras` file: each layer has `class_name` and `config`, and
+a model's `config` has `layers`.  Nothing is built from it.  Source: Keras
 3.15.1, `saving/serialization_lib.py`, and its files.
 """
 
@@ -31,9 +30,9 @@ class KerasLayer:
   """A layer of a model.
 
   Attributes:
-    kind: Keras' class: 'Conv2D'.
-    name: the layer's.
-    fields: the rest of its configuration.
+    kind: its class in Keras: 'Conv2D'.
+    name: of the layer.
+    fields: its configuration.
   """
 
   kind: str
@@ -42,22 +41,22 @@ class KerasLayer:
 
   @property
   def snake_kind(self) -> str:
-    """As Keras makes names of it: 'max_pooling2d'."""
+    """The class as in Keras' default names: 'max_pooling2d'."""
     return re.sub(r'(?<!^)(?=[A-Z][a-z])', '_', self.kind).lower()
 
 
 def parse(path: pathlib.Path, text: str | None) -> tuple[KerasLayer, ...]:
-  """The layers, those of models inside the model in their places.
+  """The layers, with those of nested models in their places.
 
-  Nothing if there is no configuration.
+  Returns none without a configuration.
 
   Raises:
-    UserError: it is not what Keras writes.
+    UserError: it is not in Keras' format.
   """
   if text is None:
     return ()
   try:
-    # Innermost last: a stack, because a file can nest models deeply.
+    # A stack, because a file can nest models deeply.
     waiting, found = [json.loads(text)], []
     while waiting:
       entry = waiting.pop()
@@ -66,11 +65,10 @@ def parse(path: pathlib.Path, text: str | None) -> tuple[KerasLayer, ...]:
         waiting.extend(reversed(fields['layers']))
         continue
       name = fields.get('name', '')
-      if not isinstance(name, str) or not name.isprintable():
+      if not isinstance(name, str):
         raise TypeError(f'the name {ascii(name)[:99]}')
       found.append(KerasLayer(str(entry['class_name']), name, fields))
   except (ValueError, KeyError, TypeError, RecursionError) as error:
-    # AttributeError cannot be: only a mapping has a 'config'.
     raise errors.UserError(
       f"{path} is damaged: the model's configuration is not what Keras writes"
       f' ({type(error).__name__}: {error}). Save the model again.'
@@ -81,11 +79,11 @@ def parse(path: pathlib.Path, text: str | None) -> tuple[KerasLayer, ...]:
 def check(
   path: pathlib.Path, layers: Sequence[KerasLayer], canonical: Mapping[str, str]
 ) -> None:
-  """Raises a UserError if a layer is not as in ResNet; names all of them.
+  """Raises a UserError that names all layers that differ from ResNet's.
 
   Args:
     path: for messages.
-    layers: of the model; nothing: nothing is checked.
+    layers: of the model; may be empty.
     canonical: the canonical layer of each of the file's.
   """
   faults = []
@@ -104,7 +102,7 @@ def check(
   if 'MaxPooling2D' in kinds and 'pool1_pad' not in {x.name for x in layers}:
     faults.append(
       'pool1_pad is missing: its max pool has no padding, as in Keras until'
-      ' August 2018 (55 pixels where 56 are usual), and here is none like it'
+      ' August 2018 (55 pixels, not 56), which is not supported'
     )
   if faults:
     raise errors.UserError(
@@ -117,7 +115,7 @@ def check(
 def epsilon(
   path: pathlib.Path, layers: Sequence[KerasLayer], canonical: Mapping[str, str]
 ) -> float | None:
-  """What every batch norm adds to the variance; None: it is not stated.
+  """The epsilon of the batch norms; None if it is not stated.
 
   Raises:
     UserError: it is not one number between 0 and 1.
@@ -134,8 +132,8 @@ def epsilon(
   if others or not isinstance(value, float) or not 0 < value < 1:
     raise errors.UserError(
       f'{path}: epsilon is {_short(value)} in {next(iter(stated))}, and another'
-      f' in {len(others)} layers. One between 0 and 1 is known for all batch'
-      ' norms.'
+      f' in {len(others)} layers. All batch norms must have the same, between 0'
+      ' and 1.'
     )
   return value
 

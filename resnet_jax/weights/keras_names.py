@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the arrays of a Keras file are called, in all its layouts.
+"""The names of a Keras file's arrays, in all layouts.
 
-Here every array is `layer/leaf`: `conv1_conv/kernel`, `conv1_bn/gamma`.
+Every array becomes `layer/leaf`: `conv1_conv/kernel`, `conv1_bn/gamma`.
 Sources: see `keras`.
 """
 
@@ -25,8 +25,8 @@ _LEAVES = {
   'conv': {'kernel': 'kernel', 'bias': 'bias'},
   'bn': dict(zip(_BN_LEAVES, ('scale', 'bias', 'mean', 'var'), strict=True)),
 }
-# Keras 1 wrote the layer's name into its weights' names.  What it called the
-# standard deviation is the variance.
+# Keras 1 prefixed weights with the layer's name.  Its standard deviation is the
+# variance.
 _OLD_LEAF = re.compile(
   r'.+_(W|b|gamma|beta|(?:running|moving)_(?:mean|std|variance))(?:_\d+)?'
 )
@@ -36,7 +36,7 @@ _OLD_LEAVES = {
   'running_mean': 'moving_mean',
   'running_std': 'moving_variance',
 }
-# How Keras 3 numbers layers of a class.
+# Keras 3's numbering of layers of a class.
 _NUMBERED = re.compile(r'(conv2d|batch_normalization|dense)(?:_(\d+))?')
 _CLASSES = {
   'conv2d': 'Conv2D',
@@ -53,7 +53,7 @@ def naming(depth: int) -> dict[str, str]:
 
 
 def old_naming(depth: int) -> dict[str, str]:
-  """As `naming`, by the names until 2018; ResNet-50 only."""
+  """As `naming`, with the names until 2018; ResNet-50 only."""
   return _naming(_old_owners(depth))
 
 
@@ -70,7 +70,7 @@ def _naming(owners: Mapping[str, str]) -> dict[str, str]:
 def _old_owners(depth: int) -> dict[str, str]:
   if depth != 50:
     return {}
-  # Caffe has `bn...` and `scale...`: the owner is what the two have in common.
+  # The owner is the common part of Caffe's `bn...` and `scale...`.
   return {
     ours: f'bn{theirs}' if ours.endswith('_bn') else theirs
     for ours, theirs in aliases.owners(depth, 'caffe').items()
@@ -78,13 +78,13 @@ def _old_owners(depth: int) -> dict[str, str]:
 
 
 def canonical(old: bool) -> dict[str, str]:
-  """The canonical layer of each of Keras'; ResNet-152 has all of them."""
+  """The canonical layer of each of Keras' layers; ResNet-152 has all."""
   owners = _old_owners(50) if old else aliases.owners(152, 'keras')
   return {theirs: ours for ours, theirs in owners.items()}
 
 
 def by_layer(found: hdf5.Contents) -> tuple[Named, list[str]]:
-  """Arrays of a file with a group a layer; and the layers without arrays."""
+  """Arrays of a file with one group per layer; layers without arrays."""
   inner = collections.defaultdict(set)
   for name in found.datasets:
     parts = name.split('/')
@@ -109,10 +109,10 @@ def by_class(
   found: hdf5.Contents,
   layers: Sequence[keras_config.KerasLayer],
 ) -> tuple[Named, list[str]]:
-  """Arrays of Keras 3's files; and the groups without arrays.
+  """Arrays of Keras 3's files; groups without arrays.
 
   Raises:
-    UserError: layers have no names, and their order does not tell them.
+    UserError: layers have no names, and their order does not identify them.
   """
   members: dict[str, list[str]] = collections.defaultdict(list)
   for name in found.datasets:
@@ -123,7 +123,7 @@ def by_class(
   for group in members:
     variables = found.groups.get(f'{group}/vars'.lstrip('/'))
     if variables is not None:
-      layer_of[group] = hdf5.text_attribute(path, stream, variables, 'name')
+      layer_of[group] = hdf5.text_attribute(stream, variables, 'name')
   nameless = [group for group in members if not layer_of.get(group)]
   derived = _derived_names(path, nameless, layers)
   named = []
@@ -148,16 +148,16 @@ def _derived_names(
   groups: Iterable[str],
   layers: Sequence[keras_config.KerasLayer],
 ) -> dict[str, str]:
-  """The layer of each group that is numbered, by the order of computing.
+  """The layer of each numbered group, by the order of computing.
 
-  Older versions wrote no names; the configuration, if there is one, has them.
+  Older versions wrote no names, except in the configuration, if there is one.
   """
   numbered: dict[str, dict[int, str]] = {kind: {} for kind in _CLASSES}
   result = {}
   for group in groups:
     last = group.rpartition('/')[2]
     match = _NUMBERED.fullmatch(last)
-    # Some versions call the group as the layer.
+    # Some versions name the group after the layer.
     result[group] = last
     if match:
       number = int(match[2] or 0)
@@ -195,8 +195,8 @@ def _order(kind: str, count: int) -> list[str]:
 
 
 def _position(layer: str) -> tuple[int, ...]:
-  # A shortcut's layers come just before the third ones: a network is sorted
-  # by the distance from its output, and then by the inputs of the sum.
+  # A shortcut's layers come just before the third ones: layers are sorted by
+  # their distance from the output, then by the order of the sum's inputs.
   match = re.match(r'conv(\d+)_block(\d+)_(\d)_', layer)
   if not match:
     return (0, 0, 0)
@@ -205,7 +205,7 @@ def _position(layer: str) -> tuple[int, ...]:
 
 
 def unique(path: pathlib.Path, named: Named) -> dict[str, h5py.Dataset]:
-  """By name; raises a UserError if a name is there twice."""
+  """Arrays by name; raises a UserError if a name occurs twice."""
   result: dict[str, h5py.Dataset] = {}
   for name, dataset in named:
     if name in result:

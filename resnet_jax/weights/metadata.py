@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--job=convert` writes beside parameters, for whoever loads them.
+"""The metadata that `--job=convert` writes beside the parameters.
 
-JSON: the network's variant, preprocessing, class names, source, digest.  In a
-safetensors file it is metadata; in a Paddle directory a file of its own, which
-the original program does not look at.
+JSON: the network's variant, preprocessing, class names, source, digest.  A
+safetensors file has it as metadata, a Paddle directory as a file that the
+original program ignores.
 """
 
 import dataclasses
@@ -11,18 +11,27 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from resnet_jax.data import recipe
+from resnet_jax.data.preprocess import Preprocess
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble
 
 # In a Paddle directory.
 FILE = 'resnet_jax.json'
-# Class names, at most.
+# Most of it are class names.
 MAX_BYTES = 1 << 24
 
-_VARIANT = {'stride_in': str, 'stem_pool': str, 'epsilon': float}
+# What has been written from the first version on.  Fields that came later are
+# missing in older files, whose networks have the defaults.
+_ALWAYS = (
+  *('stride_in', 'stem_pool', 'epsilon'),
+  *('channels', 'mean', 'std', 'resize_size', 'crop_size', 'interpolation'),
+  'rounding',
+)
+
+Fields = TypeVar('Fields', Variant, Preprocess)
 
 
 def written(
@@ -32,11 +41,12 @@ def written(
   file_sha256: str = '',
   conv_order: str = '',
 ) -> str:
-  """The text.
+  """The metadata as text.
 
   Args:
-    loaded: the network; if it was converted before, its first source counts.
-    source: what the weights were loaded from, for a person.
+    loaded: the network; of one that was converted before, the first source is
+      stated.
+    source: where the weights were loaded from, for a person.
     digest: SHA-256 of the parameters.
     file_sha256: of the file that they were loaded from; '': there is none.
     conv_order: of a Paddle directory.
@@ -46,13 +56,13 @@ def written(
   stated: dict[str, Any] = {
     'depth': model.depth,
     'classes': model.classes,
-    **{key: getattr(model, key) for key in _VARIANT},
-    'preprocessing': dataclasses.asdict(loaded.recipe),
+    **dataclasses.asdict(model.variant),
+    'preprocessing': dataclasses.asdict(loaded.preprocess),
     'source': first.source if first else source,
     'source_sha256': first.sha256 if first else file_sha256,
     'digest': digest,
     'conv_order': conv_order,
-    'notes': list(loaded.notes),
+    'notes': list(loaded.all_notes),
     'trained': loaded.trained,
     'class_names': list(loaded.class_names),
   }
@@ -62,17 +72,17 @@ def written(
 def applied(
   path: pathlib.Path, loaded: assemble.Loaded, text: str | bytes
 ) -> assemble.Loaded:
-  """A network with what the text says of it.
+  """A file's parameters with the variant, preprocessing, ... of its metadata.
 
   Raises:
-    UserError: the text is not what `written` gives, or of another network.
+    UserError: the text is damaged, or of another network.
   """
   try:
     stated = json.loads(text)
     if stated.pop('checksum') != checksum(stated):
       raise ValueError('it was changed since: the checksum differs')
-    variant = {key: kind(stated[key]) for key, kind in _VARIANT.items()}
-    how = _recipe(stated['preprocessing'])
+    variant = _restored(Variant, stated)
+    preprocess = _restored(Preprocess, stated['preprocessing'])
     first = assemble.Converted(
       str(stated['source']), str(stated['source_sha256'])
     )
@@ -82,10 +92,10 @@ def applied(
     trained = bool(stated['trained'])
   except (
     *(ValueError, KeyError, TypeError, AttributeError),
-    RecursionError,
+    *(RecursionError, errors.UserError),
   ) as error:
     raise errors.UserError(
-      f'{path} is damaged: what --job=convert wrote of it cannot be read'
+      f'{path} is damaged: the metadata that --job=convert wrote cannot be read'
       f' ({type(error).__name__}: {error}). Convert the original again.'
     ) from error
   if class_names and len(class_names) != loaded.model.classes:
@@ -95,8 +105,8 @@ def applied(
     )
   return dataclasses.replace(
     loaded,
-    model=loaded.model.clone(**assemble.checked_variant(variant)),
-    recipe=how,
+    model=loaded.model.clone(variant=variant),
+    preprocess=preprocess,
     notes=notes,
     converted_from=first,
     class_names=class_names,
@@ -106,34 +116,27 @@ def applied(
 
 
 def conv_order(text: str | bytes) -> str:
-  """The order that the text states of a Paddle directory; '': none."""
+  """The order of convolutions that the text states; '': none."""
   try:
     return str(json.loads(text).get('conv_order', ''))
   except (ValueError, AttributeError, RecursionError):
-    # `applied` says what is wrong with it.
+    # `applied` raises the error.
     return ''
 
 
 def checksum(stated: Mapping[str, Any]) -> str:
-  """SHA-256 of the metadata, which the digest of the parameters leaves out."""
+  """SHA-256 of the metadata, which the parameters' digest does not cover."""
   text = json.dumps(stated, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _recipe(stated: Any) -> recipe.Recipe:
-  return recipe.Recipe(
-    channels=str(stated['channels']),
-    mean=_three(stated['mean']),
-    std=_three(stated['std']),
-    resize_size=int(stated['resize_size']),
-    crop_size=int(stated['crop_size']),
-    interpolation=str(stated['interpolation']),
-    rounding=str(stated['rounding']),
-    # Absent from what was written before there were CIFAR networks.
-    resize=str(stated.get('resize', 'short_side')),
-  )
-
-
-def _three(values: Any) -> tuple[float, float, float]:
-  first, second, third = (float(value) for value in values)
-  return first, second, third
+def _restored(kind: type[Fields], stated: Mapping[str, Any]) -> Fields:
+  """A dataclass from JSON, its values converted to the defaults' types."""
+  values: dict[str, Any] = {}
+  for field in dataclasses.fields(kind):
+    if field.name in stated or field.name in _ALWAYS:
+      value, default = stated[field.name], cast(Any, field.default)
+      if isinstance(default, tuple):
+        value = map(float, value)
+      values[field.name] = type(default)(value)
+  return kind(**values)

@@ -3,44 +3,41 @@
 
 A file is named `_` + layer + suffix: `_res2_1_branch1_conv.w0`; batch norm has
 `.w0` (scale), `.w1` (mean), `.w2` (variance), `.wbias` (bias); the classifier
-`_output.w0`, `_output.wbias`.  It holds a 16-byte header, little-endian (int32
-format version 0, uint32 bytes a value 4, uint64 number of values), and that
+`_output.w0`, `_output.wbias`.  It has a 16-byte header, little-endian (int32
+format version 0, uint32 bytes per value 4, uint64 number of values), and that
 many float32.  Source: the model zoo's page and programs, PaddlePaddle
 0.8 to 0.10, `demo/model_zoo/resnet`.
 
-A convolution is (Co, ky, kx, Ci), says the page: order 'OHWI'.  The original
-runtime handed the same bytes to cuDNN as (Co, Ci, ky, kx): order 'OIHW'.
-Which of the two a file holds cannot be read from it.
+The page says that a convolution is (Co, ky, kx, Ci): order 'OHWI'.  The
+original runtime passed the same bytes to cuDNN as (Co, Ci, ky, kx): order
+'OIHW'.  A file does not state which of the two it holds.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
 import os
 import pathlib
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from resnet_jax.data import recipe
-from resnet_jax.models import names, resnet
+from resnet_jax.codecs import faults
+from resnet_jax.codecs.tensor import Tensor
+from resnet_jax.data import presets
+from resnet_jax.models import aliases, names, resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors, files
 from resnet_jax.weights import assemble, metadata
 
-CONV_ORDERS = ('OHWI', 'OIHW')
-
 _HEADER = struct.Struct('<iIQ')
 _VALUE = np.dtype('<f4')
-_SUFFIXES = {
-  'kernel': 'w0',
-  'scale': 'w0',
-  'mean': 'w1',
-  'var': 'w2',
-}
-_HEAD = ('_output.w0', '_output.wbias')
 _AXES = {'OHWI': '(Co, ky, kx, Ci)', 'OIHW': '(Co, Ci, ky, kx)'}
+_LAYOUTS = {
+  order: assemble.KernelLayout(f'{_AXES[order]}, (in, out)', kernel, (0, 1))
+  for order, kernel in {'OHWI': (1, 2, 3, 0), 'OIHW': (2, 3, 1, 0)}.items()
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,39 +45,30 @@ class File:
   """A parameter's file, in a directory or in an archive.
 
   Attributes:
-    size: gives its size, bytes; raises a UserError.
-    read: gives its first bytes, at most so many; raises a UserError.
+    size: returns its size, bytes; raises a UserError.
+    read: returns up to so many of its first bytes; raises a UserError.
   """
 
   size: Callable[[], int]
   read: Callable[[int], bytes]
 
 
-def file_name(parameter: str) -> str:
-  """The file of a `layer/leaf` parameter."""
-  layer, leaf = parameter.split('/')
-  if layer == 'logits':
-    return f'_output.{"w0" if leaf == "kernel" else "wbias"}'
-  return f'_{layer}.{_SUFFIXES.get(leaf, "wbias")}'
+def naming(depth: int) -> dict[str, str]:
+  """The canonical `layer/leaf` of each file."""
+  return {
+    aliases.paddle_parameter(ours): ours
+    for ours in names.parameter_names(depth)
+  }
 
 
 @functools.cache
 def known_files() -> frozenset[str]:
   """The names of the files of all depths."""
-  return frozenset(
-    {
-      metadata.FILE,
-      *(
-        file_name(parameter)
-        for depth in names.ARCHITECTURES
-        for parameter in names.parameter_names(depth)
-      ),
-    }
-  )
+  return frozenset({metadata.FILE}.union(*map(naming, names.ARCHITECTURES)))
 
 
 def recognise(path: pathlib.Path, head: bytes) -> bool:
-  """Whether a path is a directory with a file of a ResNet in it."""
+  """Whether a path is a directory that contains a file of a ResNet."""
   if head:
     return False
   known = known_files()
@@ -95,8 +83,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   """Reads a directory.
 
   Raises:
-    UserError: files are missing, surplus, or not of the form or size they
-      must have; names them.
+    UserError: files are missing or unknown, or have the wrong format or size.
   """
   return load_files(path, _list(path), 'Paddle directory', options)
 
@@ -111,47 +98,48 @@ def load_files(
 
   Args:
     path: for messages.
-    found: by name, all there are.
+    found: by name, all of them.
     format: for a person.
     options: the user's.
 
   Raises:
     UserError: as `load` does.
   """
-  order = errors.check_choice('conv_order', options.conv_order, CONV_ORDERS)
+  order = options.conv_order
   beside = found.get(metadata.FILE)
   text = b'' if beside is None else _text(path, beside)
-  if (stated := metadata.conv_order(text)) in CONV_ORDERS:
+  if (stated := metadata.conv_order(text)) in assemble.CONV_ORDERS:
     order = stated
+  layout = _LAYOUTS[order]
   found = {name: f for name, f in found.items() if name != metadata.FILE}
-  depth = _depth(path, found)
-  model = resnet.ResNet(depth, _classes(path, found))
-  shapes = resnet.parameter_shapes(model)
-  parameters = _read_files(path, found, shapes, order, options.finite)
-  # Values that are not finite may be there, if the user wants them.
+  depth = assemble.nearest_depth(found, naming)
+  shapes = {
+    aliases.paddle_parameter(ours): layout.stored(shape)
+    for ours, shape in resnet.parameter_shapes(
+      resnet.ResNet(depth, _classes(path, found))
+    ).items()
+  }
+  _check_sizes(path, found, shapes)
+  loaded = assemble.assemble(
+    path,
+    {name: _tensor(file, shapes.get(name, ())) for name, file in found.items()},
+    naming,
+    layout,
+    format=format,
+    variant=Variant(),
+    preprocess=presets.usual(depth),
+    options=options,
+  )
+  # Non-finite values are there if the user wants to see them.
   with np.errstate(invalid='ignore', over='ignore'):
-    other = suspect_order(parameters, order)
-  warning = (
-    f'the filters in {path} are smooth, as trained ones are, if read as'
-    f' {_AXES[other]}, but not as {_AXES[order]}, as they were read now. Set'
-    f' conv_order={other}, or the features are probably wrong.'
-    if other
-    else ''
-  )
-  loaded = assemble.Loaded(
-    format,
-    model,
-    parameters,
-    {
-      name: assemble.Origin(
-        file_name(name), _stored_shape(shape, order), 'float32'
-      )
-      for name, shape in shapes.items()
-    },
-    f'{_AXES[order]}, (in, out)',
-    recipe.usual(depth),
-    warnings=(warning,) if warning else (),
-  )
+    other = suspect_order(loaded.parameters, order)
+  if other:
+    warning = (
+      f'the filters in {path} are smooth, as trained ones are, if read as'
+      f' {_AXES[other]}, but not as {_AXES[order]}, as they were read now. Set'
+      f' conv_order={other}, or the features are probably wrong.'
+    )
+    loaded = dataclasses.replace(loaded, warnings=(warning,))
   return loaded if beside is None else metadata.applied(path, loaded, text)
 
 
@@ -176,12 +164,12 @@ def write(
     parameters: the arrays.
     directory: the new one.
     order: of convolutions.
-    text: of `metadata.written`; '': none is written.
+    text: of `metadata.written`; '': no such file is written.
 
   Raises:
     UserError: the directory exists already, or cannot be written.
   """
-  errors.check_choice('conv_order', order, CONV_ORDERS)
+  errors.check_choice('conv_order', order, assemble.CONV_ORDERS)
   part = directory.with_name(directory.name + files.PART)
   for path in (directory, part):
     if path.exists():
@@ -193,7 +181,9 @@ def write(
     for name, array in parameters.items():
       data = np.ascontiguousarray(stored(array, order), _VALUE)
       header = _HEADER.pack(0, _VALUE.itemsize, data.size)
-      (part / file_name(name)).write_bytes(header + data.tobytes())
+      (part / aliases.paddle_parameter(name)).write_bytes(
+        header + data.tobytes()
+      )
     if text:
       (part / metadata.FILE).write_text(text, 'utf-8')
     os.replace(part, directory)
@@ -202,23 +192,23 @@ def write(
 def suspect_order(
   parameters: dict[str, np.ndarray], order: str = 'OHWI'
 ) -> str | None:
-  """The other order, if the filters look as if the file holds that one.
+  """The other order, if the filters look as if the file used it.
 
-  Neighbouring taps of a trained filter are alike.  Read in the wrong order
+  Neighbouring taps of a trained filter are similar.  Read in the wrong order
   they are not, and untrained ones never are.  So the correlation of
   neighbours is compared under both orders.
 
   Args:
-    parameters: `layer/leaf` arrays as `read` returned them.
+    parameters: `layer/leaf` arrays.
     order: the order in which they were read.
   """
-  other = CONV_ORDERS[1 - CONV_ORDERS.index(order)]
+  other = assemble.CONV_ORDERS[1 - assemble.CONV_ORDERS.index(order)]
   kernels = [a for a in parameters.values() if a.ndim == 4 and a.shape[0] > 1]
   swapped = []
   for kernel in kernels:
     values = np.ascontiguousarray(stored(kernel, order))
-    shape = _stored_shape(kernel.shape, other)
-    swapped.append(_from_stored(values.reshape(shape), other))
+    values = values.reshape(_LAYOUTS[other].stored(kernel.shape))
+    swapped.append(values.transpose(_LAYOUTS[other].kernel))
   gain = np.mean([_smoothness(k) for k in swapped]) - np.mean(
     [_smoothness(k) for k in kernels]
   )
@@ -231,38 +221,19 @@ _SMOOTHER = 0.05
 
 
 def _smoothness(kernel: np.ndarray) -> float:
-  def alike(taps: np.ndarray, neighbours: np.ndarray) -> float:
-    # A layer of zeros is as alike as noise.
+  def correlation(taps: np.ndarray, neighbours: np.ndarray) -> float:
+    # A layer of zeros counts as noise.
     energy = float((taps**2).sum()) or 1.0
     return float((taps * neighbours).sum()) / energy
 
-  down = alike(kernel[1:], kernel[:-1])
-  right = alike(kernel[:, 1:], kernel[:, :-1])
+  down = correlation(kernel[1:], kernel[:-1])
+  right = correlation(kernel[:, 1:], kernel[:, :-1])
   return (down + right) / 2
 
 
-def _stored_shape(shape: tuple[int, ...], order: str) -> tuple[int, ...]:
-  if len(shape) != 4:
-    return shape
-  rows, columns, c_in, c_out = shape
-  return {
-    'OHWI': (c_out, rows, columns, c_in),
-    'OIHW': (c_out, c_in, rows, columns),
-  }[order]
-
-
-def _from_stored(array: np.ndarray, order: str) -> np.ndarray:
-  if array.ndim != 4:
-    return array
-  axes = {'OHWI': (1, 2, 3, 0), 'OIHW': (2, 3, 1, 0)}[order]
-  return np.ascontiguousarray(array.transpose(axes))
-
-
 def stored(array: np.ndarray, order: str) -> np.ndarray:
-  """A `layer/leaf` array of ours with the axes that it has in its file."""
-  if array.ndim != 4:
-    return array
-  return array.transpose({'OHWI': (3, 0, 1, 2), 'OIHW': (3, 2, 0, 1)}[order])
+  """A `layer/leaf` array with the axes that it has in its file."""
+  return array.transpose(np.argsort(_LAYOUTS[order].axes(array.ndim)))
 
 
 def _list(directory: pathlib.Path) -> dict[str, File]:
@@ -277,64 +248,48 @@ def _list(directory: pathlib.Path) -> dict[str, File]:
 
 def _file(path: pathlib.Path) -> File:
   def size() -> int:
-    with _reading(path):
+    with faults.reported(path):
       return path.stat().st_size
 
   def read(count: int) -> bytes:
-    with _reading(path), open(path, 'rb') as file:
+    with faults.opened(path) as file:
       return file.read(count)
 
   return File(size, read)
 
 
-@contextlib.contextmanager
-def _reading(path: pathlib.Path) -> Iterator[None]:
-  try:
-    yield
-  except OSError as error:
-    raise errors.UserError(
-      f'cannot read {path}: {error.strerror or error}. Make it readable, or get'
-      ' it again.'
-    ) from error
-
-
-def _read_files(
+def _check_sizes(
   path: pathlib.Path,
   found: Mapping[str, File],
   shapes: Mapping[str, tuple[int, ...]],
-  order: str,
-  finite: bool,
-) -> dict[str, np.ndarray]:
-  arrays, faults = {}, []
+) -> None:
+  """Before any is read: an archive is read whole, or not at all."""
   sizes = {
-    file_name(name): _HEADER.size + _VALUE.itemsize * math.prod(shape)
-    for name, shape in shapes.items()
+    name: (found[name].size(), _size(shapes[name]))
+    for name in shapes
+    if name in found
   }
-  for file, size in sizes.items():
-    if (here := found[file].size()) != size:
-      faults.append(f'{file}: {here} bytes, where {size} are expected')
-  # None is read if a size is wrong: an archive is read whole, or not at all.
-  for name, shape in shapes.items() if not faults else ():
-    file = file_name(name)
-    try:
-      flat = _read_file(found[file], sizes[file])
-      if finite:
-        _check_values(flat, name)
-    except ValueError as error:
-      faults.append(f'{file}: {error}')
-      continue
-    arrays[name] = _from_stored(
-      flat.reshape(_stored_shape(shape, order)), order
-    )
-  if faults:
+  wrong = [
+    f'{name}: {size} bytes, where {expected} are expected'
+    for name, (size, expected) in sizes.items()
+    if size != expected
+  ]
+  if wrong:
     raise errors.UserError(
-      f'{path} is damaged: {"; ".join(faults)}. Please get it again.'
+      f'{path} is damaged: {"; ".join(wrong)}. Get it again.'
     )
-  return arrays
+
+
+def _size(shape: tuple[int, ...]) -> int:
+  return _HEADER.size + _VALUE.itemsize * math.prod(shape)
+
+
+def _tensor(file: File, shape: tuple[int, ...]) -> Tensor:
+  return Tensor(shape, 'float32', lambda: _read_file(file, _size(shape)))
 
 
 def _read_file(file: File, size: int) -> np.ndarray:
-  """The values; a ValueError says what is wrong with the file."""
+  """The values, flat; raises a ValueError if the file is damaged."""
   data = file.read(size)
   if len(data) != size:
     raise ValueError('it changed while it was read')
@@ -342,45 +297,16 @@ def _read_file(file: File, size: int) -> np.ndarray:
   if version != 0:
     raise ValueError(f'format version {version}, where 0 is known')
   if width != _VALUE.itemsize:
-    raise ValueError(f'{width} bytes a value, where 4 (float32) are known')
+    raise ValueError(f'{width} bytes per value, where 4 (float32) are known')
   count = (size - _HEADER.size) // _VALUE.itemsize
   if stated != count:
     raise ValueError(f'its header says {stated} values, the file has {count}')
   return np.frombuffer(data, _VALUE, offset=_HEADER.size).astype(np.float32)
 
 
-def _check_values(array: np.ndarray, name: str) -> None:
-  if not np.isfinite(array).all():
-    raise ValueError('values that are not finite')
-  if name.endswith('/var') and (array < 0).any():
-    raise ValueError('negative variances')
-
-
-def _depth(path: pathlib.Path, found: Iterable[str]) -> int:
-  """The depth whose files they are."""
-  there = set(found)
-  head = not there.isdisjoint(_HEAD)
-
-  def expected(depth: int) -> set[str]:
-    return set(map(file_name, names.parameter_names(depth, head)))
-
-  def likeness(depth: int) -> float:
-    known = expected(depth)
-    return len(known & there) / len(known | there)
-
-  depth = max(names.ARCHITECTURES, key=likeness)
-  if there != expected(depth):
-    raise errors.UserError(
-      f'{path} does not hold a plain ResNet; the nearest is ResNet-{depth}.'
-      f' {_difference(expected(depth), there)} Get it again, and keep other'
-      ' files out of it.'
-    )
-  return depth
-
-
 def _classes(path: pathlib.Path, found: Mapping[str, File]) -> int:
-  """What the classifier's bias has values for; 0: there is no classifier."""
-  name = _HEAD[1]
+  """The size of the classifier's bias; 0 without a classifier."""
+  name = aliases.paddle_parameter('logits/bias')
   if name not in found:
     return 0
   size = found[name].size()
@@ -388,14 +314,6 @@ def _classes(path: pathlib.Path, found: Mapping[str, File]) -> int:
   if rest or not 0 < classes <= assemble.MAX_CLASSES:
     raise errors.UserError(
       f'{path} is damaged: {name}: {size} bytes, where 16 and 4 for each of 1'
-      f' to {assemble.MAX_CLASSES} classes are expected. Please get it again.'
+      f' to {assemble.MAX_CLASSES} classes are expected. Get it again.'
     )
   return classes
-
-
-def _difference(expected: set[str], there: set[str]) -> str:
-  missing, surplus = sorted(expected - there), sorted(there - expected)
-  return (
-    f'{len(missing)} files are missing ({", ".join(missing) or "none"}),'
-    f' {len(surplus)} are surplus ({", ".join(surplus) or "none"}).'
-  )

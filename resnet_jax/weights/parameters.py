@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters by the names of any of the programs."""
+"""Parameters by the names of any program."""
 
 from collections.abc import Mapping
 
 from resnet_jax.models import aliases, names
 from resnet_jax.system import errors
-from resnet_jax.weights import assemble, caffe, keras, paddle, torch_names
+from resnet_jax.weights import assemble, caffe, keras, torch_names
 
 _NAMINGS = {
   'caffe': caffe.naming,
@@ -17,14 +17,14 @@ _NAMINGS = {
 def select(text: str, loaded: assemble.Loaded) -> tuple[str, ...]:
   """Canonical parameters for names and globs, in the order asked for.
 
-  Known are canonical names (`res2_1_branch1_bn/mean`), Paddle's files
-  (`_res2_1_branch1_bn.w1`), the names of Caffe (`bn2a_branch1.0`), Keras
-  (`conv2_block1_0_bn/moving_mean`) and torchvision
-  (`layer1.0.downsample.1.running_mean`), those of the file itself, and any
-  layer's name, for all of its parameters.
+  A name is canonical (`res2_1_branch1_bn/mean`), a Paddle file
+  (`_res2_1_branch1_bn.w1`), a name of Caffe (`bn2a_branch1.0`), Keras
+  (`conv2_block1_0_bn/moving_mean`), torchvision
+  (`layer1.0.downsample.1.running_mean`) or the file itself, or a layer, which
+  stands for all of its parameters.
 
   Raises:
-    UserError: one is unknown, or ambiguous.
+    UserError: a name is unknown or ambiguous.
   """
   known = tuple(loaded.parameters)
   tables = _tables(loaded)
@@ -40,7 +40,7 @@ def _tables(
 ) -> dict[str, dict[str, tuple[str, ...]]]:
   known = loaded.parameters
   canonical: dict[str, tuple[str, ...]] = {name: (name,) for name in known}
-  canonical |= {paddle.file_name(name): (name,) for name in known}
+  canonical |= {aliases.paddle_parameter(name): (name,) for name in known}
   tables: dict[str, dict[str, tuple[str, ...]]] = {aliases.CANONICAL: canonical}
   for scheme, naming in _NAMINGS.items():
     tables[scheme] = {
@@ -64,9 +64,9 @@ def _of_layers(
     layers = aliases.select_layers(
       pattern, model.depth, head=model.classes > 0
     ).layers
+  except aliases.AmbiguousNameError:
+    raise
   except errors.UserError as error:
-    if 'ambiguous' in str(error):
-      raise
     everything = [name for table in tables.values() for name in table]
     raise errors.unknown(
       'parameter',
@@ -79,7 +79,7 @@ def _of_layers(
   found = tuple(n for n in loaded.parameters if n.split('/')[0] in layers)
   if not found:
     raise errors.UserError(
-      f"'{pattern}' is a layer without parameters. Convolutions (_conv), batch"
-      ' norms (_bn) and the classifier (logits) have some.'
+      f"'{pattern}' is a layer without parameters. Name a convolution (_conv),"
+      ' a batch norm (_bn) or the classifier (logits).'
     )
   return found

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Untrained weights from a seed: the same bytes on every machine.
 
-Convolutions and classifier are drawn as the paper's section 3.4 says, by the
-method of He et al., "Delving Deep into Rectifiers" (arXiv:1502.01852): normal,
-variance 2 / fan-in.  Batch norm starts as identity (scale 1, bias 0), except
-that the last one of a block, whose output is added to the shortcut, has a
-small scale, as is usual since Goyal et al. (arXiv:1706.02677, section 5.1).
+Convolutions and classifier follow the paper's section 3.4, the method of He et
+al., "Delving Deep into Rectifiers" (arXiv:1502.01852): normal, variance 2 /
+fan-in.  Batch norm starts as identity (scale 1, bias 0), except that the last
+one of a block, whose output is added to the shortcut, has a small scale, as is
+usual since Goyal et al. (arXiv:1706.02677, section 5.1).
 
-At the start of a training batch norm takes its statistics from the batch.
-There is no batch here, so two things stand in for it: behind conv1 each filter
-has its own mean removed, which takes away the mean that every rectified value
-has; and the stored variance is the one expected for photographs, by formula.
-Without them the last features would be one huge constant for all images.
+When training starts, batch norm takes its statistics from the batch.  There is
+no batch here, so two things replace it: every filter after conv1 has its own
+mean removed, and with it the mean that every rectified value has; and the
+stored variance is the one expected for photographs, by formula.  Without them
+the last features would be one huge constant for all images.
 """
 
 import concurrent.futures
@@ -23,33 +23,32 @@ import numpy as np
 
 from resnet_jax.system import cores
 
-# Draws are rounded to multiples of this: a difference in the last bit of
-# another machine's logarithm disappears, and sums in float64 are exact, hence
-# the same in whatever order they are formed.
+# Draws are rounded to multiples of this: differences in the last bit of another
+# machine's logarithm disappear, and sums in float64 are exact, hence the same
+# in any order.
 _GRAIN = 2.0**-20
 
-# The scale of a block's last batch norm.  With 1, what the formulas neglect
-# adds up over the 36 blocks of ResNet-152's res4: its probabilities were 1 and
+# The scale of a block's last batch norm.  With 1, the errors of the formulas
+# add up over the 36 blocks of ResNet-152's res4: its probabilities were 1 and
 # 0, the same for every image.
 _BRANCH_SCALE = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
 class Stem:
-  """What a network is given, each a mean and a mean square.
+  """Statistics of a network's input, each a mean and a mean square.
 
   Attributes:
-    image: of what enters conv1.
-    after: of what enters the first block.
+    image: of conv1's input.
+    after: of the first block's input.
   """
 
   image: tuple[float, float]
   after: tuple[float, float]
 
 
-# Photographs less the mean colour, as tests/reference has it; behind pool1 the
-# maximum of nine neighbouring, alike, rectified normal values, measured on
-# photographs.
+# Photographs minus the mean colour, as in tests/reference; after pool1 the
+# maximum of nine similar, rectified normal values, measured on photographs.
 IMAGENET = Stem((0.0, 2300.0), (0.58, 0.89))
 
 
@@ -58,13 +57,13 @@ def initialise(
 ) -> dict[str, np.ndarray]:
   """Float32 arrays for `layer/leaf` shapes, in the order of computing.
 
-  Every kernel has a generator of its own, seeded with `seed` and its name.
-  It is NumPy's `RandomState`, whose stream is promised never to change.
+  Every kernel has a generator of its own, seeded with `seed` and its name:
+  NumPy's `RandomState`, whose stream is guaranteed never to change.
 
   Args:
     shapes: of the parameters.
     seed: 0 to 2**32 - 1.
-    stem: what the statistics are expected from.
+    stem: from which the variances are derived.
   """
   # A block's last batch norm: the one whose name comes last.
   last = {
@@ -73,7 +72,7 @@ def initialise(
     if '_branch2' in name
   }.values()
   kernels = [name for name in shapes if name.endswith('/kernel')]
-  # NumPy draws without holding other threads up.
+  # NumPy releases the interpreter lock while it draws.
   with concurrent.futures.ThreadPoolExecutor(cores.count()) as pool:
     drawn = dict(
       zip(
@@ -115,10 +114,10 @@ def _normal(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class _Signal:
-  """Follows mean and mean square of a value through the network.
+  """Follows the mean and mean square of a value through the network.
 
-  Every batch norm is taken to give a standard normal value, which is what
-  the returned statistics are for.
+  Every batch norm is assumed to return a standard normal value, which the
+  returned variances make true.
   """
 
   def __init__(self, stem: Stem) -> None:
@@ -153,7 +152,7 @@ class _Signal:
       return _rectified(0.0, 1 + _BRANCH_SCALE**2)
     mean, square = self._entry
     mean, square = _rectified(mean, square - mean**2 + _BRANCH_SCALE**2)
-    # The channels that a shortcut was padded with have the branch alone.
+    # The channels that pad a shortcut get the branch alone.
     kept = self._channels[0] / self._channels[1]
     alone = _rectified(0.0, _BRANCH_SCALE**2)
     return (

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Safetensors: our own files, and those of torchvision, timm, Hugging Face.
 
-Our own hold canonical names and layouts, and in the metadata, under the key
-`resnet_jax`, all that a run must know: variant, preprocessing, source, and the
-digest of the parameters.  They are loaded with no other information.
+Our own have canonical names and layouts, and, in the metadata under the key
+`resnet_jax`, the variant, preprocessing, source, and the digest of the
+parameters.  They need no other information.
 """
 
 import pathlib
@@ -14,8 +14,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from resnet_jax.data import recipe
+from resnet_jax.codecs.tensor import Tensor
+from resnet_jax.data import presets
 from resnet_jax.models import names
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors, files
 from resnet_jax.weights import assemble, metadata, torch_names
 
@@ -29,8 +31,8 @@ _DTYPES = {
   'F64': 'float64',
   'I64': 'int64',
 }
-# Bytes.  The format allows a hundred million; ResNet-152 has 0.1 million, and
-# names of classes may be as many.
+# Bytes.  The format allows 100 million; ResNet-152 has 0.1 million, plus the
+# names of its classes.
 _MAX_HEADER = 1 << 24
 
 
@@ -42,10 +44,10 @@ def recognise(path: pathlib.Path, head: bytes) -> bool:
 
 
 def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
-  """Reads our own file, or a foreign one by its names.
+  """Reads our own file, or another program's by its names.
 
   Raises:
-    UserError: the file is damaged, or holds something else.
+    UserError: the file is damaged, or does not hold a ResNet.
   """
   try:
     with safetensors.safe_open(path, 'numpy') as file:
@@ -60,17 +62,15 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     ) from error
 
 
-def _tensor(file: Any, name: str) -> assemble.Tensor:
+def _tensor(file: Any, name: str) -> Tensor:
   view = file.get_slice(name)
   dtype = _DTYPES.get(view.get_dtype(), view.get_dtype())
-  return assemble.Tensor(
-    tuple(view.get_shape()), dtype, lambda: file.get_tensor(name)
-  )
+  return Tensor(tuple(view.get_shape()), dtype, lambda: file.get_tensor(name))
 
 
 def _own(
   path: pathlib.Path,
-  tensors: dict[str, assemble.Tensor],
+  tensors: dict[str, Tensor],
   text: str,
   options: assemble.Options,
 ) -> assemble.Loaded:
@@ -80,8 +80,8 @@ def _own(
     lambda depth: {name: name for name in names.parameter_names(depth)},
     assemble.KERAS_LAYOUT,
     format=FORMAT,
-    variant={},
-    how=recipe.CAFFE,
+    variant=Variant(),
+    preprocess=presets.CAFFE,
     options=options,
   )
   return metadata.applied(path, loaded, text)

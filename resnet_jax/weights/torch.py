@@ -3,92 +3,92 @@
 
 A checkpoint is a pickle that names storages (see `torch_tensors`).  Since
 PyTorch 1.6 the pickle is `data.pkl` in a zip archive, and a storage is
-`data/KEY` there, its bytes in the order of the record `byteorder`.  Before, a
-file is a row of pickles (a magic number, a version, the writer's system, the
-contents, the sorted keys) and then each storage, with its number of values
-before it.  The first versions wrote a tar archive.  Source: PyTorch 2.13,
+`data/KEY` there, its byte order in the member `byteorder`.  Older files are a
+row of pickles (a magic number, a version, the writer's system, the contents,
+the sorted keys) followed by the storages, each preceded by its number of
+values.  The first versions wrote a tar archive.  Source: PyTorch 2.13,
 `torch/serialization.py`.
 """
 
 import dataclasses
-import functools
 import io
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
-from resnet_jax.codecs import pickles
+from resnet_jax.codecs import faults
+from resnet_jax.codecs import zip as zip_lib
+from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.system import errors
-from resnet_jax.weights import assemble, torch_names, torch_tensors, torch_zip
+from resnet_jax.weights import assemble, torch_names, torch_tensors
 
+# ResNet-152 with AdamW's state has 2339 members of 60 bytes or so.
+_MAX_DIRECTORY = 4 << 20
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
-# How the magic number begins a file, by the pickle's protocol: 2 and later; 0
-# and 1.
+# The first bytes of a pickled magic number: from protocol 2 on; in 0 and 1.
 _MAGIC_BYTES = b'\x8a\x0a' + _MAGIC.to_bytes(10, 'little') + b'.'
 _MAGIC_TEXT = f'L{_MAGIC}L\n.'.encode()
 _TAR_NAMES = (b'sys_info', b'pickle', b'tensors', b'storages')
 
-# Where programs put a state dict beside other things.
+_PICKLE = '/data.pkl'
+# Keys of a state dict among other contents.
 _PLACES = ('state_dict', 'model_state_dict', 'model')
 _CLEAN = (
   'Where you trust the file, make a clean one in Python:'
   " torch.save(model.state_dict(), 'clean.pth')."
 )
+_REFUSED = (
+  '{path} is refused: it holds {error}, and only tensors and containers are'
+  f' read. {_CLEAN}'
+)
 
 
-# Gives the bytes of a storage.
-_Read = Callable[[torch_tensors.Storage], bytes]
-
-
-def _read_zip(file: BinaryIO, size: int) -> tuple[Any, _Read]:
-  """The contents and how to read storages of a zip archive."""
-  members = torch_zip.directory(file, size)
-  pickled = [name for name in members if _is_pickle(name)]
+def _read_zip(file: BinaryIO) -> Any:
+  """The contents of a zip archive."""
+  archive = zip_lib.Archive(file, _MAX_DIRECTORY)
+  members = archive.members
+  pickled = [name for name in members if name.endswith(_PICKLE)]
   if len(pickled) != 1:
-    raise ValueError(f'it has {len(pickled)} entries data.pkl, not one')
+    raise ValueError(f'it has {len(pickled)} members data.pkl, not one')
   folder = pickled[0].removesuffix('data.pkl')
   if f'{folder}constants.pkl' in members:
-    raise pickles.RefusedError('a TorchScript program')
-  if (member := members[pickled[0]]).size > torch_tensors.MAX_PICKLE:
+    raise faults.RefusedError('a TorchScript program')
+  size = members[pickled[0]].file_size
+  if size > torch_tensors.MAX_PICKLE:
     raise ValueError(
-      f'its pickle has {member.size} bytes, more than'
-      f' {torch_tensors.MAX_PICKLE}'
+      f'its pickle has {size} bytes, more than {torch_tensors.MAX_PICKLE}'
     )
   order = members.get(f'{folder}byteorder')
-  if order and (order.size != 6 or torch_zip.read(file, order) != b'little'):
-    raise pickles.RefusedError('values that are not little-endian')
+  if order and (
+    order.file_size != 6 or archive.read(order.filename) != b'little'
+  ):
+    raise faults.RefusedError('values that are not little-endian')
   storages = torch_tensors.Storages()
-  stream = io.BytesIO(torch_zip.read(file, member))
+  stream = io.BytesIO(archive.read(pickled[0]))
   contents = torch_tensors.unpickle(stream, storages)
   for key, storage in storages.items():
     stored = members.get(f'{folder}data/{key}')
-    if stored is None or stored.size != storage.size:
-      has = f'{stored.size} bytes' if stored else 'no bytes'
+    if stored is None or stored.file_size != storage.size:
+      has = f'{stored.file_size} bytes' if stored else 'no bytes'
       raise ValueError(
         f'storage {key!r:.99} has {has}, where {storage.size} are expected'
       )
-
-  def read(storage: torch_tensors.Storage) -> bytes:
-    return torch_zip.read(file, members[f'{folder}data/{storage.key}'])
-
-  return contents, read
+  storages.set_reader(lambda s: archive.read(f'{folder}data/{s.key}'))
+  return contents
 
 
-def _is_pickle(name: str) -> bool:
-  return name.endswith('/data.pkl')
-
-
-def _read_row(file: BinaryIO, size: int) -> tuple[Any, _Read]:
-  """The contents and how to read storages of a file of before 1.6."""
+def _read_row(file: BinaryIO) -> Any:
+  """The contents of a file of before 1.6."""
+  size = os.fstat(file.fileno()).st_size
   file.seek(0)
   stream = io.BytesIO(file.read(torch_tensors.MAX_PICKLE))
   magic, version, system = (torch_tensors.unpickle(stream) for _ in range(3))
   if magic != _MAGIC or version != _VERSION or not isinstance(system, dict):
     raise ValueError("it does not begin as PyTorch's files do")
   if system.get('little_endian') is not True:
-    raise pickles.RefusedError('values that are not little-endian')
+    raise faults.RefusedError('values that are not little-endian')
   storages = torch_tensors.Storages()
   contents = torch_tensors.unpickle(stream, storages)
   keys = torch_tensors.unpickle(stream)
@@ -113,12 +113,13 @@ def _read_row(file: BinaryIO, size: int) -> tuple[Any, _Read]:
     file.seek(offsets[storage.key])
     return file.read(storage.size)
 
-  return contents, read
+  storages.set_reader(read)
+  return contents
 
 
 def _kind(head: bytes) -> str:
   """'zip', 'row', 'tar', or nothing."""
-  if head.startswith(b'PK\3\4'):
+  if head.startswith(zip_lib.MAGIC):
     return 'zip'
   if head.startswith((b'\x80', _MAGIC_TEXT)):
     at_start = head.startswith(_MAGIC_TEXT) or _MAGIC_BYTES in head[:32]
@@ -135,16 +136,13 @@ def recognise(path: pathlib.Path, head: bytes) -> bool:
     head: its first 512 bytes.
   """
   kind = _kind(head)
-  if kind != 'zip':
-    return bool(kind)
   # PyTorch writes the pickle first, so that a truncated file is known, too.
-  name = head[30 : 30 + int.from_bytes(head[26:28], 'little')]
-  if name.endswith(b'/data.pkl'):
-    return True
+  if kind != 'zip' or zip_lib.first_name(head).endswith(_PICKLE.encode()):
+    return bool(kind)
   try:
     with open(path, 'rb') as file:
-      size = os.fstat(file.fileno()).st_size
-      return any(map(_is_pickle, torch_zip.directory(file, size)))
+      members = zip_lib.Archive(file, _MAX_DIRECTORY).members
+      return any(name.endswith(_PICKLE) for name in members)
   except (OSError, ValueError):
     return False
 
@@ -153,55 +151,32 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   """Reads a state dict, alone or under one of _PLACES.
 
   Raises:
-    UserError: the file cannot be read, is damaged, holds anything else than
-      tensors and containers, or is no ResNet; says what.
+    UserError: the file cannot be read, is damaged, holds anything other than
+      tensors and containers, or is not a ResNet.
   """
-  try:
-    with open(path, 'rb') as file:
-      contents, read = _read_file(path, file)
-      tensors, notes = _state_dict(path, contents)
-      # Of tensors that share a storage, each would read all of it.
-      read = functools.lru_cache(maxsize=1)(read)
-      loaded = torch_names.load_tensors(
-        path,
-        {name: _lazy(tensor, read) for name, tensor in tensors.items()},
-        'PyTorch checkpoint',
-        options,
+  with faults.opened(path) as file:
+    kind = _kind(file.read(512))
+    if kind == 'tar':
+      raise errors.UserError(
+        f'{path} is a tar archive, as PyTorch 0.1 wrote it, and is not read.'
+        ' Take a newer file (torchvision has resnet50-0676ba61.pth in place of'
+        ' resnet50-19c8e357.pth), or, where you trust it, write it again in'
+        ' Python: torch.save(torch.load(FILE, weights_only=False),'
+        " 'clean.pth')."
       )
-  except OSError as error:
-    raise errors.UserError(
-      f'cannot read {path}: {error.strerror or error}.'
-    ) from error
-  return dataclasses.replace(loaded, notes=(*notes, *loaded.notes))
-
-
-def _read_file(path: pathlib.Path, file: BinaryIO) -> tuple[Any, _Read]:
-  kind = _kind(file.read(512))
-  if kind == 'tar':
-    raise errors.UserError(
-      f'{path} is a tar archive, as PyTorch 0.1 wrote it, and is not read. Take'
-      ' a newer file (torchvision has resnet50-0676ba61.pth in place of'
-      ' resnet50-19c8e357.pth), or, where you trust it, write it again in'
-      " Python: torch.save(torch.load(FILE, weights_only=False), 'clean.pth')."
+    with faults.reported(path, refused=_REFUSED):
+      contents = (_read_zip if kind == 'zip' else _read_row)(file)
+    tensors, notes = _state_dict(path, contents)
+    loaded = torch_names.load_tensors(
+      path, tensors, 'PyTorch checkpoint', options
     )
-  size = os.fstat(file.fileno()).st_size
-  try:
-    return (_read_zip if kind == 'zip' else _read_row)(file, size)
-  except pickles.RefusedError as error:
-    raise errors.UserError(
-      f'{path} is refused: it holds {error}, and only tensors and containers'
-      f' are read. {_CLEAN}'
-    ) from error
-  except ValueError as error:
-    raise errors.UserError(
-      f'{path} is damaged: {error}. Get it again.'
-    ) from error
+  return dataclasses.replace(loaded, notes=(*notes, *loaded.notes))
 
 
 def _state_dict(
   path: pathlib.Path, contents: object
-) -> tuple[dict[str, torch_tensors.Tensor], list[str]]:
-  """The named tensors, and notes on what lies beside them."""
+) -> tuple[dict[str, Tensor], list[str]]:
+  """The named tensors, and notes on the other contents."""
   if not isinstance(contents, dict):
     raise errors.UserError(
       f'{path} holds a {type(contents).__name__}, not a state dict. {_CLEAN}'
@@ -220,12 +195,12 @@ def _state_dict(
   )
 
 
-def _tensors(given: object) -> dict[str, torch_tensors.Tensor]:
+def _tensors(given: object) -> dict[str, Tensor]:
   entries = given.items() if isinstance(given, dict) else ()
   return {
     name: value
     for name, value in entries
-    if isinstance(name, str) and isinstance(value, torch_tensors.Tensor)
+    if isinstance(name, str) and isinstance(value, Tensor)
   }
 
 
@@ -234,11 +209,11 @@ def _others(given: Mapping, tensors: Mapping) -> list:
 
 
 def _unread(keys: list) -> list[str]:
-  return [f'In the file, too, but not read: {_listed(keys)}.'] if keys else []
+  return [f'Also in the file, but not read: {_listed(keys)}.'] if keys else []
 
 
 def _listed(keys: list) -> str:
-  # Only texts come whole: Python refuses to write out very long numbers.
+  # Only strings are shown: Python refuses to print very long numbers.
   shown = [
     f'{key!r:.99}' if isinstance(key, str) else type(key).__name__
     for key in keys[:20]
@@ -246,11 +221,3 @@ def _listed(keys: list) -> str:
   if len(keys) > 20:
     shown.append(f'and {len(keys) - 20} more')
   return ', '.join(shown) or 'nothing'
-
-
-def _lazy(tensor: torch_tensors.Tensor, read: _Read) -> assemble.Tensor:
-  return assemble.Tensor(
-    tensor.shape,
-    tensor.storage.kind.dtype,
-    lambda: torch_tensors.values(tensor, read(tensor.storage)),
-  )

@@ -14,8 +14,11 @@ import pathlib
 import re
 from collections.abc import Callable, Mapping
 
-from resnet_jax.data import recipe
+from resnet_jax.codecs.tensor import Tensor
+from resnet_jax.data import presets
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import aliases, names
+from resnet_jax.models.variant import Variant
 from resnet_jax.weights import assemble
 
 # `torch.nn`'s names of a layer's parameters.
@@ -36,6 +39,19 @@ _FIRST = {
   'conv1.weight': ('bn1.weight', 'layer1.0.conv1.weight'),
   'embedder.embedder.convolution.weight': (),
 }
+VARIANT = Variant(stride_in='3x3', stem_pool='pad1')
+# The names tell neither of the two.
+GUESSED = (
+  'the file states neither the place of the strides nor the preprocessing: what'
+  ' is usual for its names is used (stride_in=3x3, and the input that this run'
+  ' logs). Set stride_in, channels, mean, std, resize_size, interpolation if it'
+  ' was trained otherwise.'
+)
+GUESSED_CIFAR = (
+  'the file does not state its preprocessing: what is usual for its names is'
+  ' used, the input that this run logs. Set channels, mean, std, resize if it'
+  ' was trained otherwise.'
+)
 
 
 def torchvision(depth: int) -> dict[str, str]:
@@ -87,7 +103,7 @@ def _bare_hugging_face(depth: int) -> dict[str, str]:
 
 def load_tensors(
   path: pathlib.Path,
-  tensors: Mapping[str, assemble.Tensor],
+  tensors: Mapping[str, Tensor],
   container: str,
   options: assemble.Options,
 ) -> assemble.Loaded:
@@ -118,21 +134,22 @@ def load_tensors(
     tensors = {renamed.get(name, name): t for name, t in tensors.items()}
     notes.append(f'The classifier is {next(iter(renamed))}.')
   program = _program(tensors)
-  notes += [*_conversions(tensors), program.guessed]
+  notes += _conversions(tensors)
   return assemble.assemble(
     path,
     tensors,
     program.naming,
     assemble.TORCH_LAYOUT,
     format=f'{container}, {program.name} names',
-    variant={'stride_in': '3x3', 'stem_pool': 'pad1', 'epsilon': 1e-5},
-    how=program.how,
+    variant=VARIANT,
+    preprocess=program.preprocess,
     options=options,
     notes=notes,
+    guesses=(program.guess,),
   )
 
 
-def _prefix(tensors: Mapping[str, assemble.Tensor]) -> str:
+def _prefix(tensors: Mapping[str, Tensor]) -> str:
   """What a module around the network puts before its names; '' if none does.
 
   `module.` of torch.nn.DataParallel, `model.` of Lightning's modules, and so
@@ -147,7 +164,7 @@ def _prefix(tensors: Mapping[str, assemble.Tensor]) -> str:
   return ''
 
 
-def _head(tensors: Mapping[str, assemble.Tensor]) -> dict[str, str]:
+def _head(tensors: Mapping[str, Tensor]) -> dict[str, str]:
   """New names of the only linear layer in a `fc` of several layers."""
   if 'fc.weight' in tensors:
     return {}
@@ -166,32 +183,32 @@ class _Program:
   Attributes:
     name: of the program, for a person.
     naming: as `assemble.assemble` takes it.
-    how: the preprocessing that is usual there.
-    guessed: a note on what had to be guessed.
+    preprocess: the usual one of the program.
+    guess: a note on what the names do not tell.
   """
 
   name: str
   naming: Callable[[int], Mapping[str, str]]
-  how: recipe.Recipe
-  guessed: str = recipe.GUESSED
+  preprocess: Preprocess
+  guess: str = GUESSED
 
 
-def _program(tensors: Mapping[str, assemble.Tensor]) -> _Program:
+def _program(tensors: Mapping[str, Tensor]) -> _Program:
   if any('.convolution.' in name for name in tensors):
     bare = not any(name.startswith(_BACKBONE) for name in tensors)
     naming = _bare_hugging_face if bare else hugging_face
-    return _Program("Hugging Face's", naming, recipe.HUGGING_FACE)
+    return _Program("Hugging Face's", naming, presets.HUGGING_FACE)
   if assemble.nearest_depth(tensors, torchvision) in names.CIFAR:
     return _Program(
       "pytorch_resnet_cifar10's",
       torchvision,
-      recipe.CIFAR,
-      recipe.GUESSED_CIFAR,
+      presets.CIFAR,
+      GUESSED_CIFAR,
     )
-  return _Program("torchvision's and timm's", torchvision, recipe.TORCHVISION)
+  return _Program("torchvision's and timm's", torchvision, presets.TORCHVISION)
 
 
-def _conversions(tensors: Mapping[str, assemble.Tensor]) -> list[str]:
+def _conversions(tensors: Mapping[str, Tensor]) -> list[str]:
   counts = collections.Counter(tensor.dtype for tensor in tensors.values())
   return [
     f'{count} of {len(tensors)} tensors are {dtype}; they become float32.'

@@ -8,65 +8,75 @@ number of values.  Source: PyTorch 2.13, `torch/serialization.py` and
 """
 
 import dataclasses
+import functools
 import io
 import math
+from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
-from resnet_jax.codecs import pickles
+from resnet_jax.codecs import faults, pickles
+from resnet_jax.codecs.tensor import Tensor
 
 # ResNet-152 with AdamW's state has a pickle of 0.22 MiB.
 MAX_PICKLE = 4 << 20
 _MAX_RANK = 8
-# The dtype of a storage's values, and their bytes.
-_STORAGES = {
-  'FloatStorage': ('float32', 4),
-  'DoubleStorage': ('float64', 8),
-  'HalfStorage': ('float16', 2),
-  'BFloat16Storage': ('bfloat16', 2),
-  'LongStorage': ('int64', 8),
-  'IntStorage': ('int32', 4),
-  'ShortStorage': ('int16', 2),
-  'CharStorage': ('int8', 1),
-  'ByteStorage': ('uint8', 1),
-  'BoolStorage': ('bool', 1),
-  'ComplexFloatStorage': ('complex64', 8),
-  'ComplexDoubleStorage': ('complex128', 16),
+_DTYPES = {
+  'Float': np.dtype('<f4'),
+  'Double': np.dtype('<f8'),
+  'Half': np.dtype('<f2'),
+  'BFloat16': np.dtype(ml_dtypes.bfloat16),
+  'Long': np.dtype('<i8'),
+  'Int': np.dtype('<i4'),
+  'Short': np.dtype('<i2'),
+  'Char': np.dtype('i1'),
+  'Byte': np.dtype('u1'),
+  'Bool': np.dtype('?'),
+  'ComplexFloat': np.dtype('<c8'),
+  'ComplexDouble': np.dtype('<c16'),
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class _Kind:
-  """A class of storages."""
-
-  dtype: str
-  width: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Storage:
-  """What tensors view: `count` values, by its key in the file."""
+  """`count` values that tensors view, with their key in the file."""
 
-  kind: _Kind
+  dtype: np.dtype
   key: str
   count: int
+  owner: 'Storages' = dataclasses.field(compare=False, repr=False)
 
   @property
   def size(self) -> int:
     """Bytes."""
-    return self.count * self.kind.width
+    return self.count * self.dtype.itemsize
 
 
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-  """A view of a storage, known to lie within it; offset, strides in values."""
+class Storages(dict[str, Storage]):
+  """The storages that a pickle names, by key."""
 
-  storage: Storage
-  offset: int
-  shape: tuple[int, ...]
-  strides: tuple[int, ...]
+  def set_reader(self, read: Callable[[Storage], bytes]) -> None:
+    """Takes what reads a storage, once the file's layout is known."""
+    # Of tensors that share a storage, each would read all of it.
+    self.read = functools.lru_cache(maxsize=1)(read)
+
+  def persistent_load(self, given: object) -> Storage:
+    """Makes a storage of ('storage', dtype, key, device, count)."""
+    match given:
+      case ('storage', np.dtype() as dtype, str(key), _, int(count)):
+        pass
+      # Of views, which the old format has here, only PyTorch 0.1 made any.
+      case ('storage', np.dtype() as dtype, str(key), _, int(count), None):
+        pass
+      case _:
+        raise faults.RefusedError('a persistent id that names no storage')
+    _numbers((count,))
+    storage = Storage(dtype, key, count, self)
+    if self.setdefault(key, storage) != storage:
+      raise ValueError(f'storage {key!r:.99} has two sizes or two types')
+    return storage
 
 
 def _rebuild_tensor(  # noqa: PLR0917, as PyTorch's has them
@@ -80,16 +90,16 @@ def _rebuild_tensor(  # noqa: PLR0917, as PyTorch's has them
 ) -> Tensor:
   del requires_grad, hooks
   if not isinstance(storage, Storage):
-    raise ValueError('a tensor is not made of a storage')
+    raise ValueError('a tensor does not view a storage')
   if metadata:
-    raise pickles.RefusedError('a tensor with a conjugate or negative bit')
+    raise faults.RefusedError('a tensor with a conjugate or negative bit')
   shape, strides = _numbers(shape), _numbers(strides)
   (offset,) = _numbers((offset,))
   if len(shape) != len(strides):
-    raise ValueError('a tensor has not one stride for each dimension')
+    raise ValueError('a tensor does not have one stride per dimension')
   steps = [(n - 1, s) for n, s in zip(shape, strides, strict=True)]
   if any(n > 0 and s == 0 for n, s in steps):
-    raise pickles.RefusedError('a tensor that repeats values (a stride of 0)')
+    raise faults.RefusedError('a tensor that repeats values (a stride of 0)')
   count = math.prod(shape)
   end = offset + (1 + sum(n * s for n, s in steps) if count else 0)
   # Overlapping strides could make many values of few.
@@ -98,14 +108,22 @@ def _rebuild_tensor(  # noqa: PLR0917, as PyTorch's has them
       f'a tensor of {count} values that ends at value {end} has a storage of'
       f' {storage.count}'
     )
-  return Tensor(storage, offset, shape, strides)
+  # Of a single value a stride may be any number.
+  strides = tuple(
+    s if n > 1 and count else 0 for n, s in zip(shape, strides, strict=True)
+  )
+  return Tensor(
+    shape,
+    storage.dtype.name,
+    functools.partial(_values, storage, offset, shape, strides),
+  )
 
 
 def _numbers(given: object) -> tuple[int, ...]:
   if not isinstance(given, tuple | list) or len(given) > _MAX_RANK:
-    raise ValueError(f'a tensor has not 0 to {_MAX_RANK} dimensions')
+    raise ValueError(f'a tensor does not have 0 to {_MAX_RANK} dimensions')
   if not all(type(n) is int and 0 <= n < 1 << 63 for n in given):
-    raise ValueError('a size, a stride or an offset is no number there can be')
+    raise ValueError('a size, a stride or an offset is out of range')
   return tuple(given)
 
 
@@ -122,27 +140,7 @@ _ADMITTED: dict[tuple[str, str], Any] = {
   ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
   ('torch._utils', '_rebuild_parameter'): _rebuild_parameter,
   ('collections', 'OrderedDict'): pickles.ordered_dict,
-} | {('torch', name): _Kind(*kind) for name, kind in _STORAGES.items()}
-
-
-class Storages(dict[str, Storage]):
-  """The storages that a pickle names, by key."""
-
-  def persistent_load(self, given: object) -> Storage:
-    """Makes a storage of ('storage', kind, key, device, count)."""
-    match given:
-      case ('storage', _Kind() as kind, str(key), _, int(count)):
-        pass
-      # Of views, which the old format has here, only PyTorch 0.1 made any.
-      case ('storage', _Kind() as kind, str(key), _, int(count), None):
-        pass
-      case _:
-        raise pickles.RefusedError('a persistent id that names no storage')
-    _numbers((count,))
-    storage = Storage(kind, key, count)
-    if self.setdefault(key, storage) != storage:
-      raise ValueError(f'storage {key!r:.99} has two sizes or two types')
-    return storage
+} | {('torch', f'{n}Storage'): dtype for n, dtype in _DTYPES.items()}
 
 
 def unpickle(stream: io.BytesIO, storages: Storages | None = None) -> Any:
@@ -150,11 +148,11 @@ def unpickle(stream: io.BytesIO, storages: Storages | None = None) -> Any:
 
   Args:
     stream: is left behind the pickle.
-    storages: is given those that the pickle names; None: it is one of plain
-      numbers, strings and containers.
+    storages: takes those that the pickle names; None: it may hold plain
+      numbers, strings and containers only.
 
   Raises:
-    RefusedError: of `pickles`: it holds anything else.
+    RefusedError: it holds anything else.
     ValueError: it is damaged or too large; says how.
   """
   size = stream.getbuffer().nbytes
@@ -169,22 +167,22 @@ def unpickle(stream: io.BytesIO, storages: Storages | None = None) -> Any:
     raise ValueError(f'its pickle: {error}') from error
 
 
-def values(tensor: Tensor, data: bytes) -> np.ndarray:
-  """A tensor, of the bytes of its storage.
-
-  Raises:
-    ValueError: these are too few.
-  """
-  name = tensor.storage.kind.dtype
-  dtype = np.dtype(jnp.bfloat16 if name == 'bfloat16' else name)
-  flat = np.frombuffer(data, dtype.newbyteorder('<'))
-  if flat.size != tensor.storage.count:
+def _values(
+  storage: Storage,
+  offset: int,
+  shape: tuple[int, ...],
+  strides: tuple[int, ...],
+) -> np.ndarray:
+  """A view of a storage, known to lie within it; offset, strides in values."""
+  dtype = storage.dtype
+  data = storage.owner.read(storage)
+  if len(data) != storage.size:
     raise ValueError('its storage breaks off')
   # Copied: of a view, all the storage would stay in memory.
-  return np.array(
-    np.lib.stride_tricks.as_strided(
-      flat[tensor.offset :],
-      tensor.shape,
-      [stride * dtype.itemsize for stride in tensor.strides],
-    )
-  )
+  return np.ndarray(
+    shape,
+    dtype,
+    data,
+    offset * dtype.itemsize,
+    [stride * dtype.itemsize for stride in strides],
+  ).copy()

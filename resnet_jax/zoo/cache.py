@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downloaded files on this computer, and how far each is verified.
+"""The files of the cache, and what each was verified against.
 
 A file lies at `CACHE/msra-50/NAME`.  Beside it: `NAME.json`, its receipt;
-`NAME.lock`, empty; until it is whole, `NAME.part` and `NAME.part.json`.
+`NAME.lock`, empty; until it is complete, `NAME.part` and `NAME.part.json`.  The
+receipt is JSON: `address`, null where the user put the file there; `bytes`;
+`sha256`; `date`, UTC; and `verified`, what the file was compared with.
 """
 
 import contextlib
@@ -12,87 +14,35 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
-import sys
-from collections.abc import Callable, Iterator
 from typing import Any
 
-from resnet_jax.system import errors, files
+from resnet_jax.system import errors, files, folders
 from resnet_jax.zoo import records
 
 _YES, _NO = ('1', 'true', 'yes'), ('', '0', 'false', 'no')
-# What is taken of a file whose size nobody stated.
-_MOST_BYTES = 2 << 30
-_PIECE_BYTES = 1 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Receipt:
-  """What is written beside a file that was verified.
-
-  Attributes:
-    address: where it was asked for; None: somebody put it there.
-    bytes: its size.
-    sha256: 64 hexadecimal digits.
-    date: UTC, as ISO 8601 has it.
-    verified: what it was compared with.
-  """
-
-  address: str | None
-  bytes: int
-  sha256: str
-  date: str
-  verified: str
+# The largest file that is accepted where the publisher states no size.
+_MAX_BYTES = 2 << 30
+_BLOCK_BYTES = 1 << 20
+_RECEIPT = {'address', 'bytes', 'sha256', 'date', 'verified'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-  """What a file is found to hold.
-
-  Attributes:
-    bytes: its size.
-    digests: hexadecimal digits by algorithm; 'sha256' is there.
-  """
+  """Size and hexadecimal digests (always 'sha256') of a file."""
 
   bytes: int
   digests: dict[str, str]
-
-
-def cache_directory() -> pathlib.Path:
-  """Where downloads are kept; it need not be there.
-
-  Raises:
-    UserError: the user has no home directory.
-  """
-  if own := os.environ.get('RESNET_JAX_CACHE'):
-    return pathlib.Path(os.path.expanduser(own)).absolute()
-  variable, usual = {
-    'darwin': ('', '~/Library/Caches'),
-    'win32': ('LOCALAPPDATA', '~/AppData/Local'),
-  }.get(sys.platform, ('XDG_CACHE_HOME', '~/.cache'))
-  base = os.environ.get(variable, '')
-  # The XDG specification: relative paths are to be ignored.
-  if not os.path.isabs(base):
-    base = os.path.expanduser(usual)
-  if not os.path.isabs(base):
-    raise errors.UserError(
-      'there is no home directory to keep downloads in. Name a folder in'
-      ' RESNET_JAX_CACHE.'
-    )
-  return pathlib.Path(base) / 'resnet_jax'
 
 
 def is_offline() -> bool:
   """Whether the user forbids downloads.
 
   Raises:
-    UserError: the variable says neither yes nor no.
+    UserError: the variable is neither yes nor no.
   """
   given = os.environ.get('RESNET_JAX_OFFLINE', '')
-  if given.strip().lower() in _YES:
-    return True
-  if given.strip().lower() in _NO:
-    return False
+  if given.strip().lower() in (*_YES, *_NO):
+    return given.strip().lower() in _YES
   raise errors.UserError(
     f"RESNET_JAX_OFFLINE='{given}': set it to 1, true or yes to forbid"
     ' downloads, to 0, false or no (or unset it) to allow them.'
@@ -100,26 +50,22 @@ def is_offline() -> bool:
 
 
 def place(file: records.File, name: str) -> pathlib.Path:
-  """Where a file of the checkpoint `name` belongs."""
-  return cache_directory() / name / file.name
+  """The path of a file of the checkpoint `name`, such as `msra-50`."""
+  return folders.cache_directory() / name / file.name
 
 
 def cached(file: records.File, name: str) -> pathlib.Path | None:
-  """The file of the checkpoint `name`, if it is there, verified again.
-
-  Args:
-    file: what is known of it.
-    name: such as `msra-50`.
+  """The file of the checkpoint `name`, verified again; None: not cached.
 
   Raises:
-    UserError: it is there, but not as it was downloaded or published.
+    UserError: it differs from its receipt or from what is published.
   """
   path = place(file, name)
   if not os.path.exists(path):
     return None
-  again = f'Remove it to have it downloaded again, or give weights={path}'
   if not path.is_file():
     raise errors.UserError(f'{path} is not a file. Remove it.')
+  again = f'Remove it to download it again, or give weights={path}'
   try:
     found = contents(path, file)
   except OSError as error:
@@ -127,15 +73,18 @@ def cached(file: records.File, name: str) -> pathlib.Path | None:
       f'cannot read {path}: {error.strerror}. Make it readable, or name'
       ' another folder in RESNET_JAX_CACHE.'
     ) from error
-  receipt = _read_receipt(path)
-  if receipt and (change := _change(found, receipt)):
+  receipt = read_json(path, _RECEIPT)
+  now = (found.bytes, found.digests['sha256'])
+  if receipt and now != (receipt['bytes'], receipt['sha256']):
     raise errors.UserError(
-      f'{path} has changed since its receipt was written ({receipt.date}):'
-      f' {change}. {again} to take it as it is.'
+      f'{path} has changed since its receipt was written ({receipt["date"]}):'
+      f' it has {now[0]} bytes and SHA-256 {now[1]}, and had'
+      f' {receipt["bytes"]} and {receipt["sha256"]}. {again} to use it as it'
+      ' is.'
     )
   if wrong := fault(found, file):
     raise errors.UserError(
-      f'{path} is not the published file: {wrong}. {again} to take it as it is.'
+      f'{path} is not the published file: {wrong}. {again} to use it as it is.'
     )
   if receipt is None and file.hash is None:
     raise errors.UserError(
@@ -143,67 +92,59 @@ def cached(file: records.File, name: str) -> pathlib.Path | None:
       f' it against. {again} if it is yours.'
     )
   if receipt is None:
-    # A cache that others share read-only is verified without one each time.
+    # A shared cache may be read-only: then each use verifies without one.
     with contextlib.suppress(OSError):
       write_receipt(path, None, found, file)
   return path
 
 
 def contents(path: pathlib.Path, file: records.File) -> Contents:
-  """Reads a file once, for all that it is to be compared by."""
+  """Reads a file once, for SHA-256 and for the hash that is published."""
   algorithms = {'sha256'} | ({file.hash.algorithm} if file.hash else set())
-  # MD5 is what is published, not what keeps anybody out.
+  # MD5 finds damage; it is what some publishers give.
   sums = {a: hashlib.new(a, usedforsecurity=False) for a in algorithms}
   size = 0
   with open(path, 'rb') as opened:
-    while piece := opened.read(_PIECE_BYTES):
-      size += len(piece)
+    while block := opened.read(_BLOCK_BYTES):
+      size += len(block)
       for digest in sums.values():
-        digest.update(piece)
+        digest.update(block)
   return Contents(size, {a: digest.hexdigest() for a, digest in sums.items()})
 
 
 def size_limits(file: records.File) -> tuple[int, int]:
-  """The least and the most bytes that a published file may have."""
+  """The smallest and the largest size that a published file may have."""
   if file.size is None:
-    return 1, _MOST_BYTES
-  # 2 percent, where somebody rounded it.
+    return 1, _MAX_BYTES
+  # 2 percent, where the publisher rounded it.
   slack = 0 if file.exact else file.size // 50
   return file.size - slack, file.size + slack
 
 
 def size_fault(size: int, file: records.File) -> str | None:
-  """What is wrong with a file of `size` bytes; None: nothing."""
-  least, most = size_limits(file)
-  if least <= size <= most:
+  """How a file's size differs from the published one; None: it does not."""
+  low, high = size_limits(file)
+  if low <= size <= high:
     return None
   if file.size is None:
-    return f'{size:,} bytes, where {least:,} to {most:,} are taken'
+    return f'{size:,} bytes, where {low:,} to {high:,} are accepted'
   about = '' if file.exact else 'about '
   return f'{size:,} bytes, where {about}{file.size:,} are published'
 
 
 def fault(found: Contents, file: records.File) -> str | None:
-  """What of a file differs from what is published; None: nothing."""
-  if wrong := size_fault(found.bytes, file):
+  """How a file differs from the published one; None: it does not."""
+  wrong = size_fault(found.bytes, file)
+  if wrong or file.hash is None:
     return wrong
-  if file.hash is None:
-    return None
   digits = found.digests[file.hash.algorithm]
   if digits.startswith(file.hash.digits):
     return None
   return f'its {file.hash.algorithm} is {digits}, published is {file.hash}'
 
 
-def verified_by(file: records.File) -> str:
-  """What a file without a fault has been compared with."""
-  if file.hash is not None:
-    return str(file.hash)
-  return 'nothing' if file.size is None else 'its size'
-
-
 def verdict(file: records.File, found: Contents) -> str:
-  """The same for a person, who is to know what was not compared."""
+  """What a file without a fault was verified against, and what not."""
   if file.hash is None:
     size = '' if file.size is None else ' (its size fits)'
     return (
@@ -218,150 +159,27 @@ def verdict(file: records.File, found: Contents) -> str:
 def write_receipt(
   path: pathlib.Path, address: str | None, found: Contents, file: records.File
 ) -> None:
-  """Writes the receipt of a verified file; an OSError if that cannot be."""
-  now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-  sha256 = found.digests['sha256']
-  receipt = Receipt(address, found.bytes, sha256, now, verified_by(file))
-  _write_json(_receipt_path(path), dataclasses.asdict(receipt))
+  """Writes the receipt of a verified file; an OSError if that fails."""
+  receipt = {
+    'address': address,
+    'bytes': found.bytes,
+    'sha256': found.digests['sha256'],
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'verified': str(file.hash or ('its size' if file.size else 'nothing')),
+  }
+  write_json(path, receipt)
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-  """What there is of a file that is not whole, and of which version it is.
-
-  Attributes:
-    whole: where the file will be.
-  """
-
-  whole: pathlib.Path
-
-  @property
-  def path(self) -> pathlib.Path:
-    """Where the bytes are."""
-    return self.whole.with_name(self.whole.name + files.PART)
-
-  @property
-  def bytes(self) -> int:
-    """How many there are."""
-    return self.path.stat().st_size if self.path.exists() else 0
-
-  @property
-  def _origin(self) -> pathlib.Path:
-    return self.path.with_name(self.path.name + '.json')
-
-  @property
-  def can_be_resumed(self) -> bool:
-    """Whether there are bytes that need not be sent again."""
-    return self.bytes > 0 and self._origin.exists()
-
-  def version(self, address: str) -> str:
-    """What `address` named the bytes by; '': they are not known to be its."""
-    origin = _read_json(self._origin, {'address', 'version'})
-    if origin is None or origin['address'] != address:
-      return ''
-    return str(origin['version'])
-
-  def begin(self, address: str, version: str) -> None:
-    """Starts with no bytes; '' for a version: they cannot be resumed."""
-    self.discard()
-    self.path.touch()
-    if version:
-      _write_json(self._origin, {'address': address, 'version': version})
-
-  def discard(self) -> None:
-    """Removes it."""
-    # In this order: a part of an unknown version is never gone on with.
-    self._origin.unlink(missing_ok=True)
-    self.path.unlink(missing_ok=True)
-
-  def publish(self, address: str, found: Contents, file: records.File) -> None:
-    """Gives the verified file its name."""
-    with open(self.path, 'rb+') as part:
-      os.fsync(part.fileno())
-    # First: a receipt without a file does no harm.
-    write_receipt(self.whole, address, found, file)
-    os.replace(self.path, self.whole)
-    self.discard()
+def write_json(path: pathlib.Path, data: dict[str, Any]) -> None:
+  """Writes `NAME.json`, beside a file."""
+  text = json.dumps(data, indent=2) + '\n'
+  files.write_atomically(path.with_name(f'{path.name}.json'), text.encode())
 
 
-def check_space(folder: pathlib.Path, needed: int) -> None:
-  """Raises a UserError if a folder has no room for `needed` more bytes."""
-  usage = shutil.disk_usage(folder)
-  # File systems without a size say so when they are written to.
-  if usage.total and needed > usage.free:
-    raise errors.UserError(
-      f'{needed:,} bytes are to be written to {folder}, and {usage.free:,} are'
-      ' free there. Make room, or name another folder in RESNET_JAX_CACHE.'
-    )
-
-
-@contextlib.contextmanager
-def writing(folder: pathlib.Path) -> Iterator[None]:
-  """Turns the system's errors (full, read-only) into one that names both."""
+def read_json(path: pathlib.Path, keys: set[str]) -> dict[str, Any] | None:
+  """The object of `keys` in `NAME.json`; None: it is missing or damaged."""
   try:
-    yield
-  except BrokenPipeError:
-    # Of whoever listens to what is said.
-    raise
-  except OSError as error:
-    raise errors.UserError(
-      f'cannot keep a download in {folder}: {error.strerror or error}. Make'
-      ' room or make it writable, or name another folder in RESNET_JAX_CACHE.'
-    ) from error
-
-
-@contextlib.contextmanager
-def lock(path: pathlib.Path, say: Callable[[str], None]) -> Iterator[None]:
-  """Lets one process at a time download a file; a killed one stops nobody."""
-  try:
-    import fcntl  # noqa: PLC0415 - not on Windows
-  except ImportError:
-    yield
-    return
-  name = path.with_name(path.name + '.lock')
-  handle = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
-  try:
-    try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      say(f'waiting for another process that is downloading {path.name}')
-      fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError:
-      # Some network file systems know no locks; what two processes would
-      # garble there is found by the hash.
-      say(f'{path.parent} cannot be locked: download to it from one process')
-    yield
-  finally:
-    os.close(handle)
-
-
-def _receipt_path(path: pathlib.Path) -> pathlib.Path:
-  return path.with_name(path.name + '.json')
-
-
-def _write_json(path: pathlib.Path, data: dict[str, Any]) -> None:
-  files.write_atomically(path, (json.dumps(data, indent=2) + '\n').encode())
-
-
-def _read_json(path: pathlib.Path, keys: set[str]) -> dict[str, Any] | None:
-  """An object with these keys; None: there is none, or it is damaged."""
-  try:
-    data = json.loads(path.read_bytes())
+    data = json.loads(path.with_name(f'{path.name}.json').read_bytes())
   except (OSError, ValueError, RecursionError):
     return None
   return data if isinstance(data, dict) and set(data) == keys else None
-
-
-def _read_receipt(path: pathlib.Path) -> Receipt | None:
-  keys = {field.name for field in dataclasses.fields(Receipt)}
-  data = _read_json(_receipt_path(path), keys)
-  return Receipt(**data) if data else None
-
-
-def _change(found: Contents, receipt: Receipt) -> str | None:
-  """What of a file differs from its receipt; None: nothing."""
-  if found.bytes != receipt.bytes:
-    return f'{found.bytes:,} bytes, where there were {receipt.bytes}'
-  if (digits := found.digests['sha256']) != receipt.sha256:
-    return f'its SHA-256 is {digits}, and was {receipt.sha256}'
-  return None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The published checkpoints, as a table.
 
-Where the figures are from: torchvision 0.29.2 `models/resnet.py`, timm 1.0.31
+Sources of the figures: torchvision 0.29.2 `models/resnet.py`, timm 1.0.31
 `models/resnet.py` and `results/results-imagenet.csv`, Keras 3.15
 `applications/resnet.py` and keras-applications' README, the READMEs of
 KaimingHe/deep-residual-networks and of PaddlePaddle's model zoo, Apache MXNet
@@ -13,7 +13,8 @@ stands here in full where two independent programs record it.
 
 import dataclasses
 
-from resnet_jax.data import recipe
+from resnet_jax.data import presets
+from resnet_jax.models.variant import Variant
 from resnet_jax.zoo import records
 
 # Learned numbers of the networks with 1000 classes.
@@ -24,7 +25,9 @@ _PARAMETERS = {
   101: 44_549_160,
   152: 60_192_808,
 }
-_ONE_CROP = 'shorter side 256, one centre crop of 224'
+_CAFFE_VARIANT = Variant(stride_in='1x1', stem_pool='ceil', epsilon=1e-5)
+_KERAS_VARIANT = Variant(stride_in='1x1', stem_pool='pad1', epsilon=1.001e-5)
+_TORCH_VARIANT = Variant(stride_in='3x3', stem_pool='pad1', epsilon=1e-5)
 _MSRA_PAGE = 'github.com/KaimingHe/deep-residual-networks, README'
 _MSRA_LICENCE = 'MIT, (c) 2016 Shaoqing Ren (github.com/KaimingHe)'
 _MXNET = (
@@ -62,7 +65,7 @@ def _msra() -> list[records.Record]:
       (f'{_SZP}97ae78f7ba/?dl=1',),
     ),
   )
-  protocols = (_ONE_CROP, 'shorter side 256, ten crops of 224, mean of softmax')
+  protocols = (records.Protocol(), records.Protocol(crops=10))
   return [
     records.Record(
       'msra',
@@ -78,10 +81,8 @@ def _msra() -> list[records.Record]:
         size,
       ),
       _MSRA_LICENCE,
-      '1x1',
-      'ceil',
-      1e-5,
-      recipe.CAFFE,
+      _CAFFE_VARIANT,
+      presets.CAFFE,
       _PARAMETERS[depth],
       tuple(
         records.Accuracy(
@@ -105,20 +106,18 @@ def _paddle() -> list[records.Record]:
       'archive',
       records.File((f'{_PADDLE}resnet_{depth}.tar.gz',), None, None),
       f'not stated; converted from weights under: {_MSRA_LICENCE}',
-      '1x1',
-      'ceil',
-      1e-5,
-      recipe.CAFFE,
+      _CAFFE_VARIANT,
+      presets.CAFFE,
       _PARAMETERS[depth],
       (
         records.Accuracy(
           round(100 - error, 3),
           None,
-          _ONE_CROP,
+          records.Protocol(),
           "PaddlePaddle's page 'Model Zoo - ImageNet'",
         ),
       ),
-      'nobody recorded a hash, so a download is checked by its contents only',
+      'no hash is published, so a download is checked by its contents only',
     )
     for depth, error in ((50, 24.9), (101, 23.7), (152, 23.2))
   ]
@@ -160,21 +159,19 @@ def _keras() -> list[records.Record]:
         exact,
       ),
       f'ported from weights under: {_MSRA_LICENCE}',
-      '1x1',
-      'pad1',
-      1.001e-5,
-      recipe.CAFFE,
+      _KERAS_VARIANT,
+      presets.CAFFE,
       _PARAMETERS[depth],
       (
         records.Accuracy(
           *one,
-          'one centre crop of 224; the resize is not stated',
+          records.Protocol(resize=None),
           'github.com/keras-team/keras-applications, README',
         ),
         records.Accuracy(
           None,
           round(100 - ten, 3),
-          'ten crops of 224; the resize is not stated',
+          records.Protocol(resize=None, crops=10),
           'github.com/keras-team/keras-applications, README before 976050c',
         ),
       ),
@@ -239,16 +236,14 @@ def _torchvision() -> list[records.Record]:
         exact,
       ),
       'BSD-3-Clause (the package); of the weights nothing is stated',
-      '3x3',
-      'pad1',
-      1e-5,
-      dataclasses.replace(recipe.TORCHVISION, resize_size=sizes[version]),
+      _TORCH_VARIANT,
+      dataclasses.replace(presets.TORCHVISION, resize_size=sizes[version]),
       _PARAMETERS[depth],
       (
         records.Accuracy(
           top1,
           top5,
-          f'shorter side {sizes[version]}, one centre crop of 224',
+          records.Protocol(sizes[version]),
           'torchvision 0.29.2, models/resnet.py',
         ),
       ),
@@ -276,8 +271,8 @@ def _timm() -> list[records.Record]:
     (152, '2eee8a7a', ((81.998, 95.294), (82.742, 95.734))),
   )
   protocols = (
-    'shorter side 235 (bicubic), one centre crop of 224',
-    'shorter side 288 (bicubic), one centre crop of 288',
+    records.Protocol(235, interpolation='bicubic'),
+    records.Protocol(288, 288, interpolation='bicubic'),
   )
   address = (
     'https://github.com/huggingface/pytorch-image-models/releases/download/'
@@ -294,11 +289,9 @@ def _timm() -> list[records.Record]:
         None,
       ),
       'Apache-2.0 (timm 1.0.31, models/resnet.py)',
-      '3x3',
-      'pad1',
-      1e-5,
+      _TORCH_VARIANT,
       dataclasses.replace(
-        recipe.TORCHVISION, resize_size=235, interpolation='bicubic'
+        presets.TORCHVISION, resize_size=235, interpolation='bicubic'
       ),
       _PARAMETERS[depth],
       tuple(

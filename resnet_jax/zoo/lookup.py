@@ -6,6 +6,7 @@ import pathlib
 import re
 from collections.abc import Mapping
 
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import names
 from resnet_jax.system import errors
 from resnet_jax.zoo.checkpoints import FAMILIES, MEANS, RECORDS, USUAL
@@ -30,7 +31,7 @@ def find(family: str, depth: int) -> Record:
   """The checkpoint of a family and depth.
 
   Raises:
-    UserError: there is none; says which there are.
+    UserError: there is none; lists those that there are.
   """
   errors.check_choice('checkpoint', family, FAMILIES)
   names.check_depth(depth)
@@ -46,10 +47,10 @@ def find(family: str, depth: int) -> Record:
 
 
 def identify(path: pathlib.Path, depth: int) -> Record | None:
-  """The published checkpoint that a file is, by its hash; None: of no record.
+  """The published checkpoint that a file is, by its hash; None: no record's.
 
   Args:
-    path: of a file; a directory is none.
+    path: a file; a directory is never one.
     depth: of the network in it.
   """
   if not path.is_file():
@@ -71,19 +72,18 @@ def identify(path: pathlib.Path, depth: int) -> Record | None:
 
 
 def table(records: tuple[Record, ...] = RECORDS) -> list[Mapping[str, str]]:
-  """A row a checkpoint, for a person; the columns are the keys."""
+  """The rows of the table of checkpoints, by column."""
   return [
     {
       'weights': record.family,
       'depth': str(record.depth),
       'top-1 / top-5': '; '.join(_percent(a) for a in record.accuracies),
-      'stride': record.stride_in,
-      'pool': record.stem_pool,
-      'input': f'{record.recipe.channels}, {record.recipe.resize_size} to'
-      f' {record.recipe.crop_size}, {record.recipe.interpolation}',
+      'stride': record.variant.stride_in,
+      'pool': record.variant.stem_pool,
+      'input': _input(record.preprocess),
       'size': _size(record.file),
       'verified by': _verified(record.file),
-      # The whole of it is in the record.
+      # The record has all of it.
       'licence': re.split(r'[,;(]', record.licence)[0].strip(),
     }
     for record in records
@@ -93,6 +93,11 @@ def table(records: tuple[Record, ...] = RECORDS) -> list[Mapping[str, str]]:
 def _percent(accuracy: Accuracy) -> str:
   both = (accuracy.top1, accuracy.top5)
   return ' / '.join('-' if part is None else f'{part:g}' for part in both)
+
+
+def _input(own: Preprocess) -> str:
+  size = f'{own.resize_size} to {own.crop_size}'
+  return f'{own.channels}, {size}, {own.interpolation}'
 
 
 def _size(file: File) -> str:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a published checkpoint."""
+"""The record of a published checkpoint."""
 
 import dataclasses
 
-from resnet_jax.data import recipe
+from resnet_jax.data.preprocess import Preprocess
+from resnet_jax.models.variant import Variant
 
 # Hexadecimal digits of a full hash.
 ALGORITHMS = {'sha256': 64, 'sha1': 40, 'md5': 32}
@@ -11,11 +12,11 @@ ALGORITHMS = {'sha256': 64, 'sha1': 40, 'md5': 32}
 
 @dataclasses.dataclass(frozen=True)
 class Hash:
-  """What a publisher recorded of a file.
+  """The hash that a publisher gives.
 
   Attributes:
     algorithm: a key of ALGORITHMS.
-    digits: hexadecimal, lower case; fewer than all: the first ones.
+    digits: hexadecimal, lower case; the first ones, or all.
   """
 
   algorithm: str
@@ -37,9 +38,9 @@ class File:
 
   Attributes:
     urls: the publisher's address, then mirrors.
-    hash: what is recorded of it; None: nothing.
+    hash: the published one; None: there is none.
     size: bytes; None: not known.
-    exact: whether `size` is exact, or rounded by who stated it.
+    exact: whether `size` is exact, or rounded by the publisher.
   """
 
   urls: tuple[str, ...]
@@ -54,19 +55,61 @@ class File:
 
 
 @dataclasses.dataclass(frozen=True)
+class Protocol:
+  """How the images of an evaluation were resized and cropped.
+
+  Attributes:
+    resize: the shorter side, pixels; None: not stated.
+    crop: height and width of a crop, pixels.
+    crops: 1, the centre; or 10, whose probabilities are averaged.
+    interpolation: as `data.preprocess` has it; None: not stated.
+  """
+
+  resize: int | None = 256
+  crop: int = 224
+  crops: int = 1
+  interpolation: str | None = None
+
+  def describe(self) -> str:
+    """`shorter side 256, one centre crop of 224`."""
+    crops = 'one centre crop' if self.crops == 1 else 'ten crops'
+    text = f'{crops} of {self.crop}'
+    if self.crops > 1:
+      text += ', mean of softmax'
+    if self.resize is None:
+      return f'{text}; the resize is not stated'
+    by = f' ({self.interpolation})' if self.interpolation else ''
+    return f'shorter side {self.resize}{by}, {text}'
+
+  def differences(self, run: 'Protocol') -> list[str]:
+    """How a run departs from it, where it states something."""
+    pairs = zip(
+      dataclasses.fields(self),
+      dataclasses.astuple(run),
+      dataclasses.astuple(self),
+      strict=True,
+    )
+    return [
+      f'{field.name} {theirs} for {own}'
+      for field, theirs, own in pairs
+      if own not in (None, theirs)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
 class Accuracy:
   """A published accuracy on the 50,000 images of ILSVRC 2012's validation.
 
   Attributes:
     top1: percent; None: not published.
     top5: the same.
-    protocol: resize, crops.
+    protocol: how it was measured.
     source: where it is published.
   """
 
   top1: float | None
   top5: float | None
-  protocol: str
+  protocol: Protocol
   source: str
 
 
@@ -80,10 +123,8 @@ class Record:
     format: as `formats.FORMATS` has it.
     file: where it is.
     licence: the publisher's, and where it is stated.
-    stride_in: of `models.resnet.ResNet`, as are the next two.
-    stem_pool: see there.
-    epsilon: see there.
-    recipe: the preprocessing.
+    variant: of the network.
+    preprocess: of the images, as in training.
     parameters: learned numbers.
     accuracies: published ones.
     note: what else a user should know.
@@ -94,10 +135,8 @@ class Record:
   format: str
   file: File
   licence: str
-  stride_in: str
-  stem_pool: str
-  epsilon: float
-  recipe: recipe.Recipe
+  variant: Variant
+  preprocess: Preprocess
   parameters: int
   accuracies: tuple[Accuracy, ...]
   note: str = ''

@@ -1,255 +1,212 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A request by HTTP that never waits for long; the only room with sockets.
+"""One HTTP request by urllib, bounded in time; the only module with sockets.
 
 As in RFC 9110: ranges (section 14), If-Range (13.1.5), redirects (15.4).
 """
 
 import contextlib
-import dataclasses
-import email.message
 import functools
-import http
 import http.client
-import queue
+import io
 import re
 import socket
 import ssl
 import string
-import threading
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from resnet_jax.system import version
 
-_SCHEMES = ('http', 'https')
-_MOST_REDIRECTS = 5
-_REDIRECTS = {301, 302, 303, 307, 308}
-_TRY_AGAIN = {429, 502, 503, 504}
+_MAX_REDIRECTS = 5
 _PAUSE_SECONDS = 1.0
-# Less than this in `patience` seconds is a connection that stalls.
-_LEAST_BYTES = 1 << 10
+# A server that sends less within the time-out stalls.
+_MIN_BYTES = 1 << 10
 _CHUNK_BYTES = 1 << 16
-_CHUNKS_AHEAD = 16
 
 
-class Fault(Exception):
-  """What happened at an address.
+class Failure(Exception):
+  """Why an address did not deliver the file.
 
   Attributes:
-    pause: seconds, after which it may be tried again; None: it need not be.
-    discard: whether what is there of the file is no good.
+    pause: seconds after which a retry may help; None: none does.
+    discard: whether the partial file that is here is no good.
   """
 
   def __init__(
     self, text: str, pause: float | None = None, *, discard: bool = False
   ) -> None:
     super().__init__(text)
-    self.pause = pause
-    self.discard = discard
+    self.pause, self.discard = pause, discard
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-  """What is asked for.
+class _Reader(io.RawIOBase):
+  """A socket's bytes; a TimeoutError `seconds` after the last `restart`.
 
-  Attributes:
-    address: where.
-    offset: bytes of the file that are there already.
-    version: the `Answer.version` that they are of.
-    patience: seconds to wait for a server that does nothing.
+  The time-out of the socket alone starts anew with every byte: a server that
+  drips would hold us forever.
   """
 
-  address: str
-  offset: int
-  version: str
-  patience: float
+  def __init__(self, raw: Any, sock: socket.socket, seconds: float) -> None:
+    self._raw, self._socket, self._seconds = raw, sock, seconds
+    self.restart()
 
-  @property
-  def headers(self) -> dict[str, str]:
-    """Those of HTTP."""
-    own = {'User-Agent': f'resnet_jax/{version.__version__}'}
-    if not self.offset:
-      return own
-    return own | {'Range': f'bytes={self.offset}-', 'If-Range': self.version}
+  def restart(self) -> None:
+    self._end = time.monotonic() + self._seconds
 
+  def readable(self) -> bool:
+    return True
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
-  """What a server says before the bytes.
-
-  Attributes:
-    start: of the bytes that come, in the file.
-    total: bytes of the file; None: not stated.
-    version: names what the bytes are of; '': nothing does.
-    is_page: whether a browser would show it.
-  """
-
-  start: int
-  total: int | None
-  version: str
-  is_page: bool
-
-
-class _Abandoned(Exception):
-  """Nobody waits for the answer any more."""
-
-
-class Exchange:
-  """A request.  A thread makes it, so that the caller need not wait for it.
-
-  No timeout of a socket limits the resolution of a name, the number of
-  addresses that a name has, or a server that sends a byte now and then.  The
-  thread touches no file; abandoned, it loses its socket, and ends.
-  """
-
-  def __init__(self, request: Request) -> None:
-    self._request = request
-    self._queue: queue.Queue[Answer | bytes | Exception | None]
-    self._queue = queue.Queue(_CHUNKS_AHEAD)
-    self._is_abandoned = threading.Event()
-    self._socket: socket.socket | None = None
-    self._deadline = time.monotonic() + request.patience
-    threading.Thread(target=self._run, name='download', daemon=True).start()
-
-  def answer(self) -> Answer:
-    """What the server says, redirects followed.
-
-    Raises:
-      Fault: it does not bring the file.
-    """
-    answer = self._get(f'no answer within {self._request.patience:g} s')
-    assert isinstance(answer, Answer)
-    return answer
-
-  def chunks(self) -> Iterator[bytes]:
-    """The bytes, as they come; a Fault if they stop coming."""
-    patience = self._request.patience
-    late = f'it stalls: under {_LEAST_BYTES:,} bytes within {patience:g} s'
-    self._deadline, count = time.monotonic() + patience, 0
-    while chunk := self._get(late):
-      assert isinstance(chunk, bytes)
-      yield chunk
-      count += len(chunk)
-      if count >= _LEAST_BYTES:
-        self._deadline, count = time.monotonic() + patience, 0
+  def readinto(self, buffer: Any) -> int | None:
+    if (left := self._end - time.monotonic()) <= 0:
+      raise TimeoutError
+    self._socket.settimeout(left)
+    return self._raw.readinto(buffer)
 
   def close(self) -> None:
-    """Ends the thread, or lets it end when it wakes up."""
-    self._is_abandoned.set()
-    if self._socket is not None:
-      with contextlib.suppress(OSError):
-        self._socket.shutdown(socket.SHUT_RDWR)
-
-  def _get(self, late: str) -> Answer | bytes | None:
-    left = max(0.0, self._deadline - time.monotonic())
-    try:
-      item = self._queue.get(timeout=left)
-    except queue.Empty:
-      raise Fault(late) from None
-    if isinstance(item, Exception):
-      raise _explained(item, self._request.patience)
-    return item
-
-  def _put(self, item: Answer | bytes | Exception | None) -> None:
-    while not self._is_abandoned.is_set():
-      with contextlib.suppress(queue.Full):
-        return self._queue.put(item, timeout=0.1)
-    raise _Abandoned
-
-  def _run(self) -> None:
-    with contextlib.suppress(_Abandoned):
-      try:
-        self._exchange()
-        self._put(None)
-      # There is no end to what a server can cause in the libraries; the
-      # caller, not a thread's traceback, is to hear of it.
-      except Exception as error:
-        self._put(error)
-
-  def _exchange(self) -> None:
-    with self._open() as response:
-      left = response.length
-      self._put(_answer(self._request, response.status, response.headers, left))
-      # A connection that is kept open has no other end, and not in every
-      # Python does read1 count.
-      while left is None or left > 0:
-        if not (chunk := response.read1(_CHUNK_BYTES)):
-          return
-        left = None if left is None else left - len(chunk)
-        self._put(chunk)
-
-  def _open(self) -> http.client.HTTPResponse:
-    """Sends the request, and again where it is redirected to."""
-    address = self._request.address
-    # Without urllib's own redirects, which read their bodies and allow FTP.
-    opener = urllib.request.OpenerDirector()
-    opener.add_handler(urllib.request.ProxyHandler())
-    opener.add_handler(_Handler(self._opened))
-    opener.add_handler(urllib.request.UnknownHandler())
-    for _ in range(_MOST_REDIRECTS + 1):
-      sent = urllib.request.Request(address, headers=self._request.headers)
-      # Leaves time for a second address of the host.
-      response = opener.open(sent, timeout=self._request.patience / 3)
-      if response.status not in _REDIRECTS:
-        return response
-      response.close()
-      address = _redirected(address, response.headers.get('Location', ''))
-    raise Fault(f'it redirects more than {_MOST_REDIRECTS} times')
-
-  def _opened(self, connected: socket.socket) -> None:
-    # The caller's limit comes first.
-    connected.settimeout(2 * self._request.patience)
-    self._socket = connected
-    if self._is_abandoned.is_set():
-      raise _Abandoned
+    self._raw.close()
+    super().close()
 
 
-class _Connection(http.client.HTTPConnection):
-  """Shows its socket."""
+class Response(http.client.HTTPResponse):
+  """A response that must arrive in time."""
 
   def __init__(
-    self, host: str, *, opened: Callable[[socket.socket], None], **options: Any
+    self, sock: socket.socket, *, seconds: float, **options: Any
   ) -> None:
-    super().__init__(host, **options)
-    self._opened = opened
+    super().__init__(sock, **options)
+    self._seconds = seconds
+    self._reader = _Reader(self.fp.detach(), sock, seconds)
+    self.fp = io.BufferedReader(self._reader)
 
-  def connect(self) -> None:
-    """As the base class does; raises what `opened` raises, too."""
-    super().connect()
-    self._opened(self.sock)
+  @property
+  def validator(self) -> str:
+    """What If-Range can name the file's version by; '': nothing."""
+    tag = self.headers.get('ETag', '')
+    # Weak tags may stand for different bytes, and If-Range refuses them.
+    if not tag.startswith('"'):
+      tag = self.headers.get('Last-Modified', '')
+    return tag if tag.isascii() and tag.isprintable() else ''
+
+  @property
+  def total(self) -> int | None:
+    """Bytes of the whole file; None: not stated."""
+    if self.status == http.HTTPStatus.OK:
+      return self.length
+    total = self.headers.get('Content-Range', '').strip().rpartition('/')[2]
+    return None if total == '*' else int(total)
+
+  def chunks(self) -> Iterator[bytes]:
+    """Yields the bytes as they come; a Failure if they stall."""
+    within = f'under {_MIN_BYTES:,} bytes within {self._seconds:g} s'
+    left, count = self.length, _MIN_BYTES
+    # A connection that is kept open has no other end than `left`, and not in
+    # every Python does read1 count it.
+    while left is None or left > 0:
+      if count >= _MIN_BYTES:
+        self._reader.restart()
+        count = 0
+      with _failures(f'it stalls: {within}'):
+        chunk = self.read1(_CHUNK_BYTES)
+      if not chunk:
+        return
+      count += len(chunk)
+      left = None if left is None else left - len(chunk)
+      yield chunk
 
 
-class _TlsConnection(_Connection, http.client.HTTPSConnection):
-  """The same with TLS."""
+class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
+  """urllib's handlers of https and http, for a `Response`."""
+
+  def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
+    """As urllib calls it, with the class of the scheme's connections."""
+
+    def connection(host: str, **more: Any) -> http.client.HTTPConnection:
+      # A host may have several addresses.
+      made = http_class(host, **(more | {'timeout': req.timeout / 3}))
+      made.response_class = functools.partial(Response, seconds=req.timeout)
+      return made
+
+    return super().do_open(connection, req, **options)
 
 
-class _Handler(urllib.request.AbstractHTTPHandler):
-  """Opens addresses of http and https, and no others."""
+@contextlib.contextmanager
+def request(
+  address: str, offset: int, validator: str, timeout: float
+) -> Iterator[Response]:
+  """Requests a file from byte `offset` on, or all of it if it has changed.
 
-  http_request = urllib.request.AbstractHTTPHandler.do_request_
-  https_request = urllib.request.AbstractHTTPHandler.do_request_
+  Args:
+    address: of http or https; redirects to these are followed.
+    offset: bytes that are here already.
+    validator: the `Response.validator` that they are of.
+    timeout: seconds for the answer, and then for each _MIN_BYTES.
 
-  def __init__(self, opened: Callable[[socket.socket], None]) -> None:
-    super().__init__()
-    self._opened = opened
+  Yields:
+    A response of status 200 or, from `offset` on, 206.
 
-  def http_open(
-    self, request: urllib.request.Request
-  ) -> http.client.HTTPResponse:
-    """As urllib calls it."""
-    connection = functools.partial(_Connection, opened=self._opened)
-    return self.do_open(connection, request)
+  Raises:
+    Failure: the server does not deliver the file.
+  """
+  headers = {'User-Agent': f'resnet_jax/{version.__version__}'}
+  if offset:
+    headers |= {'Range': f'bytes={offset}-', 'If-Range': validator}
+  # urllib's own handler of redirects reads their bodies, and allows FTP.
+  opener = urllib.request.OpenerDirector()
+  opener.add_handler(urllib.request.ProxyHandler())
+  opener.add_handler(_Handler())
+  opener.add_handler(urllib.request.UnknownHandler())
+  for _ in range(_MAX_REDIRECTS + 1):
+    with _failures('the host does not answer in time'):
+      sent = urllib.request.Request(address, headers=headers)
+      response: Response = opener.open(sent, timeout=timeout)
+    with contextlib.closing(response):
+      if response.status not in (301, 302, 303, 307, 308):
+        _check(response, offset, validator, timeout)
+        yield response
+        return
+    address = _redirected(address, response.headers.get('Location', ''))
+  raise Failure(f'it redirects more than {_MAX_REDIRECTS} times')
 
-  def https_open(
-    self, request: urllib.request.Request
-  ) -> http.client.HTTPResponse:
-    """As urllib calls it."""
-    connection = functools.partial(_TlsConnection, opened=self._opened)
-    return self.do_open(connection, request)
+
+def _redirected(address: str, location: str) -> str:
+  """The target of a redirect; a Failure if it is not allowed."""
+  location = urllib.parse.quote(location, safe=string.punctuation)
+  with contextlib.suppress(ValueError):
+    target = urllib.parse.urljoin(address, location)
+    if location and split(target):
+      if address.startswith('https:') and target.startswith('http:'):
+        raise Failure(f'it redirects to {target[:200]}, without encryption')
+      return target
+  raise Failure(f"it redirects to '{location[:200]}', not to http or https")
+
+
+def _check(
+  response: Response, offset: int, validator: str, timeout: float
+) -> None:
+  """Raises a Failure unless the body is the file, or its rest."""
+  status, headers = response.status, response.headers
+  if status == http.HTTPStatus.OK:
+    return
+  if offset and status in (206, 416):
+    pattern = rf'bytes {offset}-[0-9]{{1,18}}/([0-9]{{1,18}}|\*)'
+    place = headers.get('Content-Range', '').strip()
+    # Some servers know ranges, but not If-Range.
+    same = response.validator in ('', validator)
+    if status == 206 and same and re.fullmatch(pattern, place):
+      return
+    raise Failure('it does not have the rest of this file', discard=True)
+  # The standard's phrase: the server's own may hold anything.
+  text = f'{status} {http.client.responses.get(status, "")}'.strip()
+  if status not in (429, 502, 503, 504):
+    raise Failure(text)
+  asked = headers.get('Retry-After', '')
+  pause = int(asked) if re.fullmatch('[0-9]{1,9}', asked) else _PAUSE_SECONDS
+  if pause > max(timeout, _PAUSE_SECONDS):
+    raise Failure(f'{text}, and asks to come again after {pause} s')
+  raise Failure(text, pause)
 
 
 def split(address: str) -> urllib.parse.SplitResult | None:
@@ -259,115 +216,49 @@ def split(address: str) -> urllib.parse.SplitResult | None:
     is_whole = parts.hostname and parts.port != 0
   except ValueError:
     return None
-  return parts if is_whole and parts.scheme in _SCHEMES else None
+  return parts if is_whole and parts.scheme in ('http', 'https') else None
 
 
 def proxy_note(address: str) -> str:
-  """What to add to a fault at an address that may be a proxy's."""
+  """A remark for a failure that may be a proxy's."""
   scheme = address.partition(':')[0]
   is_set = scheme in urllib.request.getproxies()
   return f' (the environment sets a proxy for {scheme})' if is_set else ''
 
 
-def broken(where: str, patience: float) -> Fault:
-  """The fault of a connection that ends too early."""
-  return Fault(f'the connection broke{where}', min(_PAUSE_SECONDS, patience))
+def broken(where: str = '') -> Failure:
+  """The failure of a connection that ends too early."""
+  return Failure(f'the connection broke{where}', _PAUSE_SECONDS)
 
 
-def _redirected(address: str, location: str) -> str:
-  """Where a redirect leads."""
-  location = urllib.parse.quote(location, safe=string.punctuation)
-  with contextlib.suppress(ValueError):
-    target = urllib.parse.urljoin(address, location)
-    if location and (parts := split(target)):
-      if address.startswith('https:') and parts.scheme == 'http':
-        raise Fault(f'it redirects to {target[:200]}, without encryption')
-      return target
-  raise Fault(f"it redirects to '{location[:200]}', not to http or https")
-
-
-def _answer(
-  request: Request,
-  status: int,
-  headers: email.message.Message,
-  length: int | None,
-) -> Answer:
-  """What an answer says; a Fault if it does not bring the file."""
-  start, total, version = 0, length, _version(headers)
-  if request.offset and status == http.HTTPStatus.PARTIAL_CONTENT:
-    start, total = _range(headers)
-    # Not every server that knows ranges knows If-Range.
-    if start != request.offset or version not in ('', request.version):
-      raise Fault('it sends a part of something else', discard=True)
-  elif request.offset and status == 416:
-    raise Fault('it has no more bytes than are here', discard=True)
-  elif status != http.HTTPStatus.OK:
-    raise _refusal(status, headers, request.patience)
-  return Answer(start, total, version, headers.get_content_subtype() == 'html')
-
-
-def _version(headers: email.message.Message) -> str:
-  """What If-Range can name the version by; '': nothing."""
-  tag = headers.get('ETag', '')
-  # Weak tags may stand for different bytes, and If-Range refuses them.
-  found = tag if tag.startswith('"') else headers.get('Last-Modified', '')
-  return found if found.isascii() and found.isprintable() else ''
-
-
-def _range(headers: email.message.Message) -> tuple[int, int | None]:
-  """First byte and total of a partial answer; (-1, None): not understood."""
-  pattern = r'bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)'
-  found = re.fullmatch(pattern, headers.get('Content-Range', '').strip())
-  if not found:
-    return -1, None
-  return int(found[1]), None if found[2] == '*' else int(found[2])
-
-
-def _refusal(
-  status: int, headers: email.message.Message, patience: float
-) -> Fault:
-  """The fault of a status that brings no file."""
-  # Not the server's own words, which may hold anything.
-  known = {status.value: status.phrase for status in http.HTTPStatus}
-  text = f'{status} {known.get(status, "")}'.strip()
-  if status not in _TRY_AGAIN:
-    return Fault(text)
-  asked = headers.get('Retry-After', '').strip()
-  if not re.fullmatch('[0-9]{1,9}', asked):
-    return Fault(text, min(_PAUSE_SECONDS, patience))
-  if int(asked) > patience:
-    return Fault(f'{text}, and asks to come again after {int(asked)} s')
-  return Fault(text, float(asked))
-
-
-# The first that fits counts; {} is the error's own text.
-_REASONS: tuple[tuple[type[Exception], str], ...] = (
-  (socket.gaierror, 'the name of the host cannot be resolved'),
-  (TimeoutError, 'the host does not answer'),
-  (ConnectionRefusedError, 'connection refused'),
-  (
-    ssl.SSLCertVerificationError,
-    'its certificate is not accepted ({}); SSL_CERT_FILE can name other'
-    ' authorities',
-  ),
-  (OSError, 'no connection ({})'),
-  (Exception, 'its answer is not understood ({})'),
-)
-
-
-def _explained(error: Exception, patience: float) -> Fault:
-  """The fault that an error in the libraries is."""
-  if isinstance(error, Fault):
-    return error
-  if isinstance(error, urllib.error.URLError) and isinstance(
-    error.reason, Exception
-  ):
-    error = error.reason
-  is_refused = isinstance(error, ConnectionRefusedError)
-  breaks = (ConnectionError, http.client.IncompleteRead, ssl.SSLEOFError)
-  if isinstance(error, breaks) and not is_refused:
-    return broken('', patience)
-  text = next(text for kind, text in _REASONS if isinstance(error, kind))
-  # May hold what the server sent.
-  own = f'{type(error).__name__}: {error}'[:200]
-  return Fault(text.format(''.join(c if c.isprintable() else '?' for c in own)))
+@contextlib.contextmanager
+def _failures(late: str) -> Iterator[None]:
+  """Turns each error of the libraries into a Failure; a time-out is `late`."""
+  try:
+    yield
+  # What a server sends can cause any.
+  except Exception as found:
+    # urllib wraps what happens before the answer.
+    reason = getattr(found, 'reason', None)
+    error = reason if isinstance(reason, Exception) else found
+    text = f'{type(error).__name__}: {error}'[:200]
+    text = ''.join(c if c.isprintable() else '?' for c in text)
+    match error:
+      case TimeoutError():
+        failure = Failure(late)
+      case ConnectionRefusedError():
+        failure = Failure('connection refused')
+      case ConnectionError() | http.client.IncompleteRead() | ssl.SSLEOFError():
+        failure = broken()
+      case socket.gaierror():
+        failure = Failure('the name of the host cannot be resolved')
+      case ssl.SSLCertVerificationError():
+        failure = Failure(
+          f'its certificate is not accepted ({text}); SSL_CERT_FILE can name'
+          ' other authorities'
+        )
+      case OSError():
+        failure = Failure(f'no connection ({text})')
+      case _:
+        failure = Failure(f'its answer is not understood ({text})')
+    raise failure from None

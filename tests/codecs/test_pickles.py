@@ -311,7 +311,7 @@ def test_a_huge_memo_takes_no_memory(tmp_path, data):
 def test_a_claimed_length_takes_no_memory(tmp_path, data):
   message = refusal(tmp_path, data)
   assert message.endswith(
-    'is no pickle, or a damaged one (it breaks off). Make it again.'
+    'is not a pickle, or is damaged (it breaks off). Write it again.'
   )
 
 
@@ -328,7 +328,7 @@ def test_a_state_with_a_huge_shape_is_refused(tmp_path, protocol):
     size = struct.unpack_from('<Q', data, at + 1)[0] + 2
     data = data[: at + 1] + struct.pack('<Q', size) + data[at + 9 :]
   message = refusal(tmp_path, data)
-  assert 'a damaged one (ValueError: buffer size does not match' in message
+  assert 'or is damaged (ValueError: buffer size does not match' in message
 
 
 @pytest.mark.parametrize('protocol', PROTOCOLS)
@@ -337,8 +337,8 @@ def test_every_truncated_pickle_is_an_error(tmp_path, protocol):
   for size in range(1, len(data)):
     message = refusal(tmp_path, data[:size])
     # Half a name is refused as a name.
-    assert ' a damaged one (' in message or ' is refused: ' in message
-  assert 'a damaged one (' in refusal(tmp_path, data[:-1])
+    assert ' or is damaged (' in message or ' is refused: ' in message
+  assert 'or is damaged (' in refusal(tmp_path, data[:-1])
 
 
 @pytest.mark.parametrize('protocol', PROTOCOLS)
@@ -360,8 +360,8 @@ def test_damaged_bytes_raise_nothing_but_user_errors(tmp_path, protocol):
 )
 def test_what_is_no_pickle_is_said_so(tmp_path, data):
   message = refusal(tmp_path, data)
-  assert 'is no pickle, or a damaged one (' in message
-  assert message.endswith('). Make it again.')
+  assert 'is not a pickle, or is damaged (' in message
+  assert message.endswith('). Write it again.')
 
 
 def test_a_missing_file_and_a_folder_are_errors(tmp_path):

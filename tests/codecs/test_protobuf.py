@@ -79,7 +79,7 @@ def test_repeated_values_packed_or_not():
   with pytest.raises(ValueError, match='field 1 has more than 1 values'):
     packed.integers(1)
   (uneven,) = read(data(5, b'12345'))
-  with pytest.raises(ValueError, match='5 bytes, no multiple of 4'):
+  with pytest.raises(ValueError, match='5 bytes, not a multiple of 4'):
     uneven.fixed(protobuf.FIXED32)
 
 
@@ -93,10 +93,10 @@ def test_repeated_values_packed_or_not():
     (b'\x08', 'breaks off in an integer'),
     (b'\x0b\x0c', 'field 1 is a group'),
     (b'\x0c', 'field 1 is a group'),
-    (b'\x0e', 'field 1 is of the wire type 6'),
-    (b'\x0f', 'field 1 is of the wire type 7'),
-    (b'\x00\x01', 'a field of number 0'),
-    (varint(2**29 << 3) + b'\0', 'a field of number 536870912'),
+    (b'\x0e', 'field 1 has the wire type 6'),
+    (b'\x0f', 'field 1 has the wire type 7'),
+    (b'\x00\x01', 'a field has the number 0'),
+    (varint(2**29 << 3) + b'\0', 'a field has the number 536870912'),
     (b'\x12\x05abcd', 'field 2 needs 5 bytes, and 4 are left'),
     (b'\x12' + varint(2**64 - 1), '18446744073709551615 bytes, and 0'),
     (b'\x15abc', 'field 2 needs 4 bytes, and 3 are left'),
@@ -110,13 +110,17 @@ def test_what_is_no_message_says_why(message, fault):
 
 def test_a_value_of_another_kind_is_an_error():
   number, text = read(integer(1, 5) + data(2, b'\xff'))
-  with pytest.raises(ValueError, match='field 1 is an integer, not a row of'):
+  with pytest.raises(
+    ValueError, match='field 1 is an integer, not a string of'
+  ):
     number.text()
-  with pytest.raises(ValueError, match='field 2 is a row of bytes, not an int'):
+  with pytest.raises(
+    ValueError, match='field 2 is a string of bytes, not an int'
+  ):
     text.integer()
-  with pytest.raises(ValueError, match='field 2 is no UTF-8 text'):
+  with pytest.raises(ValueError, match='field 2 is not UTF-8'):
     text.text()
-  with pytest.raises(ValueError, match='field 2 is a row of bytes, not 4'):
+  with pytest.raises(ValueError, match='field 2 is a string of bytes, not 4'):
     text.float32()
 
 
@@ -185,10 +189,10 @@ GOOD = np.full((1, 3, 4, 4), 100.0)
     (image(GOOD[:, :1]), 'a mean image is'),
     (image(GOOD, shape=(3, 1, 4, 4)), 'a mean image is'),
     (image(GOOD[..., :0]), 'a mean image is'),
-    (image(GOOD * np.nan), 'not finite'),
+    (image(GOOD * np.nan), 'non-finite'),
     (
       data(7, data(1, b'\3\1\1')) + data(8, struct.pack('<3d', 1e300, 1, 1)),
-      'not finite',
+      'non-finite',
     ),
     (b'', 'holds 0 values'),
   ],
@@ -202,7 +206,9 @@ def test_a_damaged_mean_image_says_why(tmp_path, content, fault):
 
 
 def test_a_missing_mean_image(tmp_path):
-  with pytest.raises(errors.UserError, match='cannot read the mean'):
+  with pytest.raises(
+    errors.UserError, match=r'cannot read .*none: No such file'
+  ):
     blob.read_mean(tmp_path / 'none')
 
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 import resnet_jax
-from resnet_jax.data import decoding, preprocess
+from resnet_jax.data import crops, decoding, preprocess
 from resnet_jax.data import mean as mean_lib
 
-THREE = mean_lib.parse_mean('103.939,116.779,123.68', 64)
+THREE = mean_lib.MEAN_BGR
 EXACT = preprocess.Preprocess(THREE, resize_size=72, crop_size=64)
 SCALED = dataclasses.replace(EXACT, decode='scaled')
 DRIFT = re.compile(
@@ -49,8 +49,8 @@ def saved(image, form='JPEG', **options):
 )
 def test_scaled_is_the_same_crop_nearly(size, change):
   data = saved(photo(*size), quality=95)
-  exact = preprocess.crops_of(data, dataclasses.replace(EXACT, **change))
-  scaled = preprocess.crops_of(data, dataclasses.replace(SCALED, **change))
+  exact = crops.crops_of(data, dataclasses.replace(EXACT, **change))
+  scaled = crops.crops_of(data, dataclasses.replace(SCALED, **change))
   assert scaled.shape == exact.shape
   assert scaled.dtype == np.uint8
   difference = np.abs(scaled.astype(int) - exact)
@@ -76,7 +76,7 @@ def test_a_large_jpeg_is_decoded_smaller_but_not_below_its_target(monkeypatch):
     patch.setattr(Image.Image, 'resize', noting)
     # To 72: an eighth of 580 is 72.5, of 570 it would be 71.25.
     for height, form in ((580, 'JPEG'), (570, 'JPEG'), (580, 'PNG')):
-      preprocess.crops_of(images[height, form], SCALED)
+      crops.crops_of(images[height, form], SCALED)
   assert sizes == [(82, 73), (163, 143), (650, 580)]
 
 
@@ -88,18 +88,18 @@ def test_a_large_jpeg_is_decoded_smaller_but_not_below_its_target(monkeypatch):
   ],
 )
 def test_other_modes_come_as_rgb(image):
-  [exact] = preprocess.crops_of(saved(image), EXACT)
-  [scaled] = preprocess.crops_of(saved(image), SCALED)
+  [exact] = crops.crops_of(saved(image), EXACT)
+  [scaled] = crops.crops_of(saved(image), SCALED)
   assert np.abs(exact.astype(int) - scaled).mean() < 1
 
 
 def test_a_pillow_image_and_a_image_as_it_is_are_taken_too():
   image = photo(200, 100)
-  [scaled] = preprocess.crops_of(image, SCALED)
-  [exact] = preprocess.crops_of(image, EXACT)
+  [scaled] = crops.crops_of(image, SCALED)
+  [exact] = crops.crops_of(image, EXACT)
   assert np.abs(exact.astype(int) - scaled).max() < 32
   none = dataclasses.replace(SCALED, resize='none')
-  pixels = preprocess.crops_of(image.resize((64, 64)), none)
+  pixels = crops.crops_of(image.resize((64, 64)), none)
   np.testing.assert_array_equal(pixels[0], np.asarray(image.resize((64, 64))))
 
 
@@ -115,7 +115,7 @@ def test_a_pillow_image_and_a_image_as_it_is_are_taken_too():
 )
 def test_what_cannot_be_read_says_why(how, data, reason):
   with pytest.raises(decoding.ImageError, match=reason):
-    preprocess.crops_of(data, how)
+    crops.crops_of(data, how)
 
 
 def test_a_run_says_how_far_it_is_off(run_main, tmp_path):

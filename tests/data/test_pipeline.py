@@ -10,11 +10,10 @@ import pytest
 from makers import HANGS, encoded, run_python, wait_until
 from PIL import Image
 
-from resnet_jax.data import mean as mean_lib
-from resnet_jax.data import pipeline, preprocess, sources
+from resnet_jax.data import crops, pipeline, preprocess, sources
 from resnet_jax.system import errors, timing
 
-MEAN = mean_lib.parse_mean('1,2,3', 32)
+MEAN = (1.0, 2.0, 3.0)
 HOW = preprocess.Preprocess(MEAN, resize_size=36, crop_size=32)
 TEN = preprocess.Preprocess(MEAN, resize_size=36, crop_size=32, multi_crop=True)
 
@@ -51,9 +50,7 @@ def wait_for_no_decoder():
 @pytest.mark.parametrize('how', [HOW, TEN])
 def test_order_and_bytes_do_not_depend_on_threads(threads, how):
   contents = [png(seed) for seed in range(11)]
-  expected = [
-    preprocess.cut(Image.open(io.BytesIO(data)), how) for data in contents
-  ]
+  expected = [crops.cut(Image.open(io.BytesIO(data)), how) for data in contents]
   items = items_of(*contents)
   found = list(pipeline.batches(items, how, rows=4, threads=threads))
   assert [batch.start for batch in found] == [0, 4, 8]
@@ -64,14 +61,14 @@ def test_order_and_bytes_do_not_depend_on_threads(threads, how):
   assert images.tobytes() == np.stack(expected).tobytes()
 
 
-def test_last_batch_is_padded_with_zeros_and_masked():
+def test_the_last_batch_is_smaller():
   items = items_of(*[png(seed) for seed in range(5)])
   first, last = pipeline.batches(items, HOW, rows=4)
   assert first.mask.tolist() == [True] * 4
-  assert last.images.shape == first.images.shape == (4, 1, 32, 32, 3)
-  assert last.mask.tolist() == [True, False, False, False]
-  assert last.images[0].any()
-  assert not last.images[1:].any()
+  assert first.images.shape == (4, 1, 32, 32, 3)
+  assert last.images.shape == (1, 1, 32, 32, 3)
+  assert last.images.any()
+  assert last.mask.tolist() == [True]
   assert list(last.items) == items[4:]
   assert list(last.reasons) == ['']
 
@@ -87,7 +84,7 @@ def test_start_skips_what_was_done(start, labels):
   assert [b.start for b in found] == list(range(start, 7, 3))
   for batch in found:
     for row, image in enumerate(batch.items):
-      [expected] = preprocess.cut(Image.open(io.BytesIO(png(image.label))), HOW)
+      [expected] = crops.cut(Image.open(io.BytesIO(png(image.label))), HOW)
       np.testing.assert_array_equal(batch.images[row, 0], expected)
 
 
@@ -122,7 +119,7 @@ def test_record_gives_reasons_and_zeros():
   ]
   assert first.images[0].any()
   assert not first.images[1:].any()
-  assert last.mask.tolist() == [True, False, False]
+  assert last.mask.tolist() == [True, False]
   assert last.reasons[0] == ''
   assert last.reasons[1].startswith('it is in none of the formats')
   assert not last.images[1:].any()
@@ -179,11 +176,11 @@ def test_an_error_ends_the_program_though_a_image_is_being_read(tmp_path):
   script = tmp_path / 'script.py'
   script.write_text(
     'import time\n'
-    'from resnet_jax.data import mean, pipeline, preprocess, sources\n'
+    'from resnet_jax.data import pipeline, preprocess, sources\n'
     'def item(read):\n'
     "  return sources.Item('key', 'name.png', 0, read)\n"
     'items = [item(lambda: time.sleep(9999)), item(lambda: b"")]\n'
-    "how = preprocess.Preprocess(mean.parse_mean('1,2,3', 32), crop_size=32)\n"
+    'how = preprocess.Preprocess((1, 2, 3), crop_size=32)\n'
     'list(pipeline.batches(items, how, rows=2))\n'
   )
   done = run_python(tmp_path, script)

@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax.data import decoding, preprocess
+from resnet_jax.data import crops, decoding, preprocess
 from resnet_jax.data import mean as mean_lib
 from resnet_jax.system import errors
 
-THREE = mean_lib.parse_mean('103.939,116.779,123.68', 224)
+THREE = mean_lib.MEAN_BGR
 FILTERS = {
   'lanczos': Image.Resampling.LANCZOS,
   'bilinear': Image.Resampling.BILINEAR,
@@ -112,7 +112,7 @@ def test_the_shorter_side_becomes_256(size, resized):
   pixels = np.asarray(image.resize(resized, Image.Resampling.LANCZOS))
   top, left = (resized[1] - 224) // 2, (resized[0] - 224) // 2
   expected = pixels[None, top : top + 224, left : left + 224]
-  found = preprocess.cut(image, preprocess.Preprocess(THREE))
+  found = crops.cut(image, preprocess.Preprocess(THREE))
   assert found.dtype == np.uint8
   np.testing.assert_array_equal(found, expected)
 
@@ -131,7 +131,7 @@ def test_other_sizes_and_odd_margins(size, resize_size, crop_size):
   expected = pixels[(height - crop_size) // 2 :, (width - crop_size) // 2 :][
     :crop_size, :crop_size
   ]
-  [found] = preprocess.cut(photo(*size), how)
+  [found] = crops.cut(photo(*size), how)
   np.testing.assert_array_equal(found, expected)
 
 
@@ -140,7 +140,7 @@ def test_squash_takes_the_whole_image(size):
   how = preprocess.Preprocess(THREE, resize='squash')
   across = photo(*size).resize((224, size[1]), Image.Resampling.LANCZOS)
   expected = across.resize((224, 224), Image.Resampling.LANCZOS)
-  found = preprocess.cut(photo(*size), how)
+  found = crops.cut(photo(*size), how)
   np.testing.assert_array_equal(found, np.asarray(expected)[None])
   assert (how.cuts, how.crops) == (1, 1)
 
@@ -169,12 +169,12 @@ def test_resizing_the_crop_alone_gives_the_same_pixels(
   width, height = (
     math.floor(side * resize_size / min(size) + half) for side in size
   )
-  filter_ = preprocess.INTERPOLATIONS[interpolation]
+  filter_ = FILTERS[interpolation]
   across = image.resize((width, size[1]), filter_)
   resized = across.resize((width, height), filter_)
   whole = math.floor if rounding == 'nearest' else round
   top, left = (whole((side - 51) / 2) for side in (height, width))
-  [found] = preprocess.cut(image, how)
+  [found] = crops.cut(image, how)
   np.testing.assert_array_equal(
     found, np.asarray(resized)[top : top + 51, left : left + 51]
   )
@@ -206,12 +206,12 @@ def test_no_more_is_resized_than_gives_the_same_pixels(
   image = Image.Image()
   image._size = size
   how = preprocess.Preprocess(THREE, resize_size=resize_size)
-  preprocess.cut(image, how)
+  crops.cut(image, how)
   assert sizes == [(across, size[1]), (224, down)]
 
 
 @pytest.mark.parametrize(
-  ('change', 'resized', 'crops'),
+  ('change', 'resized', 'offsets'),
   [
     ({}, (32, 113), [(40, 0)]),
     ({'resize': 'squash'}, (32, 32), [(0, 0)]),
@@ -222,7 +222,7 @@ def test_no_more_is_resized_than_gives_the_same_pixels(
     ),
   ],
 )
-def test_a_image_is_resized_across_and_then_down(change, resized, crops):
+def test_a_image_is_resized_across_and_then_down(change, resized, offsets):
   # Pillow 13 itself takes the height of such an image first, earlier ones the
   # width.
   how = preprocess.Preprocess(
@@ -237,8 +237,8 @@ def test_a_image_is_resized_across_and_then_down(change, resized, crops):
   )
   assert (across != down).any()
   np.testing.assert_array_equal(
-    preprocess.cut(image, how),
-    [across[top : top + 32, left : left + 32] for top, left in crops],
+    crops.cut(image, how),
+    [across[top : top + 32, left : left + 32] for top, left in offsets],
   )
 
 
@@ -249,7 +249,7 @@ def test_interpolations_are_pillows_and_differ(resize):
     how = preprocess.Preprocess(
       THREE, resize, resize_size=48, crop_size=32, interpolation=name
     )
-    [found[name]] = preprocess.cut(image, how)
+    [found[name]] = crops.cut(image, how)
     if resize == 'squash':
       expected = np.asarray(image.resize((32, 32), filter_))
     else:
@@ -263,7 +263,7 @@ def test_interpolations_are_pillows_and_differ(resize):
 def test_extreme_shapes_are_an_error_unless_squashed(size):
   image = Image.new('RGB', size, 'red')
   with pytest.raises(decoding.ImageError) as caught:
-    preprocess.cut(image, preprocess.Preprocess(THREE))
+    crops.cut(image, preprocess.Preprocess(THREE))
   message = str(caught.value)
   resized = '2560000x256' if size[0] > size[1] else '256x2560000'
   assert message.startswith(
@@ -272,21 +272,21 @@ def test_extreme_shapes_are_an_error_unless_squashed(size):
   )
   assert message.endswith('crop it, or use resize=squash')
   squash = preprocess.Preprocess(THREE, resize='squash')
-  [found] = preprocess.cut(image, squash)
+  [found] = crops.cut(image, squash)
   assert (found == (255, 0, 0)).all()
 
 
 def test_what_a_squashed_image_becomes_in_between_is_limited():
   squash = preprocess.Preprocess(THREE, resize='squash')
   with pytest.raises(decoding.ImageError) as caught:
-    preprocess.cut(Image.new('L', (1, 120000)), squash)
+    crops.cut(Image.new('L', (1, 120000)), squash)
   assert str(caught.value) == (
     'of 1x120000 pixels it would be resized to 224x120000 first, which is more'
     ' than 26214400 pixels; crop it'
   )
   # Of one that has half as many itself it is no matter.
   wide = Image.new('RGB', (112, 120000), 'red')
-  assert (preprocess.cut(wide, squash) == (255, 0, 0)).all()
+  assert (crops.cut(wide, squash) == (255, 0, 0)).all()
 
 
 # -------------------------------------------------- the network's own input
@@ -312,7 +312,7 @@ def original(image, mean, crop):
 
 def means(crop):
   flat = noise(3, crop, crop, high=200).astype(np.float32)
-  return [THREE, mean_lib.Mean(flat, 'a mean of pixels')]
+  return [THREE, mean_lib.MeanImage(flat, 'a mean of pixels')]
 
 
 @pytest.mark.parametrize('which', [0, 1], ids=['three', 'pixels'])
@@ -323,10 +323,11 @@ def test_ten_crops_in_the_originals_order_and_arithmetic(which):
   )
   image = photo(110, 90)
   resized = image.resize((89, 73), Image.Resampling.LANCZOS)
-  expected = original(resized, mean.values, 64)
-  cuts = preprocess.cut(image, how)
+  values = mean_lib.as_array(mean)
+  expected = original(resized, values, 64)
+  cuts = crops.cut(image, how)
   assert cuts.shape == (5, 64, 64, 3) == (how.cuts, 64, 64, 3)
-  found = preprocess.normalise(cuts[None], mean.values, True, np)
+  found = crops.normalise(cuts[None], values, True, np)
   assert found.shape == (10, 64, 64, 3) == (how.crops, 64, 64, 3)
   assert found.dtype == np.float32
   np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), expected)
@@ -334,16 +335,16 @@ def test_ten_crops_in_the_originals_order_and_arithmetic(which):
 
 def test_crops_of_several_images_stay_together():
   cuts = noise(2, 5, 32, 32, 3)
-  both = preprocess.normalise(cuts, THREE.values, True, np)
+  both = crops.normalise(cuts, mean_lib.as_array(THREE), True, np)
   for number in range(2):
-    alone = preprocess.normalise(cuts[[number]], THREE.values, True, np)
+    alone = crops.normalise(cuts[[number]], mean_lib.as_array(THREE), True, np)
     np.testing.assert_array_equal(both[10 * number : 10 * number + 10], alone)
 
 
 def test_one_crop_is_bgr_minus_the_mean():
   pixels = np.zeros((1, 1, 32, 32, 3), np.uint8)
   pixels[...] = (10, 20, 30)
-  found = preprocess.normalise(pixels, THREE.values, False, np)
+  found = crops.normalise(pixels, mean_lib.as_array(THREE), False, np)
   assert found.shape == (1, 32, 32, 3)
   bgr = np.float32([30, 20, 10]) - np.float32([103.939, 116.779, 123.68])
   np.testing.assert_array_equal(found, np.broadcast_to(bgr, found.shape))
@@ -352,7 +353,7 @@ def test_one_crop_is_bgr_minus_the_mean():
 def test_a_mean_of_pixels_is_not_mirrored_with_the_crops():
   mean = means(32)[1].values
   cuts = noise(1, 5, 32, 32, 3)
-  found = preprocess.normalise(cuts, mean, True, np)
+  found = crops.normalise(cuts, mean, True, np)
   # Image and mean mirrored together would be this.
   together = found[:5, :, ::-1]
   assert not np.array_equal(found[5:], together)
@@ -363,10 +364,10 @@ def test_a_mean_of_pixels_is_not_mirrored_with_the_crops():
 @pytest.mark.parametrize('multi_crop', [False, True])
 @pytest.mark.parametrize('which', [0, 1], ids=['three', 'pixels'])
 def test_jax_computes_what_numpy_does(multi_crop, which):
-  mean = means(32)[which].values
+  mean = mean_lib.as_array(means(32)[which])
   cuts = noise(3, 5 if multi_crop else 1, 32, 32, 3)
-  expected = preprocess.normalise(cuts, mean, multi_crop, np)
-  jitted = jax.jit(lambda c, m: preprocess.normalise(c, m, multi_crop, jnp))
+  expected = crops.normalise(cuts, mean, multi_crop, np)
+  jitted = jax.jit(lambda c, m: crops.normalise(c, m, multi_crop, jnp))
   found = jitted(cuts, mean)
   assert found.dtype == jnp.float32
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * 255)
@@ -701,11 +702,12 @@ def mean_error(tmp_path, data):
 )
 def test_a_mean_of_three_values(text, values):
   mean = mean_lib.parse_mean(text, 224)
-  assert mean.values.dtype == np.float32
+  assert mean == values
+  array = mean_lib.as_array(mean)
+  assert array.dtype == np.float32
   expected = np.array(values, np.float32).reshape(3, 1, 1)
-  np.testing.assert_array_equal(mean.values, expected)
-  stripped = ', '.join(part.strip() for part in text.split(','))
-  assert mean.description == f'({stripped})'
+  np.testing.assert_array_equal(array, expected)
+  assert mean_lib.describe(mean) == str(values)
 
 
 @pytest.mark.parametrize(
@@ -873,7 +875,7 @@ def test_a_truncated_npz_is_an_error(tmp_path, size):
   data = npz(data_mean=VALUES)
   assert len(data) > 12000
   message = mean_error(tmp_path, data[:size])
-  assert 'is no pickle, or a damaged one' in message or 'is refused' in message
+  assert 'is not a pickle, or is damaged' in message or 'is refused' in message
 
 
 def test_a_mean_that_runs_code_is_refused(tmp_path):
@@ -935,7 +937,7 @@ def test_settings_that_do_not_fit_are_refused(options, message):
 
 
 def test_a_mean_of_another_size_than_the_crop_is_refused():
-  mean = mean_lib.Mean(VALUES, 'mean file mean.meta')
+  mean = mean_lib.MeanImage(VALUES, 'mean file mean.meta')
   assert user_error(preprocess.Preprocess, mean) == (
     'mean file mean.meta has the shape (3, 32, 32); crops of 224x224 need'
     ' (3, 224, 224), or three values: mean=103.939,116.779,123.68'
@@ -944,7 +946,7 @@ def test_a_mean_of_another_size_than_the_crop_is_refused():
 
 def test_squash_needs_no_resize_size():
   how = preprocess.Preprocess(THREE, 'squash', resize_size=1, crop_size=300)
-  assert preprocess.cut(photo(), how).shape == (1, 300, 300, 3)
+  assert crops.cut(photo(), how).shape == (1, 300, 300, 3)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_missing_images_are_counted_and_five_are_named(tmp_path):
   path = write(tmp_path, '\n'.join(names))
   message = error_of(path)
   assert message.startswith(
-    f'7 of 8 images listed in {path} are not there: '
+    f'7 of 8 images listed in {path} do not exist: '
     + ', '.join(str(tmp_path / f'{n}.png') for n in range(5))
     + ' and 2 more.'
   )
@@ -121,7 +121,7 @@ def test_a_folder_in_a_list_is_no_image(tmp_path):
 @pytest.mark.parametrize('text', ['', '\n \n\t\n', '\ufeff'])
 def test_an_empty_list_is_an_error(tmp_path, text):
   path = write(tmp_path, text)
-  assert error_of(path) == (f'no image to work on: 0 images listed in {path}.')
+  assert error_of(path) == (f'no images: 0 images listed in {path}.')
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_what_is_neither_image_nor_list_is_said_so(tmp_path, content):
   path = tmp_path / 'data'
   path.write_bytes(content)
   message = error_of(path)
-  assert message.startswith(f'{path} is neither an image that can be read nor')
+  assert message.startswith(f'{path} is neither a readable image nor')
   assert 'a list of images' in message
 
 
@@ -179,12 +179,11 @@ def test_a_folder_of_images_alone_leaves_nothing_out(tmp_path):
 
 def test_a_folder_without_images_is_an_error(tmp_path):
   assert error_of(tmp_path) == (
-    f'no image to work on: 0 images in the folder {tmp_path}.'
+    f'no images: 0 images in the folder {tmp_path}.'
   )
   (tmp_path / 'a.txt').write_text('-')
   assert error_of(tmp_path) == (
-    f'no image to work on: 0 images in the folder {tmp_path}; 1 other'
-    ' files left out.'
+    f'no images: 0 images in the folder {tmp_path}; 1 other files left out.'
   )
 
 
@@ -229,9 +228,9 @@ def test_a_damaged_image_with_a_known_suffix_is_still_one(tmp_path):
 def test_a_missing_path_says_what_is_allowed(tmp_path, name, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert error_of(name) == (
-    f"data='{name}': there is no such file or folder. Give a list file (a line"
-    ' an image: path, label), a folder, an image, a tar archive, shards (a'
-    " folder of .tar files, or a pattern such as 'val-{000..049}.tar') or"
+    f"data='{name}': there is no such file or folder. Give a list file (one"
+    ' image per line: path, label), a folder, an image, a tar archive, shards'
+    " (a folder of .tar files, or a pattern such as 'val-{000..049}.tar') or"
     ' Parquet files.'
   )
 
@@ -268,7 +267,7 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path):
 
 def test_a_pipe_is_no_image_and_does_not_hang(tmp_path):
   os.mkfifo(tmp_path / 'pipe.png')
-  with pytest.raises(errors.UserError, match='but a pipe or a device'):
+  with pytest.raises(errors.UserError, match='is a pipe or a device, not'):
     sources.open_source(str(tmp_path / 'pipe.png'))
   (item,) = sources.open_source(str(tmp_path)).items
   with pytest.raises(decoding.ImageError, match='not a regular file'):

@@ -286,7 +286,7 @@ def test_links_and_devices_are_not_images(tmp_path, kind):
   assert open_(path).description.endswith('; 1 other member left out')
   path = raw_tar(tmp_path / 'b.tar', ({'name': 'b.jpg', **attributes}, b''))
   message = error_of(path)
-  assert message.startswith(f'{path}: b.jpg is no regular file but a link')
+  assert message.startswith(f'{path}: b.jpg is a link, a device or a sparse')
   assert '--hard-dereference' in message
 
 
@@ -313,9 +313,7 @@ def test_a_member_larger_than_the_archive_is_an_error(tmp_path, size):
     tmp_path / 'a.tar', ({'name': 'a.jpg', 'size': size}, b''), end=0
   )
   message = error_of(path)
-  assert (
-    f'a.jpg has {size} bytes by its header, but the archive ends' in message
-  )
+  assert f'a.jpg has {size} bytes by its header, and the archive at' in message
   assert 'cut off or damaged' in message
 
 
@@ -354,7 +352,7 @@ def test_damage_anywhere_in_a_header_is_an_error(tmp_path):
     damaged[second + place] ^= 0x55
     path.write_bytes(damaged)
     message = error_of(path)
-    assert f'at byte {second}: no header of a member is there' in message
+    assert f'at byte {second}: there is no header of a member' in message
 
 
 def test_archives_behind_one_another_are_not_half_read(tmp_path):
@@ -371,11 +369,11 @@ def test_archives_behind_one_another_are_not_half_read(tmp_path):
     (b'x', b'99 path=a\n', 'an extended header is damaged'),
     (b'x', b'3 path=a\n', 'an extended header is damaged'),
     (b'x', b'0 path=a\n', 'an extended header is damaged'),
-    (b'x', b'12 size=-45\n', "b'-45' is no size"),
+    (b'x', b'12 size=-45\n', "b'-45' is not a size"),
     (b'x', b'16 path=../../a\n', 'is not a path relative'),
     (b'x', b'11 path=\xff\xfe\n', 'is not UTF-8'),
     (b'x', b'12 path=a\0b\n', 'is not a path relative'),
-    (b'g', b'10 path=a\n', 'a header for all members gives one'),
+    (b'g', b'10 path=a\n', 'a header for all members states their path'),
     (b'L', b'y' * 5000, 'a name has 5000 bytes, more than 4096'),
     (b'L', b'z' * (2 << 20), 'an extended header claims 2097152 bytes'),
   ],
@@ -387,6 +385,13 @@ def test_hostile_extended_headers(tmp_path, kind, data, message):
     ({'name': 'a.jpg'}, b'-'),
   )
   assert message in error_of(path)
+
+
+def test_an_extended_header_without_a_member_is_an_error(tmp_path):
+  path = raw_tar(
+    tmp_path / 'a.tar', ({'name': 'head', 'type': b'L'}, b'a.jpg\0')
+  )
+  assert 'no member follows an extended header' in error_of(path)
 
 
 def test_random_damage_gives_images_or_one_error(tmp_path):
@@ -408,11 +413,10 @@ def test_random_damage_gives_images_or_one_error(tmp_path):
 def test_an_archive_without_images_is_an_error(tmp_path):
   path = forms.tar(tmp_path / 'a.tar', [], extra=[('n01440764.tar', b'-')])
   assert error_of(path) == (
-    f'no image to work on: 0 images in the tar archive {path}; 1 other'
-    ' member left out.'
+    f'no images: 0 images in the tar archive {path}; 1 other member left out.'
   )
   path.write_bytes(bytes(10240))
-  assert error_of(path).startswith('no image to work on: 0 images in the')
+  assert error_of(path).startswith('no images: 0 images in the')
 
 
 # ------------------------------------------------------------------- shards
@@ -468,17 +472,17 @@ def test_what_a_sample_says_of_its_class(tmp_path, beside, label):
   [
     (
       sample(('a.cls', b'dog')),
-      "a.cls states no label that can be read: 'dog'",
+      "a.cls does not state a valid label: 'dog'",
     ),
-    (sample(('a.cls', b'')), 'a.cls states no label'),
-    (sample(('a.cls', b'-2')), 'a.cls states no label'),
-    (sample(('a.cls', b'9' * 5000)), 'a.cls states no label'),
-    (sample(('a.cls', b'\xff\xfe')), 'a.cls states no label'),
+    (sample(('a.cls', b'')), 'a.cls does not state a valid label'),
+    (sample(('a.cls', b'-2')), 'a.cls does not state a valid label'),
+    (sample(('a.cls', b'9' * 5000)), 'a.cls does not state a valid label'),
+    (sample(('a.cls', b'\xff\xfe')), 'a.cls does not state a valid label'),
     (sample(('a.cls', b'1' * (2 << 20))), 'it has 2097152 bytes'),
-    (sample(('a.json', b'{')), 'a.json states no label'),
-    (sample(('a.json', b'[' * 200_000)), 'a.json states no label'),
-    (sample(('a.json', b'{"label": 1.5}')), 'its label is no label'),
-    (sample(('a.json', b'{"label": true}')), 'its label is no label'),
+    (sample(('a.json', b'{')), 'a.json does not state a valid label'),
+    (sample(('a.json', b'[' * 200_000)), 'a.json does not state a valid label'),
+    (sample(('a.json', b'{"label": 1.5}')), 'its label is not a label'),
+    (sample(('a.json', b'{"label": true}')), 'its label is not a label'),
     (
       sample(('a.cls', b'1'), ('a.json', b'{"label": 2}')),
       'a.cls states the label 1, and a.json the label 2, for the same image',
@@ -530,9 +534,9 @@ def test_a_shard_that_is_missing_is_named(tmp_path):
   forms.shards(tmp_path, IMAGES)
   pattern = f'{tmp_path}/val-{{000..005}}.tar'
   assert error_of(pattern) == (
-    f"data='{pattern}': 2 of the files that it names are not there:"
-    f' {tmp_path}/val-004.tar, {tmp_path}/val-005.tar. Get them, or mend the'
-    ' pattern.'
+    f"data='{pattern}': 2 of the files that it names do not exist:"
+    f' {tmp_path}/val-004.tar, {tmp_path}/val-005.tar. Get them, or correct'
+    ' the pattern.'
   )
   assert '1 of the files that it names' in error_of(tmp_path / '*.nothing')
 

@@ -235,7 +235,9 @@ def test_several_splits_need_a_choice(tmp_path):
   forms.parquet(tmp_path, IMAGES)
   write(tmp_path / 'train-00000-of-00001.parquet', [row()])
   message = error_of(tmp_path)
-  assert 'are of several splits: train, validation. Name one, as in' in message
+  assert (
+    'belong to several splits: train, validation. Name one, as in' in message
+  )
   assert f"data='{tmp_path}/train-*.parquet'" in message
   assert len(open_(tmp_path / 'validation-*.parquet').items) == 24
 
@@ -245,7 +247,7 @@ def test_a_split_that_is_not_whole_is_an_error(tmp_path):
   (tmp_path / 'validation-00001-of-00003.parquet').unlink()
   message = error_of(tmp_path)
   assert message.startswith(
-    '2 of the 3 Parquet files of the split validation are there.'
+    'only 2 of the 3 Parquet files of the split validation exist.'
   )
   one = tmp_path / 'validation-00000-of-00003.parquet'
   assert len(open_(one).items) == 8
@@ -255,6 +257,6 @@ def test_without_pyarrow_the_error_names_the_extra(tmp_path, monkeypatch):
   path = write(tmp_path / 'p', [row()])
   monkeypatch.setitem(sys.modules, 'pyarrow.parquet', None)
   assert error_of(path) == (
-    'Parquet files are read with pyarrow, which is not installed. It is there'
+    'Parquet files are read with pyarrow, which is not installed. Install it'
     " with: pip install 'resnet-jax-zoo[parquet]'"
   )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from resnet_jax.engine import compilation
 
@@ -19,15 +20,36 @@ def lowered(number):
   return function.lower(jax.ShapeDtypeStruct((16, 16), jnp.float32))
 
 
-def entries(folder):
-  return sorted(folder.glob('*-cache'))
+def entries(folder, name='jit__lambda'):
+  return sorted(folder.glob(f'{name}-*-cache'))
 
 
-def compiled(number, folder):
+def compiled(number):
   """Compiles; returns the program's value, and what was said."""
   said = []
-  program = compilation.compiled(lowered(number), folder, said.append)
+  program = compilation.compiled(lowered(number), said.append)
   return float(program(np.ones((16, 16), np.float32))[0, 0]), said
+
+
+SETTINGS = (
+  'jax_compilation_cache_dir',
+  'jax_persistent_cache_min_compile_time_secs',
+  'jax_persistent_cache_min_entry_size_bytes',
+  'jax_raise_persistent_cache_errors',
+)
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+  """An application's folder; JAX's settings are put back."""
+  before = {name: getattr(jax.config, name) for name in SETTINGS}
+  jax.config.update('jax_compilation_cache_dir', None)
+  monkeypatch.setenv(compilation.VARIABLE, str(tmp_path / 'kept'))
+  compilation.keep_programs(True, pytest.fail, application=True)
+  yield tmp_path / 'kept'
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
 
 
 @pytest.fixture
@@ -44,52 +66,57 @@ def events():
   jax.monitoring.unregister_event_listener(listen)
 
 
-def test_a_program_is_kept_and_found_again(tmp_path, events):
-  assert compiled(1, tmp_path) == (17, [])
-  [entry] = entries(tmp_path)
+def test_a_program_is_kept_and_found_again(kept, events):
+  assert compiled(1) == (17, [])
+  [entry] = entries(kept)
   assert 'cache_hits' not in events
-  assert compiled(1, tmp_path) == (17, [])
+  assert compiled(1) == (17, [])
   assert events.count('cache_hits') == 1
-  assert entries(tmp_path) == [entry]
-  # What belongs to others is not kept there, and JAX is as it was.
-  jax.jit(lambda x: x - 4.5)(jnp.ones(3))
-  assert entries(tmp_path) == [entry]
-  assert jax.config.jax_compilation_cache_dir is None
+  assert entries(kept) == [entry]
 
 
-def test_a_cache_of_the_users_own_is_used_instead(tmp_path):
-  theirs, ours = tmp_path / 'theirs', tmp_path / 'ours'
-  ours.mkdir()
-  settings = {
-    'jax_compilation_cache_dir': str(theirs),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-  }
-  before = {name: getattr(jax.config, name) for name in settings}
-  compilation._set(settings)
-  try:
-    assert compiled(2, ours) == (18, [])
-  finally:
-    compilation._set(before)
+def test_settings_of_the_users_own_stay(tmp_path, kept, monkeypatch):
+  theirs = tmp_path / 'theirs'
+  jax.config.update('jax_compilation_cache_dir', str(theirs))
+  compilation_cache.reset_cache()
+  compilation.keep_programs(True, pytest.fail, application=True)
+  assert jax.config.jax_compilation_cache_dir == str(theirs)
+  assert compiled(2) == (18, [])
   assert entries(theirs)
-  assert not entries(ours)
+  assert not entries(kept)
 
 
-def test_a_damaged_program_is_compiled_again(tmp_path):
-  compiled(3, tmp_path)
-  [entry] = entries(tmp_path)
+def test_in_a_notebook_jaxs_own_thresholds_stay(tmp_path, kept, monkeypatch):
+  for name in SETTINGS:
+    value = {'jax_persistent_cache_min_compile_time_secs': 3.5}.get(name)
+    jax.config.update(name, value if name != SETTINGS[3] else False)
+  jax.config.update(SETTINGS[2], 5)
+  compilation.keep_programs(True, pytest.fail, application=False)
+  assert [getattr(jax.config, name) for name in SETTINGS] == [
+    str(kept),
+    3.5,
+    5,
+    False,
+  ]
+
+
+def test_a_damaged_program_is_compiled_again(kept):
+  compiled(3)
+  [entry] = entries(kept)
   entry.write_bytes(b'no program')
-  value, said = compiled(3, tmp_path)
+  value, said = compiled(3)
   assert value == 19
   assert len(said) == 1
   assert said[0].startswith(
-    f'NOTE: the compiled programs in {tmp_path} could not be used, and were'
+    f'NOTE: the compiled programs in {kept} could not be used, and were'
     ' removed: '
   )
-  assert compiled(3, tmp_path) == (19, [])
-  assert compiled(3, tmp_path) == (19, [])
+  assert compiled(3) == (19, [])
+  assert len(entries(kept)) == 1
+  assert compiled(3) == (19, [])
 
 
-def test_a_program_that_cannot_be_compiled_is_the_compilers_error(tmp_path):
+def test_a_program_that_cannot_be_compiled_is_the_compilers_error(kept):
   class Broken:
     """A program that never compiles."""
 
@@ -97,10 +124,10 @@ def test_a_program_that_cannot_be_compiled_is_the_compilers_error(tmp_path):
       """Fails."""
       raise ValueError('of the compiler')
 
-  compiled(4, tmp_path)
+  compiled(4)
   with pytest.raises(ValueError, match='of the compiler'):
-    compilation.compiled(Broken(), tmp_path, pytest.fail)
-  assert entries(tmp_path)
+    compilation.compiled(Broken(), pytest.fail)
+  assert entries(kept)
 
 
 def test_the_oldest_go_when_there_is_no_room(tmp_path, monkeypatch):
@@ -203,9 +230,9 @@ def test_the_second_run_compiles_nothing(tmp_path, image_folder):
   assert run('off', '--config.compilation_cache=false') == 0
   assert not kept.exists()
   assert run('first') == 0
-  assert len(entries(kept)) == 1
+  assert len(entries(kept, 'jit_run')) == 1
   assert run('second') == 1
-  assert len(entries(kept)) == 1
+  assert len(entries(kept, 'jit_run')) == 1
   a, b = ((tmp_path / n / 'pool1').rglob('*') for n in ('first', 'second'))
   for ours, theirs in zip(sorted(a), sorted(b), strict=True):
     assert ours.is_dir() or ours.read_bytes() == theirs.read_bytes()

@@ -13,13 +13,12 @@ import pytest
 from conftest import ROOT
 
 import resnet_jax
-from resnet_jax.data import mean as mean_lib
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import runner, sizing
 from resnet_jax.models import resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import random
 
-MEAN = mean_lib.parse_mean('1,2,3', 32)
 CPU = tuple(jax.devices('cpu')[:1])
 EXHAUSTED = 'RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.'
 
@@ -31,7 +30,7 @@ def network18():
 
 
 def small(network18):
-  return runner.Runner(*network18, ['pool1'], MEAN.values)
+  return runner.Runner(*network18, ['pool1'], Preprocess((1, 2, 3)))
 
 
 def pixels(count):
@@ -54,22 +53,18 @@ class Limited:
     """Compiles; needs no memory for it."""
     return self._run.compile(shape)
 
-  def __call__(self, images):
+  def __call__(self, images, rows, clock):
     """Fails here, or where the values are fetched."""
-    self.shapes.append(images.shape[0])
+    self.shapes.append(rows)
     if not self._late:
-      self._check(len(images))
-    return self._run(images)
-
-  def measured(self, images, clock):
-    """Fails here."""
-    self._check(len(images))
-    return self._run.measured(images, clock)
+      self._check(rows)
+    return rows, self._run(images, rows, clock)
 
   def fetch(self, result, real):
     """Fails here if it is to be late."""
+    rows, result = result
     if self._late:
-      self._check(len(real))
+      self._check(rows)
     return self._run.fetch(result, real)
 
 
@@ -83,41 +78,51 @@ def test_out_of_memory_halves_and_gives_the_same_values(network18, most, late):
   network = sizing.Network(lambda: limited, CPU, said.append)
   network.compile(images.shape)
   # Two on their way, as in a run.
-  first, second = network(images), network(images[::-1].copy())
+  first, second = network(images, 7), network(images[::-1].copy(), 7)
   for pending, wanted in ((first, expected), (second, expected[::-1])):
     found = network.fetch(pending, real)['pool1']
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
   halvings = [rows for rows in (7, 4, 2) if rows > most]
   assert [line for line in said if 'memory' in line] == [
-    f'NOTE: out of memory with {rows} images at a time; going on with'
+    f'NOTE: out of memory with {rows} images at a time; continuing with'
     f' {-(-rows // 2)}'
     for rows in halvings
   ]
   # And stays there.
   limited.shapes.clear()
-  network.fetch(network(images), real)
+  network.fetch(network(images, 7), real)
   assert set(limited.shapes) == {network.rows or 7}
+
+
+def test_a_smaller_batch_runs_in_the_program_of_a_whole_one(network18):
+  images, run = pixels(7), small(network18)
+  network = sizing.Network(lambda: run, CPU, lambda text: None)
+  network.compile(images.shape)
+  expected = network.fetch(network(images, 7), np.ones(7, bool))['pool1']
+  found = network.fetch(network(images[:3], 7), np.ones(3, bool))['pool1']
+  np.testing.assert_array_equal(found, expected[:3])
+  assert len(run._programs) == 1
 
 
 def test_not_even_one_image_is_an_error_with_ways_out(network18):
   limited = Limited(small(network18), 0)
   network = sizing.Network(lambda: limited, CPU, lambda text: None)
   with pytest.raises(errors.UserError, match=r'single image.*pool=avg'):
-    network(pixels(2))
+    network(pixels(2), 2)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
   class Broken:
     """Fails for another reason."""
 
-    def __call__(self, images):
+    def __call__(self, images, rows, clock):
       """Fails."""
       raise jax.errors.JaxRuntimeError('INTERNAL: a fault')
 
   network = sizing.Network(Broken, CPU, pytest.fail)
   with pytest.raises(jax.errors.JaxRuntimeError, match='a fault'):
-    network(pixels(2))
+    network(pixels(2), 2)
 
 
 @pytest.mark.parametrize(
@@ -196,22 +201,22 @@ def test_in_a_notebook(monkeypatch):
     resnet_jax.load(18, weights='random', batch_size=-1)
   shapes, started = [], runner.Runner.__call__
 
-  def noting(self, images):
-    shapes.append(images.shape)
-    return started(self, images)
+  def noting(self, images, rows, clock):
+    shapes.append(rows)
+    return started(self, images, rows, clock)
 
   monkeypatch.setattr(runner.Runner, '__call__', noting)
   images = pixels(600)[:, 0]
   model = resnet_jax.load(18, weights='random')
   found = model.features(images, 'pool1')
   assert len(jax.local_devices()) == 2
-  assert {shape[0] for shape in shapes} == {300}
+  assert set(shapes) == {300}
   shapes.clear()
   model = resnet_jax.load(18, weights='random', batch_size=7)
   np.testing.assert_allclose(
     model.features(images[:20], 'pool1'), found[:20], rtol=1e-5, atol=1e-4
   )
-  assert {shape[0] for shape in shapes} == {7}
+  assert set(shapes) == {7}
 
 
 COUNT = """
@@ -265,7 +270,7 @@ def test_a_run_is_gone_on_with_in_its_own_batches(
   assert 'is finished already' in again.stderr
   (tmp_path / 'features').rename(tmp_path / 'features.part')
   again = run_main(*FLAGS, check=0)
-  assert 'going on after 7 of 7 images' in again.stderr
+  assert 'resuming after 7 of 7 images' in again.stderr
   other = run_main(*FLAGS, '--config.output_dir=other', check=0)
   assert 'float32, 7 images at a time' in other.stderr
 

@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from resnet_jax.evaluation import metrics, published, similarity, statistics
+from resnet_jax.evaluation import (
+  metrics,
+  published,
+  report,
+  similarity,
+  statistics,
+)
 from resnet_jax.models import resnet
-from resnet_jax.zoo import lookup
+from resnet_jax.models.variant import Variant
+from resnet_jax.zoo import lookup, records
 
 # ------------------------------------------------------------------ intervals
 
@@ -166,51 +173,86 @@ def test_a_class_without_images_is_not_in_the_table():
 
 
 def _how(record, **changes):
-  # The room that puts a checkpoint's preprocessing together.
-  from resnet_jax import inputs  # noqa: PLC0415
-
-  return inputs.preprocess_for(inputs.Wishes(**changes), record.recipe)
+  return record.preprocess.overridden(**changes)
 
 
-def test_every_published_protocol_is_understood():
+def test_every_published_protocol_can_be_run():
   """For each figure of the zoo there are settings that it is found for."""
   for record in lookup.RECORDS:
     for accuracy in record.accuracies:
-      settings = {'multi_crop': 'ten crops' in accuracy.protocol}
-      if '288' in accuracy.protocol:
-        settings |= {'crop_size': 288, 'resize_size': 288}
+      protocol = accuracy.protocol
+      settings = {'multi_crop': protocol.crops == 10}
+      if protocol.crop != 224:
+        settings |= {
+          'crop_size': protocol.crop,
+          'resize_size': protocol.resize,
+        }
       how = _how(record, **settings)
-      assert published.find(record, how) == accuracy
+      assert published.nearest(record, how) == (accuracy, [])
       assert not published.changes(
         record,
         how,
         resnet.ResNet(
           record.depth,
-          stride_in=record.stride_in,
-          stem_pool=record.stem_pool,
-          epsilon=record.epsilon,
+          variant=record.variant,
         ),
       )
 
 
 @pytest.mark.parametrize(
-  'settings',
+  ('name', 'settings', 'differences'),
   [
-    {'crop_size': 192},
-    {'resize_size': 240},
-    {'resize': 'squash'},
-    {'multi_crop': True, 'resize_size': 300},
+    ('msra', {'crop_size': 192}, ['crop 192 for 224']),
+    ('msra', {'resize_size': 240}, ['resize 240 for 256']),
+    ('msra', {'resize': 'squash'}, ['resize squash for short_side']),
+    (
+      'msra',
+      {'multi_crop': True, 'resize_size': 300},
+      ['resize 300 for 256'],
+    ),
+    (
+      'timm.a1_in1k',
+      {'interpolation': 'bilinear', 'multi_crop': True},
+      ['crops 10 for 1', 'interpolation bilinear for bicubic'],
+    ),
+    ('keras', {'crop_size': 192, 'resize_size': 300}, ['crop 192 for 224']),
   ],
 )
-def test_another_protocol_has_no_published_figure(settings):
-  record = lookup.find('msra', 50)
-  assert published.find(record, _how(record, **settings)) is None
+def test_another_protocol_differs_in(name, settings, differences):
+  record = lookup.find(name, 50)
+  how = _how(record, **settings)
+  assert published.nearest(record, how)[1] == differences
+  against = report.standard(record, how, resnet.ResNet(50))
+  assert against.accuracy is None
+  tally = metrics.Tally(10)
+  tally.add({1}, [1, 3, 4, 5, 6])
+  assert report.figures(tally, against)['published'] == (
+    f'{report.NO_PROTOCOL} (run with {", ".join(differences)})'
+  )
+
+
+@pytest.mark.parametrize(
+  ('fields', 'expected'),
+  [
+    ((), 'shorter side 256, one centre crop of 224'),
+    ((256, 224, 10), 'shorter side 256, ten crops of 224, mean of softmax'),
+    ((None,), 'one centre crop of 224; the resize is not stated'),
+    (
+      (288, 288, 1, 'bicubic'),
+      'shorter side 288 (bicubic), one centre crop of 288',
+    ),
+  ],
+)
+def test_a_protocol_describes_itself(fields, expected):
+  assert records.Protocol(*fields).describe() == expected
 
 
 def test_what_departs_from_the_checkpoint_is_named():
   record = lookup.find('msra', 50)
   how = _how(record, interpolation='bilinear', mean='1,2,3')
-  model = resnet.ResNet(50, stride_in='3x3', epsilon=record.epsilon)
+  model = resnet.ResNet(
+    50, variant=Variant(stride_in='3x3', epsilon=record.variant.epsilon)
+  )
   assert published.changes(record, how, model) == [
     'interpolation bilinear for lanczos',
     'stride_in 3x3 for 1x1',
@@ -305,7 +347,7 @@ def test_other_shapes_have_a_cka_and_no_error():
   [
     (4, 'no CKA: a table does not vary'),
     (0, 'no CKA: a table does not vary'),
-    (9, 'no CKA: more than 5 images and values an image'),
+    (9, 'no CKA: more than 5 images and values per image'),
   ],
 )
 def test_what_has_no_cka_says_why(rows, note):

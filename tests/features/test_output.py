@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output directory of a run: refused, gone on with, full, published."""
+"""The output directory of a run: refused, resumed, full, published."""
 
 import errno
 import json
@@ -38,8 +38,8 @@ def write_batch(writer, failed=False):
   writer.write(writer.done, {'a': values}, ['broken' * failed] * len(rows))
 
 
-def finish(form, directory, failed=False):
-  writer = start(form, directory)
+def finish(form, directory, failed=False, settings=None):
+  writer = start(form, directory, settings)
   while writer.done < PLAN.rows:
     write_batch(writer, failed)
   writer.finish()
@@ -136,8 +136,8 @@ def test_check_finished_says_what_to_do(tmp_path):
   with pytest.raises(errors.UserError) as caught:
     output.check_finished(tmp_path / 'out')
   assert str(caught.value) == (
-    f'{tmp_path / "out"} is not finished: {tmp_path / "out.part"} is what there'
-    ' is. Start the same extract job again; it goes on where it stopped.'
+    f'{tmp_path / "out"} is not finished: there is only'
+    f' {tmp_path / "out.part"}. Start the same extract job again; it resumes.'
   )
   (tmp_path / 'out').mkdir()
   output.check_finished(tmp_path / 'out')
@@ -238,7 +238,7 @@ def test_a_place_that_cannot_be_looked_into(tmp_path, monkeypatch):
   with pytest.raises(errors.UserError) as caught:
     is_finished('zarr', tmp_path / 'out')
   assert str(caught.value) == (
-    f'cannot look into {tmp_path / "out"}: Permission denied. Choose another'
+    f'cannot read {tmp_path / "out"}: Permission denied. Choose another'
     ' output_dir.'
   )
 
@@ -432,3 +432,32 @@ def test_the_settings_are_read_as_they_were_given(tmp_path):
     assert kind.read_settings(part) == settings
     name = 'zarr.json' if form == 'zarr' else 'run.json'
     assert json.loads((part / name).read_bytes())
+
+
+# ------------------------------------------------------- earlier versions
+
+
+def give_old_names(form, path):
+  """Gives settings the names that they had in earlier versions."""
+  file = path / ('zarr.json' if form == 'zarr' else 'run.json')
+  text = file.read_text()
+  assert '"images": 5' in text
+  file.write_text(text.replace('"images', '"pictures'))
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_a_run_of_an_earlier_version_is_resumed_and_read(form, tmp_path):
+  settings = {**SETTINGS, 'images': 5, 'images_sha256': 'ff'}
+  write_batch(start(form, tmp_path / 'out', settings))
+  part = tmp_path / 'out.part'
+  give_old_names(form, part)
+  assert not is_finished(form, tmp_path / 'out', settings)
+  assert features.read_settings(part) == settings
+  with pytest.raises(errors.UserError, match='images is 5 there, 6 now'):
+    is_finished(form, tmp_path / 'out', settings | {'images': 6})
+  writer = finish(form, tmp_path / 'out', settings=settings)
+  assert writer.done == 5
+  output.publish(tmp_path / 'out')
+  assert is_finished(form, tmp_path / 'out', settings)
+  if form == 'zarr':
+    assert features.load_features(tmp_path / 'out').settings == settings

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Zarr store: two readers, going on after a crash, and damage."""
+"""The Zarr store: two readers, resuming after a crash, and damage."""
 
 import json
 import pathlib
@@ -48,7 +48,7 @@ def write_batch(writer, plan, start, failed=()):
 
 
 def write(directory, plan, *, stop=None, failed=(), done=0):
-  """Goes on at `done`, where it must be, up to `stop` or the end."""
+  """Resumes at `done`, as it must, and writes up to `stop` or the end."""
   path = output.make_part(directory, lambda p: ZARR.create(p, plan, FACTS))
   writer = ZARR.writer(path, plan)
   assert writer.done == done
@@ -260,7 +260,7 @@ def test_the_plan_of_what_is_left_is_an_upper_bound(tmp_path):
   assert more <= ZARR.planned_bytes(plan, 5) < 1.25 * more
 
 
-# ---------------------------------------------------------------- going on
+# ----------------------------------------------------------------- resuming
 
 
 @pytest.mark.parametrize('failed', [(), (1, 4, 7)], ids=str)
@@ -370,8 +370,8 @@ def test_an_unfinished_or_missing_store_is_refused(tmp_path):
   with pytest.raises(errors.UserError) as caught:
     features.load_features(out)
   assert str(caught.value) == (
-    f'{out} is not finished: {part} is what there is. Start the same extract'
-    ' job again; it goes on where it stopped.'
+    f'{out} is not finished: there is only {part}. Start the same extract job'
+    ' again; it resumes.'
   )
   with pytest.raises(errors.UserError) as caught:
     features.load_features(part)

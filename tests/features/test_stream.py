@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The original's feature files: pickles, text, and going on after a crash."""
+"""The original's feature files: pickles, text, and resuming after a crash."""
 
 import dataclasses
 import errno
@@ -49,7 +49,7 @@ def open_writer(form, directory, plan):
     path = output.make_part(directory, lambda p: kind.create(p, plan, FACTS))
     return kind.writer(path, plan)
   path = output.make_part(directory, lambda p: stream.create(p, plan, FACTS))
-  return stream.StreamWriter(form, path, plan, names_of(plan))
+  return stream.StreamWriter(form, path, plan)
 
 
 def write_batch(writer, plan, failed=(), values=None):
@@ -66,7 +66,7 @@ def write_batch(writer, plan, failed=(), values=None):
 
 
 def write(form, directory, plan, *, stop=None, failed=(), done=0, values=None):
-  """Goes on at `done`, where it must be, up to `stop` or the end."""
+  """Resumes at `done`, as it must, and writes up to `stop` or the end."""
   writer = open_writer(form, directory, plan)
   assert writer.done == done
   assert writer.failed == sum(row < done for row in failed)
@@ -296,8 +296,8 @@ def test_the_reader_of_pickles_says_what_is_not_there(tmp_path):
   with pytest.raises(errors.UserError) as caught:
     features.load_feature_py(out)
   assert str(caught.value) == (
-    f'{out} is not finished: {out}.part is what there is. Start the same'
-    ' extract job again; it goes on where it stopped.'
+    f'{out} is not finished: there is only {out}.part. Start the same extract'
+    ' job again; it resumes.'
   )
 
 
@@ -400,11 +400,11 @@ def test_the_reader_of_text_says_what_is_not_there(tmp_path):
   write('text', out, plan_of(), stop=3)
   with pytest.raises(errors.UserError) as caught:
     features.load_feature_c(out / 'rank-00000')
-  assert str(caught.value).startswith(f'{out} is not finished: {out}.part is ')
+  assert str(caught.value).startswith(f'{out} is not finished: there is ')
   assert 'Start the same extract job again' in str(caught.value)
 
 
-# ---------------------------------------------------------------- going on
+# ----------------------------------------------------------------- resuming
 
 
 @pytest.mark.parametrize('form', FORMS)

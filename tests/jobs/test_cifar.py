@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's CIFAR networks: layers, weights, images, settings."""
 
-import dataclasses
 import runpy
 
 import numpy as np
@@ -12,17 +11,15 @@ from numpy_resnet import NumpyCifar
 from PIL import Image
 from scipy import ndimage
 
-from resnet_jax import inputs, weights
-from resnet_jax.data import decoding, labels, preprocess, recipe
-from resnet_jax.data import mean as means
+from resnet_jax import weights
+from resnet_jax.data import crops, decoding, labels, preprocess, presets
 from resnet_jax.engine import runner
 from resnet_jax.models import aliases, costs, layers, names, resnet
 from resnet_jax.system import errors
-from resnet_jax.weights import paddle
+from resnet_jax.weights import paddle, torch_names
 
 # In units of a layer's rms, as in test_network.
 TOLERANCE = 5e-4
-MEAN = np.array(recipe.CIFAR.mean, np.float32).reshape(3, 1, 1)
 
 
 def noise(*shape):
@@ -114,7 +111,7 @@ def test_a_depth_that_nobody_published_lists_all():
 def test_every_layer_agrees_with_a_direct_numpy_network(depth, size):
   images = noise(2, *size, 3)
   independent = NumpyCifar(depth, classes=10)
-  rgb = (images - np.array(recipe.CIFAR.mean)) / recipe.CIFAR.std
+  rgb = (images - np.array(presets.CIFAR.mean)) / presets.CIFAR.std
   expected = independent(rgb.transpose(0, 3, 1, 2))
 
   model = resnet.published(depth)
@@ -124,9 +121,7 @@ def test_every_layer_agrees_with_a_direct_numpy_network(depth, size):
     model,
     independent.parameters,
     wanted,
-    MEAN,
-    channels='RGB',
-    std=recipe.CIFAR.std,
+    presets.CIFAR,
   )
   got = run.fetch(run(images[:, None]))
   shapes = resnet.layer_shapes(model, *size)
@@ -171,7 +166,7 @@ def test_costs_are_those_computed_by_hand():
       'ResNet-20, 10 classes, shortcuts padded with zeros, epsilon 1e-05',
     ),
     (
-      resnet.ResNet(50, 0, '3x3', 'pad1'),
+      resnet.ResNet(50, 0, torch_names.VARIANT),
       'ResNet-50, no head, stride in 3x3, stem pool pad1, epsilon 1e-05',
     ),
   ],
@@ -217,10 +212,10 @@ def test_pytorchs_names_are_read(tmp_path, trained, prefix):
   safetensors.numpy.save_file(of_pytorch(trained, prefix), path)
   loaded = weights.load(str(path))
   assert (loaded.model.depth, loaded.model.classes) == (20, 10)
-  assert loaded.recipe == recipe.CIFAR
+  assert loaded.preprocess == presets.CIFAR
   assert loaded.loaded.format == ("safetensors, pytorch_resnet_cifar10's names")
-  assert loaded.loaded.notes[-1] == recipe.GUESSED_CIFAR
-  assert len(loaded.loaded.notes) == 1 + bool(prefix)
+  assert loaded.notes[-1] == torch_names.GUESSED_CIFAR
+  assert len(loaded.notes) == 1 + bool(prefix)
   assert set(loaded.parameters) == set(trained)
   for name, array in trained.items():
     np.testing.assert_array_equal(loaded.parameters[name], array)
@@ -228,7 +223,7 @@ def test_pytorchs_names_are_read(tmp_path, trained, prefix):
     errors.UserError,
     match='holds ResNet-20, not ResNet-56: set layer_num=20',
   ):
-    weights.load(str(path), weights.LoadOptions(56))
+    weights.load(str(path), weights.Options(56))
 
 
 @pytest.mark.parametrize(
@@ -267,21 +262,21 @@ def test_without_a_head(tmp_path, trained):
   safetensors.numpy.save_file(state, path)
   loaded = weights.load(str(path))
   assert (loaded.model.depth, loaded.model.classes) == (20, 0)
-  assert loaded.recipe == recipe.CIFAR
+  assert loaded.preprocess == presets.CIFAR
 
 
 def test_a_paddle_directory_keeps_them(tmp_path, trained):
   paddle.write(trained, tmp_path / 'w')
   loaded = weights.load(str(tmp_path / 'w'))
   assert (loaded.model.depth, loaded.model.classes) == (20, 10)
-  assert loaded.recipe == recipe.CIFAR
+  assert loaded.preprocess == presets.CIFAR
   assert loaded.digest == weights.digest(trained)
 
 
 def test_there_is_no_checkpoint_to_download(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(errors.UserError) as caught:
-    weights.load('auto', weights.LoadOptions(20))
+    weights.load('auto', weights.Options(20))
   assert str(caught.value).startswith(
     'no weights found: model/resnet_20 is not there, and the zoo has no'
     ' checkpoint of ResNet-20. Give weights=PATH'
@@ -290,9 +285,9 @@ def test_there_is_no_checkpoint_to_download(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('depth', [20, 56])
 def test_features_of_untrained_networks_are_not_degenerate(depth):
-  loaded = weights.load('random', weights.LoadOptions(depth))
+  loaded = weights.load('random', weights.Options(depth))
   assert loaded.model == resnet.published(depth)
-  assert loaded.recipe == recipe.CIFAR
+  assert loaded.preprocess == presets.CIFAR
   # Smooth, as photographs are.
   coarse = np.random.default_rng(0).normal(0, 1, (8, 32, 32, 3))
   smooth = ndimage.gaussian_filter(coarse, (0, 2, 2, 0))
@@ -302,9 +297,7 @@ def test_features_of_untrained_networks_are_not_degenerate(depth):
     loaded.model,
     loaded.parameters,
     wanted,
-    MEAN,
-    channels='RGB',
-    std=recipe.CIFAR.std,
+    presets.CIFAR,
   )
   values = run.fetch(run(images[:, None]))
   probabilities = values.pop('output').reshape(8, 10)
@@ -320,17 +313,22 @@ def test_features_of_untrained_networks_are_not_degenerate(depth):
 
 
 def test_images_are_taken_as_they_are():
-  how = inputs.preprocess_for(inputs.Wishes(), recipe.CIFAR)
+  how = presets.CIFAR
   assert how.resize == 'none'
   assert how.describe() == (
     'images of 32x32 as they are, RGB, minus (123.675, 116.28, 103.53), over'
     ' (58.395, 57.12, 57.375)'
   )
   pixels = noise(32, 32, 3)
-  cut = preprocess.cut(Image.fromarray(pixels), how)
+  cut = crops.cut(Image.fromarray(pixels), how)
   np.testing.assert_array_equal(cut, pixels[None])
-  got = preprocess.normalise(
-    cut[None], how.mean.values, False, np, channels='RGB', std=how.std
+  got = crops.normalise(
+    cut[None],
+    np.float32(how.mean).reshape(3, 1, 1),
+    False,
+    np,
+    channels='RGB',
+    std=how.std,
   )
   expected = (pixels / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
   np.testing.assert_allclose(got[0], expected, atol=1e-6)
@@ -338,9 +336,9 @@ def test_images_are_taken_as_they_are():
 
 @pytest.mark.parametrize('size', [(33, 32), (32, 31), (64, 64)])
 def test_a_image_of_another_size_is_an_error(size):
-  how = inputs.preprocess_for(inputs.Wishes(), recipe.CIFAR)
+  how = presets.CIFAR
   with pytest.raises(decoding.ImageError) as caught:
-    preprocess.cut(Image.new('RGB', size), how)
+    crops.cut(Image.new('RGB', size), how)
   assert str(caught.value) == (
     f'it has {size[0]}x{size[1]} pixels, and resize=none takes 32x32 only; set'
     ' crop_size, or resize=short_side'
@@ -348,24 +346,20 @@ def test_a_image_of_another_size_is_an_error(size):
 
 
 def test_the_user_can_resize_all_the_same():
-  wishes = inputs.Wishes(resize='short_side')
-  how = inputs.preprocess_for(wishes, recipe.CIFAR)
+  how = presets.CIFAR.overridden(resize='short_side')
   assert how.describe().startswith('shorter side to 32 (bilinear), centre crop')
   # What that does to an image of 32x32: nothing.
   pixels = noise(32, 32, 3)
   np.testing.assert_array_equal(
-    preprocess.cut(Image.fromarray(pixels), how)[0], pixels
+    crops.cut(Image.fromarray(pixels), how)[0], pixels
   )
-  how = inputs.preprocess_for(
-    dataclasses.replace(wishes, resize_size=40), recipe.CIFAR
-  )
-  assert preprocess.cut(Image.new('RGB', (80, 60)), how).shape == (1, 32, 32, 3)
+  how = presets.CIFAR.overridden(resize='short_side', resize_size=40)
+  assert crops.cut(Image.new('RGB', (80, 60)), how).shape == (1, 32, 32, 3)
 
 
 def test_ten_crops_need_room():
-  mean = means.Mean(MEAN, 'a mean')
   with pytest.raises(errors.UserError) as caught:
-    preprocess.Preprocess(mean, 'none', crop_size=32, multi_crop=True)
+    preprocess.Preprocess((1, 2, 3), 'none', crop_size=32, multi_crop=True)
   assert str(caught.value) == (
     'multi_crop=true needs resize=short_side: with resize=none an image is no'
     ' larger than one crop.'
@@ -418,7 +412,7 @@ def test_predict_and_summary(run_main, tmp_path, trained):
   done = run_main(config, '--job=predict', '--config.data=small', check=0)
   independent = NumpyCifar(20, classes=10)
   independent.parameters = trained
-  rgb = (noise(3, 32, 32, 3) - np.array(recipe.CIFAR.mean)) / recipe.CIFAR.std
+  rgb = (noise(3, 32, 32, 3) - np.array(presets.CIFAR.mean)) / presets.CIFAR.std
   best = independent(rgb.transpose(0, 3, 1, 2))['logits'].argmax(axis=1)
   for number, label in enumerate(best.ravel()):
     assert f'Label of small/{number}.png is: {label}\n' in done.stdout
@@ -426,7 +420,9 @@ def test_predict_and_summary(run_main, tmp_path, trained):
 
   # Loaded with no other information.
   run_main(config, '--job=convert', '--config.output=own.safetensors', check=0)
-  assert weights.load(str(tmp_path / 'own.safetensors')).recipe == recipe.CIFAR
+  assert (
+    weights.load(str(tmp_path / 'own.safetensors')).preprocess == presets.CIFAR
+  )
 
   Image.new('RGB', (33, 32)).save(tmp_path / 'small' / 'z.png')
   done = run_main(config, '--job=predict', '--config.data=small', check=1)

@@ -11,7 +11,8 @@ from conftest import ROOT
 from scipy import stats
 
 from resnet_jax import configuration, features, jobs
-from resnet_jax.evaluation import pairs, predictions
+from resnet_jax.evaluation import pairs, prediction_file, prediction_record
+from resnet_jax.evaluation.prediction import ClassScore
 from resnet_jax.features import table
 from resnet_jax.system import errors
 
@@ -34,15 +35,15 @@ def _compare(first, second, **settings):
 
 
 def _write(path, images, classes=6, **facts):
-  header = predictions.Header({'classes': classes} | facts, {}, {})
-  with predictions.Writer(path, header, 1) as writer:
+  header = prediction_record.Header({'classes': classes} | facts, {}, {})
+  with prediction_file.Writer(path, header, 1) as writer:
     writer.write(images)
     writer.publish()
   return path
 
 
 def _images(seed, count=COUNT, failed=(), right=0.6):
-  """Labels are the same for all seeds, guesses are not."""
+  """Labels are the same for all seeds, predictions are not."""
   labels = np.random.default_rng(0).integers(0, 6, count)
   random = np.random.default_rng(seed)
   found = []
@@ -50,11 +51,15 @@ def _images(seed, count=COUNT, failed=(), right=0.6):
     order = [int(v) for v in random.permutation(6)[:5]]
     if random.random() < right:
       order = [int(label), *(v for v in order if v != label)][:5]
-    best = tuple((v, round(0.4 - 0.05 * k, 2)) for k, v in enumerate(order))
+    best = tuple(
+      ClassScore(v, '', f'name {v}', round(0.4 - 0.05 * k, 2))
+      for k, v in enumerate(order)
+    )
     bad = row in failed
     found.append(
-      predictions.Predicted(
+      prediction_record.ImagePrediction(
         f'k{row}',
+        f'photos/k{row}',
         {'val': (int(label),), 'real': (int(label), 5) if row % 3 else ()},
         () if bad else best,
         'broken' if bad else '',
@@ -77,20 +82,20 @@ def files(tmp_path):
 def test_two_files_are_counted_as_by_hand(files):
   first, second, a, b = files
   found = pairs.compare(first, second)
-  guesses = [
-    tuple(p.best[0][0] if p.best else None for p in pair)
+  predicted = [
+    tuple(p.best[0].label if p.best else None for p in pair)
     for pair in zip(a, b, strict=True)
   ]
   assert found.images == COUNT
   assert found.failed == (0, 2)
-  assert found.agreed == sum(x == y for x, y in guesses)
+  assert found.agreed == sum(x == y for x, y in predicted)
   assert [flip.key for flip in found.flips] == [
-    f'k{row}' for row, (x, y) in enumerate(guesses) if x != y
+    f'k{row}' for row, (x, y) in enumerate(predicted) if x != y
   ]
   assert next(f for f in found.flips if f.key == 'k7').second is None
   for name in ('val', 'real'):
     table = np.zeros((2, 2), int)
-    for row, (x, y) in enumerate(guesses):
+    for row, (x, y) in enumerate(predicted):
       if answers := a[row].labels[name]:
         table[int(x in answers), int(y in answers)] += 1
     pair = found.paired[name]
@@ -115,11 +120,11 @@ def test_the_program_prints_both_answers(run_main, files):
   )
   assert "weights_sha256: 'aa' in the first, 'bb' in the second" in done.stderr
   assert 'model' not in done.stderr
-  assert f'in {second} 2 could not be read: no guess, wrong' in done.stderr
+  assert f'in {second} 2 images could not be read; they count' in done.stderr
   assert f'{COUNT} images in both' in done.stdout
   assert 'McNemar exact p' in done.stdout
   found = pairs.compare(first, second)
-  assert f'{len(found.flips)} images with another best guess' in done.stdout
+  assert f'{len(found.flips)} images with another best label' in done.stdout
   for flip in found.flips:
     (line,) = [
       line
@@ -127,10 +132,11 @@ def test_the_program_prints_both_answers(run_main, files):
       if line.split()[:1] == [flip.key]
     ]
     row = int(flip.key[1:])
-    assert f'{a[row].best[0][0]} (0.4000)' in line
-    expected = (
-      f'{b[row].best[0][0]} (0.4000)' if b[row].best else 'could not be'
+    assert (
+      f'{a[row].best[0].label} name {a[row].best[0].label} (0.4000)' in line
     )
+    best = b[row].best and b[row].best[0].label
+    expected = f'{best} name {best} (0.4000)' if b[row].best else 'could not be'
     assert expected in line
 
 
@@ -157,19 +163,35 @@ def test_what_is_in_one_file_only_is_said(tmp_path, files, capsys):
   said = capsys.readouterr()
   assert f'only in {first}: 270 images, left out' in said.err
   assert '30 images in both' in said.out
-  assert 'the same best guess: 30 (100.000 %)' in said.out
+  assert 'the same best label: 30 (100.000 %)' in said.out
 
 
 def test_other_labels_are_not_tested(tmp_path, files, capsys):
   first, _, a, _ = files
   others = [
-    predictions.Predicted(p.key, {'val': p.labels['val'], 'real': (1,)}, p.best)
+    dataclasses.replace(p, labels={'val': p.labels['val'], 'real': (1,)})
     for p in a
   ]
   assert _compare(first, _write(tmp_path / 'o.jsonl', others)) == 0
   said = capsys.readouterr()
-  assert 'NOTE: labels real: not the same for ' in said.err
-  assert 'labels val' not in said.err
+  assert 'NOTE: label set real: different for ' in said.err
+  assert 'label set val' not in said.err
+
+
+def test_labels_of_one_file_count_for_both(tmp_path, files):
+  first, second, a, b = files
+  bare = [dataclasses.replace(p, labels={}) for p in b]
+  expected = pairs.compare(first, second)
+  for pair in (
+    (first, _write(tmp_path / 'bare.jsonl', bare)),
+    (
+      _write(
+        tmp_path / 'bare2.jsonl', [dataclasses.replace(p, labels={}) for p in a]
+      ),
+      second,
+    ),
+  ):
+    assert pairs.compare(*pair) == expected
 
 
 def test_keys_twice_are_told_apart_by_their_place_only(tmp_path, files):
@@ -183,7 +205,9 @@ def test_keys_twice_are_told_apart_by_their_place_only(tmp_path, files):
 
 
 def test_no_image_in_common_is_an_error(tmp_path, files):
-  other = predictions.Predicted('z', {}, ((1, 0.5),))
+  other = prediction_record.ImagePrediction(
+    'z', 'z', {}, (ClassScore(1, '', 'one', 0.5),)
+  )
   path = _write(tmp_path / 'z.jsonl', [other])
   with pytest.raises(errors.UserError, match=r"no image in common.*'k0'.*'z'"):
     pairs.compare(files[0], path)
@@ -348,6 +372,6 @@ def test_arguments_behind_the_flags_go_where_they_belong():
   with pytest.raises(errors.UserError, match='--job=compare takes 2'):
     jobs.take('compare', ['a'], config)
   with pytest.raises(
-    errors.UserError, match="do not know what to do with 'x': --job=extract"
+    errors.UserError, match="unexpected arguments 'x': --job=extract"
   ):
     jobs.take('extract', ['x'], config)

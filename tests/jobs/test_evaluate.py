@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `evaluate`, run as a user runs it; and its file of predictions."""
+"""The job `evaluate`, run as a user runs it."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import reproduce
 import tables
+import targets
 from conftest import ROOT
 from makers import Started
 from PIL import Image
@@ -23,7 +24,7 @@ import resnet_jax
 from resnet_jax import configuration, jobs
 from resnet_jax import weights as weights_lib
 from resnet_jax.data import labels as label_lib
-from resnet_jax.evaluation import evidence, metrics, predictions, report
+from resnet_jax.evaluation import evidence, metrics, report
 from resnet_jax.system import errors
 from resnet_jax.zoo import lookup
 
@@ -140,9 +141,12 @@ def test_the_predictions_and_the_errors(finished, photographs):
     assert image['key'] == f'photo {row:02}.jpg'
     (answers,) = image['labels'].values()
     assert answers == [labels[row]]
-    assert [label for label, _ in image['best']] == list(order[row, :5])
-    for label, probability in image['best']:
-      assert probability == pytest.approx(output[row, label], rel=1e-3)
+    assert image['path'] == f'photos/photo {row:02}.jpg'
+    assert image['predicted'] == order[row, 0]
+    assert [score['label'] for score in image['best']] == list(order[row, :5])
+    for score in image['best']:
+      expected = pytest.approx(output[row, score['label']], rel=1e-3)
+      assert score['probability'] == expected
 
   for key, k in (('top1_error', 1), ('top5_error', 5)):
     wrong = sum(labels[row] not in order[row, :k] for row in range(COUNT))
@@ -195,7 +199,7 @@ def test_the_results_say_how_to_find_them_again(finished, photographs):
   assert 'confusions' not in line
 
 
-# ---------------------------------------------------- stopped, and gone on with
+# -------------------------------------------------------- killed, and resumed
 
 
 def _killed(folder, *settings):
@@ -209,7 +213,7 @@ def _killed(folder, *settings):
   return part
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(
+def test_a_killed_run_resumes_to_the_same_bytes(
   run_main, photos, tmp_path, finished
 ):
   expected = (finished[0] / 'results' / 'predictions.jsonl').read_bytes()
@@ -224,7 +228,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
   part.write_bytes(b''.join(lines[:-1]) + lines[-1][:-9])
   done = run_main(*_flags(), check=0)
   kept = (len(lines) - 2) // 4 * 4
-  assert f'going on after {kept} of 41 images' in done.stderr
+  assert f'resuming after {kept} of 41 images' in done.stderr
   assert kept > 0
   assert whole.read_bytes() == expected
   assert not part.exists()
@@ -260,7 +264,7 @@ def test_a_finished_file_needs_no_network_and_takes_other_labels(
 
   _, *images = _lines(tmp_path / 'results' / 'predictions.jsonl')
   several = [
-    [p['best'][0][0], p['best'][2][0]] if row % 2 else []
+    [p['predicted'], p['best'][2]['label']] if row % 2 else []
     for row, p in enumerate(images)
   ]
   (tmp_path / 'real.json').write_text(json.dumps(several))
@@ -272,7 +276,7 @@ def test_a_finished_file_needs_no_network_and_takes_other_labels(
   own, real = _results(tmp_path / 'results')['labels'].values()
   assert own['top1_error'] == _the_one(before)['top1_error']
   assert (real['images'], real['unlabelled']) == (20, 21)
-  assert 'labels real: 21 without a label left out' in done.stdout
+  assert 'labels real: 21 images without a label left out' in done.stdout
   assert real['top1_error']['wrong'] == 0
   assert real['published'] == report.NOT_THESE
   _, *again = _lines(tmp_path / 'results' / 'predictions.jsonl')
@@ -312,7 +316,7 @@ def test_a_wrong_order_of_labels_is_named(
   monkeypatch.chdir(tmp_path)
   _, *images = _lines(tmp_path / 'results' / 'predictions.jsonl')
   text = ''.join(
-    f'"{p["key"]}" {(p["best"][0][0] + 1) % 1000}\n' for p in images
+    f'"{p["key"]}" {(p["predicted"] + 1) % 1000}\n' for p in images
   )
   (tmp_path / 'photos' / 'one.list').write_text(text)
   # Of an untrained network nothing else is to be expected.
@@ -321,7 +325,9 @@ def test_a_wrong_order_of_labels_is_named(
   found = _the_one(_results(tmp_path / 'results'))
   assert found['top1_error']['percent'] == 100
   assert 'diagnosis' not in found
-  assert found['published'] == report.NO_PROTOCOL
+  assert found['published'] == (
+    f'{report.NO_PROTOCOL} (run with resize 40 for 256, crop 32 for 224)'
+  )
   monkeypatch.setattr(weights_lib.Weights, 'trained', True)
   capsys.readouterr()
   assert jobs.run('evaluate', _config(*settings)) == 0
@@ -345,12 +351,12 @@ def test_a_truncated_image_fails_or_counts_as_wrong(
   done = run_main(*_flags('on_error=record'))
   assert done.returncode == 3
   assert '1 images could not be read; they count as wrong' in done.stderr
-  assert '1 that could not be read count as wrong' in done.stdout
+  assert '1 images that could not be read count as wrong' in done.stdout
   found = _the_one(_results(tmp_path / 'results'))
   whole = _the_one(_results(finished[0] / 'results'))
   assert found['images'] == whole['images']
   assert found['failed'] == 1
-  # Its label was the best guess.
+  # Its label was predicted.
   for key in ('top1_error', 'top5_error'):
     assert found[key]['wrong'] == whole[key]['wrong'] + 1
   _, *images = _lines(tmp_path / 'results' / 'predictions.jsonl')
@@ -396,133 +402,6 @@ def test_a_label_beyond_the_classes_is_said_at_once(run_main, photos, tmp_path):
   assert not (tmp_path / 'results').exists()
 
 
-# --------------------------------------------------------- the file by itself
-
-
-HEADER = predictions.Header({'model': 'x', 'classes': 9}, {'rows': 2}, {})
-
-
-def _image(key, best=((1, 0.5), (2, 0.25)), failed=''):
-  return predictions.Predicted(key, {'own': (1,)}, best, failed)
-
-
-def _write(path, count=5):
-  with predictions.Writer(path, HEADER, 2) as writer:
-    writer.write([_image(f'ü {row}') for row in range(count - 1)])
-    writer.write([_image('last', (), 'it is\nbroken')])
-    writer.publish()
-
-
-def test_what_is_written_is_read(tmp_path):
-  path = tmp_path / 'p.jsonl'
-  _write(path)
-  keys = [*(f'ü {row}' for row in range(4)), 'last']
-  found = list(predictions.images(path, keys))
-  assert found[:4] == [_image(key) for key in keys[:4]]
-  assert found[4] == _image('last', (), 'it is\nbroken')
-  assert predictions.is_finished(path, HEADER)
-  assert not predictions.is_finished(tmp_path / 'other', HEADER)
-
-
-@pytest.mark.parametrize(
-  ('keys', 'expected'),
-  [
-    (['a'], 'image 0, is ü 0, and should be a'),
-    (['ü 0', 'ü 1', 'ü 2', 'ü 3'], 'image 4, is last, and should be none'),
-    (
-      ['ü 0', 'ü 1', 'ü 2', 'ü 3', 'last', 'z'],
-      'image 5, is missing, and should be z',
-    ),
-  ],
-)
-def test_other_images_are_an_error(tmp_path, keys, expected):
-  _write(tmp_path / 'p.jsonl')
-  with pytest.raises(errors.UserError, match=expected):
-    list(predictions.images(tmp_path / 'p.jsonl', keys))
-
-
-@pytest.mark.parametrize(
-  ('line', 'expected'),
-  [
-    (b'{"key": "a"', 'breaks off'),
-    (b'nonsense\n', 'not JSON'),
-    (b'\xff\xfe\n', 'not JSON'),
-    (b'[' * 100_000 + b'\n', 'not JSON'),
-    (b'[1]\n', 'not a JSON object'),
-    (b'{"labels": {}, "failed": "x"}\n', 'no key'),
-    (b'{"key": "a", "labels": {"v": [9]}, "failed": "x"}\n', '0 to 8'),
-    (b'{"key": "a", "labels": {"v": [true]}, "failed": "x"}\n', '0 to 8'),
-    (b'{"key": "a", "labels": [], "failed": "x"}\n', '0 to 8'),
-    (b'{"key": "a", "labels": {}}\n', 'neither guesses nor a reason'),
-    (b'{"key": "a", "labels": {}, "best": [[1]]}\n', 'not pairs'),
-    (b'{"key": "a", "labels": {}, "best": [[-1, 0.5]]}\n', 'not pairs'),
-    (b'{"key": "a", "labels": {}, "best": [[1, NaN]]}\n', 'not pairs'),
-    (
-      b'{"key": "a", "labels": {}, "best": [[1, 1]], "failed": "x"}\n',
-      'or both',
-    ),
-  ],
-)
-def test_a_damaged_line_is_named(tmp_path, line, expected):
-  path = tmp_path / 'p.jsonl'
-  _write(path)
-  path.write_bytes(path.read_bytes() + line)
-  message = f'p.jsonl, line 7, is damaged: .*{expected}'
-  with (
-    predictions.Reader(path) as reader,
-    pytest.raises(errors.UserError, match=message),
-  ):
-    list(reader)
-
-
-@pytest.mark.parametrize(
-  'first',
-  [
-    b'',
-    b'{}\n',
-    b'{"format": "resnet_jax predictions 1"}\n',
-    b'{"format": "resnet_jax predictions 1", "settings": {}, "run": {},'
-    b' "record": {}}\n',
-    b'{"format": "resnet_jax predictions 1", "settings": [], "run": {},'
-    b' "record": {}}\n',
-    b'{"key": "a.png", "predicted": 3}\n',
-    b'\x89PNG',
-  ],
-)
-def test_another_file_is_none_of_predictions(tmp_path, first):
-  path = tmp_path / 'p.jsonl'
-  path.write_bytes(first)
-  with pytest.raises(errors.UserError, match='is no file of predictions'):
-    predictions.Reader(path)
-  if first:
-    # Somebody's file under the name of ours in the making stays as it is.
-    part = predictions.part(path)
-    part.write_bytes(first)
-    with pytest.raises(errors.UserError, match='is no file of predictions'):
-      predictions.Writer(path, HEADER, 2)
-    assert part.read_bytes() == first
-
-
-def test_two_processes_do_not_write_one_file(tmp_path):
-  path = tmp_path / 'p.jsonl'
-  with (
-    predictions.Writer(path, HEADER, 2),
-    pytest.raises(errors.UserError, match='another process is at work'),
-  ):
-    predictions.Writer(path, HEADER, 2)
-  with predictions.Writer(path, HEADER, 2) as writer:
-    assert writer.done == 0
-
-
-def test_a_damaged_line_is_found_before_the_run_goes_on(tmp_path):
-  path = tmp_path / 'p.jsonl'
-  _write(path)
-  part = predictions.part(path)
-  part.write_bytes(path.read_bytes().replace(b'"best"', b'"bets"', 1))
-  with pytest.raises(errors.UserError, match='line 2, is damaged'):
-    predictions.Writer(path, HEADER, 2)
-
-
 # ------------------------------------------------------------------ the report
 
 
@@ -535,7 +414,9 @@ def _tally(wrong, total, several=False):
 
 def test_the_published_figure_stands_beside_the_measured():
   record = lookup.find('paddle', 50)
-  against = report.Standard('paddle-50', record.accuracies[0], ('rounding x',))
+  against = report.Standard(
+    'paddle-50', record.accuracies[0], changes=('rounding x',)
+  )
   found = report.figures(_tally(25, 100), against)
   assert found['top1_error']['published'] == 24.9
   assert found['top1_error']['difference'] == pytest.approx(0.1)
@@ -579,7 +460,7 @@ def test_evidence_is_added_once(tmp_path):
 
 
 def test_every_published_figure_of_the_two_pages_is_a_target():
-  found = [(t.name, t.published) for t in reproduce.TARGETS]
+  found = [(t.name, t.published) for t in targets.TARGETS]
   assert found == [
     ('paddle-50-one', 24.9),
     ('paddle-101-one', 23.7),
@@ -594,10 +475,10 @@ def test_every_published_figure_of_the_two_pages_is_a_target():
 
 
 def test_evidence_is_of_all_images_and_the_last_counts(tmp_path, monkeypatch):
-  target = reproduce.TARGETS[8]
+  target = targets.TARGETS[8]
   of = {
     'checkpoint': 'msra-152',
-    'protocol': target.accuracy.protocol,
+    'protocol': target.accuracy.protocol.describe(),
     'notes': [],
   }
   line = {
@@ -611,7 +492,7 @@ def test_evidence_is_of_all_images_and_the_last_counts(tmp_path, monkeypatch):
   path = tmp_path / 'accuracy.jsonl'
   monkeypatch.setattr(tables, 'RESULTS', tmp_path)
   empty = tables.results_table()
-  assert empty.count('not measured here') == 9
+  assert empty.count('not measured') == 9
   for no in (
     {'images': 100},
     {'trained': False},
@@ -620,10 +501,10 @@ def test_evidence_is_of_all_images_and_the_last_counts(tmp_path, monkeypatch):
     {'published': of | {'notes': ['run with channels RGB for BGR']}},
   ):
     evidence.append(path, [line | no])
-  assert reproduce.evidence(path) == {}
+  assert targets.measured(path) == {}
   new = line | {'top1_error': {'percent': 21.4, 'low': 21.0, 'high': 21.8}}
   evidence.append(path, [line, new])
-  assert reproduce.evidence(path) == {target: new}
+  assert targets.measured(path) == {target: new}
   rows = tables.results_table().splitlines()
   assert rows[-1].endswith(
     '| 21.4 | 21.40 | 21.00 to 21.80 | 50000 | gpu H200 | 2026-11-24 |'

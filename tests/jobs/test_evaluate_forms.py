@@ -89,7 +89,9 @@ def test_every_form_gives_the_same_predictions(
   if data == 'parquet':
     # Its keys are rows; their order is that of the names.
     found = dict(zip(expected, found.values(), strict=True))
-  assert {k: [b[0] for b in r['best']] for k, r in found.items()} == expected
+  assert {
+    k: [b['label'] for b in r['best']] for k, r in found.items()
+  } == expected
   wrong = sum(expected[one.stem][0] != one.label for one in chosen)
   results = json.loads((tmp_path / 'results' / 'results.json').read_text())
   (counted,) = results['labels'].values()

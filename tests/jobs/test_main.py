@@ -39,7 +39,10 @@ def test_help_names_jobs_and_settings_and_does_not_import_jax(run_main):
       "Unknown command line flag 'jop'. Did you mean: job ?. --help lists",
     ),
     ([], 'say --job=JOB, one of: extract, predict'),
-    (['--job=extract', 'photos'], "do not know what to do with 'photos'"),
+    (
+      ['--job=extract', 'photos'],
+      "unexpected arguments 'photos': --job=extract takes none",
+    ),
     (
       ['--config=configs/resnet.py:50,wieghts=x', '--job=extract'],
       "unknown setting 'wieghts'. Did you mean 'weights'? Allowed: arithmetic,",
@@ -180,4 +183,4 @@ def test_a_config_of_ones_own_that_lacks_keys_says_so(run_main, tmp_path):
   done = run_main('--config=mine.py', '--job=predict')
   assert done.returncode == 1
   assert 'the configuration lacks arithmetic, as_json, ' in done.stderr
-  assert 'Let it start from configs/resnet.py' in done.stderr
+  assert 'Start from the configuration of configs/resnet.py' in done.stderr

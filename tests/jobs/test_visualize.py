@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `visualize`, run as a user runs it; its page in a browser."""
+"""The job `visualize`, run as a user does; its page in a browser."""
 
 import base64
 import io
@@ -48,7 +48,7 @@ def _run(folder, *flags):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """Where the program was run once: hostile names, and one broken image."""
+  """The result of one run: hostile names, and one broken image."""
   folder = tmp_path_factory.mktemp('visualize')
   random = np.random.default_rng(0)
   for name in NAMES:
@@ -78,7 +78,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def entries(folder):
-  """The images' parts of the page."""
+  """The entries of the images in the page."""
   text = (folder / 'report/report.html').read_text()
   found = re.findall(r'class="entry">(.*?)</script>', text)
   return [json.loads(part) for part in found]
@@ -100,7 +100,7 @@ def _image(uri):
   return Image.open(io.BytesIO(base64.b64decode(uri.split(',')[1])))
 
 
-def test_it_says_what_it_does_and_writes_what_it_says(folder):
+def test_it_announces_its_files_and_writes_them(folder):
   said = (folder / 'stderr').read_text()
   assert 'Traceback' not in said
   assert f'maps: the 9 strongest of {", ".join(LAYERS)}' in said
@@ -109,7 +109,7 @@ def test_it_says_what_it_does_and_writes_what_it_says(folder):
   assert 'page: at most 32 MB, maps at most 112 pixels a side' in said
   assert 'to write: the page and at most 26 PNG files, to report' in said
   assert 'FAILED: images/broken.png: ' in said
-  assert '1 images could not be read' in said
+  assert '1 image could not be read' in said
   assert re.search(r'the report is report/report.html \(0\.\d MB\)', said)
   report = folder / 'report'
   assert not (folder / 'report.part').exists()
@@ -129,7 +129,7 @@ def test_it_says_what_it_does_and_writes_what_it_says(folder):
       assert np.asarray(Image.open(file)).std() > 10
 
 
-def test_the_page_holds_what_the_network_says(folder, entries, model):
+def test_the_page_holds_the_values_of_the_network(folder, entries, model):
   assert [entry['key'] for entry in entries] == list(NAMES)
   for entry in entries:
     path = folder / 'images' / entry['key']
@@ -139,11 +139,11 @@ def test_the_page_holds_what_the_network_says(folder, entries, model):
       assert 'image' not in entry
       continue
     best = model.predict(path).best
-    assert [guess['label'] for guess in entry['best']] == [
-      guess.label for guess in best
+    assert [shown['label'] for shown in entry['best']] == [
+      score.label for score in best
     ]
-    assert [guess['probability'] for guess in entry['best']] == pytest.approx(
-      [guess.probability for guess in best], rel=1e-3
+    assert [shown['probability'] for shown in entry['best']] == pytest.approx(
+      [score.probability for score in best], rel=1e-3
     )
     first = entry['best'][0]
     assert first['name'] == CLASS.format(first['label'])
@@ -174,7 +174,7 @@ def test_the_page_holds_what_the_network_says(folder, entries, model):
       np.testing.assert_allclose(sheet[-side:, -side:], 127 * last, atol=2)
 
 
-def test_the_run_can_be_told_from_the_page(folder):
+def test_the_page_identifies_the_run(folder):
   text = (folder / 'report/report.html').read_text()
   digest = weights.digest(weights.untrained(resnet.published(18), 0).parameters)
   for fact in (
@@ -227,7 +227,7 @@ def test_a_headless_network_predicts_nothing(
     visualize.run(config)
 
 
-def test_a_class_and_a_layer_of_ones_own(
+def test_a_class_and_a_layer_can_be_chosen(
   folder, model, tmp_path, monkeypatch, capsys
 ):
   monkeypatch.chdir(tmp_path)
@@ -245,7 +245,7 @@ def test_a_class_and_a_layer_of_ones_own(
   (part,) = re.findall(r'class="entry">(.*?)</script>', text)
   cam = model.grad_cam(folder / 'images' / NAMES[2], 281, 'res4_2_addto')
   entry = json.loads(part)
-  assert entry['stated'] == '7 cock'
+  assert entry['trueClass'] == '7 cock'
   assert entry['cam']['name'] == '281 tabby, tabby cat'
   assert float(entry['cam']['peak']) == pytest.approx(cam.max(), rel=0.01)
   assert list(entry['layers']) == ['pool1']
@@ -267,7 +267,7 @@ def test_a_broken_image_ends_it_and_leaves_no_report(folder, tmp_path):
 @pytest.mark.parametrize(
   ('settings', 'message'),
   [
-    ({'multi_crop': True}, 'visualize shows what the network makes of one cr'),
+    ({'multi_crop': True}, 'visualize plots a single crop; an average over t'),
     ({'map_count': 0}, 'map_count=0 is not between 1 and 64'),
     ({'map_layers': 'avgpool,logits'}, 'have no positions, so no maps. conv1_'),
     ({'map_layers': 'res9'}, "unknown layer of ResNet-18 'res9'"),
@@ -281,7 +281,7 @@ def test_a_broken_image_ends_it_and_leaves_no_report(folder, tmp_path):
     ({'map_layers': '*', 'data': '200'}, '200 images with 16 maps of each'),
   ],
 )
-def test_settings_that_cannot_be(tmp_path, monkeypatch, settings, message):
+def test_settings_are_refused(tmp_path, monkeypatch, settings, message):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'list').write_text('x.png\n' * 201)
   (tmp_path / '200').write_text('x.png\n' * 200)
@@ -323,7 +323,7 @@ def browser():
 
 @pytest.fixture
 def opened(browser, folder):
-  """The page, its first maps drawn; nothing may be complained about."""
+  """The page with its first maps drawn; the console must stay empty."""
   browser.complaints.clear()
   browser.open(folder / 'report/report.html')
   browser.wait("document.querySelectorAll('#maps canvas').length == 9")
@@ -386,7 +386,7 @@ def test_the_keyboard_reaches_everything(opened):
   opened.press('ArrowDown')
   opened.press('Enter')
   assert _text(opened, 'key') == NAMES[2]
-  assert _text(opened, 'said') == f'{NAMES[2]} is shown'
+  assert _text(opened, 'announced') == f'{NAMES[2]} is shown'
   opened.press('End')
   opened.press('Enter')
   assert _text(opened, 'key') == NAMES[4]
@@ -443,7 +443,7 @@ def test_foreign_scripts_are_refused_by_the_page(browser, folder):
   assert 'Content Security Policy' in ' '.join(browser.complaints)
 
 
-def test_a_image_that_failed_says_so(opened):
+def test_an_image_that_failed_is_reported(opened):
   opened.click('#images button:nth-child(4)')
   assert _text(opened, 'key') == 'broken.png'
   assert 'It could not be read: it is in none of the' in _text(opened, 'reason')

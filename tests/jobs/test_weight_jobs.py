@@ -18,6 +18,7 @@ from reference_weights import reference_parameters, write_paddle_directory
 
 from resnet_jax import weights
 from resnet_jax.models import names, resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import paddle
 from resnet_jax.zoo import lookup
@@ -70,10 +71,10 @@ def test_convert_there_and_back_keeps_the_digest(run_main, small, tmp_path):
   assert 'reads back to the same digest' in done.stderr
   again = weights.load(str(tmp_path / 'w.safetensors'))
   assert again.digest == digest
-  assert again.model == resnet.ResNet(18, 9, stride_in='3x3')
-  assert again.recipe.channels == 'RGB'
-  assert again.recipe.mean == (1.5, 2.5, 3.5)
-  assert again.recipe.resize == 'squash'
+  assert again.model == resnet.ResNet(18, 9, variant=Variant(stride_in='3x3'))
+  assert again.preprocess.channels == 'RGB'
+  assert again.preprocess.mean == (1.5, 2.5, 3.5)
+  assert again.preprocess.resize == 'squash'
   done = run_main(
     CONFIG,
     '--job=convert',
@@ -85,7 +86,7 @@ def test_convert_there_and_back_keeps_the_digest(run_main, small, tmp_path):
   for file in path.iterdir():
     assert (tmp_path / 'back' / file.name).read_bytes() == file.read_bytes()
   back = weights.load(str(tmp_path / 'back'))
-  assert (back.model, back.recipe) == (again.model, again.recipe)
+  assert (back.model, back.preprocess) == (again.model, again.preprocess)
   assert back.digest == digest
   file = tmp_path / 'back' / 'resnet_jax.json'
   file.write_text(file.read_text().replace('3x3', '1x1'))
@@ -108,11 +109,11 @@ def test_untrained_weights_stay_untrained_in_every_format(run_main, tmp_path):
 @pytest.mark.parametrize(
   ('settings', 'message'),
   [
-    ([], 'say where to: --config.output=FILE.safetensors'),
+    ([], 'no output. Give --config.output=FILE.safetensors'),
     (['output=there.safetensors'], 'exists already; remove it'),
     (['output=new', 'convert_to=onnx'], "unknown convert_to 'onnx'"),
     (['output=new'], "a safetensors file ends with '.safetensors'"),
-    (['output=n.safetensors', 'convert_to=paddle'], 'does not go with convert'),
+    (['output=n.safetensors', 'convert_to=paddle'], 'does not match convert'),
     (
       ['output=n.safetensors', 'mean=mean.npz'],
       'a mean image cannot be stored',
@@ -426,7 +427,7 @@ def test_a_wrong_file_is_no_checkpoint(run_main, mirror, online, tmp_path):
   done = run_main(
     f'{CONFIG}:50,weights=msra', '--job=download', env=online, check=1
   )
-  assert 'files could not be had' in done.stderr
+  assert 'files failed, for the reasons above' in done.stderr
   assert 'msra-50' in done.stderr
   assert 'it has 22 bytes, where 102,462,397 are published' in done.stderr
   left = list((tmp_path / 'cache').rglob('*.caffemodel'))
@@ -456,8 +457,8 @@ def test_offline_several_files_are_one_message(run_main, online, tmp_path):
     check=1,
   )
   plan, error = done.stderr.splitlines()
-  assert plan.startswith('to get, unless they are in the cache: msra-50, ')
-  assert 'RESNET_JAX_OFFLINE forbids to download, and ' in error
+  assert plan.startswith('to download, unless they are in the cache: msra-50, ')
+  assert 'RESNET_JAX_OFFLINE forbids downloads, and ' in error
   assert f' files are not in {tmp_path / "none"}: msra-50/ResNet-50-m' in error
   assert error.endswith('give weights=PATH of a file that you have.')
 

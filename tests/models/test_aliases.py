@@ -114,7 +114,7 @@ def test_globs_over_other_programs_names():
   assert chosen('caffe:res*_branch2c') == ends
   assert chosen('res5?_branch2c') == ends[-3:]
   assert chosen('conv5_*_out') == chosen('res5_*_addto')
-  # What canonical names match, others only repeat.
+  # Canonical names win; the other schemes only repeat them.
   assert chosen('*_conv') == tuple(
     n for n in names.layer_names(50) if n.endswith('_conv')
   )
@@ -134,7 +134,7 @@ def test_globs_over_other_programs_names():
   ],
 )
 def test_ambiguity_is_an_error_that_names_the_choices(pattern, message):
-  with pytest.raises(errors.UserError) as caught:
+  with pytest.raises(aliases.AmbiguousNameError) as caught:
     aliases.select_layers(pattern, 50)
   assert 'is ambiguous' in str(caught.value)
   assert message in str(caught.value)
@@ -156,7 +156,7 @@ def test_a_scheme_in_front_settles_it():
     ('keras:conv1_bn', 'conv1_bn'),
   ],
 )
-def test_a_value_before_the_relu_is_said_to_be_another(name, layer):
+def test_a_value_before_the_relu_gives_a_note(name, layer):
   chosen = aliases.select_layers(name, 50)
   assert chosen.layers == (layer,)
   assert 'is the value before the ReLU' in chosen.notes[0]

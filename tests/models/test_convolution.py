@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each way to compute a convolution or a pool, against the plain definition."""
+"""Each algorithm of a convolution or a pool, against the plain definition."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from resnet_jax.data import mean as mean_lib
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import runner
 from resnet_jax.models import convolution, layers, resnet, winograd
+from resnet_jax.models.variant import STEM_POOLS
 from resnet_jax.system import errors
 from resnet_jax.weights import random
 
@@ -92,6 +93,25 @@ def rounding(terms, passes=0, growth=1.0):
   return growth * 2.0**-24 * np.sqrt((terms / 2 + 2 + passes) / 3)
 
 
+def flops(arithmetic, platform='cpu', side=3, stride=1):
+  """Floating-point operations of a layer, by XLA's own count."""
+  conv = layers.Conv(64, side, stride, layers.Inference(arithmetic, platform))
+  dtype = convolution.ARITHMETICS[arithmetic].dtype
+  x = jax.ShapeDtypeStruct((1, 56, 56, 64), dtype)
+  variables = jax.eval_shape(conv.init, jax.random.key(0), x)
+  return jax.jit(conv.apply).lower(variables, x).cost_analysis()['flops']
+
+
+def test_3x3_convolutions_take_fewer_operations_on_a_cpu():
+  direct = flops('direct')
+  # 36 products for 16 results instead of 144, and the transforms.
+  assert direct / 4 < flops('float32') < direct / 2
+  assert flops('float32', platform='gpu') == direct
+  assert flops('tf32') == direct
+  assert flops('bfloat16') == pytest.approx(direct, rel=0.01)
+  assert flops('float32', stride=2) == flops('direct', stride=2)
+
+
 def growth_of_winograd():
   """In the mean of a tile: 10.8.
 
@@ -129,7 +149,7 @@ def test_the_error_is_what_the_arithmetic_allows(name, size, channels, outputs):
 
 
 @pytest.mark.parametrize('size', [(16, 16), (17, 16), (8, 9), (3, 5), (57, 33)])
-@pytest.mark.parametrize('rule', layers.STEM_POOLS)
+@pytest.mark.parametrize('rule', STEM_POOLS)
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_the_pool_of_slices_is_the_pool_of_windows(rule, size, dtype):
   # Below zero, so that a padding of zeros would win.
@@ -153,7 +173,7 @@ def values():
   """A small network's `avgpool`, for each arithmetic."""
   model = resnet.ResNet(18)
   parameters = random.initialise(resnet.parameter_shapes(model), 0)
-  mean = mean_lib.parse_mean('1,2,3', 32).values
+  preprocess = Preprocess((1.0, 2.0, 3.0))
   images = np.random.default_rng(0).integers(
     0, 256, (2, 1, 40, 40, 3), np.uint8
   )
@@ -163,7 +183,7 @@ def values():
       tuple(jax.devices('cpu')[:1]), arithmetic=arithmetic
     )
     run = runner.Runner(
-      model, parameters, ['res5_2_addto'], mean, execution=execution
+      model, parameters, ['res5_2_addto'], preprocess, execution=execution
     )
     return run.fetch(run(images))['res5_2_addto']
 

@@ -5,12 +5,13 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax.models import costs, layers, names, resnet
+from resnet_jax.models import costs, names, resnet
+from resnet_jax.models.variant import STEM_POOLS, Variant
 from resnet_jax.weights import random
 
 
 def _total(depth, stride_in):
-  model = resnet.ResNet(depth, stride_in=stride_in)
+  model = resnet.ResNet(depth, variant=Variant(stride_in=stride_in))
   return sum(cost.multiply_adds for cost in costs.costs(model, 224, 224))
 
 
@@ -41,7 +42,7 @@ def test_receptive_fields_are_the_published_ones(depth, field):
   assert found['res5_3_addto'].stride == 32
 
 
-@pytest.mark.parametrize('stem_pool', layers.STEM_POOLS)
+@pytest.mark.parametrize('stem_pool', STEM_POOLS)
 @pytest.mark.parametrize(
   ('layer', 'stride_in'),
   [
@@ -56,7 +57,9 @@ def test_a_receptive_field_is_what_a_value_depends_on(
   layer, stride_in, stem_pool
 ):
   """The columns in which a value in the middle has a gradient."""
-  model = resnet.ResNet(50, stride_in=stride_in, stem_pool=stem_pool)
+  model = resnet.ResNet(
+    50, variant=Variant(stride_in=stride_in, stem_pool=stem_pool)
+  )
   cost = {c.layer: c for c in costs.costs(model, 32, 160)}[layer]
   parameters = random.initialise(resnet.parameter_shapes(model), 0)
 

@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import piecewise, runner
 from resnet_jax.models import folding, layers, resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.weights import random
 
 
@@ -66,7 +68,7 @@ def assert_close(found, expected, tolerance):
   ('depth', 'settings', 'size'),
   [
     (18, {}, (32, 45)),
-    (50, {'stride_in': '3x3', 'stem_pool': 'pad1'}, (37, 32)),
+    (50, {'variant': Variant('3x3', 'pad1')}, (37, 32)),
     (20, {'classes': 10}, (32, 32)),
   ],
 )
@@ -112,13 +114,13 @@ def test_what_is_joined_and_what_is_not_are_kept_apart():
   """The parameters are on the device once, whatever layers are asked for."""
   model = resnet.ResNet(18)
   parameters = parameters_of(model)
-  mean = np.array([100, 110, 120], np.float32).reshape(3, 1, 1)
+  preprocess = Preprocess((100.0, 110.0, 120.0))
   images = np.random.default_rng(0).integers(
     0, 256, (1, 1, 32, 32, 3), np.uint8
   )
 
   def values(layer, shared):
-    run = runner.Runner(model, parameters, [layer], mean, shared=shared)
+    run = runner.Runner(model, parameters, [layer], preprocess, shared=shared)
     return run.fetch(run(images))[layer]
 
   # The batch norm alone, behind its convolution, and with the pool behind it.
@@ -128,7 +130,7 @@ def test_what_is_joined_and_what_is_not_are_kept_apart():
   for layer in (*chosen, *chosen[::-1]):
     np.testing.assert_array_equal(values(layer, shared), alone[layer], layer)
   both = runner.Runner(
-    model, parameters, ['conv1_conv', 'conv1_bn'], mean, shared=shared
+    model, parameters, ['conv1_conv', 'conv1_bn'], preprocess, shared=shared
   )
   found = both.fetch(both(images))
   alone = {layer: alone[layer] for layer in found}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of convolutions, against the network that Flax builds of it."""
+"""The table of layers, against the network that Flax builds from it."""
 
 import itertools
 
@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import pytest
 
 from resnet_jax.models import layers, names, resnet
+from resnet_jax.models.variant import Variant
+from resnet_jax.system import errors
 
 ALL = frozenset(
   name for depth in names.ARCHITECTURES for name in names.layer_names(depth)
 )
-HOWS = [
+INFERENCES = [
   layers.Inference(platform='gpu'),
   layers.Inference(platform='cpu', apart=frozenset({'conv1_bn', 'avgpool'})),
   layers.Inference('direct', 'cpu', frozenset({'res2_1_branch2b_conv'})),
@@ -24,7 +26,7 @@ VARIANTS = list(
 
 
 def _traced(model, height, width):
-  """Flax's own parameters, and its layers' (C, H, W), as far as it has them."""
+  """The parameters and the (C, H, W) of layers, as Flax traces them."""
   _, traced = jax.eval_shape(
     lambda x: model.init_with_output(
       jax.random.key(0), x, capture_intermediates=True
@@ -47,8 +49,7 @@ def _traced(model, height, width):
 
 @pytest.mark.parametrize(('depth', 'variant'), VARIANTS)
 def test_shapes_are_those_that_flax_traces(depth, variant):
-  stride_in, stem_pool = variant
-  model = resnet.ResNet(depth, 7, stride_in, stem_pool)
+  model = resnet.ResNet(depth, 7, Variant(*variant))
   # Odd and even at each of the halvings, and not square.
   height, width = 45, 62
   parameters, shapes = _traced(model, height, width)
@@ -62,10 +63,12 @@ def test_shapes_are_those_that_flax_traces(depth, variant):
   assert 'logits/bias' not in resnet.parameter_shapes(headless)
 
 
-@pytest.mark.parametrize('how', HOWS)
+@pytest.mark.parametrize('inference', INFERENCES)
 @pytest.mark.parametrize('depth', [18, 20, 50])
-def test_parameters_of_joined_layers_are_those_that_flax_traces(depth, how):
-  model = resnet.ResNet(depth, inference=how)
+def test_parameters_of_joined_layers_are_those_that_flax_traces(
+  depth, inference
+):
+  model = resnet.ResNet(depth, inference=inference)
   parameters, _ = _traced(model, 64, 64)
   assert resnet.parameter_shapes(model) == parameters
   # In the order of computing.
@@ -82,12 +85,31 @@ def test_images_that_are_too_small_are_refused(size):
     resnet.layer_shapes(resnet.ResNet(18), *size)
 
 
-@pytest.mark.parametrize(
-  'fields', [{'depth': 17}, {'stride_in': '2x2'}, {'stem_pool': 'same'}]
-)
-def test_networks_that_there_are_none_of_have_no_shapes(fields):
-  model = resnet.ResNet(**{'depth': 18} | fields)
-  with pytest.raises(ValueError, match='is not one of'):
+def test_a_depth_that_no_resnet_has_is_refused():
+  model = resnet.ResNet(17)
+  with pytest.raises(errors.UserError, match='no ResNet has 17 layers'):
     resnet.parameter_shapes(model)
-  with pytest.raises(ValueError, match='is not one of'):
+  with pytest.raises(errors.UserError, match='no ResNet has 17 layers'):
     resnet.layer_shapes(model, 224, 224)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'stride_in': '2x2'}, "unknown stride_in '2x2'"),
+    ({'stem_pool': 'same'}, "unknown stem_pool 'same'"),
+    ({'epsilon': -1e-5}, 'epsilon=-1e-05 is not between 0 and 1'),
+    ({'epsilon': float('nan')}, 'epsilon=nan is not between 0 and 1'),
+  ],
+)
+def test_variants_that_no_resnet_has_are_refused(fields, message):
+  with pytest.raises(errors.UserError, match=message):
+    Variant(**fields)
+  with pytest.raises(errors.UserError, match=message):
+    Variant().overridden(**fields)
+
+
+def test_auto_and_zero_keep_a_variant():
+  own = Variant('3x3', 'pad1', 2e-5)
+  assert own.overridden(stride_in='auto', stem_pool=None, epsilon=0.0) == own
+  assert own.overridden(epsilon=1e-3) == Variant('3x3', 'pad1', 1e-3)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `diagram`: text, images, and what it refuses."""
+"""Diagrams and the job `diagram`: text, images and refusals."""
 
+import functools
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from PIL import Image
 import resnet_jax
 from resnet_jax import jobs, weights
 from resnet_jax.models import names, resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.views import boxes, diagram, graph, graphviz
 from resnet_jax.weights import paddle
@@ -32,19 +34,14 @@ needs_graphviz = pytest.mark.skipif(
 
 @pytest.fixture(scope='module')
 def graphs():
-  """Graphs of networks, traced once each."""
-  found = {}
-
-  def of(depth):
-    if depth not in found:
-      found[depth] = graph.trace(resnet.published(depth), 64, 64)
-    return found[depth]
-
-  return of
+  """Graphs of networks."""
+  return functools.cache(
+    lambda depth: graph.build(resnet.published(depth), 64, 64)
+  )
 
 
 class Text:
-  """A diagram's text, read back: boxes, lines and clusters with attributes."""
+  """A diagram's text, parsed: boxes, lines and clusters with attributes."""
 
   def __init__(self, text):
     self.boxes, self.lines, self.clusters = {}, [], {}
@@ -61,7 +58,7 @@ class Text:
         self.clusters[match[1]] = cluster
 
   def drawn_once(self):
-    """The boxes without what folding adds."""
+    """The boxes, without those that folding adds."""
     folding = (diagram.AGAIN, diagram.ONWARD)
     return {k: v for k, v in self.boxes.items() if not k.endswith(folding)}
 
@@ -91,7 +88,7 @@ def test_layers_are_drawn_as_the_graph_has_them(graphs, depth):
     for part in (node.name, node.kind, node.detail, node.activation):
       assert part in said
     assert 'x'.join(map(str, node.shape)) in said
-    assert not node.parameters or f'{node.parameters:,} parameters' in said
+    assert not node.learned or f'{node.learned:,} parameters' in said
     assert text.clusters[node.name] == node.block
 
   connections = text.connections()
@@ -100,13 +97,13 @@ def test_layers_are_drawn_as_the_graph_has_them(graphs, depth):
   for edge in network.edges:
     look = connections[edge.start, edge.end]
     assert ('color="#c8500a", penwidth="2.6"' in look) == edge.shortcut
-    if edge.shape != nodes[edge.start].shape:
+    if edge.padded:
       assert 'zeros added' in look
       continue
     first, *others = _label(look) or ['']
     owner = first.rpartition('.')[0]
     assert [first, *(owner + part for part in others)] == [
-      *(edge.parameters or [''])
+      *(nodes[edge.end].parameters or [''])
     ]
 
 
@@ -319,7 +316,7 @@ def test_without_graphviz_the_text_is_there_and_the_message_says_how(
   ('script', 'said'),
   [
     ('echo "Format: png not recognized" >&2; exit 1', 'png not recognized'),
-    ('cat > /dev/null', 'it says nothing'),
+    ('cat > /dev/null', 'no message'),
   ],
 )
 def test_a_program_that_fails_is_quoted(tmp_path, monkeypatch, script, said):
@@ -402,7 +399,9 @@ def test_a_loaded_network_is_drawn_as_it_is():
   with pytest.warns(UserWarning, match='UNTRAINED'):
     model = resnet_jax.load(18, weights='random', stride_in='3x3', crop_size=96)
   drawn = model.diagram(level='layers')
-  assert drawn.title == resnet.describe(resnet.ResNet(18, stride_in='3x3'))
+  assert drawn.title == resnet.describe(
+    resnet.ResNet(18, variant=Variant(stride_in='3x3'))
+  )
   assert '3x96x96' in drawn.dot
   variant = resnet_jax.diagram(18, stride_in='3x3', crop_size=96)
   assert variant.dot == model.diagram().dot

@@ -1,30 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network's graph, against the program that JAX traces for features."""
+"""The graph of the table of layers, against the program that JAX traces."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.extend import core
 
-from resnet_jax.models import names, resnet
-from resnet_jax.system import errors
+from resnet_jax.models import names, resnet, structure
+from resnet_jax.models.structure import Kind
+from resnet_jax.models.variant import Variant
 from resnet_jax.views import graph
 
 VARIANTS = [
   *(pytest.param(resnet.published(d), id=str(d)) for d in names.ARCHITECTURES),
   pytest.param(resnet.ResNet(18, classes=0), id='18, headless'),
-  pytest.param(resnet.ResNet(50, stride_in='3x3', stem_pool='pad1'), id='v1.5'),
-  pytest.param(resnet.ResNet(34, classes=7, stem_pool='pad1'), id='34, pad1'),
+  pytest.param(
+    resnet.ResNet(50, variant=Variant(stride_in='3x3', stem_pool='pad1')),
+    id='v1.5',
+  ),
+  pytest.param(resnet.ResNet(152, 7, Variant('3x3', 'pad1')), id='152, v1.5'),
+  pytest.param(resnet.ResNet(34, 7, Variant('3x3', 'pad1')), id='34, v1.5'),
   pytest.param(resnet.published(20).clone(classes=0), id='20, headless'),
 ]
 
+# A primitive by which each kind of layer is known in a program.
+PRIMITIVES = {
+  Kind.CONVOLUTION: 'conv_general_dilated',
+  Kind.BATCH_NORM: 'rsqrt',
+  Kind.MAX_POOL: 'reduce_window_max',
+  Kind.SUM: 'add',
+  Kind.MEAN: 'reduce_sum',
+  Kind.FULLY_CONNECTED: 'dot_general',
+  Kind.SOFTMAX: 'exp',
+}
+
 
 class Traced:
-  """What `resnet.capture` does, read from its program.
+  """The graph of `resnet.capture`, read from its program.
 
-  JAX writes down in which scope each equation was made, and Flax opens one of
-  the layer's name for every module: neither the marks nor the names of files
-  that `graph` goes by.
+  JAX records the scope of each equation, and Flax opens a scope of the layer's
+  name for every module.
+
+  Attributes:
+    edges: (start, end).
+    padded: those edges on which a value is padded outside of any layer.
+    shapes: (C, H, W) of each layer's value.
+    parameters: `layer/leaf`, of each layer.
+    primitives: of each layer, in order.
   """
 
   def __init__(self, model, size):
@@ -36,32 +58,41 @@ class Traced:
     program = jax.make_jaxpr(
       lambda parameters, x: resnet.capture(model, parameters, x, wanted)
     )(shapes, jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)).jaxpr
-    self.edges, self.shapes = set(), {}
+    self.edges, self.padded, self.shapes = set(), set(), {}
     self.parameters = {name: set() for name in wanted}
     self.primitives = {name: [] for name in wanted}
     origins = {}
     for variable, name in zip(
-      program.invars, [*sorted(shapes), 'input'], strict=True
+      program.invars, [*sorted(shapes), structure.INPUT], strict=True
     ):
       origins[variable] = {name}
+    padded = set()
     for equation in program.eqns:
       path = str(equation.source_info.name_stack).split('/')
       layer = next((part for part in path if part in self.parameters), None)
-      coming = set().union(
-        *(origins.get(v, ()) for v in equation.invars if _is_variable(v))
-      )
+      inputs = [v for v in equation.invars if _is_variable(v)]
+      coming = set().union(*(origins.get(v, ()) for v in inputs))
       if layer:
-        for origin in coming - {layer}:
-          if origin in shapes:
-            self.parameters[layer].add(origin)
-          else:
+        for variable in inputs:
+          for origin in origins.get(variable, set()) - {layer}:
+            if origin in shapes:
+              self.parameters[layer].add(origin)
+              continue
             self.edges.add((origin, layer))
+            if variable in padded:
+              self.padded.add((origin, layer))
         # An equation of several values is none of ours.
         (value,) = equation.outvars
         _, rows, columns, channels = (1, 1, 1, 1, *value.aval.shape)[-4:]
         self.shapes[layer] = (channels, rows, columns)
         self.primitives[layer].append(_called(equation))
         coming = {layer}
+      elif any(
+        'pad' in _called(equation) and v.aval.shape != value.aval.shape
+        for v in inputs
+        for value in equation.outvars
+      ):
+        padded.update(equation.outvars)
       for variable in equation.outvars:
         origins[variable] = coming
 
@@ -96,7 +127,7 @@ def _file(parameter):
 @pytest.mark.parametrize('model', VARIANTS)
 def test_nodes_and_edges_are_those_of_the_traced_program(model):
   size = (48, 70)
-  found = graph.trace(model, *size)
+  found = graph.build(model, *size)
   traced = Traced(model, size)
 
   first, *nodes = found.nodes
@@ -105,20 +136,21 @@ def test_nodes_and_edges_are_those_of_the_traced_program(model):
   assert {node.name: node.shape for node in nodes} == traced.shapes
   for node in nodes:
     assert node.activation == traced.activation(node.name), node.name
+    assert PRIMITIVES[node.kind] in traced.primitives[node.name], node.name
+    assert list(node.parameters) == sorted(
+      _file(parameter) for parameter in traced.parameters[node.name]
+    )
   learned = resnet.learned_count(resnet.parameter_shapes(model))
-  assert sum(node.parameters for node in nodes) == learned
+  assert sum(node.learned for node in nodes) == learned
 
   assert len(found.edges) == len(traced.edges)
   assert {(edge.start, edge.end) for edge in found.edges} == traced.edges
-  for edge in found.edges:
-    files = {_file(parameter) for parameter in traced.parameters[edge.end]}
-    assert set(edge.parameters) == files
-    assert list(edge.parameters) == sorted(edge.parameters)
+  assert {(e.start, e.end) for e in found.edges if e.padded} == traced.padded
 
 
 @pytest.mark.parametrize('depth', [34, 50, 20])
-def test_every_block_has_a_way_around_its_branch(depth):
-  found = graph.trace(resnet.published(depth), 32, 32)
+def test_every_block_has_a_shortcut(depth):
+  found = graph.build(resnet.published(depth), 32, 32)
   blocks = {node.block: node.stage for node in found.nodes if node.block}
   counts = names.ARCHITECTURES[depth].blocks
   assert list(blocks) == [
@@ -139,13 +171,13 @@ def test_every_block_has_a_way_around_its_branch(depth):
   # A projection takes two edges more, to the convolution and to batch norm.
   projected = sum('branch1_conv' in node.name for node in found.nodes)
   assert len(shortcuts) == sum(counts) + 2 * projected
-  nodes = {node.name: node for node in found.nodes}
-  padded = [e.end for e in shortcuts if e.shape != nodes[e.start].shape]
+  padded = [e.end for e in shortcuts if e.padded]
   assert padded == (['res3_1_addto', 'res4_1_addto'] if depth == 20 else [])
 
 
 def test_what_is_needed_for_a_layer_lies_before_it():
-  found = graph.trace(resnet.ResNet(18, stem_pool='pad1'), 32, 32)
+  variant = Variant(stem_pool='pad1')
+  found = graph.build(resnet.ResNet(18, variant=variant), 32, 32)
   assert found.needed('pool1') == {'input', 'conv1_conv', 'conv1_bn', 'pool1'}
   needed = found.needed('res3_1_branch1_bn')
   assert 'res2_2_addto' in needed
@@ -155,23 +187,23 @@ def test_what_is_needed_for_a_layer_lies_before_it():
     found.needed('pool2')
 
 
-def test_details_are_the_modules():
-  found = graph.trace(resnet.ResNet(50, 7, '3x3', 'pad1'), 64, 64)
+def test_details_follow_the_variant():
+  found = graph.build(resnet.ResNet(50, 7, Variant('3x3', 'pad1')), 64, 64)
   nodes = {node.name: node for node in found.nodes}
   detail = {name: f'{n.kind}: {n.detail}' for name, n in nodes.items()}
   assert detail['conv1_conv'] == 'convolution: 7x7, stride 2'
   assert detail['res3_1_branch2a_conv'] == 'convolution: 1x1'
   assert detail['res3_1_branch2b_conv'] == 'convolution: 3x3, stride 2'
   assert detail['pool1'] == 'max pool: 3x3, stride 2, pad1'
-  assert nodes['logits'].parameters == 2048 * 7 + 7
-  assert [n.name for n in found.nodes if n.stage == graph.STEM] == [
+  assert nodes['logits'].learned == 2048 * 7 + 7
+  assert [n.name for n in found.nodes if n.stage == structure.STEM] == [
     *('input', 'conv1_conv', 'conv1_bn', 'pool1')
   ]
-  assert [n.name for n in found.nodes if n.stage == graph.HEAD] == [
+  assert [n.name for n in found.nodes if n.stage == structure.HEAD] == [
     *('avgpool', 'logits', 'output')
   ]
 
 
 def test_images_that_are_too_small_are_refused():
-  with pytest.raises(errors.UserError, match='31x32: a ResNet takes 32x32'):
-    graph.trace(resnet.ResNet(18), 31, 32)
+  with pytest.raises(ValueError, match='31x32: a ResNet takes 32x32'):
+    graph.build(resnet.ResNet(18), 31, 32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots and the page's parts, from arrays."""
+"""Plots and the parts of the page, from arrays."""
 
 import io
 import json
@@ -38,38 +38,40 @@ def _values():
   return values
 
 
-# ---------------------------------------------------------------- which maps
+# --------------------------------------------------------------------- maps
 
 
 def test_the_strongest_channels_come_first_and_equals_by_number():
   chosen = maps.strongest(_values(), 4)
   assert chosen.channels == (5, 2, 6, 0)
   assert chosen.strengths == (10.0, 1.0, 1.0, 0.0)
-  assert (chosen.low, chosen.high, chosen.of) == (-1.0, 40.0, 8)
+  assert (chosen.low, chosen.high, chosen.total) == (-1.0, 40.0, 8)
   # 99.5% of the 64 values shown: the peak lies beyond.
   assert chosen.limit == np.percentile(np.abs(chosen.values), 99.5) < 40
-  assert chosen.is_clipped
-  assert chosen.describe().startswith('the 4 strongest of 8 channels, by root')
-  assert 'values -1 to 40, white is 0; beyond ±' in chosen.describe()
-  assert maps.strongest(_values(), 64).describe().startswith('all of 8')
+  assert chosen.clipped == 'max'
+  assert chosen.describe().startswith('The 4 strongest of 8 channels, by root')
+  assert (
+    'values -1 to 40, white is 0; the colours end at ±' in chosen.describe()
+  )
+  assert maps.strongest(_values(), 64).describe().startswith('All of 8')
 
 
-def test_a_dead_layer_is_said_to_be_one():
+def test_a_dead_layer_is_described_as_such():
   chosen = maps.strongest(np.zeros((3, 2, 2)))
-  assert chosen.describe() == 'all of 3 channels; all values are 0'
+  assert chosen.describe() == 'All of 3 channels; all values are 0'
   assert (
     colours.diverging(chosen.values, chosen.limit) == colours.MIDDLE
   ).all()
 
 
-def test_what_cannot_be_shown_is_an_error():
+def test_values_that_cannot_be_shown_are_an_error():
   values = _values()
   values[0, 0, 0] = np.inf
   with pytest.raises(errors.UserError, match='values of a layer are not fin'):
     maps.strongest(values)
   with pytest.raises(errors.UserError, match='65 maps: 1 to 64 can be shown'):
     maps.strongest(_values(), 65)
-  with pytest.raises(errors.UserError, match=r'\(3, 3, 4, 8\) is no first la'):
+  with pytest.raises(errors.UserError, match=r'\(3, 3, 4, 8\) is not the ker'):
     views.filters(np.zeros((3, 3, 4, 8)))
 
 
@@ -149,9 +151,10 @@ def test_nothing_hot_leaves_the_image_alone():
 
 
 @pytest.mark.parametrize('channels', ['BGR', 'RGB'])
-def test_filters_have_the_colours_that_they_look_for(channels):
+def test_filters_have_the_colours_that_they_respond_to(channels):
   kernel = np.zeros((3, 3, 3, 2), np.float32)
-  # The first looks for blue in the middle, the second shuns red on the left.
+  # The first responds to blue in the middle, the second against red on the
+  # left.
   kernel[1, 1, channels.index('B'), 0] = 0.2
   kernel[:, 0, channels.index('R'), 1] = -5.0
   first, second = maps.true_colours(kernel, channels)
@@ -210,7 +213,7 @@ def test_bars_are_as_long_as_probabilities_and_names_are_no_formulas():
   assert [bar.get_width() for bar in axes.patches] == [0.75, 0.2]
   assert axes.get_xlim() == (0, 1)
   assert '$x^2$' in _texts(figure)
-  assert 'cat  (as the data says)' in _texts(figure)
+  assert 'cat  (true class)' in _texts(figure)
   assert '75.00%' in _texts(figure)
   assert _pixels(figure).std() > 0
 
@@ -221,7 +224,7 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     views.bars(['a'], [1.0])
 
 
-# ---------------------------------------------------------------- the page
+# ----------------------------------------------------------------- the page
 
 
 def _noise_entry(shapes, count, side):
@@ -232,18 +235,18 @@ def _noise_entry(shapes, count, side):
     )
     for i, (channels, *size) in enumerate(shapes)
   }
-  guess = page.ShownClass(999, 'n' * 5000, 0.123456789)
-  image = page.ShownImage(
+  predicted = page.PredictedClass(999, 'n' * 5000, 0.123456789)
+  result = page.ImageResult(
     'k' * 5000,
     '200_' + 'k' * 60,
     crop=random.integers(0, 256, (224, 224, 3), np.uint8),
-    stated='s' * 5000,
-    best=(guess,) * 5,
+    true_class='s' * 5000,
+    best=(predicted,) * 5,
     cam=random.uniform(size=(56, 56)),
     cam_class='c' * 5000,
     layers=layers,
   )
-  return page.entry(image, side)
+  return page.entry(result, side)
 
 
 def test_even_noise_does_not_make_the_page_larger_than_promised():
@@ -251,15 +254,15 @@ def test_even_noise_does_not_make_the_page_larger_than_promised():
   side = page.map_side(shapes, 16, 200)
   assert side == 28
   entry = _noise_entry(shapes, 16, side)
-  network = graph.trace(resnet.ResNet(152), 32, 32)
+  network = graph.build(resnet.ResNet(152), 32, 32)
   everything = [node.name for node in network.nodes]
   kernel = np.random.default_rng(0).normal(size=(7, 7, 3, 64))
   filters = maps.true_colours(kernel, 'BGR')
-  about = page.About('t', [], network, everything, filters, '', '', [], {})
-  whole = page.document(about, [])
+  run = page.Run('t', [], network, everything, filters, '', '', [], {})
+  whole = page.document(run, [])
   assert len(whole.encode()) + 200 * len(page._json(entry)) < page.MAX_BYTES
   assert (
-    len(page.document(about, [entry]).encode()) - len(whole.encode())
+    len(page.document(run, [entry]).encode()) - len(whole.encode())
     < len(page._json(entry)) + len(entry['thumbnail']) + 1000
   )
 
@@ -282,7 +285,7 @@ def test_json_in_the_page_closes_no_script():
 @pytest.mark.parametrize('depth', [20, 18, 152])
 def test_the_diagram_has_every_layer_once_and_every_connection(depth):
   model = resnet.published(depth)
-  network = graph.trace(model, 32, 32)
+  network = graph.build(model, 32, 32)
   shown = {'conv1_bn', 'res2_1_addto'}
   text = page_network.diagram(network, shown)
   titles = re.findall(r'title="(\w+): ', text)
@@ -315,8 +318,8 @@ def _luminance(colour):
   return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
 
-def test_text_can_be_told_from_its_ground():
-  """WCAG 2.2, 1.4.3: 4.5 to 1; for what is no text, 1.4.11: 3 to 1."""
+def test_colours_have_enough_contrast():
+  """WCAG 2.2, 1.4.3: 4.5 to 1 for text; 1.4.11: 3 to 1 for the rest."""
   style = (ROOT / 'resnet_jax/views/page.css').read_text()
   themes = re.findall(r':root \{(.*?)\}', style, re.S)
   assert len(themes) == 2

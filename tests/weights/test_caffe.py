@@ -16,8 +16,9 @@ from reference_weights import (
 )
 
 from resnet_jax import weights
-from resnet_jax.data import recipe
+from resnet_jax.data import presets
 from resnet_jax.models import names, resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, caffe, paddle
 
@@ -267,9 +268,9 @@ def test_a_file_says_how_it_was_read(tmp_path):
   loaded = load(path)
   assert loaded.format == 'Caffe model (layer)'
   assert loaded.model == resnet.ResNet(
-    50, 1000, stride_in='1x1', stem_pool='ceil', epsilon=1e-5
+    50, 1000, variant=Variant(stride_in='1x1', stem_pool='ceil', epsilon=1e-5)
   )
-  assert loaded.recipe == recipe.CAFFE
+  assert loaded.preprocess == presets.CAFFE
   assert loaded.layout == '(Co, Ci, ky, kx), (out, in)'
   assert loaded.notes == ()
   origins = loaded.origins
@@ -374,7 +375,9 @@ def test_strides_and_epsilon_are_the_files(tmp_path):
     for name, (kind, blobs, settings) in layers.items()
   }
   loaded = load(write(tmp_path / 'v1.5', layers))
-  assert loaded.model == resnet.ResNet(50, stride_in='3x3', epsilon=2e-5)
+  assert loaded.model == resnet.ResNet(
+    50, variant=Variant(stride_in='3x3', epsilon=2e-5)
+  )
 
 
 # -------------------------------------------------------------- what is wrong
@@ -407,7 +410,7 @@ def _statistics(factor):
   [
     (
       _second_head,
-      r'2 InnerProduct layers \(fc1000, fc2\); a ResNet has one',
+      r'2 InnerProduct layers \(fc1000, fc2\); a ResNet has at',
     ),
     (_statistics(0), 'is untrained: the factor bn2a_branch2a.2 is 0'),
     (_statistics(-1), 'damaged: the factor bn2a_branch2a.2 is -1.0'),
@@ -415,11 +418,11 @@ def _statistics(factor):
     (_statistics(np.inf), 'damaged: the factor bn2a_branch2a.2 is inf'),
     (
       _replace('bn2a_branch2a', blobs=[np.zeros(64), np.ones(64)]),
-      r'bn2a_branch2a has blobs of the shapes \(64,\), \(64,\); mean,',
+      r'bn2a_branch2a has blobs of shapes \(64,\), \(64,\); it must',
     ),
     (
       _replace('bn2a_branch2a', blobs=[np.ones(64)] * 3),
-      'mean, variance and one factor are needed',
+      'it must have mean, variance and one factor',
     ),
     (
       _replace('bn2a_branch2a', blobs=[np.ones(64), np.ones(64), [1], [1]]),
@@ -472,7 +475,7 @@ def _statistics(factor):
     ),
     (
       _replace('bn5c_branch2c', settings=_bytes_field(139, b'\x1a\0')),
-      'batch norm layer: field 3 is a row of bytes, not 4 bytes',
+      'batch norm layer: field 3 is a string of bytes, not 4 bytes',
     ),
   ],
 )
@@ -529,15 +532,15 @@ ONE = blob(SMALL[0])
     (_with(ONE[:-1]), 'layer 1: conv1.0: field 5 needs 24 bytes, and 23'),
     (
       _with(_bytes_field(7, _bytes_field(1, b'\x02\x04')) + ONE[6:]),
-      r'conv1.0: an array of the shape \(2, 4\) holds 6 values',
+      r'conv1.0: an array of shape \(2, 4\) holds 6 values',
     ),
     (
       _with(_bytes_field(7, _bytes_field(1, b'\xff' * 9 + b'\x01') * 4)),
-      r'conv1.0: an array of the shape \(18446744073709551615, .* holds 0',
+      r'conv1.0: an array of shape \(18446744073709551615, .* holds 0',
     ),
     (
       _with(_bytes_field(7, _bytes_field(1, b'\xff' * 11))),
-      'conv1.0: an integer of more than 10 bytes',
+      'conv1.0: an integer has more than 10 bytes',
     ),
     (_with(_bytes_field(7, b'\x0b\x0c')), 'conv1.0: field 1 is a group'),
     (
@@ -555,7 +558,7 @@ ONE = blob(SMALL[0])
     ),
     (
       _layers(layer_message('a', 'ReLU', [])),
-      'refused: it has 1 layers, and none holds weights',
+      'refused: it has 1 layers, none with weights',
     ),
     (
       _layers(*[layer_message('a', 'X', [])] * 2001),
@@ -567,11 +570,11 @@ ONE = blob(SMALL[0])
     ),
     (
       _layers(_bytes_field(2, _bytes_field(1, _bytes_field(1, 'conv1')))),
-      r"refused: it is of Caffe's oldest format \(V0\)",
+      r"refused: it is in Caffe's oldest format \(V0\)",
     ),
     (
       _layers(_bytes_field(100, _bytes_field(1, b'\xff\xff'))),
-      'layer 1: field 1 is no UTF-8 text',
+      'layer 1: field 1 is not UTF-8',
     ),
     (
       _int_field(1, 5000) + _bytes_field(2, 'net_iter_5000.caffemodel'),

@@ -8,8 +8,9 @@ import pytest
 import safetensors.numpy
 
 from resnet_jax import weights
-from resnet_jax.data import recipe
+from resnet_jax.data import presets
 from resnet_jax.models import resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import torch_names
 
@@ -59,20 +60,20 @@ def test_the_files_beside_the_weights_tell_the_rest(folder):
   names = {'0': 'rose', '1': 'tulip', '2': 'aster'}
   config = {'id2label': names, 'downsample_in_bottleneck': True}
   loaded = weights.load(folder(config))
-  assert loaded.model == resnet.ResNet(18, 3, '1x1', 'pad1')
+  assert loaded.model == resnet.ResNet(18, 3, Variant('1x1', 'pad1'))
   assert loaded.loaded.class_names == ('rose', 'tulip', 'aster')
-  assert loaded.recipe == recipe.HUGGING_FACE
+  assert loaded.preprocess == presets.HUGGING_FACE
   assert loaded.loaded.format == 'Hugging Face folder, model.safetensors'
-  assert loaded.loaded.notes == ()
+  assert loaded.notes == ()
 
 
 def test_without_a_preprocessor_the_usual_input_is_taken_and_said(folder):
   stand_ins = {str(i): f'LABEL_{i}' for i in range(3)}
   loaded = weights.load(folder({'id2label': stand_ins}, None))
-  assert loaded.model.stride_in == '3x3'
-  assert loaded.recipe == recipe.HUGGING_FACE
+  assert loaded.model.variant.stride_in == '3x3'
+  assert loaded.preprocess == presets.HUGGING_FACE
   assert loaded.loaded.class_names == ()
-  assert 'has no preprocessor_config.json' in loaded.loaded.notes[0]
+  assert 'has no preprocessor_config.json' in loaded.notes[0]
 
 
 def test_another_preprocessing_is_taken(folder):
@@ -87,7 +88,7 @@ def test_another_preprocessing_is_taken(folder):
       }
     )
   )
-  how = loaded.recipe
+  how = loaded.preprocess
   assert how.mean == (127.5, 127.5, 127.5)
   assert how.std == (127.5, 63.75, 31.875)
   assert (how.resize_size, how.crop_size) == (128, 128)
@@ -105,7 +106,7 @@ def test_another_preprocessing_is_taken(folder):
     ({}, PREPROCESSOR | {'size': 384}, 'not known here.*size 384'),
     ({}, PREPROCESSOR | {'size': {}}, 'not known here.*KeyError'),
     ({}, PREPROCESSOR | {'image_mean': [1, 2]}, 'not known here.*ValueError'),
-    ({}, PREPROCESSOR | {'image_std': [1, 0, 1]}, 'an impossible preproc'),
+    ({}, PREPROCESSOR | {'image_std': [1, 0, 1]}, 'std=.* is not three'),
     ({}, PREPROCESSOR | {'do_normalize': False}, 'do_normalize=False'),
     ({}, PREPROCESSOR | {'rescale_factor': 0.1}, 'rescale_factor=0.1'),
     (
@@ -118,7 +119,7 @@ def test_another_preprocessing_is_taken(folder):
       PREPROCESSOR | {'size': {'height': 224, 'width': 224}},
       'not known here.*KeyError',
     ),
-    ({}, PREPROCESSOR | {'crop_pct': -1}, 'an impossible preprocessing'),
+    ({}, PREPROCESSOR | {'crop_pct': -1}, 'resize_size=-224 is not'),
     ({}, PREPROCESSOR | {'crop_pct': 0}, 'ZeroDivisionError'),
     ({}, [], 'preprocessor_config.json is damaged: it holds no object'),
   ],
@@ -150,12 +151,15 @@ def test_a_folder_of_timms(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(config))
   loaded = weights.load(str(tmp_path))
   assert loaded.loaded.format == 'timm folder, model.safetensors'
-  assert loaded.recipe.mean == (127.5, 127.5, 127.5)
-  assert loaded.recipe.std == (63.75, 127.5, 127.5)
-  assert (loaded.recipe.resize_size, loaded.recipe.crop_size) == (235, 224)
-  assert loaded.recipe.interpolation == 'bicubic'
-  assert loaded.loaded.notes == ()
+  assert loaded.preprocess.mean == (127.5, 127.5, 127.5)
+  assert loaded.preprocess.std == (63.75, 127.5, 127.5)
+  assert (loaded.preprocess.resize_size, loaded.preprocess.crop_size) == (
+    235,
+    224,
+  )
+  assert loaded.preprocess.interpolation == 'bicubic'
+  assert loaded.notes == ()
   stated['interpolation'] = 'hamming'
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  with pytest.raises(errors.UserError, match='an impossible preprocessing'):
+  with pytest.raises(errors.UserError, match="unknown interpolation 'hamming'"):
     weights.load(str(tmp_path))

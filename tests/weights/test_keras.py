@@ -21,7 +21,9 @@ import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
 from resnet_jax import weights
+from resnet_jax.data import presets
 from resnet_jax.models import aliases, resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble
 from resnet_jax.weights import keras as keras_files
@@ -45,10 +47,10 @@ BN_LEAVES = {
   'var': 'moving_variance',
 }
 
-# What assemble says of them.
+# The note of `assemble` on them.
 BIASES = (
-  '53 convolutions have a bias: it goes into the mean of the batch norm behind,'
-  ' so the values of these _conv layers are without it.',
+  '53 convolutions have a bias: it goes into the mean of the batch norm after'
+  ' it, so these _conv layers are without their bias.',
 )
 
 
@@ -193,8 +195,8 @@ def test_all_layouts_hold_the_same_network(model, saved, loaded, name):
   assert got.notes == BIASES
   assert weights.digest(got.parameters) == weights.digest(loaded.parameters)
   assert got.origins == loaded.origins
-  assert got.model == resnet.ResNet(50, 10, '1x1', 'pad1', 1.001e-5)
-  assert got.recipe == keras_files.RECIPE
+  assert got.model == resnet.ResNet(50, 10, Variant('1x1', 'pad1', 1.001e-5))
+  assert got.preprocess == presets.CAFFE
   assert_same(
     got.parameters, expected_parameters(model, aliases.owners(50, 'keras'))
   )
@@ -384,7 +386,7 @@ def test_the_configuration_tells_epsilon_and_contradicts(model, tmp_path):
     if name.endswith('_bn'):
       config['epsilon'] = 1e-3
 
-  assert load(save('a.keras', other_epsilon)).model.epsilon == 1e-3
+  assert load(save('a.keras', other_epsilon)).model.variant.epsilon == 1e-3
 
   def stride_of_v1_5(name, config):
     if name in ('conv3_block1_1_conv', 'conv3_block1_2_conv'):
@@ -477,7 +479,7 @@ def old(saved, tmp_path_factory):
 
 def test_the_names_until_2018(model, old, loaded):
   got = load(old)
-  assert got.model == resnet.ResNet(50, 10, '1x1', 'pad1', 1e-3)
+  assert got.model == resnet.ResNet(50, 10, Variant('1x1', 'pad1', 1e-3))
   assert_same(got.parameters, loaded.parameters)
   assert got.origins['res4_6_branch2c_bn/var'].name == (
     'bn4f_branch2c/moving_variance'
@@ -485,7 +487,7 @@ def test_the_names_until_2018(model, old, loaded):
   note, biases = got.notes
   assert (biases,) == BIASES
   assert 'names that Keras used until 2018' in note
-  assert '55 pixels where 56 are usual' in note
+  assert '55 pixels, not 56' in note
 
   def clone(layer):
     config = layer.get_config()
@@ -637,10 +639,6 @@ def named_type(group):
   group['a'] = np.dtype('f4')
 
 
-def odd_name(group):
-  group.create_group('a\x1b[31m')
-
-
 @pytest.mark.parametrize(
   ('fill', 'message'),
   [
@@ -659,7 +657,6 @@ def odd_name(group):
     (shared_storage, r'its arrays take 163840 bytes of a file of \d+ bytes'),
     (empty, 'conv1_conv/a has no shape'),
     (named_type, 'conv1_conv/a is neither a group nor an array'),
-    (odd_name, r"it holds the name 'conv1_conv/a\\x1b\[31m'"),
   ],
 )
 def test_what_is_not_plain_is_refused(crafted, fill, message):
@@ -755,10 +752,10 @@ def test_two_networks_without_names(tmp_path):
     ('{"config": 3}', 'configuration is not what Keras writes (TypeError'),
     ('{"config": {"layers": 3}}', 'is not what Keras writes (TypeError'),
     ('{"config": {"layers": [{}]}}', "writes (KeyError: 'config')"),
-    ('{"config": {"name": "\\u001b"}}', 'is not what Keras writes (TypeError'),
-    (['a', 'b'], 'its attribute model_config is no text'),
-    (3, 'its attribute model_config is no text'),
-    ('x' * (2**24 + 1), 'its attribute model_config is over 16777216 bytes'),
+    ('{"config": {"name": 3}}', 'is not what Keras writes (TypeError'),
+    (['a', 'b'], 'its attribute model_config is not a string'),
+    (3, 'its attribute model_config is not a string'),
+    ('x' * (2**24 + 1), 'its attribute model_config has more than 16777216'),
   ],
 )
 def test_configurations_that_are_none(tmp_path, config, message):
@@ -928,7 +925,7 @@ def test_changed_bytes_of_an_archive_are_found(archive, tmp_path):
 def test_a_huge_table_of_contents_is_not_read(archive):
   path = archive({f'assets/{number}': b'' for number in range(2000)})
   assert not recognised(path)
-  assert 'its directory is missing or too large' in refusal(path)
+  assert 'its zip directory has 113009 bytes, more than 65536' in refusal(path)
 
 
 def test_other_files_are_not_recognised(tmp_path):

@@ -100,7 +100,7 @@ def test_the_file_is_the_published_one(directory, record, capsys):
     print(f'\n{record.name}: digest {loaded.digest}')
   if record.file.hash:
     assert lookup.identify(path, record.depth) == record
-  assert loaded.recipe == record.recipe
+  assert loaded.preprocess == record.preprocess
 
 
 @pytest.mark.parametrize('record', _records())

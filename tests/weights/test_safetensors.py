@@ -10,15 +10,18 @@ import pytest
 import safetensors.numpy
 
 from resnet_jax import weights
-from resnet_jax.data import recipe
+from resnet_jax.data import presets
 from resnet_jax.models import resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, formats, metadata, torch_names
 from resnet_jax.weights import (
   safetensors as ours,
 )
 
-MODEL = resnet.ResNet(18, 7, stride_in='3x3', stem_pool='pad1', epsilon=2e-5)
+MODEL = resnet.ResNet(
+  18, 7, variant=Variant(stride_in='3x3', stem_pool='pad1', epsilon=2e-5)
+)
 OPTIONS = assemble.Options()
 
 
@@ -26,11 +29,11 @@ OPTIONS = assemble.Options()
 def held():
   loaded = weights.untrained(MODEL, 3)
   how = dataclasses.replace(
-    recipe.TORCHVISION, resize_size=235, interpolation='bicubic'
+    presets.TORCHVISION, resize_size=235, interpolation='bicubic'
   )
   names = tuple(f'Straße {i}' for i in range(7))
   return dataclasses.replace(
-    loaded, recipe=how, class_names=names, trained=True
+    loaded, preprocess=how, class_names=names, trained=True
   )
 
 
@@ -58,7 +61,7 @@ def _edit(path, change):
 def test_ours_is_loaded_with_no_other_information(file, held):
   loaded = weights.load(str(file))
   assert loaded.model == MODEL
-  assert loaded.recipe == held.recipe
+  assert loaded.preprocess == held.preprocess
   assert loaded.loaded.class_names == held.class_names
   assert loaded.trained
   assert loaded.digest == weights.digest(held.parameters)
@@ -152,16 +155,14 @@ def test_wrong_tensors_are_named(file, value, message):
 def test_inspection_may_see_what_is_not_finite(file):
   value = np.full(64, np.nan, np.float32)
   _edit(file, lambda arrays, stated: arrays.update({'conv1_bn/var': value}))
-  loaded = weights.load(str(file), weights.LoadOptions(finite=False))
+  loaded = weights.load(str(file), weights.Options(finite=False))
   assert np.isnan(loaded.parameters['conv1_bn/var']).all()
 
 
 @pytest.mark.parametrize('cut', [9, 100, 10_000, -1])
 def test_a_truncated_file_is_damaged(file, cut):
   file.write_bytes(file.read_bytes()[:cut])
-  with pytest.raises(
-    errors.UserError, match=r'damaged|no format that is known'
-  ):
+  with pytest.raises(errors.UserError, match=r'damaged|an unknown format'):
     weights.load(str(file))
 
 
@@ -197,7 +198,7 @@ def test_a_crafted_header_takes_no_memory(tmp_path, header):
 def test_a_claimed_header_beyond_the_file_is_no_safetensors(tmp_path):
   path = tmp_path / 'w'
   path.write_bytes(struct.pack('<Q', 2**62) + b'{')
-  with pytest.raises(errors.UserError, match='in no format that is known here'):
+  with pytest.raises(errors.UserError, match='in an unknown format'):
     weights.load(str(path))
 
 
@@ -223,13 +224,13 @@ def test_foreign_names_and_layouts(tmp_path, naming, depth, head):
   safetensors.numpy.save_file(stored, path, {'format': 'pt'})
   loaded = weights.load(str(path))
   assert loaded.digest == weights.digest(held.parameters)
-  assert loaded.model == model.clone(stride_in='3x3', stem_pool='pad1')
+  assert loaded.model == model.clone(variant=torch_names.VARIANT)
   usual = {
-    torch_names.torchvision: recipe.TORCHVISION,
-    torch_names.hugging_face: recipe.HUGGING_FACE,
+    torch_names.torchvision: presets.TORCHVISION,
+    torch_names.hugging_face: presets.HUGGING_FACE,
   }
-  assert loaded.recipe == usual[naming]
-  assert recipe.GUESSED in loaded.loaded.notes
+  assert loaded.preprocess == usual[naming]
+  assert torch_names.GUESSED in loaded.notes
 
 
 def test_half_precision_becomes_float32(tmp_path):

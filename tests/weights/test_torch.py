@@ -2,6 +2,7 @@
 """PyTorch checkpoints made by hand: their structure, damage, and attacks."""
 
 import binascii
+import io
 import math
 import pickle
 import struct
@@ -12,11 +13,12 @@ import pytest
 
 from resnet_jax.codecs import pickles
 from resnet_jax.models import resnet
+from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, torch, torch_names, torch_tensors
 
 OPTIONS = assemble.Options()
-MODEL = resnet.ResNet(18, 1, stride_in='3x3', stem_pool='pad1')
+MODEL = resnet.ResNet(18, 1, variant=Variant(stride_in='3x3', stem_pool='pad1'))
 MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -274,7 +276,7 @@ ADVICE = "torch.save(model.state_dict(), 'clean.pth')."
     (storage('0', 1, view=(('1', 0, 1),)), 'a persistent id that names no'),
     (tensor('0', (9, 9), strides=(0, 0), count=1), 'a tensor that repeats'),
     (tensor('0', (1,), more=({'neg': True},)), 'a tensor with a conjugate or'),
-    (b'c\x1b[2J' + b'x' * 9999 + b'\n\xc3\xa9\n', '?[2Jxxx'),
+    (b'c\x1b[2J' + b'x' * 9999 + b'\n\xc3\xa9\n', '\ufffd[2Jxxx'),
   ],
 )
 def test_what_is_no_tensor_is_refused_by_name(
@@ -392,30 +394,36 @@ HUGE = 1 << 40
     # Windows that overlap: many values of few.
     (tensor('0', (3, 3), strides=(1, 1), count=5), 'a tensor of 9 values that'),
     (tensor('0', (0,), offset=5, count=4), 'a tensor of 0 values that ends at'),
-    (tensor('0', (-1,), count=4), 'a size, a stride or an offset is no number'),
+    (
+      tensor('0', (-1,), count=4),
+      'a size, a stride or an offset is out of range',
+    ),
     (
       tensor('0', (4,), strides=(-1,), count=4),
-      'a size, a stride or an offset is no number',
+      'a size, a stride or an offset is out of range',
     ),
     (
       tensor('0', (4,), offset=-1, count=4),
-      'a size, a stride or an offset is no number',
+      'a size, a stride or an offset is out of range',
     ),
     (
       tensor('0', (True,), count=4),
-      'a size, a stride or an offset is no number',
+      'a size, a stride or an offset is out of range',
     ),
     (
       tensor('0', (1.0,), strides=(1,), count=4),
-      'a size, a stride or an offset is no number',
+      'a size, a stride or an offset is out of range',
     ),
-    (tensor('0', (1,) * 9), 'a tensor has not 0 to 8 dimensions'),
+    (tensor('0', (1,) * 9), 'a tensor does not have 0 to 8 dimensions'),
     (
       tensor('0', (4,), strides=(), count=4),
-      'not one stride for each dimension',
+      'not have one stride per dimension',
     ),
-    (tensor('0', (), count=9**9999), 'is no number there can be'),
-    (tensor('0', (), count=-1), 'a size, a stride or an offset is no number'),
+    (tensor('0', (), count=9**9999), 'an offset is out of range'),
+    (
+      tensor('0', (), count=-1),
+      'a size, a stride or an offset is out of range',
+    ),
     (
       {'a': tensor('0', (1,)), 'b': tensor('0', (2,))},
       "storage '0' has two sizes or two types",
@@ -426,7 +434,7 @@ HUGE = 1 << 40
     ),
     (
       call('torch._utils._rebuild_tensor_v2', 3, 0, (), (), False, {}),
-      'a tensor is not made of a storage',
+      'a tensor does not view a storage',
     ),
     (b'ctorch\nFloatStorage\n)R', 'object is not callable'),
     (b'X' + struct.pack('<I', 1 << 31) + b'\xff', 'its pickle: UnicodeDecode'),
@@ -452,7 +460,7 @@ def test_values_copied_again_and_again_are_refused(refusal):
   rebuild = b'ctorch._utils\n_rebuild_tensor_v2\nq\1'
   made = b'h\1(' + storage('0', 1) + b'K\0h\0h\0\x89}tR'
   text = refusal(zip_file(value((many, rebuild + made))))
-  assert 'a tensor has not 0 to 8 dimensions' in text
+  assert 'a tensor does not have 0 to 8 dimensions' in text
 
 
 @pytest.mark.usefixtures('little_memory')
@@ -490,22 +498,15 @@ ONE = {'a': tensor('0', (4,))}
     (zip_of([('m/data.pkl', b'')]), 'its pickle: it breaks off'),
     (
       zip_of([('m/data.pkl', b''), ('n/data.pkl', b'')]),
-      'it has 2 entries data.pkl, not one',
+      'it has 2 members data.pkl, not one',
     ),
     (
       zip_of([('m/data.pkl', b''), ('m/data.pkl', b'')]),
       "it has two entries 'm/data.pkl'",
     ),
-    *(
-      (
-        zip_of([('m/data.pkl', pickled({})), (name, b'')]),
-        'is not a name within the archive',
-      )
-      for name in ('/etc/passwd', '../x', 'm/../../x', 'm\\x', 'm/\x1b[2J')
-    ),
     (
       zip_file({}, damage={'m/data.pkl': {'crc': 1}}),
-      "'m/data.pkl' does not have its checksum",
+      "Bad CRC-32 for 'm/data.pkl'",
     ),
     (
       zip_file({}, damage={'m/data.pkl': {'method': 8}}),
@@ -546,11 +547,11 @@ ONE = {'a': tensor('0', (4,))}
     ),
     (
       zip_file({}, damage={'m/byteorder': {'header': 0xFFFFFFFF}}),
-      'its zip directory has no zip64 field for an entry',
+      'which lie outside the file',
     ),
     (
-      zip_file({}, damage={'m/byteorder': {'name': b'\xff'}}),
-      'its zip directory has a name not in UTF-8',
+      zip_file({}, damage={'m/byteorder': {'name': b'\xff', 'flags': 1 << 11}}),
+      "is damaged: 'utf-8' codec can't decode",
     ),
   ],
 )
@@ -559,8 +560,31 @@ def test_archives_that_cannot_be(refusal, file, message):
   assert message in text
 
 
+def test_a_large_directory_is_not_read(refusal):
+  members = [(f'm/{number:0200}', b'') for number in range(20_000)]
+  text = refusal(zip_of([('m/data.pkl', pickled({})), *members]))
+  assert 'its zip directory has 4960056 bytes, more than 4194304' in text
+
+
+def test_strides_that_are_not_used_may_be_any_number(refusal):
+  strides = ((1 << 63) - 1,) * 2
+  state = {
+    'one': tensor('0', (1, 1), strides=strides, count=1),
+    'none': tensor('0', (0, 2), strides=strides, count=1),
+  }
+  # Both are read; the file holds no ResNet.
+  assert 'does not hold a plain ResNet' in refusal(
+    zip_file(state, {'0': bytes(4)})
+  )
+  contents = torch_tensors.Storages()
+  found = torch_tensors.unpickle(io.BytesIO(pickled(state)), contents)
+  contents.set_reader(lambda storage: bytes(storage.size))
+  assert found['one'].read().shape == (1, 1)
+  assert found['none'].read().shape == (0, 2)
+
+
 def test_the_end_of_an_archive(refusal):
-  whole, wide = zip_file({}), zip_file({}, wide=True)
+  whole = zip_file({})
   end = struct.Struct('<4s4H2LH')
 
   def ended(count=2, length=None, offset=None):
@@ -571,24 +595,12 @@ def test_the_end_of_an_archive(refusal):
     )
 
   for file, message in (
-    (whole[:-1], 'it breaks off: its end is not that of a zip archive'),
-    (whole[:40], 'it breaks off: its end is not that'),
-    (ended(count=3), 'its zip directory breaks off'),
-    (ended(length=99), 'its zip directory breaks off'),
-    (ended(offset=9), 'its zip directory has something that is no entry'),
-    (
-      ended(length=1 << 31),
-      'its zip directory has 2147483648 bytes, more than',
-    ),
-    (ended(offset=1 << 31), 'its zip directory lies outside the file'),
-    (
-      wide[:-34] + bytes(7) + b'\xff' + wide[-26:],
-      'its zip64 record lies outs',
-    ),
-    (
-      wide[:-34] + bytes(8) + wide[-26:],
-      'it has no zip64 record where it stat',
-    ),
+    (whole[:-1], 'damaged: File is not a zip file'),
+    (whole[:40], 'damaged: File is not a zip file'),
+    (ended(length=99), 'damaged: Bad magic number for central directory'),
+    (ended(offset=9), 'is not where the zip directory has it'),
+    (ended(length=1 << 31), 'damaged: Bad offset for central directory'),
+    (ended(offset=1 << 31), 'which lie outside the file'),
   ):
     assert message in refusal(file), message
 
@@ -654,4 +666,4 @@ def test_a_flipped_value_is_noticed(refusal, network):
   state, raw = state_of(network)
   data = bytearray(zip_file(state, raw))
   data[len(data) // 2] ^= 1
-  assert 'does not have its checksum' in refusal(bytes(data))
+  assert 'Bad CRC-32 for ' in refusal(bytes(data))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import weights
-from resnet_jax.data import recipe
+from resnet_jax.data import presets
 from resnet_jax.models import names, resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, torch_names
@@ -19,7 +19,7 @@ Module: Any = torch.nn.Module
 pytestmark = pytest.mark.frameworks
 
 OPTIONS = assemble.Options()
-VARIANT = {'stride_in': '3x3', 'stem_pool': 'pad1', 'epsilon': 1e-5}
+VARIANT = torch_names.VARIANT
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -185,11 +185,11 @@ def assert_holds(loaded, network):
 def test_activations_are_those_of_pytorch(tmp_path, depth):
   network = make(depth)
   loaded = load(tmp_path, network.state_dict())
-  assert loaded.model == resnet.ResNet(depth, 1000, **VARIANT)
-  assert loaded.recipe == recipe.TORCHVISION
+  assert loaded.model == resnet.ResNet(depth, 1000, VARIANT)
+  assert loaded.preprocess == presets.TORCHVISION
   assert loaded.format == "PyTorch checkpoint, torchvision's and timm's names"
-  assert len(loaded.notes) == 1
-  assert loaded.notes == (recipe.GUESSED,)
+  assert loaded.notes == ()
+  assert loaded.guesses == (torch_names.GUESSED,)
   origin = loaded.origins['logits/kernel']
   assert origin.name == 'fc.weight'
   assert origin.shape[0] == 1000
@@ -248,7 +248,7 @@ def test_a_training_checkpoint(tmp_path, network18, place, how):
   assert_holds(loaded, network18)
   assert loaded.notes[:2] == (
     f"The state dict is the one under '{place}'.",
-    "In the file, too, but not read: 'epoch', 'best_acc1', 'optimizer'.",
+    "Also in the file, but not read: 'epoch', 'best_acc1', 'optimizer'.",
   )
 
 
@@ -293,7 +293,7 @@ def test_parameters_and_views_of_one_storage(tmp_path, network18, how):
     views[name] = flat[at : at + value.numel()].view(value.shape)
     at += value.numel()
   assert_holds(load(tmp_path, views, **how), network18)
-  assert load(tmp_path, views, **how).notes[1:] == ()
+  assert load(tmp_path, views, **how).notes == ()
 
   # Channels last, transposed, and as torch.nn.Parameter.
   changed = dict(state)
@@ -312,7 +312,7 @@ def test_all_depths_are_known_by_their_names(tmp_path):
       state = Network(depth).state_dict()
     listed = {n for n in state if not n.endswith('num_batches_tracked')}
     assert set(torch_names.torchvision(depth)) == listed
-    shapes = resnet.parameter_shapes(resnet.ResNet(depth, **VARIANT))
+    shapes = resnet.parameter_shapes(resnet.ResNet(depth, variant=VARIANT))
     for name, ours in torch_names.torchvision(depth).items():
       stored = assemble.TORCH_LAYOUT.stored(shapes[ours])
       assert tuple(state[name].shape) == stored
@@ -322,7 +322,7 @@ def test_all_depths_are_known_by_their_names(tmp_path):
   state = deep.to_empty(device='cpu').state_dict()
   for value in state.values():
     value.fill_(1)
-  assert load(tmp_path, state).model == resnet.ResNet(152, 1000, **VARIANT)
+  assert load(tmp_path, state).model == resnet.ResNet(152, 1000, VARIANT)
 
 
 # ------------------------------------------------------------- Transformers'
@@ -376,7 +376,7 @@ def test_activations_are_those_of_transformers(tmp_path, depth):
   assert len(expected) == 8
   loaded = load(tmp_path, network.state_dict())
   assert loaded.format == "PyTorch checkpoint, Hugging Face's names"
-  assert loaded.model == resnet.ResNet(depth, 1000, **VARIANT)
+  assert loaded.model == resnet.ResNet(depth, 1000, VARIANT)
   assert_alike(loaded, expected)
   # ResNetModel: no head, and no prefix.
   loaded = load(tmp_path, network.resnet.state_dict())
@@ -479,7 +479,7 @@ def test_a_folder_of_save_pretrained(tmp_path, first):
   network = transformers.ResNetForImageClassification(config).eval()
   network.save_pretrained(tmp_path / 'model')
   loaded = weights.load(str(tmp_path / 'model'))
-  assert loaded.model.stride_in == ('1x1' if first else '3x3')
+  assert loaded.model.variant.stride_in == ('1x1' if first else '3x3')
   assert loaded.loaded.class_names == ('rose', 'tulip', 'aster')
   x = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
   with torch.no_grad():

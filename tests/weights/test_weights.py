@@ -10,14 +10,15 @@ from reference_weights import reference_parameters, write_paddle_directory
 from scipy import ndimage
 
 from resnet_jax import weights
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import runner
-from resnet_jax.models import names, resnet
+from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, paddle, random
 
 MODEL = resnet.ResNet(18)
 SHAPES = resnet.parameter_shapes(MODEL)
-MEAN = np.zeros((3, 1, 1), np.float32)
+UNCHANGED = Preprocess((0.0, 0.0, 0.0))
 
 
 @pytest.fixture(scope='module')
@@ -65,7 +66,9 @@ def test_features_of_untrained_networks_are_not_degenerate(depth):
   noise = np.random.default_rng(0).normal(0, 1, (6, 96, 96, 3))
   smooth = ndimage.gaussian_filter(noise, (0, 4, 4, 0))
   images = np.clip(128 + 60 * smooth / smooth.std(), 0, 255).astype(np.uint8)
-  run = runner.Runner(model, parameters, layers, MEAN + 128)
+  run = runner.Runner(
+    model, parameters, layers, Preprocess((128.0, 128.0, 128.0))
+  )
   values = run.fetch(run(images[:, None]))
   probabilities = values.pop('output').reshape(6, -1)
   for name, value in values.items():
@@ -80,12 +83,12 @@ def test_features_of_untrained_networks_are_not_degenerate(depth):
 
 
 def test_random_weights_say_loudly_that_they_are():
-  loaded = weights.load('random', weights.LoadOptions(18, seed=7))
+  loaded = weights.load('random', weights.Options(18, seed=7))
   assert not loaded.trained
   assert loaded.source == 'random, seed 7'
   assert loaded.warnings[0].startswith('UNTRAINED')
   with pytest.raises(errors.UserError, match='seed=-1 is not between 0'):
-    weights.LoadOptions(seed=-1)
+    weights.Options(seed=-1)
 
 
 def test_the_digest_changes_with_any_bit_and_not_with_the_order(untrained):
@@ -100,7 +103,7 @@ def test_the_digest_changes_with_any_bit_and_not_with_the_order(untrained):
 # ------------------------------------------------------------------ Paddle
 
 
-@pytest.mark.parametrize('order', paddle.CONV_ORDERS)
+@pytest.mark.parametrize('order', assemble.CONV_ORDERS)
 def test_the_references_own_directory_reads_in_both_orders(tmp_path, order):
   # ResNet-50, written by the independent program.
   stored = reference_parameters(50, seed=0)
@@ -109,7 +112,7 @@ def test_the_references_own_directory_reads_in_both_orders(tmp_path, order):
   options = assemble.Options(conv_order=order)
   got = paddle.load(directory, options).parameters
   for name, array in got.items():
-    expected = stored[paddle.file_name(name)]
+    expected = stored[aliases.paddle_parameter(name)]
     if array.ndim == 4:
       expected = expected.transpose(1, 2, 3, 0)
     np.testing.assert_array_equal(array, expected)
@@ -122,15 +125,15 @@ def test_write_read_run_is_exact(tmp_path, untrained):
   images = np.random.default_rng(0).integers(
     0, 256, (2, 1, 40, 40, 3), np.uint8
   )
-  run = runner.Runner(MODEL, untrained, ['output'], MEAN)
+  run = runner.Runner(MODEL, untrained, ['output'], UNCHANGED)
   before = run.fetch(run(images))['output']
-  for order in paddle.CONV_ORDERS:
+  for order in assemble.CONV_ORDERS:
     path = tmp_path / order
     paddle.write(untrained, path, order)
-    loaded = weights.load(str(path), weights.LoadOptions(conv_order=order))
+    loaded = weights.load(str(path), weights.Options(conv_order=order))
     assert loaded.trained
     assert loaded.digest == weights.digest(untrained)
-    run = runner.Runner(MODEL, loaded.parameters, ['output'], MEAN)
+    run = runner.Runner(MODEL, loaded.parameters, ['output'], UNCHANGED)
     np.testing.assert_array_equal(run.fetch(run(images))['output'], before)
 
 
@@ -175,22 +178,18 @@ def test_smooth_filters_in_the_other_order_warn(
   tmp_path, untrained, written, read
 ):
   paddle.write(_smooth(untrained), tmp_path / 'w', written)
-  loaded = weights.load(
-    str(tmp_path / 'w'), weights.LoadOptions(conv_order=read)
-  )
+  loaded = weights.load(str(tmp_path / 'w'), weights.Options(conv_order=read))
   assert len(loaded.warnings) == 1
   assert f'Set conv_order={written}' in loaded.warnings[0]
-  right = weights.load(
-    str(tmp_path / 'w'), weights.LoadOptions(conv_order=written)
-  )
+  right = weights.load(str(tmp_path / 'w'), weights.Options(conv_order=written))
   assert right.warnings == ()
 
 
 def test_unsmooth_filters_do_not_warn_in_either_order(tmp_path, untrained):
   paddle.write(untrained, tmp_path / 'w')
-  for order in paddle.CONV_ORDERS:
+  for order in assemble.CONV_ORDERS:
     loaded = weights.load(
-      str(tmp_path / 'w'), weights.LoadOptions(conv_order=order)
+      str(tmp_path / 'w'), weights.Options(conv_order=order)
     )
     assert loaded.warnings == ()
 
@@ -204,8 +203,8 @@ def test_missing_and_surplus_files_are_named_in_one_error(tmp_path, untrained):
   with pytest.raises(errors.UserError) as caught:
     weights.load(str(path))
   message = str(caught.value)
-  assert '2 files are missing (_conv1_bn.w1, _output.wbias)' in message
-  assert '1 are surplus (notes.txt)' in message
+  assert '2 names are missing (_conv1_bn.w1, _output.wbias)' in message
+  assert '1 names are unknown (notes.txt)' in message
 
 
 def test_another_depth_is_recognised(tmp_path, untrained):
@@ -213,7 +212,7 @@ def test_another_depth_is_recognised(tmp_path, untrained):
   with pytest.raises(
     errors.UserError, match='holds ResNet-18, not ResNet-34: set layer_num=18'
   ):
-    weights.load(str(tmp_path / 'w'), weights.LoadOptions(depth=34))
+    weights.load(str(tmp_path / 'w'), weights.Options(depth=34))
 
 
 @pytest.mark.parametrize(
@@ -223,16 +222,11 @@ def test_another_depth_is_recognised(tmp_path, untrained):
     (lambda d: d + b'1234', '276 bytes, where 272'),
     (lambda d: b'', '0 bytes, where 272'),
     (lambda d: struct.pack('<i', 1) + d[4:], 'format version 1, where 0'),
-    (lambda d: d[:4] + struct.pack('<I', 8) + d[8:], '8 bytes a value'),
+    (lambda d: d[:4] + struct.pack('<I', 8) + d[8:], '8 bytes per value'),
     (
       lambda d: d[:8] + struct.pack('<Q', 2**60) + d[16:],
       'its header says 1152921504606846976 values, the file has 64',
     ),
-    (
-      lambda d: d[:-4] + struct.pack('<f', np.nan),
-      'values that are not finite',
-    ),
-    (lambda d: d[:-4] + struct.pack('<f', -1), 'negative variances'),
   ],
 )
 def test_a_damaged_file_is_named_with_its_fault(
@@ -245,7 +239,7 @@ def test_a_damaged_file_is_named_with_its_fault(
   with pytest.raises(errors.UserError) as caught:
     weights.load(str(path))
   assert f'_res2_1_branch2a_bn.w2: {message}' in str(caught.value)
-  assert 'get it again' in str(caught.value)
+  assert 'Get it again' in str(caught.value)
 
 
 def test_without_weights_the_ways_out_are_named(tmp_path, monkeypatch):
@@ -253,7 +247,7 @@ def test_without_weights_the_ways_out_are_named(tmp_path, monkeypatch):
   monkeypatch.setenv('RESNET_JAX_CACHE', str(tmp_path / 'cache'))
   monkeypatch.setenv('RESNET_JAX_OFFLINE', '1')
   with pytest.raises(errors.UserError) as caught:
-    weights.load('auto', weights.LoadOptions(18))
+    weights.load('auto', weights.Options(18))
   message = str(caught.value)
   assert 'model/resnet_18 is not there' in message
   assert 'torchvision.v1-18 is not in the cache' in message
@@ -268,7 +262,7 @@ def test_without_weights_the_ways_out_are_named(tmp_path, monkeypatch):
 def test_auto_finds_the_model_directory(tmp_path, monkeypatch, untrained):
   monkeypatch.chdir(tmp_path)
   paddle.write(untrained, tmp_path / 'model' / 'resnet_18')
-  loaded = weights.load('auto', weights.LoadOptions(18))
+  loaded = weights.load('auto', weights.Options(18))
   assert 'model/resnet_18' in loaded.source
   assert loaded.digest == weights.digest(untrained)
 

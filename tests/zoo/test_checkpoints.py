@@ -202,5 +202,5 @@ def test_a_renamed_published_file_is_recognised(three, monkeypatch):
   monkeypatch.setattr(lookup, 'RECORDS', (record,))
   loaded = weights.load(str(three))
   assert 'timm.a1_in1k-18 of the zoo' in loaded.source
-  assert loaded.recipe.interpolation == 'bicubic'
-  assert loaded.loaded.notes == ()
+  assert loaded.preprocess.interpolation == 'bicubic'
+  assert loaded.notes == ()

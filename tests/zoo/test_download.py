@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -31,7 +32,8 @@ SIZE = len(DATA)
 OTHER = np.random.default_rng(1).bytes(SIZE)
 HALF = SIZE // 2
 NAME = 'weights.bin'
-PATIENCE = 0.5
+TIMEOUT = 60
+LATE = 'the host does not answer in time'
 SHA256 = hashlib.sha256(DATA).hexdigest()
 SURE = records.Hash('sha256', SHA256)
 
@@ -43,7 +45,7 @@ class Site:
     steps: what the next requests get, one each; then the whole file.
     asked: path and headers of each request so far.
     sent: bytes of files so far.
-    released: set when those that stall are to go on.
+    released: set when stalled requests may end.
   """
 
   def __init__(self, data=DATA, context=None):
@@ -172,19 +174,19 @@ def cut_chunk(handler, site):
 
 
 def stall(handler, site):
-  site.released.wait(20)
+  site.released.wait()
 
 
 def stall_after(count=HALF):
   def step(handler, site):
     cut(count)(handler, site)
-    site.released.wait(20)
+    site.released.wait()
 
   return step
 
 
 def _drip(handler, site):
-  while not site.released.wait(PATIENCE / 20):
+  while not site.released.wait(0.02):
     handler.wfile.write(b'x')
 
 
@@ -193,23 +195,21 @@ def trickle(handler, site):
   _drip(handler, site)
 
 
+def trickle_chunk_size(handler, site):
+  handler.protocol_version = 'HTTP/1.1'
+  _head(handler, 200, None, Transfer_Encoding='chunked')
+  _drip(handler, site)
+
+
 def trickle_headers(handler, site):
   handler.wfile.write(b'HTTP/1.0 200 OK\r\nX: ')
   _drip(handler, site)
 
 
-def slowly(handler, site):
-  """Takes twice as long as patience, and is not dead."""
-  _head(handler, 200, SIZE)
-  for start in range(0, SIZE, SIZE // 10):
-    time.sleep(PATIENCE / 5)
-    _body(handler, site, site.data[start : start + SIZE // 10])
-
-
 def stay_connected(handler, site):
   handler.protocol_version = 'HTTP/1.1'
   without_ranges(handler, site)
-  site.released.wait(20)
+  site.released.wait()
 
 
 def status(code, **headers):
@@ -245,14 +245,12 @@ def hang_up(handler, site):
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path, monkeypatch):
-  """No variable of the user's counts, and no thread stays behind."""
+  """No variable of the user's counts."""
   for name in list(os.environ):
     if name.lower().endswith('_proxy') or name.startswith('RESNET_JAX_'):
       monkeypatch.delenv(name)
   monkeypatch.setenv('RESNET_JAX_CACHE', str(tmp_path / 'cache'))
   monkeypatch.setattr(transfer, '_PAUSE_SECONDS', 0.01)
-  yield
-  check_threads_end()
 
 
 @pytest.fixture
@@ -309,17 +307,10 @@ def tls_site(new_site, certificate):
   return new_site(context=context)
 
 
-def check_threads_end():
-  for thread in threading.enumerate():
-    if thread.name == 'download':
-      thread.join(2)
-      assert not thread.is_alive()
-
-
-def fetch(file, said=None, report=None, patience=PATIENCE):
+def fetch(file, said=None, report=None, timeout=TIMEOUT):
   said = [] if said is None else said
   return download.fetch(
-    file, 'test-50', report=report, say=said.append, patience=patience
+    file, 'test-50', report=report, say=said.append, timeout=timeout
   )
 
 
@@ -426,9 +417,18 @@ def test_without_a_hash_it_says_so(site, size, said, written):
   assert cache.cached(site.file(None, size), 'test-50')
 
 
-def test_a_slow_server_is_waited_for(site):
-  site.steps = [slowly]
-  fetch(site.file())
+def test_a_slow_server_is_waited_for(site, monkeypatch):
+  """For longer than the time-out, as long as it sends enough."""
+  now = [0]
+  clock = types.SimpleNamespace(monotonic=lambda: now[0])
+  monkeypatch.setattr(transfer, 'time', clock)
+
+  # A chunk of 64 KiB takes 0.9 of the time-out.
+  def report(done, total):
+    now[0] = 4 * TIMEOUT * done / total
+
+  fetch(site.file(), report=report)
+  assert now[0] == 4 * TIMEOUT
   assert len(site.asked) == 1
 
 
@@ -493,14 +493,6 @@ def test_proxies_of_the_environment_are_used(site, closed_port, monkeypatch):
     (hang_up, 'the connection broke', 2),
     (cut(0), 'the connection broke after 0 of 300,000 bytes', 2),
     (cut_chunk, 'the connection broke', 2),
-    (stall, 'no answer within 0.5 s', 1),
-    (trickle_headers, 'no answer within 0.5 s', 1),
-    (trickle, 'it stalls: under 1,024 bytes within 0.5 s', 1),
-    (
-      stall_after(HALF),
-      'it stalls: under 1,024 bytes within 0.5 s',
-      1,
-    ),
     (redirect('/x'), 'it redirects more than 5 times', 6),
     (redirect('file:///etc/passwd'), "it redirects to 'file:///etc/passwd'", 1),
     (redirect('ftp://x/y'), "it redirects to 'ftp://x/y', not to http or", 1),
@@ -534,20 +526,41 @@ def test_proxies_of_the_environment_are_used(site, closed_port, monkeypatch):
 def test_what_happened_is_said(site, step, expected, requests):
   site.steps = [step] * 6
   said = []
-  start = time.monotonic()
   text = fault(site.file(), said=said)
-  assert time.monotonic() - start < 2 * PATIENCE + 1
   assert text.startswith(expected)
   assert text.isprintable()
   assert len(site.asked) == requests
   assert f'{site.address}/{NAME}: {text}' in said
+  assert in_folder() == set()
+  site.steps = []
+  assert fetch(site.file()).read_bytes() == DATA
+
+
+STALLS = 'it stalls: under 1,024 bytes within {timeout:g} s'
+
+
+@pytest.mark.parametrize(
+  ('step', 'expected', 'left'),
+  [
+    (stall, LATE, set()),
+    (trickle_headers, LATE, set()),
+    (trickle, STALLS, set()),
+    (trickle_chunk_size, STALLS, set()),
+    # What can be resumed is kept.
+    (stall_after(HALF), STALLS, {f'{NAME}.part', f'{NAME}.part.json'}),
+  ],
+)
+def test_a_server_that_stalls(site, step, expected, left):
+  # A slow machine may not answer in time either.
+  for timeout in (0.2, 1, 5, 25):
+    site.steps = [step]
+    if (text := fault(site.file(), timeout=timeout)) != LATE:
+      break
+    if expected == LATE:
+      break
+  assert text == expected.format(timeout=timeout)
+  assert in_folder() == left
   # The server still keeps the connection, the client does not.
-  check_threads_end()
-  # What is left can be gone on with, else nothing is.
-  stalled = site.steps and step.__qualname__.startswith('stall_after')
-  part = {f'{NAME}.part', f'{NAME}.part.json'} if stalled else set()
-  assert in_folder() == part
-  site.released.set()
   site.steps = []
   assert fetch(site.file()).read_bytes() == DATA
 
@@ -572,7 +585,7 @@ def test_the_error_names_the_ways_out(site):
 @pytest.mark.parametrize(
   ('size', 'exact', 'data', 'expected'),
   [
-    (None, True, b'', 'it has 0 bytes, where 1 to 2,147,483,648 are taken'),
+    (None, True, b'', 'it has 0 bytes, where 1 to 2,147,483,648 are accepted'),
     (100_000, False, bytes(102_001), 'where about 100,000 are published'),
     (100_000, False, bytes(97_999), 'where about 100,000 are published'),
     (100_000, False, bytes(102_000), None),
@@ -589,16 +602,21 @@ def test_sizes_that_are_rounded_or_unknown(site, size, exact, data, expected):
     assert fetch(file).read_bytes() == data
 
 
-def test_no_more_than_the_bound_is_taken_of_an_unknown_size(site, monkeypatch):
-  monkeypatch.setattr(cache, '_MOST_BYTES', 50_000)
-  site.steps = [endless]
-  assert fault(site.file(None, None)) == 'it sends more than 50,000 bytes'
+@pytest.mark.parametrize(
+  ('step', 'expected'),
+  [
+    (endless, 'it sends more than 50,000 bytes'),
+    (
+      whole(b'<html>', Content_Type='text/html; charset=utf-8'),
+      'it has a web page, not a file',
+    ),
+  ],
+)
+def test_a_file_of_unknown_hash_and_size(site, monkeypatch, step, expected):
+  monkeypatch.setattr(cache, '_MAX_BYTES', 50_000)
+  site.steps = [step]
+  assert fault(site.file(None, None)) == expected
   assert in_folder() == set()
-
-
-def test_a_web_page_is_no_file_without_a_hash(site):
-  site.steps = [whole(b'<html>', Content_Type='text/html; charset=utf-8')]
-  assert fault(site.file(None, None)) == 'it has a web page, not a file'
 
 
 def test_a_refused_connection_is_said(closed_port):
@@ -606,19 +624,12 @@ def test_a_refused_connection_is_said(closed_port):
   assert fault(file) == 'connection refused'
 
 
-def test_a_name_that_nobody_resolves_is_not_waited_for(monkeypatch):
-  released = threading.Event()
-
-  def block(*args, **kwargs):
-    released.wait(20)
+def test_a_name_that_nobody_resolves(monkeypatch):
+  def resolve(*args, **kwargs):
     raise socket.gaierror(socket.EAI_NONAME, 'Name or service not known')
 
-  monkeypatch.setattr(socket, 'getaddrinfo', block)
+  monkeypatch.setattr(socket, 'getaddrinfo', resolve)
   file = records.File((f'http://host.invalid/{NAME}',), SURE, None)
-  start = time.monotonic()
-  assert fault(file) == 'no answer within 0.5 s'
-  assert time.monotonic() - start < PATIENCE + 0.5
-  released.set()
   assert fault(file) == 'the name of the host cannot be resolved'
 
 
@@ -635,18 +646,13 @@ def _dead_host(stack):
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='drops what finds no room')
-@pytest.mark.parametrize(
-  ('dead', 'expected'),
-  [(1, 'the host does not answer'), (9, 'no answer within 0.5 s')],
-)
-def test_addresses_that_do_not_answer(monkeypatch, dead, expected):
+@pytest.mark.parametrize('dead', [1, 3])
+def test_addresses_that_do_not_answer(monkeypatch, dead):
   with contextlib.ExitStack() as stack:
     place = (socket.AF_INET, socket.SOCK_STREAM, 6, '', _dead_host(stack))
     monkeypatch.setattr(socket, 'getaddrinfo', lambda *a, **k: [place] * dead)
     file = records.File((f'http://host.invalid/{NAME}',), SURE, None)
-    start = time.monotonic()
-    assert fault(file) == expected
-    assert time.monotonic() - start < PATIENCE + 0.5
+    assert fault(file, timeout=0.2) == LATE
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='drops what finds no room')
@@ -658,7 +664,14 @@ def test_a_second_address_of_the_host_is_tried(site, monkeypatch):
     ]
     monkeypatch.setattr(socket, 'getaddrinfo', lambda *a, **k: places)
     file = records.File((f'http://host.invalid/{NAME}',), SURE, None)
-    assert fetch(file).read_bytes() == DATA
+    said = []
+    # A slow machine may not answer in time either.
+    for timeout in (0.5, 5, 50):
+      with contextlib.suppress(errors.UserError):
+        assert fetch(file, said, timeout=timeout).read_bytes() == DATA
+        break
+    else:
+      pytest.fail(str(said))
 
 
 # ------------------------------------------------------------------------- TLS
@@ -688,9 +701,7 @@ def test_a_host_that_is_silent_in_tls(site):
     file = records.File(
       (f'https://127.0.0.1:{silent.getsockname()[1]}/{NAME}',), SURE, None
     )
-    start = time.monotonic()
-    assert fault(file) == 'the host does not answer'
-    assert time.monotonic() - start < PATIENCE + 0.5
+    assert fault(file, timeout=0.2) == LATE
   address = site.address.replace('http:', 'https:')
   assert fault(records.File((f'{address}/{NAME}',), SURE, None)).startswith(
     'no connection (SSLError: [SSL: '
@@ -700,21 +711,16 @@ def test_a_host_that_is_silent_in_tls(site):
 # ---------------------------------------------------------------------- again
 
 
-def test_503_then_200(site):
-  site.steps = [status(503, Retry_After='0')]
-  said = []
+def test_503_then_200(site, monkeypatch):
+  """After as many seconds as the server asks for."""
+  waited, said = [], []
+  monkeypatch.setattr(time, 'sleep', waited.append)
+  site.steps = [status(503, Retry_After='3')]
   assert fetch(site.file(), said).read_bytes() == DATA
+  assert waited == [3]
   assert said[1] == (
     f'{site.address}/{NAME}: 503 Service Unavailable; trying again'
   )
-
-
-def test_retry_after_is_waited_for(site, monkeypatch):
-  waited = []
-  monkeypatch.setattr(time, 'sleep', waited.append)
-  site.steps = [status(503, Retry_After='3')]
-  fetch(site.file(), patience=4)
-  assert waited == [3.0]
 
 
 def test_a_broken_transfer_is_resumed(site):
@@ -919,82 +925,39 @@ def test_a_mirror_that_is_none(site, monkeypatch, mirror):
 @pytest.mark.parametrize('value', ['1', 'true', 'YES'])
 def test_offline_opens_no_socket(site, monkeypatch, value):
   monkeypatch.setenv('RESNET_JAX_OFFLINE', value)
-  monkeypatch.setattr(transfer, 'Exchange', None)
+  monkeypatch.setattr(transfer, 'request', None)
   with pytest.raises(
     errors.UserError,
-    match=r'^test-50 is not in the cache, and RESNET_JAX_OFFLINE forbids to'
-    ' download it',
+    match=r'^test-50 is not in the cache, and RESNET_JAX_OFFLINE forbids'
+    ' downloads',
   ):
     fetch(site.file())
   assert not folder().exists()
-
-
-def test_offline_finds_what_is_there(site, monkeypatch):
-  path = fetch(site.file())
-  monkeypatch.setenv('RESNET_JAX_OFFLINE', '1')
-  assert fetch(site.file()) == path
-
-
-@pytest.mark.parametrize('value', ['', '0', 'false', 'No', ' '])
-def test_not_offline(monkeypatch, value):
-  monkeypatch.setenv('RESNET_JAX_OFFLINE', value)
-  assert not cache.is_offline()
+  folder().mkdir(parents=True)
+  (folder() / NAME).write_bytes(DATA)
+  assert fetch(site.file()) == folder() / NAME
 
 
 def test_offline_or_not_must_be_clear(monkeypatch):
+  for value in ('', '0', 'false', 'No', ' '):
+    monkeypatch.setenv('RESNET_JAX_OFFLINE', value)
+    assert not cache.is_offline()
   monkeypatch.setenv('RESNET_JAX_OFFLINE', 'maybe')
   with pytest.raises(errors.UserError, match="RESNET_JAX_OFFLINE='maybe'"):
     cache.is_offline()
 
 
-@pytest.mark.parametrize(
-  ('platform', 'variables', 'expected'),
-  [
-    ('linux', {}, '/home/me/.cache/resnet_jax'),
-    ('linux', {'XDG_CACHE_HOME': '/x'}, '/x/resnet_jax'),
-    ('linux', {'XDG_CACHE_HOME': 'x'}, '/home/me/.cache/resnet_jax'),
-    ('linux', {'RESNET_JAX_CACHE': '~/own'}, '/home/me/own'),
-    ('linux', {'RESNET_JAX_CACHE': ''}, '/home/me/.cache/resnet_jax'),
-    ('darwin', {}, '/home/me/Library/Caches/resnet_jax'),
-    ('darwin', {'XDG_CACHE_HOME': '/x'}, '/home/me/Library/Caches/resnet_jax'),
-    ('win32', {'LOCALAPPDATA': '/local'}, '/local/resnet_jax'),
-    ('win32', {}, '/home/me/AppData/Local/resnet_jax'),
-  ],
-)
-def test_the_cache_lies_where_the_system_has_caches(
-  monkeypatch, platform, variables, expected
-):
-  for name in ('RESNET_JAX_CACHE', 'XDG_CACHE_HOME', 'LOCALAPPDATA'):
-    monkeypatch.delenv(name, raising=False)
-  for name, value in ({'HOME': '/home/me'} | variables).items():
-    monkeypatch.setenv(name, value)
-  monkeypatch.setattr(sys, 'platform', platform)
-  assert cache.cache_directory().as_posix() == expected
-
-
-def test_without_a_home(monkeypatch):
-  monkeypatch.delenv('RESNET_JAX_CACHE')
-  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
-  monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
-  with pytest.raises(errors.UserError, match='Name a folder in RESNET_JAX_CAC'):
-    cache.cache_directory()
-
-
-@pytest.mark.parametrize(
-  ('data', 'expected'),
-  [
-    (DATA[:-1], '299,999 bytes, where there were 300000'),
-    (OTHER, f'its SHA-256 is .*, and was {SHA256}'),
-  ],
-)
+@pytest.mark.parametrize('data', [DATA[:-1], OTHER])
 @pytest.mark.parametrize('known', [SURE, None])
-def test_a_file_that_changed_is_not_used(site, data, expected, known):
+def test_a_file_that_changed_is_not_used(site, data, known):
   path = fetch(site.file(known))
   path.write_bytes(data)
   with pytest.raises(
     errors.UserError,
-    match=f'has changed since its receipt was written.*: {expected}. Remove it'
-    f' to have it downloaded again, or give weights={path} to take it as it is',
+    match=rf'has changed since its receipt was written \(.*\): it has'
+    rf' {len(data)} bytes and SHA-256 {hashlib.sha256(data).hexdigest()}, and'
+    rf' had {SIZE} and {SHA256}. Remove it to download it again, or give'
+    f' weights={path} to use it as it is',
   ):
     fetch(site.file(known))
   path.unlink()
@@ -1085,7 +1048,7 @@ def test_the_room_is_looked_at_first(site, monkeypatch, known):
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
   with pytest.raises(
     errors.UserError,
-    match=r'300,000 bytes are to be written to .* and 299,999 are free there',
+    match=r'the download needs 300,000 bytes in .* and 299,999 are free',
   ):
     fetch(site.file(size=known))
   assert in_folder() == set()
@@ -1120,7 +1083,7 @@ def test_two_threads_download_once(site):
   waits = threading.Event()
 
   def release(handler, site):
-    assert waits.wait(20)
+    waits.wait()
     whole()(handler, site)
 
   site.steps = [release]
@@ -1132,7 +1095,12 @@ def test_two_threads_download_once(site):
       waits.set()
 
   one = functools.partial(
-    download.fetch, site.file(), 'test-50', report=None, say=say, patience=20
+    download.fetch,
+    site.file(),
+    'test-50',
+    report=None,
+    say=say,
+    timeout=TIMEOUT,
   )
   threads = [
     threading.Thread(target=lambda: found.append(one())) for _ in range(2)
@@ -1147,12 +1115,12 @@ def test_two_threads_download_once(site):
 
 
 def _other_process(site):
-  """Another process that fetches the file, and waits for 20 s."""
+  """Another process that fetches the file."""
   code = (
     'from resnet_jax.zoo import download, records\n'
     f'file = records.File({site.file().urls}, None, {SIZE})\n'
     "print(download.fetch(file, 'test-50', report=None, say=print,"
-    ' patience=20))'
+    f' timeout={TIMEOUT}))'
   )
   return subprocess.Popen(
     [sys.executable, '-c', code],
@@ -1164,19 +1132,19 @@ def _other_process(site):
 
 @pytest.mark.parametrize('killed', [True, False])
 def test_two_processes(site, killed):
-  """The second finds what the first got, or goes on where it was killed."""
+  """The second finds what the first got, or resumes where it was killed."""
   stalls = threading.Event()
 
   def step(handler, site):
     cut()(handler, site)
     stalls.set()
-    site.released.wait(20)
+    site.released.wait()
     with contextlib.suppress(ConnectionError):
       _body(handler, site, DATA[HALF:])
 
   site.steps = [step]
   with _other_process(site) as other:
-    assert stalls.wait(20)
+    stalls.wait()
     part = folder() / f'{NAME}.part'
     while not (part.exists() and part.stat().st_size == HALF):
       time.sleep(0.01)
@@ -1188,7 +1156,7 @@ def test_two_processes(site, killed):
         site.released.set()
 
     path = download.fetch(site.file(), 'test-50', report=None, say=say)
-    output, _ = other.communicate(timeout=20)
+    output, _ = other.communicate()
   assert path.read_bytes() == DATA
   assert site.ranges == [None, f'bytes={HALF}-'][: 1 + killed]
   assert (str(path) in output) == (not killed)

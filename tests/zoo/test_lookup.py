@@ -7,7 +7,7 @@ import urllib.parse
 
 import pytest
 
-from resnet_jax.models import layers, names, resnet
+from resnet_jax.models import names, resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import formats
 from resnet_jax.zoo import lookup, records
@@ -38,17 +38,15 @@ def test_every_published_checkpoint_is_there_once():
 def test_a_record_is_complete(record):
   assert record.format in formats.FORMATS
   assert record.licence
-  assert record.stride_in in resnet.STRIDES
-  assert record.stem_pool in layers.STEM_POOLS
-  assert 0 < record.epsilon < 1e-4
+  assert record.variant.epsilon < 1e-4
   assert record.accuracies
   for accuracy in record.accuracies:
     assert (accuracy.top1, accuracy.top5) != (None, None)
     assert 50 < (accuracy.top1 or 51) < 90
     assert (accuracy.top1 or 90) < (accuracy.top5 or 91) < 100
-    assert accuracy.protocol
+    assert accuracy.protocol.describe()
     assert accuracy.source
-  how = record.recipe
+  how = record.preprocess
   assert how.channels in ('BGR', 'RGB')
   assert 200 <= how.crop_size <= how.resize_size <= 300
   _check_file(record.file)
@@ -82,9 +80,7 @@ def _check_file(file):
 def test_a_record_builds_the_network_it_states(record):
   model = resnet.ResNet(
     record.depth,
-    stride_in=record.stride_in,
-    stem_pool=record.stem_pool,
-    epsilon=record.epsilon,
+    variant=record.variant,
   )
   shapes = resnet.parameter_shapes(model)
   assert resnet.learned_count(shapes) == record.parameters

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where images come from, whatever form they lie in.
+"""Sources of images: lists, folders, archives and Parquet files.
 
-A source is a sequence of items, each a key, a label and a way to read it;
-nothing later knows which form it was.  Nothing is unpacked, and items are read
-in any order.
+A source is a sequence of items, each with a key, a label and a `read`
+function; nothing downstream knows the container.  Nothing is unpacked, and
+items can be read in any order.
 """
 
 import os
@@ -20,7 +20,7 @@ __all__ = ['NO_LABEL', 'Item', 'Source', 'file_item', 'open_source']
 
 _HEAD_BYTES = 512
 
-# What a file begins with that must be unpacked first, and how that is done.
+# Magic numbers of what must be unpacked first, its name and the command.
 _PACKED = {
   rb'\x1f\x8b': ('gzip', 'gunzip --keep'),
   rb'BZh[1-9]1AY&SY': ('bzip2', 'bunzip2 --keep'),
@@ -29,7 +29,7 @@ _PACKED = {
   rb'PK\x03\x04': ('zip', 'unzip'),
 }
 
-# What several files can be, their suffix and their reader.
+# Containers that may come in several files: suffix and reader.
 _Opener = Callable[[Sequence[pathlib.Path], str], Source]
 _OPENERS: dict[str, tuple[str, _Opener]] = {
   'tar archive': ('.tar', archives.open_archives),
@@ -40,21 +40,21 @@ _OPENERS: dict[str, tuple[str, _Opener]] = {
 def open_source(data: str, *, must_exist: bool = True) -> Source:
   """The images of a list file, a folder, archives or a single image.
 
-  A folder is searched to the bottom for files with the suffix of an image,
-  in the order of their relative paths; one without images for tar archives
-  (shards) or Parquet files.  A list holds one image a line: its path,
-  relative to the list, and, if the last of several blank-separated fields is a
-  whole number, its label.  A path may hold blanks; one that ends on a blank
-  and a number goes in double quotes.  A file is known by its content.
+  A folder is searched recursively for files with an image's suffix, in the
+  order of their relative paths; if it has none, for tar archives (shards) or
+  Parquet files.  A list has one image per line: its path, relative to the
+  list, and, if the last of several blank-separated fields is a whole number,
+  its label.  A path may contain blanks; one that ends in a blank and a number
+  needs double quotes.  A file's type is recognised by its content.
 
   Args:
-    data: the path of one of them, or a pattern of archives' or Parquet files'
-      paths with braces or wildcards.
-    must_exist: whether an image that is listed and not there is an error.
+    data: the path of one of these, or a pattern of paths of archives or
+      Parquet files with braces or wildcards.
+    must_exist: whether a listed image that does not exist is an error.
 
   Raises:
-    UserError: nothing is there, no image in it, or a listed one missing; an
-      archive cannot be used.
+    UserError: there is no such file, it has no images, a listed one is
+      missing, or an archive cannot be used.
   """
   path = pathlib.Path(os.path.expanduser(data))
   try:
@@ -67,13 +67,13 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
     elif not data or not path.exists():
       raise errors.UserError(
         f"data='{data}': there is no such file or folder. Give a list file"
-        ' (a line an image: path, label), a folder, an image, a tar archive,'
+        ' (one image per line: path, label), a folder, an image, a tar archive,'
         ' shards (a folder of .tar files, or a pattern such as'
         " 'val-{000..049}.tar') or Parquet files."
       )
     elif not path.is_file():
       raise errors.UserError(
-        f"data='{data}' is neither a file nor a folder, but a pipe or a device."
+        f"data='{data}' is a pipe or a device, not a file or a folder."
       )
     else:
       source = _file(path, must_exist)
@@ -82,7 +82,7 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
       f"data='{data}' cannot be read: {error.strerror or error}."
     ) from error
   if not source.items:
-    raise errors.UserError(f'no image to work on: {source.description}.')
+    raise errors.UserError(f'no images: {source.description}.')
   return source
 
 
@@ -107,8 +107,8 @@ def _folder(root: pathlib.Path) -> Source:
   forms = [form for form, found in by_form.items() if found]
   if len(forms) > 1:
     raise errors.UserError(
-      f'the folder {root} holds no image but {" and ".join(forms)}s. Name'
-      f" one of the two, as in data='{root}/*.tar'."
+      f'the folder {root} holds no images but {" and ".join(forms)}s. Name'
+      f" one kind, as in data='{root}/*.tar'."
     )
   if not forms:
     return source
@@ -121,16 +121,16 @@ def _folder(root: pathlib.Path) -> Source:
 
 
 def _several(found: Sequence[pathlib.Path], what: str) -> Source:
-  """Files that must be of one form; `what` has {} where its name goes."""
+  """Files that must be of one kind; {} in `what` is its name."""
   forms = {path: _form(path) for path in found}
   first = forms[found[0]]
   odd = [path for path, form in forms.items() if not form or form != first]
   if odd:
     raise errors.UserError(
       f'{odd[0]} is {forms[odd[0]] or "neither a tar archive nor Parquet"}'
-      f'{f", and {found[0]} a {first}" if first else ""}. Several files are'
-      ' either all tar archives or all Parquet files; for images give a'
-      ' folder or a list.'
+      f'{f", and {found[0]} a {first}" if first else ""}. Several files must'
+      ' all be tar archives or all Parquet files; for images give a folder or a'
+      ' list.'
     )
   return _OPENERS[first][1](found, what.replace('{}', first))
 
@@ -146,9 +146,9 @@ def _form(path: pathlib.Path) -> str:
   for magic, (name, command) in _PACKED.items():
     if re.match(magic, head):
       raise errors.UserError(
-        f'{path} is compressed ({name}), so an image in it could only be'
-        ' reached through all those before it. Unpack it once:'
-        f' {command} {path}. Uncompressed tar archives are read in place.'
+        f'{path} is compressed ({name}), so its images cannot be read in any'
+        f' order. Unpack it once: {command} {path}. Uncompressed tar archives'
+        ' are read in place.'
       )
   if tar.is_tar(head):
     return 'tar archive'

@@ -30,12 +30,12 @@ _EXAMPLES = 3
 class Slice:
   """Reads a part of a file that has not changed since it was indexed.
 
-  It opens the file for each call, so that threads and processes share nothing
-  and a thousand shards do not use up the open files; that costs microseconds.
+  Each call opens the file, so that threads and processes share nothing and a
+  thousand shards do not exhaust the open files; that takes microseconds.
 
   Attributes:
     path: the file.
-    stamp: its size and time of change when it was indexed.
+    stamp: its size and modification time when it was indexed.
     offset: of the first byte.
     size: in bytes.
   """
@@ -49,7 +49,7 @@ class Slice:
     """The bytes.
 
     Raises:
-      ImageError: the file is another by now, or the part is too large.
+      ImageError: the file has changed, or the part is too large.
     """
     item_lib.check_size(self.size)
     with open(self.path, 'rb') as file:
@@ -57,21 +57,21 @@ class Slice:
       file.seek(self.offset)
       data = file.read(self.size)
     if len(data) != self.size:
-      raise decoding.ImageError('the archive ends in the middle of it')
+      raise decoding.ImageError('the archive ends inside it')
     return data
 
 
 def stamp_of(file: BinaryIO) -> tuple[int, int]:
-  """What tells a file from the one that replaces it."""
+  """Size and modification time, which tell a file from its replacement."""
   status = os.fstat(file.fileno())
   return status.st_size, status.st_mtime_ns
 
 
 def check_unchanged(file: BinaryIO, stamp: tuple[int, int]) -> None:
-  """Refuses a file that is no longer the one that was indexed.
+  """Checks that a file is still the one that was indexed.
 
   Raises:
-    ImageError: it is another.
+    ImageError: it is not.
   """
   if stamp_of(file) != stamp:
     raise decoding.ImageError(
@@ -81,12 +81,12 @@ def check_unchanged(file: BinaryIO, stamp: tuple[int, int]) -> None:
 
 @dataclasses.dataclass
 class _Archive:
-  """What one pass over an archive's headers finds.
+  """The result of one pass over an archive's headers.
 
   Attributes:
     images: in the order of their names.
-    stated: the labels that members state, by the sample.
-    others: how many members are neither.
+    stated: labels that members state, by sample.
+    others: the number of members that are neither.
   """
 
   path: pathlib.Path
@@ -99,16 +99,16 @@ class _Archive:
 def open_archives(paths: Sequence[pathlib.Path], what: str) -> Source:
   """The images of tar archives, each archive's in the order of their paths.
 
-  Keys are the paths inside the archives; where one occurs in two archives, all
+  Keys are the paths inside the archives; if one occurs in two archives, all
   keys begin with the archive's name.
 
   Args:
     paths: the archives, in order.
-    what: the words for them in the description.
+    what: describes them.
 
   Raises:
-    UserError: an archive is damaged, or names an image twice, or a label
-      cannot be read.
+    UserError: an archive is damaged or names an image twice, or a label cannot
+      be read.
   """
   archives = [_scan(path) for path in paths]
   names = [m.name for one in archives for m in one.images]
@@ -163,7 +163,7 @@ def _scan(path: pathlib.Path) -> _Archive:
       if result.stated.setdefault(sample, label) != label:
         raise errors.UserError(
           f'{path}: {where[sample]} states the label {result.stated[sample]},'
-          f' and {member.name} the label {label}, for the same image. Mend'
+          f' and {member.name} the label {label}, for the same image. Correct'
           ' the shard.'
         )
       where[sample] = member.name
@@ -175,20 +175,20 @@ def _scan(path: pathlib.Path) -> _Archive:
 def _check_regular(member: tar.Member, path: pathlib.Path) -> None:
   if member.kind != 'file':
     raise errors.UserError(
-      f'{path}: {member.name} is no regular file but a link, a device or a'
-      ' sparse file, which is not followed or read. Make the archive again'
-      ' with the files themselves (GNU tar: --dereference --hard-dereference).'
+      f'{path}: {member.name} is a link, a device or a sparse file, and only'
+      ' regular files are read. Make the archive again with the files'
+      ' themselves (GNU tar: --dereference --hard-dereference).'
     )
 
 
 def _check_names(archive: _Archive) -> None:
-  """One image a name, and in a shard with labels one a sample."""
+  """Checks for one image per name, and with labels one per sample."""
   used = collections.Counter(member.name for member in archive.images)
   twice = [name for name, count in used.items() if count > 1]
   if twice:
     raise errors.UserError(
       f'{archive.path} holds {", ".join(twice[:_EXAMPLES])} more than once, so'
-      ' a name does not say which image it is. Make the archive again.'
+      ' names do not identify images. Make the archive again.'
     )
   if not archive.stated:
     return
@@ -196,9 +196,9 @@ def _check_names(archive: _Archive) -> None:
   twice = [name for name, count in samples.items() if count > 1]
   if twice:
     raise errors.UserError(
-      f'{archive.path}: the sample {twice[0]} has {samples[twice[0]]} images,'
-      ' and a label cannot be given to one of them. A shard has one image'
-      ' for each NAME, up to the first dot.'
+      f'{archive.path}: the sample {twice[0]} has {samples[twice[0]]} images'
+      ' for one label. A shard must have one image per NAME, up to the first'
+      ' dot.'
     )
   unused = archive.stated.keys() - samples.keys()
   if unused:
@@ -219,7 +219,7 @@ def _sample(name: str) -> str:
 def _from_class(text: str) -> int:
   label = item_lib.label_of(text)
   if label is None:
-    raise ValueError(f'{text[:20]!r} is no label')
+    raise ValueError(f'{text[:20]!r} is not a label')
   return label
 
 
@@ -231,12 +231,12 @@ def _from_json(text: str) -> int | None:
     if key in values:
       label = item_lib.label_of(values[key])
       if label is None:
-        raise ValueError(f'its {key} is no label')
+        raise ValueError(f'its {key} is not a label')
       return label
   return None
 
 
-# Text may be a caption, and JSON hold anything: they need not state a label.
+# A text may be a caption and JSON anything, so they need not state a label.
 _READERS: dict[str, Callable[[str], int | None]] = {
   '.cls': _from_class,
   '.json': _from_json,
@@ -247,7 +247,7 @@ _READERS: dict[str, Callable[[str], int | None]] = {
 def _stated(
   file: BinaryIO, member: tar.Member, path: pathlib.Path
 ) -> int | None:
-  """The label that a member states; None: it states none."""
+  """The label that a member states, or None."""
   reader = _READERS.get(os.path.splitext(member.name)[1].lower())
   if reader is None or member.kind != 'file':
     return None
@@ -258,7 +258,7 @@ def _stated(
     return reader(file.read(member.size).decode('utf-8'))
   except (ValueError, RecursionError) as error:
     raise errors.UserError(
-      f'{path}: {member.name} states no label that can be read:'
+      f'{path}: {member.name} does not state a valid label:'
       f' {str(error) or type(error).__name__}. A label is a whole number from'
       ' 0, or -1 for none, or a WordNet id of ILSVRC 2012.'
     ) from error

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image that has not been read yet, and what its name says of its class.
+"""An image that has not been read yet, and the label that its name states.
 
-Where images lie in folders named by WordNet id, or are named as the original
-archives of Hugging Face's ILSVRC/imagenet-1k name them (NAME_WNID.JPEG) or as
-ILSVRC's training images are (WNID_NAME.JPEG), the key states the label.
-Source: that data set's card and its loading script; torchvision's ImageFolder
-for the folders.
+A key states a label in three ways: the folder is a WordNet id, as for
+torchvision's ImageFolder; or the file is named NAME_WNID.JPEG, as in the
+archives of Hugging Face's ILSVRC/imagenet-1k, or WNID_NAME.JPEG, as ILSVRC's
+training images.  Source: that data set's card and its loading script.
 """
 
 import dataclasses
@@ -38,11 +37,10 @@ class Item:
   Attributes:
     key: its path relative to the list file, the folder or the archive, with
       slashes.
-    name: what a person calls it: its path from where the program runs.
+    name: for a person: its path from the working directory.
     label: its class, or NO_LABEL.
-    read: gives the file's bytes, or a Pillow image; several threads may call
-      it at once.
-    size: of its file in bytes; -1 where there is none.
+    read: returns the file's bytes or a Pillow image; thread-safe.
+    size: of its file in bytes; -1 if unknown.
   """
 
   key: str
@@ -58,7 +56,7 @@ class Source:
 
   Attributes:
     items: the images.
-    description: for a person: what was read and what was left out.
+    description: for a person: what is included and what is left out.
   """
 
   items: Sequence[Item]
@@ -66,7 +64,7 @@ class Source:
 
 
 def file_item(path: pathlib.Path, key: str, label: int = NO_LABEL) -> Item:
-  """The image in a file, which need not be there.
+  """The image in a file, which need not exist.
 
   Raises:
     UserError: the key is not UTF-8.
@@ -80,7 +78,7 @@ def file_item(path: pathlib.Path, key: str, label: int = NO_LABEL) -> Item:
 
 
 def _read(path: pathlib.Path) -> bytes:
-  """The bytes of a file; not of a pipe or a device, which may never end."""
+  """The bytes of a regular file; a pipe or a device may never end."""
   status = path.stat()
   if not stat.S_ISREG(status.st_mode):
     raise decoding.ImageError('it is not a regular file')
@@ -89,7 +87,7 @@ def _read(path: pathlib.Path) -> bytes:
 
 
 def check_size(size: int) -> None:
-  """Refuses what no image's file is as large as.
+  """Checks the size of an image's file, in bytes.
 
   Raises:
     ImageError: it is too large.
@@ -99,7 +97,7 @@ def check_size(size: int) -> None:
 
 
 def check_text(key: str) -> None:
-  """Refuses a key that cannot be written.
+  """Checks that a key can be written.
 
   Raises:
     UserError: it is not UTF-8.
@@ -112,20 +110,13 @@ def check_text(key: str) -> None:
     ) from error
 
 
-def is_relative(key: str) -> bool:
-  """Whether a name from an archive stays below wherever it is put."""
-  parts = re.split(r'[/\\]', key)
-  drive = bool(re.match(r'[A-Za-z]:', key))
-  return not drive and '\0' not in key and bool(parts[0]) and '..' not in parts
-
-
 def is_image_name(name: str) -> bool:
   """Whether the suffix is that of an image."""
   return os.path.splitext(name)[1].lower() in decoding.SUFFIXES
 
 
 def label_of(value: object) -> int | None:
-  """The label that a number or a WordNet id states; None: it states none."""
+  """The label that a number or a WordNet id states, or None."""
   if isinstance(value, str):
     text = value.strip()
     if not re.fullmatch(r'-?[0-9]{1,9}', text):
@@ -137,7 +128,7 @@ def label_of(value: object) -> int | None:
 
 
 def labels_of_keys(keys: Iterable[str]) -> list[int] | None:
-  """Labels by the WordNet ids in the keys; None unless all have a known one."""
+  """Labels from WordNet ids in the keys; None unless all keys have one."""
   index = _index_of_wnid()
   found = []
   for key in keys:
@@ -163,7 +154,7 @@ def labelled(items: Sequence[Item], found: Sequence[int]) -> list[Item]:
 
 
 def plural(count: int, singular: str, several: str) -> str:
-  """The count and the word that agrees with it."""
+  """A count and its noun."""
   return f'{count} {singular if count == 1 else several}'
 
 

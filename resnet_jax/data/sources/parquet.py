@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images in the rows of Parquet files, as Hugging Face's data sets have them.
 
-A row is {image: {bytes, path}, label}; the names of the two columns may be
-others.  A row group is read when one of its rows is asked for, and the last few
-are kept, so memory depends on their size and not on that of the file.
+A row is {image: {bytes, path}, label}, in columns of any names.  A row group is
+read when one of its rows is, and the last few stay in memory, which thus
+depends on their size and not on the file's.
 Source: Hugging Face's documentation of `datasets.Image` and of the repository
 structure; Apache Parquet's format (`RowGroup.total_byte_size`).
 """
@@ -17,6 +17,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from resnet_jax.codecs import tar
 from resnet_jax.data import decoding
 from resnet_jax.data.sources import archives
 from resnet_jax.data.sources import item as item_lib
@@ -24,14 +25,14 @@ from resnet_jax.data.sources.item import NO_LABEL, Item, Source
 from resnet_jax.system import errors
 
 _MAGIC = b'PAR1'
-# The first byte behind it is that of a Thrift structure; a list's is not.
+# The next byte begins a Thrift structure, unlike a list of images.
 MAGIC = _MAGIC + b'\x15'
 _MAX_GROUP_BYTES = 1 << 30
 _MAX_TEXT_BYTES = 1 << 28
 _MAX_METADATA_BYTES = 1 << 26
-# Of images that are kept: of the group that is read, and its neighbours.
+# Of the images that stay in memory.
 _KEEP_BYTES = 1 << 28
-# Rows that are decoded at once, before the sum of their bytes is looked at.
+# Rows decoded at once, between checks of the sum of their bytes.
 _ROWS = 16
 _TEXT_ROWS = 1024
 _SHARD = re.compile(r'(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b.*')
@@ -40,22 +41,21 @@ _SHARD = re.compile(r'(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b.*')
 def open_files(paths: Sequence[pathlib.Path], what: str) -> Source:
   """The images of Parquet files, file by file, in the order of the rows.
 
-  A key is the row's path, where all are relative and no two are equal; else
-  FILE/ROW.
+  A key is the row's path if all are relative and unique, else FILE/ROW.
 
   Args:
     paths: the files, in order.
-    what: the words for them in the description.
+    what: describes them.
 
   Raises:
-    UserError: pyarrow is not installed, a file is damaged, has no column of
-      images or several, or is one of a split whose others are not there.
+    UserError: pyarrow is not installed, or a file is damaged, does not have
+      exactly one column of images, or is part of an incomplete split.
   """
   _check_split(paths)
   rows = [row for path in paths for row in _rows(path, _Groups(path))]
   paths_of_rows = {row.path for row in rows}
   by_path = len(paths_of_rows) == len(rows) and all(
-    path and item_lib.is_relative(path) for path in paths_of_rows
+    path and tar.is_relative(path) for path in paths_of_rows
   )
   items = []
   for row in rows:
@@ -77,7 +77,7 @@ class _Row:
 
 
 def _rows(path: pathlib.Path, groups: '_Groups') -> list[_Row]:
-  """The rows of a file, all but their images."""
+  """The rows of a file, without their images."""
   result: list[_Row] = []
   for group, (names, labels) in enumerate(groups.names_and_labels()):
     for within, (name, stated) in enumerate(zip(names, labels, strict=True)):
@@ -110,7 +110,7 @@ class _Groups:
         self._stamp = archives.stamp_of(file)
         _check_metadata(file, self._stamp[0])
         opened = parquet.ParquetFile(file)
-        # Where it says so, a byte can stand for a thousand rows.
+        # With run lengths a byte can stand for a thousand rows.
         if opened.metadata.num_rows > self._stamp[0]:
           raise ValueError(f'it claims {opened.metadata.num_rows} rows')
         self._image, self._label = _columns(opened.schema_arrow, path)
@@ -118,14 +118,14 @@ class _Groups:
     except errors.UserError:
       raise
     except Exception as error:
-      # pyarrow raises nearly anything on damaged files.
+      # pyarrow raises nearly any exception for damaged files.
       raise errors.UserError(
         f'{path} is a Parquet file that cannot be read:'
         f' {_first_line(error)}. Get it again.'
       ) from error
 
   def names_and_labels(self) -> list[tuple[list[Any], list[Any]]]:
-    """Of each group the paths and the labels of its rows; gives them away."""
+    """Each group's paths and labels; can be called once."""
     texts, self._texts = self._texts, []
     return texts
 
@@ -133,13 +133,13 @@ class _Groups:
     """The bytes of the image in a row of a group.
 
     Raises:
-      ImageError: it cannot be read; says why.
+      ImageError: it cannot be read.
     """
     with self._lock:
       images, size = self._kept.get(group) or self._load(group)
       self._kept[group] = images, size
       self._kept.move_to_end(group)
-      # Threads that decode stand in two groups at once where one ends.
+      # At the end of a group, decoding threads read two of them.
       while (
         len(self._kept) > 2
         and sum(kept for _, kept in self._kept.values()) > _KEEP_BYTES
@@ -182,14 +182,14 @@ def _pyarrow() -> Any:
     import pyarrow.parquet  # noqa: PLC0415
   except ImportError as error:
     raise errors.UserError(
-      'Parquet files are read with pyarrow, which is not installed. It is'
-      " there with: pip install 'resnet-jax-zoo[parquet]'"
+      'Parquet files are read with pyarrow, which is not installed. Install it'
+      " with: pip install 'resnet-jax-zoo[parquet]'"
     ) from error
   return pyarrow.parquet
 
 
 def _check_metadata(file: Any, size: int) -> None:
-  """The length of the metadata, before pyarrow takes memory for it."""
+  """Checks the length of the metadata before pyarrow allocates it."""
   file.seek(max(size - 8, 0))
   tail = file.read(8)
   length = int.from_bytes(tail[:4], 'little')
@@ -201,7 +201,7 @@ def _check_metadata(file: Any, size: int) -> None:
 
 
 def _columns(schema: Any, path: pathlib.Path) -> tuple[str, str]:
-  """The names of the column of images and of that of labels ('': none)."""
+  """The names of the columns of images and of labels ('' if there is none)."""
   import pyarrow  # noqa: PLC0415
 
   images = [
@@ -230,7 +230,7 @@ def _columns(schema: Any, path: pathlib.Path) -> tuple[str, str]:
 def _texts(
   opened: Any, image: str, label: str, path: pathlib.Path
 ) -> list[tuple[list[Any], list[Any]]]:
-  """Of each group the paths and the labels (None: it has none) of its rows."""
+  """Each group's paths and labels (None where there is none)."""
   columns = [f'{image}.path', *([label] if label else [])]
   found = []
   total = 0
@@ -253,7 +253,7 @@ def _texts(
 
 
 def _check_split(paths: Sequence[pathlib.Path]) -> None:
-  """Files named SPLIT-00000-of-00014.parquet: one split, and all of it."""
+  """Checks that files named SPLIT-00000-of-00014 are one whole split."""
   matches = [_SHARD.fullmatch(path.name) for path in paths]
   found = collections.Counter(
     (match['split'], int(match['count'])) for match in matches if match
@@ -261,14 +261,14 @@ def _check_split(paths: Sequence[pathlib.Path]) -> None:
   if len(found) > 1:
     splits = ', '.join(sorted({split for split, _ in found}))
     raise errors.UserError(
-      f'the Parquet files are of several splits: {splits}. Name one, as in'
+      f'the Parquet files belong to several splits: {splits}. Name one, as in'
       f" data='{paths[0].parent}/{sorted(found)[0][0]}-*.parquet'."
     )
   for (split, count), there in found.items():
     if len(paths) > 1 and there != count:
       raise errors.UserError(
-        f'{there} of the {count} Parquet files of the split {split} are there.'
-        ' Get the others, or name a single file to work on that alone.'
+        f'only {there} of the {count} Parquet files of the split {split} exist.'
+        ' Get the others, or name a single file.'
       )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in files of their own: a list of them, a folder, or one."""
+"""Images in files of their own: a list, a folder, or a single one."""
 
 import os
 import pathlib
@@ -25,21 +25,21 @@ def image(path: pathlib.Path) -> Source:
 
 
 def is_image(path: pathlib.Path) -> bool:
-  """Whether a file is an image, by its suffix or its content."""
+  """Whether a file is an image, by its suffix or content."""
   if item_lib.is_image_name(path.name):
     return True
   try:
     with Image.open(path, formats=decoding.FORMATS):
       return True
   except Exception:
-    # Whatever a decoder says of it: it is read as a list, and judged there.
+    # A decoder may raise anything; the file is then read as a list.
     return False
 
 
 def folder(root: pathlib.Path, files: list[pathlib.Path]) -> Source:
   """The images among the files below a folder, in the order of their keys.
 
-  Labels are read from the folders where all of them are WordNet ids.
+  If all paths have WordNet ids, these are the labels.
   """
   found = sorted(
     (path.relative_to(root).as_posix(), path)
@@ -59,7 +59,7 @@ def folder(root: pathlib.Path, files: list[pathlib.Path]) -> Source:
 def walk(
   root: pathlib.Path, above: frozenset[str] = frozenset()
 ) -> Iterator[pathlib.Path]:
-  """The files below a folder; links are followed, but not round in circles."""
+  """Yields the files below a folder; follows links, except in circles."""
   real = os.path.realpath(root)
   if real in above:
     return
@@ -74,25 +74,24 @@ def list_file(path: pathlib.Path, must_exist: bool) -> Source:
   """The images of a list.
 
   Raises:
-    UserError: it is no list, or an image is missing that must be there.
+    UserError: it is not a list, or an image that must exist is missing.
   """
   try:
     text = path.read_text('utf-8-sig')
   except UnicodeDecodeError as error:
     raise errors.UserError(
-      f'{path} is neither an image that can be read nor a list of images in'
-      ' UTF-8.'
+      f'{path} is neither a readable image nor a list of images in UTF-8.'
     ) from error
   if '\0' in text:
     raise errors.UserError(
-      f'{path} is neither an image that can be read nor a list of images.'
+      f'{path} is neither a readable image nor a list of images.'
     )
   items = []
   for line in text.split('\n'):
     if not line.strip():
       continue
     match = _LINE.fullmatch(line.strip())
-    # The pattern takes any line that is not blank.
+    # The pattern matches any line that is not blank.
     assert match is not None
     name = match['quoted'] or match['plain']
     label = int(match['label']) if match['label'] else NO_LABEL
@@ -110,7 +109,7 @@ def _check_present(source: Source, path: pathlib.Path) -> None:
     shown = ', '.join(missing[:5])
     more = f' and {len(missing) - 5} more' if len(missing) > 5 else ''
     raise errors.UserError(
-      f'{len(missing)} of {len(source.items)} images listed in {path} are'
-      f' not there: {shown}{more}. Paths are relative to the list. Mend it, or'
-      ' set on_error=record to go on without them.'
+      f'{len(missing)} of {len(source.items)} images listed in {path} do not'
+      f' exist: {shown}{more}. Paths are relative to the list. Correct it, or'
+      ' set on_error=record to continue without them.'
     )

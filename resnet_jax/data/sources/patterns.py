@@ -2,7 +2,8 @@
 """File names written as a pattern: `val-{000..049}.tar`, `val-*.parquet`.
 
 Braces are Bash's (its manual, "Brace Expansion"): a list or a range of whole
-numbers.  All that they name must be there; `*`, `?` and `[...]` name what is.
+numbers.  Every file that they name must exist; `*`, `?` and `[...]` match those
+that do.
 """
 
 import glob
@@ -17,7 +18,7 @@ _RANGE = re.compile(r'(\d{1,9})\.\.(\d{1,9})')
 
 
 def is_pattern(text: str) -> bool:
-  """Whether a text holds braces or wildcards."""
+  """Whether a text has braces or wildcards."""
   return bool(_BRACES.search(text)) or glob.has_magic(text)
 
 
@@ -25,8 +26,8 @@ def expand(text: str) -> list[pathlib.Path]:
   """The files that a pattern names, in order.
 
   Raises:
-    UserError: some that braces name are not there, or there is none at all, or
-      there are too many.
+    UserError: some that braces name do not exist, or there are none, or too
+      many.
   """
   found: list[pathlib.Path] = []
   missing: list[str] = []
@@ -41,8 +42,8 @@ def expand(text: str) -> list[pathlib.Path]:
       missing.append(name)
   if missing:
     raise errors.UserError(
-      f"data='{text}': {len(missing)} of the files that it names are not there:"
-      f' {", ".join(missing[:5])}. Get them, or mend the pattern.'
+      f"data='{text}': {len(missing)} of the files that it names do not exist:"
+      f' {", ".join(missing[:5])}. Get them, or correct the pattern.'
     )
   return found
 
@@ -55,7 +56,7 @@ def _braces(text: str) -> list[str]:
     if match is None:
       done.append(name)
     else:
-      # The last first, as the end of the list is taken from.
+      # Reversed, as `pop` takes the last.
       for choice in reversed(_choices(match[1])):
         todo.append(name[: match.start()] + choice + name[match.end() :])
     if len(done) + len(todo) > _MAX_FILES:

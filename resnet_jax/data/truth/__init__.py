@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The right answers to images, and which wrong order they look like."""
+"""The labels of images, and a diagnosis of labels in a wrong order."""
 
 from resnet_jax.data.truth.diagnosis import diagnose
 from resnet_jax.data.truth.labelset import LabelSet, load

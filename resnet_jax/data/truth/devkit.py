@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The order of ILSVRC ids, from the `meta.mat` of ImageNet's development kit.
 
-The kit numbers the classes otherwise than by sorted WordNet ids, so that its
-ground truth, taken for labels, gives nearly no hit.  Source: the kit's
-readme.txt (`ILSVRC2012_ID`, `WNID`, `num_children`); MAT-File Format, Level 5,
-for the elements that are looked at before SciPy reads them.
+The kit does not number the classes by sorted WordNet id, so its ground truth,
+mistaken for labels, gives almost no hits.  Sources: the kit's readme.txt
+(`ILSVRC2012_ID`, `WNID`, `num_children`); MAT-File Format, Level 5, for the
+elements that are checked before SciPy reads them.
 
-The order of the kit that was published lies beside this module, a WordNet id a
-line; it serves to recognise ids that somebody took for labels, while a ground
-truth is only mapped by the meta.mat that belongs to it.
+The file beside this module holds the published kit's order, one WordNet id a
+line.  It serves to diagnose ids that were mistaken for labels; a ground truth
+is mapped by its own meta.mat only.
 """
 
 import functools
@@ -33,7 +33,7 @@ _FIELDS = ('ILSVRC2012_ID', 'WNID', 'num_children')
 
 
 def published_label_of_id(wnids: Sequence[str]) -> np.ndarray | None:
-  """The labels of the ids of the published kit.
+  """The labels of the published kit's ids.
 
   Args:
     wnids: the WordNet ids in the order of the labels.
@@ -50,12 +50,12 @@ def published_label_of_id(wnids: Sequence[str]) -> np.ndarray | None:
 
 @functools.cache
 def _published_order() -> tuple[str, ...]:
-  room = importlib.resources.files('resnet_jax.data.truth')
-  return tuple((room / 'ilsvrc2012_ids.txt').read_text('utf-8').split())
+  folder = importlib.resources.files('resnet_jax.data.truth')
+  return tuple((folder / 'ilsvrc2012_ids.txt').read_text('utf-8').split())
 
 
 def label_of_id(path: pathlib.Path, wnids: Sequence[str]) -> np.ndarray:
-  """The labels of the ILSVRC ids.
+  """The labels of the ILSVRC ids, from a meta.mat.
 
   Args:
     path: a meta.mat.
@@ -65,7 +65,7 @@ def label_of_id(path: pathlib.Path, wnids: Sequence[str]) -> np.ndarray:
     (len(wnids),) int64; the label of the id i + 1 is at i.
 
   Raises:
-    UserError: it is not there, is no meta.mat, or has other classes.
+    UserError: the file is missing, is no meta.mat, or has other classes.
   """
   try:
     if path.stat().st_size > _MAX_BYTES:
@@ -80,7 +80,7 @@ def label_of_id(path: pathlib.Path, wnids: Sequence[str]) -> np.ndarray:
       ' ILSVRC2012_devkit_t12.tar.gz).'
     ) from error
   except Exception as error:
-    # SciPy raises nearly anything on damaged files.
+    # SciPy raises almost any exception on damaged files.
     raise errors.UserError(
       f'{path} cannot be read as the {NAME} of the development kit:'
       f' {str(error) or type(error).__name__}. Unpack it again from'
@@ -99,10 +99,10 @@ def label_of_id(path: pathlib.Path, wnids: Sequence[str]) -> np.ndarray:
 
 
 def _check_unpacked(data: bytes) -> None:
-  """Refuses what would take far more memory than it has bytes.
+  """Refuses a file that would unpack to too much memory.
 
   Raises:
-    ValueError: it does, or is no Level 5 file.
+    ValueError: it would, or it is no Level 5 file.
     zlib.error: its compressed parts are damaged.
   """
   words = _WORDS.get(data[126:_HEADER_BYTES])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which wrong order of labels predictions that hit nothing look like.
+"""A diagnosis of accuracies near chance: labels or images in a wrong order.
 
-Known ways to a top-1 accuracy of 0.1 to 0.6%: ILSVRC ids taken for labels
-(raoyongming/DynamicViT, issue 17), images not sorted
+Known causes of a top-1 accuracy of 0.1 to 0.6%: ILSVRC ids mistaken for labels
+(raoyongming/DynamicViT, issue 17), unsorted images
 (huggingface/pytorch-image-models, issue 1081), labels that count from one, and
 numbered folders sorted as text.
 """
@@ -18,9 +18,9 @@ import numpy as np
 from resnet_jax.data.truth import devkit, labelset
 from resnet_jax.system import errors
 
-# Under this share of hits something is wrong with the labels.
+# Below this share of hits the labels are probably wrong.
 _SUSPECT = 0.01
-# What an order must reach to be named: a share, a multiple of chance, hits.
+# An order is named from this share, multiple of chance and number of hits on.
 _FITS = 0.05
 _TIMES_CHANCE = 5
 _FEWEST_HITS = 5
@@ -35,18 +35,19 @@ def diagnose(
   wnids: Sequence[str],
   beside: Sequence[str] = (),
 ) -> str:
-  """What wrong order of the labels would explain the predictions.
+  """Names the wrong order of labels that would explain the predictions.
 
   Args:
-    predicted: (images,) the best label of each; negative: it has none.
+    predicted: (images,) the best label of each; negative: none.
     keys: of the images.
-    labels: what the predictions were counted against.
+    labels: the labels that the predictions were compared with.
     wnids: the classes' WordNet ids or names, in the order of the labels.
-    beside: paths (of the label file, of the data) where a meta.mat may lie.
+    beside: paths (of the label file, of the data) that may have a meta.mat
+      beside them.
 
   Returns:
-    '' if the top-1 accuracy is 1% or more or nothing was counted; else a
-    sentence or two for the report.
+    One or two sentences for the report; '' if the top-1 accuracy is 1% or more
+    or no image has a label.
   """
   answers = labels.answers
   rows = np.flatnonzero([bool(answer) for answer in answers])
@@ -88,7 +89,7 @@ def _hits(predicted: np.ndarray, answers: Sequence[frozenset[int]]) -> int:
 def _order_of_ids(
   wnids: Sequence[str], beside: Sequence[str]
 ) -> np.ndarray | None:
-  """The label of each ILSVRC id: of a meta.mat, else of the published kit."""
+  """The label of each ILSVRC id, from a meta.mat, else the published kit."""
   for name in filter(None, beside):
     path = pathlib.Path(name).expanduser()
     meta = path / devkit.NAME if path.is_dir() else path.with_name(devkit.NAME)
@@ -101,7 +102,7 @@ def _order_of_ids(
 def _other_labels(
   predicted: np.ndarray, classes: int, order: np.ndarray | None
 ) -> Iterator[_Try]:
-  """The predictions, wronged as the labels may have been."""
+  """The predictions after each mistake that the labels may contain."""
   same = np.arange(classes)
   tables = {
     'they are one too large, as though counted from 1': same + 1,
@@ -131,7 +132,7 @@ def _other_labels(
 
 
 def _other_images(predicted: np.ndarray, keys: Sequence[str]) -> Iterator[_Try]:
-  """The predictions, given to other images as the labels may have been."""
+  """The predictions in each order that the images may have."""
   names: dict[str, list[Any]] = {
     'of their paths': list(keys),
     'of the names of their files': [key.rpartition('/')[2] for key in keys],
@@ -152,7 +153,7 @@ def _other_images(predicted: np.ndarray, keys: Sequence[str]) -> Iterator[_Try]:
 
 
 def _numbered(key: str) -> list[tuple[int, str]]:
-  """Sorts 9.jpg before 10.jpg."""
+  """A sort key that puts 9.jpg before 10.jpg."""
   parts = re.findall(r'[0-9]{1,18}|[^0-9]+', key)
   return [
     (int(part), '') if part.isdigit() and part.isascii() else (-1, part)

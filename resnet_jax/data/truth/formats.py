@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label files: which of the forms a text is in, and what it says.
+"""Readers of label files.
 
 Caffe's `val.txt` (NAME LABEL; Caffe's ImageNet page), the development kit's
 ground truth (an ILSVRC id a line; its readme.txt), TensorFlow's
@@ -36,12 +36,11 @@ Answer = frozenset[int]
 
 @dataclasses.dataclass(frozen=True)
 class Entries:
-  """What a label file says.
+  """The contents of a label file.
 
   Attributes:
-    names: the names of the images, or None where the file has none and goes
-      by their numbers.
-    answers: the labels of each.
+    names: the names of the images; None: the file goes by their numbers.
+    answers: the labels of each image.
     form: for a person.
   """
 
@@ -51,14 +50,14 @@ class Entries:
 
 
 def read(path: pathlib.Path, wnids: Sequence[str]) -> Entries:
-  """Reads a label file, in whichever form it is.
+  """Reads a label file of any known form.
 
   Args:
     path: the file.
     wnids: the classes' WordNet ids, or other names, in the order of labels.
 
   Raises:
-    UserError: it is in none of the forms, or a line is not in that of the
+    UserError: the file is in no known form, a line is not in the form of the
       first, or the ids cannot be mapped.
   """
   text = _text(path)
@@ -144,7 +143,7 @@ def _pairs(
 def _numbers(
   lines: list[str], path: pathlib.Path, wnids: Sequence[str]
 ) -> Entries:
-  """ILSVRC ids, which count from 1; with a 0 among them they are labels."""
+  """ILSVRC ids, which count from 1, or labels if one of them is 0."""
   numbers = [int(line) for line in lines]
   meta = path.with_name(devkit.NAME)
   if not are_wnids(wnids) and meta.exists():
@@ -194,7 +193,7 @@ def are_wnids(names: Sequence[str]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-  """A form of a label file with lines: what one is, and how all are read."""
+  """A form of a label file: a line's pattern and name, and the reader."""
 
   line: re.Pattern[str]
   what: str

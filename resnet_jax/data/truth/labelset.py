@@ -23,14 +23,14 @@ _VAL_NUMBER = re.compile(r'ILSVRC2012_val_([0-9]{8})(?![0-9])')
 
 @dataclasses.dataclass(frozen=True)
 class LabelSet:
-  """The right answers.
+  """The labels that predictions are compared with.
 
   Attributes:
     name: for tables: 'labels', 'folders' or the label file's name without
       its suffix.
-    answers: an item each, in the source's order: any of them counts; empty:
-      the item has no label and is left out of the count.
-    description: for a person: where they are from, and how many there are.
+    answers: the accepted labels of each item, in the source's order; empty:
+      the item has no label and is not counted.
+    description: for a person: the number of labels and their source.
   """
 
   name: str
@@ -39,31 +39,31 @@ class LabelSet:
 
   @property
   def digest(self) -> str:
-    """SHA-256 of the answers as JSON: a list of each item's, in order."""
+    """SHA-256 of the answers as JSON: a sorted list an item, in order."""
     text = json.dumps([sorted(answer) for answer in self.answers])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load(text: str, items: Sequence[Item], wnids: Sequence[str]) -> LabelSet:
-  """The labels of images.
+  """Loads the labels of images.
 
-  A label file's names are matched with the keys: whole paths, else the names
-  of the files, else these without suffix, else the numbers of ILSVRC's
-  validation images, which the file may also give bare (`1 65`).  A file
-  without names has a line for each image: by these numbers where the
-  images have them, else in the source's order.
+  A label file's names are matched with the keys by the whole path, else the
+  file name, else the name without its suffix, else the number of an ILSVRC
+  validation image, which the file may also give bare (`1 65`).  A file without
+  names has a line for each image: by these numbers where the images have them,
+  else in the source's order.
 
   Args:
-    text: '' for what the source itself states, 'folders' for the images'
-      folders (WordNet ids or names of classes, else the numbers of classes as
-      in ImageNet-V2, else in alphabetical order), or a label file's path.
+    text: '' for the source's own labels, 'folders' for the images' folders
+      (WordNet ids or names of classes, else class numbers as in ImageNet-V2,
+      else in alphabetical order), or the path of a label file.
     items: the images.
     wnids: the WordNet ids of the classes in the order of the labels; for other
       networks the names of the classes, or nothing.
 
   Raises:
     UserError: a label is missing, has no image or is out of range, a name
-      occurs twice, or the label file is in none of the known forms.
+      occurs twice, or the label file is in no known form.
   """
   if not text:
     result = _own(items)
@@ -111,18 +111,18 @@ def _by_folders(items: Sequence[Item], wnids: Sequence[str]) -> LabelSet:
       f'{len(bare)} of {len(items)} images lie in no folder that could name'
       f' their class: {_some(bare)}. Name a label file.'
     )
-  index, how = _folder_labels(sorted(set(names)), wnids)
+  index, naming = _folder_labels(sorted(set(names)), wnids)
   return LabelSet(
     FOLDERS,
     tuple(frozenset([index[name]]) for name in names),
-    f'their {len(index)} folders, {how}',
+    f'their {len(index)} folders, {naming}',
   )
 
 
 def _folder_labels(
   folders: list[str], wnids: Sequence[str]
 ) -> tuple[dict[str, int], str]:
-  """The labels of folders, and how they were found."""
+  """The labels of folders, and what the folders are named by."""
   known = {wnid: label for label, wnid in enumerate(wnids)}
   if all(name in known for name in folders):
     return {name: known[name] for name in folders}, 'named as the classes'
@@ -181,7 +181,7 @@ def _check_distinct(names: Sequence[str], what: str) -> None:
 
 
 def _difference(entries: formats.Entries, keys: Sequence[str]) -> str:
-  """Names on one side only, for a message about their number."""
+  """The names without a counterpart, for the message."""
   if entries.names is None:
     return ''
   ours, theirs = map(
@@ -249,7 +249,7 @@ def _val_number(path: str) -> str:
 
 
 def _number(path: str) -> str:
-  """The number of a validation image, or the one that the name is."""
+  """The number of a validation image, or a file name that is a number."""
   digits = _val_number(path) or _stem(path)
   return str(int(digits)) if re.fullmatch(r'[0-9]{1,9}', digits) else ''
 
@@ -262,7 +262,8 @@ def _path(path: str) -> str:
   return path.removeprefix('./')
 
 
-# What may be equal in a label file and a key; the first that serves counts.
+# What is compared of a label file's name and a key; the first that matches all
+# images is used.
 _VIEWS: tuple[Callable[[str], str], ...] = (
   _path,
   _file_name,

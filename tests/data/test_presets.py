@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint's preprocessing, and what the user changes of it."""
+"""The publishers' preprocessing, and a user's overrides."""
 
 import dataclasses
 
@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax import inputs
-from resnet_jax.data import preprocess, recipe
+from resnet_jax.data import crops, preprocess, presets
 from resnet_jax.system import errors
 from resnet_jax.zoo import lookup
 
 
-def test_the_checkpoint_says_how_where_the_user_does_not():
-  how = inputs.preprocess_for(inputs.Wishes(), recipe.TORCHVISION)
+def test_auto_and_zero_keep_the_checkpoints_own():
+  given = dict.fromkeys(preprocess.FIELDS, 'auto')
+  how = presets.TORCHVISION.overridden(**given)
+  assert how == presets.TORCHVISION.overridden(crop_size=0, mean=None)
+  assert how == presets.TORCHVISION
   assert how.channels == 'RGB'
   assert how.std == (58.395, 57.12, 57.375)
   assert (how.resize_size, how.crop_size) == (256, 224)
@@ -25,14 +27,12 @@ def test_the_checkpoint_says_how_where_the_user_does_not():
     ' rounding), RGB, minus (123.675, 116.28, 103.53), over (58.395, 57.12,'
     ' 57.375)'
   )
-  v2 = inputs.preprocess_for(
-    inputs.Wishes(), lookup.find('torchvision.v2', 50).recipe
-  )
+  v2 = lookup.find('torchvision.v2', 50).preprocess
   assert v2.resize_size == 232
 
 
 def test_the_user_can_change_all_of_it():
-  wishes = inputs.Wishes(
+  how = presets.CAFFE.overridden(
     mean='1,2,3',
     std='4,5,6',
     channels='RGB',
@@ -41,15 +41,14 @@ def test_the_user_can_change_all_of_it():
     interpolation='bicubic',
     rounding='torchvision',
   )
-  how = inputs.preprocess_for(wishes, recipe.CAFFE)
-  assert how.mean.values.ravel().tolist() == [1, 2, 3]
+  assert how.mean == (1, 2, 3)
   assert how.std == (4, 5, 6)
   assert (how.channels, how.resize_size, how.crop_size) == ('RGB', 300, 288)
   assert (how.interpolation, how.rounding) == ('bicubic', 'torchvision')
 
 
 @pytest.mark.parametrize(
-  ('wishes', 'message'),
+  ('given', 'message'),
   [
     ({'channels': 'rgb'}, "unknown channels 'rgb'.*Allowed: BGR, RGB, auto"),
     (
@@ -65,27 +64,66 @@ def test_the_user_can_change_all_of_it():
     ({'std': 'x'}, "std='x' is not three values"),
   ],
 )
-def test_wrong_wishes(wishes, message):
+def test_wrong_overrides(given, message):
   if message is None:
-    inputs.preprocess_for(inputs.Wishes(**wishes), recipe.CAFFE)
+    presets.CAFFE.overridden(**given)
     return
   with pytest.raises(errors.UserError, match=message):
-    inputs.preprocess_for(inputs.Wishes(**wishes), recipe.CAFFE)
+    presets.CAFFE.overridden(**given)
+
+
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
+    ({'decode': 'quick'}, "unknown decode 'quick'"),
+    ({'resize': 'crop'}, "unknown resize 'crop'"),
+    ({'mean': 'nowhere.npz'}, 'there is no such file'),
+    ({'mean': (0.485, 0.456, 0.406)}, 'Give mean=123.675,116.28,103.53'),
+    ({'std': [0, 1, 1]}, 'not three values above 0'),
+  ],
+)
+def test_mistakes_are_found_before_the_weights_are_loaded(given, message):
+  with pytest.raises(errors.UserError, match=message):
+    preprocess.check_overrides(**given)
+
+
+@pytest.mark.parametrize(
+  'mean', ['1,2.5,3', (1, 2.5, 3), np.array([1, 2.5, 3])]
+)
+def test_a_mean_may_be_text_or_numbers(mean):
+  found = presets.CAFFE.overridden(mean=mean, std=mean)
+  assert found.mean == found.std == (1, 2.5, 3)
+  assert 'minus (1, 2.5, 3), over (1, 2.5, 3)' in found.describe()
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'mean': (1.0, 2.0)},
+    {'mean': (1.0, 2.0, float('nan'))},
+    {'mean': (1e60, 0.0, 0.0)},
+    {'std': (1.0, 0.0, 1.0)},
+    {'std': (1.0, float('inf'), 1.0)},
+  ],
+)
+def test_values_that_are_no_numbers_of_three_channels(fields):
+  with pytest.raises(errors.UserError, match='not three'):
+    preprocess.Preprocess(**fields)
 
 
 def test_a_mean_image_is_for_bgr(tmp_path):
   path = tmp_path / 'mean.npz'
   np.savez(path, data_mean=np.zeros(3 * 224 * 224, np.float32))
-  with pytest.raises(errors.UserError, match='a mean file is in BGR order'):
-    inputs.preprocess_for(inputs.Wishes(mean=str(path)), recipe.TORCHVISION)
+  with pytest.raises(errors.UserError, match=r'mean file .* is in BGR order'):
+    presets.TORCHVISION.overridden(mean=path)
 
 
 @pytest.mark.parametrize('numpy', [np, jnp])
 def test_rgb_with_mean_and_std_is_torchvisions_arithmetic(numpy):
   pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 4, 5, 3), np.uint8)
-  mean = np.float32(recipe.TORCHVISION.mean).reshape(3, 1, 1)
-  found = preprocess.normalise(
-    pixels, mean, False, numpy, channels='RGB', std=recipe.TORCHVISION.std
+  mean = np.float32(presets.TORCHVISION.mean).reshape(3, 1, 1)
+  found = crops.normalise(
+    pixels, mean, False, numpy, channels='RGB', std=presets.TORCHVISION.std
   )
   # As torchvision documents it: to 0..1, less the mean, over the deviation.
   expected = (pixels[:, 0] / 255 - [0.485, 0.456, 0.406]) / [
@@ -102,7 +140,7 @@ def _centre(size, how):
   width, height = size
   rows, columns = np.mgrid[:height, :width]
   pixels = np.stack([rows, columns, 0 * rows], axis=-1).astype(np.uint8)
-  cut = preprocess.cut(Image.fromarray(pixels), how)
+  cut = crops.cut(Image.fromarray(pixels), how)
   assert cut.shape == (1, 32, 32, 3)
   return int(cut[0, 0, 0, 0]), int(cut[0, 0, 0, 1])
 
@@ -116,9 +154,7 @@ def _centre(size, how):
 def test_torchvision_rounds_a_crops_offset_half_to_even(
   width, nearest, torchvision
 ):
-  base = inputs.preprocess_for(
-    inputs.Wishes(resize_size=33, crop_size=32), recipe.CAFFE
-  )
+  base = preprocess.Preprocess(resize_size=33, crop_size=32)
   assert _centre((width, 33), base) == (0, nearest)
   other = dataclasses.replace(base, rounding='torchvision')
   assert _centre((width, 33), other) == (0, torchvision)
@@ -144,6 +180,6 @@ def test_torchvision_cuts_the_longer_side_off(size, nearest, torchvision):
     across = image.resize((width, size[1]), Image.Resampling.LANCZOS)
     resized = across.resize((width, 256), Image.Resampling.LANCZOS)
     expected = np.asarray(resized)[16:240, middle : middle + 224]
-    how = inputs.preprocess_for(inputs.Wishes(rounding=rounding), recipe.CAFFE)
-    [found] = preprocess.cut(image, how)
+    how = preprocess.Preprocess(rounding=rounding)
+    [found] = crops.cut(image, how)
     np.testing.assert_array_equal(found, expected)

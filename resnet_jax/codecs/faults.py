@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with a file: unreadable, damaged or refused; one message.
+
+A parser does not know its file's name: it raises a ValueError for damage and a
+RefusedError for what is never read, and `reported` names the file.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from resnet_jax.system import errors
+
+
+class RefusedError(Exception):
+  """A sound file that holds what is never read."""
+
+
+@contextlib.contextmanager
+def reported(
+  path: pathlib.Path,
+  damaged: str = '{path} is damaged: {error}. Get it again.',
+  refused: str = '{path} is refused: {error}.',
+) -> Iterator[None]:
+  """Turns a parser's error into a UserError.
+
+  Args:
+    path: of the file.
+    damaged: the message for a ValueError.
+    refused: the message for a RefusedError.
+  """
+  try:
+    yield
+  except RefusedError as error:
+    raise errors.UserError(refused.format(path=path, error=error)) from error
+  except ValueError as error:
+    raise errors.UserError(damaged.format(path=path, error=error)) from error
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot read {path}: {error.strerror or error}.'
+    ) from error
+
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """A file, open for reading.
+
+  Raises:
+    UserError: it cannot be opened.
+  """
+  with reported(path):
+    file = open(path, 'rb')  # noqa: SIM115, as the next line closes it
+  with file:
+    yield file

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images as a notebook gives them: paths, Pillow images, an array."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from os import PathLike
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from resnet_jax.data import mean as mean_lib
+from resnet_jax.data.preprocess import Preprocess
+from resnet_jax.data.sources.item import NO_LABEL, Item, file_item
+from resnet_jax.system import errors
+
+ImageLike: TypeAlias = str | PathLike[str] | Image.Image
+ImagesLike: TypeAlias = ImageLike | Sequence[ImageLike | Item] | np.ndarray
+
+# The stem and four halvings leave one position of it.
+_MIN_SIZE = 32
+
+
+def is_single(images: ImagesLike) -> bool:
+  """Whether it is one image and no list or array of them."""
+  return isinstance(images, str | PathLike | Image.Image)
+
+
+def checked(
+  images: ImagesLike, preprocess: Preprocess
+) -> Sequence[Item] | np.ndarray:
+  """Items to read, or the array of cropped images.
+
+  Args:
+    images: a path, a Pillow image, an item, a list of them; or a uint8 array
+      (N, H, W, 3), RGB, of cropped images.
+    preprocess: what an array must fit.
+
+  Raises:
+    UserError: they are none of these.
+  """
+  if isinstance(images, np.ndarray):
+    _check_array(images, preprocess)
+    return images
+  if isinstance(images, str | PathLike | Image.Image):
+    images = [images]
+  items = [_item(index, image) for index, image in enumerate(images)]
+  if not items:
+    raise errors.UserError('the list of images is empty.')
+  return items
+
+
+def _check_array(images: np.ndarray, preprocess: Preprocess) -> None:
+  shape = images.shape
+  if (
+    images.dtype != np.uint8
+    or len(shape) != 4
+    or shape[3] != 3
+    or min(shape[1:3]) < _MIN_SIZE
+    or not len(images)
+  ):
+    raise errors.UserError(
+      f'cannot take an array of {images.dtype} {shape} as images. Give uint8'
+      f' (N, H, W, 3), RGB, H and W {_MIN_SIZE} or more.'
+    )
+  if preprocess.multi_crop:
+    raise errors.UserError(
+      'an array is taken as already cropped, and this model averages over'
+      ' ten crops (multi_crop). Give paths or Pillow images.'
+    )
+  mean_lib.check_mean(preprocess.mean, *shape[1:3])
+
+
+def _item(index: int, image: ImageLike | Item) -> Item:
+  if isinstance(image, Item):
+    return image
+  if isinstance(image, Image.Image):
+    name = f'number {index} of the list'
+    try:
+      # Here, because the same image may be in the list twice, and two threads
+      # cannot decode it at once.
+      image.load()
+    except Exception as error:
+      raise errors.UserError(
+        f'cannot read the image {name}: {error}.'
+      ) from error
+    return Item(name, name, NO_LABEL, lambda: image)
+  if not isinstance(image, str | PathLike):
+    raise errors.UserError(
+      f'cannot take a {type(image).__name__} as an image. Give a path, a Pillow'
+      ' image, a list of them, or one uint8 array (N, H, W, 3).'
+    )
+  file = os.path.expanduser(image)
+  return file_item(pathlib.Path(file), file)

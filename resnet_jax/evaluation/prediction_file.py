@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file of predictions: JSON lines, a header and then an object an image.
+
+`predict` and `evaluate` write it and resume each other's.  It is called
+`NAME.part` until the last image is in it.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any, Self
+
+from resnet_jax.data import labels as labels_lib
+from resnet_jax.evaluation.prediction_record import (
+  DamageError,
+  Header,
+  ImagePrediction,
+  Labels,
+  begins_header,
+  parse_header,
+  parse_image,
+)
+from resnet_jax.system import errors, files
+from resnet_jax.system import settings as settings_lib
+
+_MAX_LINE = 1 << 24
+
+
+class Reader:
+  """Iterates over the images of a file; a context manager.
+
+  Attributes:
+    header: the first line.
+    path: the file.
+    format: of the file, 1 or 2.
+  """
+
+  def __init__(self, path: pathlib.Path) -> None:
+    self.path = path
+    try:
+      self._file = open(path, 'rb')  # noqa: SIM115
+    except OSError as error:
+      raise errors.UserError(
+        f'{path} cannot be read: {error.strerror or error}. Name a file of'
+        ' predictions, written by --job=evaluate or --job=predict.'
+      ) from error
+    try:
+      self.format, self.header = parse_header(self._line())
+    except (DamageError, OSError) as error:
+      self._file.close()
+      raise errors.UserError(
+        f'{path} is no file of predictions: {error}. Choose another file'
+        ' (results, predictions), or remove it and predict again.'
+      ) from error
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self._file.close()
+
+  def __iter__(self) -> Iterator[ImagePrediction]:
+    count, names = self.header.settings['classes'], None
+    if self.format == 1:
+      stored = self.header.record.get('class_names', ())
+      names = labels_lib.classes(count, stored=stored)
+    for number in itertools.count(2):
+      try:
+        line = self._line()
+        if not line:
+          return
+        yield parse_image(line, count, names)
+      except (DamageError, OSError) as error:
+        raise errors.UserError(
+          f'{self.path}, line {number}, is damaged: {error}. Remove the file'
+          ' and predict again.'
+        ) from error
+
+  def _line(self) -> bytes:
+    """The next line, whole; empty at the end."""
+    line = self._file.readline(_MAX_LINE)
+    if line and not line.endswith(b'\n'):
+      raise DamageError('it breaks off, or is too long')
+    return line
+
+
+def part(path: pathlib.Path) -> pathlib.Path:
+  """The name of an unfinished file."""
+  return path.with_name(path.name + files.PART)
+
+
+def is_finished(path: pathlib.Path, header: Header) -> bool:
+  """Whether there is a finished file with the header's settings.
+
+  Raises:
+    UserError: the file is something else, or has other settings.
+  """
+  if not path.exists():
+    return False
+  with Reader(path) as reader:
+    _check_same(path, reader.header.settings, header.settings)
+  return True
+
+
+class Writer:
+  """Appends images to an unfinished file, in order; a context manager.
+
+  Attributes:
+    done: images in the file; the number of the next one.
+  """
+
+  def __init__(self, path: pathlib.Path, header: Header, rows: int) -> None:
+    """Opens or creates `NAME.part`, and locks it.
+
+    Args:
+      path: the finished file.
+      header: how the predictions are made.
+      rows: images a batch.  A file resumes at a multiple of it, so that the
+        batches are those of a run that was not interrupted.
+
+    Raises:
+      UserError: the file is something else, has other settings, or another
+        process writes it.
+    """
+    self._path, self._part = path, part(path)
+    with self._writing():
+      path.parent.mkdir(parents=True, exist_ok=True)
+      self._file: IO[bytes] = open(self._part, 'ab')  # noqa: SIM115
+    try:
+      files.lock(self._file, self._part, 'results, predictions')
+      self.done, end = _resumable(self._part, header, rows)
+      with self._writing():
+        self._file.truncate(end)
+      if not end:
+        self._add(header.line())
+    except BaseException:
+      self.__exit__()
+      raise
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    # What could not be written has been reported by then.
+    with contextlib.suppress(OSError):
+      self._file.close()
+
+  def write(self, images: Sequence[ImagePrediction]) -> None:
+    """Adds images; when it returns they outlive a killed process."""
+    self._add(b''.join(image.line() for image in images))
+    self.done += len(images)
+
+  def publish(self) -> None:
+    """Renames the file to its final name."""
+    with self._writing():
+      os.fsync(self._file.fileno())
+      os.replace(self._part, self._path)
+
+  def _add(self, data: bytes) -> None:
+    with self._writing():
+      self._file.write(data)
+      self._file.flush()
+
+  def _writing(self) -> contextlib.AbstractContextManager[None]:
+    return files.writing('predictions', self._path)
+
+
+def images(
+  path: pathlib.Path, keys: Sequence[str]
+) -> Iterator[ImagePrediction]:
+  """The images of a finished file, whose keys must be `keys`.
+
+  Raises:
+    UserError: the file has other images, or is damaged.
+  """
+  with Reader(path) as reader:
+    for row, (key, image) in enumerate(
+      itertools.zip_longest(keys, reader, fillvalue=None)
+    ):
+      found = image and image.key
+      if key is None or image is None or found != key:
+        raise errors.UserError(
+          f'{path}, image {row}, is {found or "missing"}, and should be'
+          f' {key or "none"}. Remove the file and predict again.'
+        )
+      yield image
+
+
+def relabel(
+  path: pathlib.Path,
+  keys: Sequence[str],
+  labels: Iterable[Labels],
+  record: Mapping[str, Any],
+) -> None:
+  """Replaces the labels in a finished file; the predictions stay.
+
+  Args:
+    path: the file.
+    keys: of the images that it must hold.
+    labels: of each image.
+    record: the header's new one.
+
+  Raises:
+    UserError: as from `images`; or the file cannot be written.
+  """
+  with Reader(path) as reader:
+    header = dataclasses.replace(reader.header, record=record)
+  new = path.with_name(f'{path.name}.new')
+  with files.writing('predictions', new), open(new, 'wb') as file:
+    file.write(header.line())
+    for image, wanted in zip(images(path, keys), labels, strict=True):
+      file.write(dataclasses.replace(image, labels=wanted).line())
+    file.flush()
+    os.fsync(file.fileno())
+  with files.writing('predictions', path):
+    os.replace(new, path)
+
+
+def _check_same(
+  path: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+  if different := settings_lib.differences(found, wanted):
+    raise errors.UserError(
+      f'{path} holds predictions with other settings: {different}. Choose'
+      ' another file (results, predictions), remove this one, or use its'
+      ' settings.'
+    )
+
+
+def _resumable(
+  path: pathlib.Path, header: Header, rows: int
+) -> tuple[int, int]:
+  """How many images of an unfinished file are kept, and the byte they end at.
+
+  Whole batches are; a last line that breaks off is not.
+  """
+  with open(path, 'rb') as file:
+    first = file.readline(_MAX_LINE)
+    # Any other file is somebody's, and stays.
+    if not first.endswith(b'\n') and begins_header(first):
+      return 0, 0
+    ends = [file.tell()]
+    while line := file.readline(_MAX_LINE):
+      if line.endswith(b'\n'):
+        ends.append(file.tell())
+  done = len(ends) - 1
+  with Reader(path) as reader:
+    if reader.format == 1:
+      raise errors.UserError(
+        f'{path} was begun by an earlier version of this program. Finish it'
+        ' with that version, choose another file (results, predictions), or'
+        ' remove it.'
+      )
+    _check_same(
+      path,
+      {**reader.header.settings, **reader.header.run},
+      {**header.settings, **header.run},
+    )
+    # Damage is found now, not after hours.
+    for _ in itertools.islice(reader, done):
+      pass
+  total = header.settings.get('images', done)
+  kept = total if done >= total else done // rows * rows
+  return kept, ends[kept]

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What differs between published ResNets of the same depth."""
+
+import dataclasses
+from typing import Any
+
+from resnet_jax.models import names
+from resnet_jax.system import errors, overrides
+
+STRIDES = ('1x1', '3x3')
+STEM_POOLS = ('ceil', 'pad1')
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """The fields of a network other than its depth and classes.
+
+  The network, a checkpoint's record, the metadata of converted weights and a
+  run's record all hold one.  The defaults are the authors' Caffe models and
+  PaddlePaddle's model zoo.
+
+  Attributes:
+    stride_in: which convolution of a bottleneck block has the stage's stride:
+      '1x1', branch2a, as published ("v1"), or '3x3', branch2b, as in
+      torchvision ("v1.5").  A basic block has it in its first 3x3.
+    stem_pool: the padding of `pool1`, if there is one: 'ceil', Caffe's and
+      Paddle's, or 'pad1', torchvision's and Keras'; see `layers.stem_pool`.
+    epsilon: what every batch norm adds to the variance.
+
+  Raises:
+    UserError: a field is out of its set.
+  """
+
+  stride_in: str = '1x1'
+  stem_pool: str = 'ceil'
+  epsilon: float = 1e-5
+
+  def __post_init__(self) -> None:
+    errors.check_choice('stride_in', self.stride_in, STRIDES)
+    errors.check_choice('stem_pool', self.stem_pool, STEM_POOLS)
+    if not 0 < self.epsilon < 1:
+      raise errors.UserError(
+        f'epsilon={self.epsilon} is not between 0 and 1; 1e-5 is usual.'
+      )
+
+  def overridden(self, **given: Any) -> 'Variant':
+    """This variant with the fields that a user gave; see `overrides.given`."""
+    return dataclasses.replace(self, **overrides.given(given))
+
+  def describe(self, architecture: names.Architecture) -> str:
+    """One line: the fields that the architecture has a use for."""
+    parts = [
+      f'stride in {self.stride_in}'
+      if architecture.projections
+      else 'shortcuts padded with zeros'
+    ]
+    if architecture.pool:
+      parts.append(f'stem pool {self.stem_pool}')
+    return ', '.join([*parts, f'epsilon {self.epsilon:g}'])
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Variant))
