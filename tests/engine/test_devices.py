@@ -114,6 +114,18 @@ def test_a_cpu_is_a_device_a_core_unless_jax_has_started(before):
   assert found == (1 if before else min(cores, 8))
 
 
+def test_the_memory_of_a_program_that_runs_jax_already_is_not_touched(
+  monkeypatch,
+):
+  def refuse(name):
+    raise AssertionError('mallopt')
+
+  monkeypatch.setattr(devices.cores, 'count', lambda: 2)
+  monkeypatch.setattr(devices.ctypes, 'CDLL', refuse)
+  # The setting that the tests started JAX with: no error says so.
+  devices.use_cores()
+
+
 @pytest.fixture(scope='module')
 def network():
   model = resnet.ResNet(18, classes=10)
