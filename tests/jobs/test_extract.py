@@ -76,12 +76,15 @@ def whole(tmp_path_factory):
 
 def expected_values(parameters, paths, multi_crop=False):
   """By hand, without pipeline, job and store: one image after another."""
-  mean = mean_lib.MEAN_BGR
   how = preprocess.Preprocess(
-    mean, resize_size=72, crop_size=64, multi_crop=multi_crop
+    resize_size=72, crop_size=64, multi_crop=multi_crop
   )
   run = runner.Runner(
-    resnet.ResNet(18), parameters, LAYERS, mean.values, multi_crop=multi_crop
+    resnet.ResNet(18),
+    parameters,
+    LAYERS,
+    mean_lib.as_array(how.mean),
+    multi_crop=multi_crop,
   )
   rows = []
   for path in paths:
