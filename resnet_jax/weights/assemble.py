@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax.data import presets
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import names, resnet
 from resnet_jax.models.variant import Variant
@@ -23,9 +22,6 @@ CONV_ORDERS = ('OHWI', 'OIHW')
 # What becomes float32; weights of any other type are refused.
 DTYPES = ('float16', 'bfloat16', 'float32', 'float64')
 MAX_CLASSES = 100_000
-
-# Of a transposition to (ky, kx, Ci, Co) or (in, out).
-Axes = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +51,10 @@ class KernelLayout:
   """
 
   text: str
-  kernel: Axes
-  dense: Axes
+  kernel: tuple[int, ...]
+  dense: tuple[int, ...]
 
-  def axes(self, rank: int) -> Axes:
+  def axes(self, rank: int) -> tuple[int, ...]:
     """The transposition of a tensor, to ours."""
     return {4: self.kernel, 2: self.dense}.get(rank, tuple(range(rank)))
 
@@ -107,12 +103,9 @@ class Options:
     return model.clone(variant=model.variant.overridden(**self.variant))
 
 
-# Of a file in a format that states no preprocessing.
-GUESSED_INPUT = (
-  'the file is not a published checkpoint and does not state its preprocessing:'
-  f" that of the authors' networks is used, {presets.CAFFE.describe()}. Set"
-  ' channels, mean, std, resize_size, interpolation if it was trained'
-  ' otherwise.'
+_BIASES = (
+  '{} convolutions have a bias: it goes into the mean of the batch norm after'
+  ' it, so these _conv layers are without their bias.'
 )
 TORCH_LAYOUT = KernelLayout('(Co, Ci, ky, kx), (out, in)', (2, 3, 1, 0), (1, 0))
 KERAS_LAYOUT = KernelLayout('(ky, kx, Ci, Co), (in, out)', (0, 1, 2, 3), (0, 1))
@@ -212,11 +205,9 @@ def assemble(
       may have a `bias`, which goes into the mean of its batch norm.
     layout: of kernels.
     format: for a person: 'Keras HDF5'.
-    variant: see `Loaded`, as for the next ones.
-    preprocess: see there.
+    variant: of the network; see `Loaded`, as for the next ones.
+    preprocess, notes, guesses: see there.
     options: the user's.
-    notes: see there.
-    guesses: see there.
 
   Raises:
     UserError: names are missing or unknown, or shapes, types or values are
@@ -242,15 +233,10 @@ def assemble(
     for ours, name in source_of.items()
   }
   if options.finite:
-    check_values(path, {source_of[ours]: v for ours, v in values.items()})
-    check_variances(path, values, source_of)
+    _check_values(path, values, source_of)
   biases = [name for name in values if name.endswith('_conv/bias')]
   if count := sum(bool(values[ours].any()) for ours in biases):
-    notes = (
-      *notes,
-      f'{count} convolutions have a bias: it goes into the mean of the batch'
-      ' norm after it, so these _conv layers are without their bias.',
-    )
+    notes = (*notes, _BIASES.format(count))
   for ours in biases:
     mean = ours.replace('_conv/bias', '_bn/mean')
     bias = values.pop(ours).astype(np.float64)
@@ -278,31 +264,26 @@ def assemble(
   )
 
 
-def check_values(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """Raises a UserError if values are not finite; names the tensors."""
-  faults = []
-  for name, array in arrays.items():
-    if bad := array.size - int(np.isfinite(array).sum()):
-      faults.append(f'{name} ({bad} of {array.size})')
-  if faults:
-    raise errors.UserError(
-      f'{path} holds values that are not finite, or too large for float32, in'
-      f' {", ".join(faults)}. Get it again; --job=inspect shows all of it.'
-    )
-
-
-def check_variances(
+def _check_values(
   path: pathlib.Path,
   values: Mapping[str, np.ndarray],
   source_of: Mapping[str, str],
 ) -> None:
-  """Raises a UserError if a batch norm's variance is negative."""
-  negative = [
+  """Raises a UserError if a value is not finite, or a variance negative."""
+  if faults := [
+    f'{source_of[ours]} ({bad} of {array.size})'
+    for ours, array in values.items()
+    if (bad := np.count_nonzero(~np.isfinite(array)))
+  ]:
+    raise errors.UserError(
+      f'{path} holds values that are not finite, or too large for float32, in'
+      f' {", ".join(faults)}. Get it again; --job=inspect shows all of it.'
+    )
+  if negative := [
     source_of[ours]
     for ours, array in values.items()
     if ours.endswith('/var') and (array < 0).any()
-  ]
-  if negative:
+  ]:
     raise errors.UserError(
       f'{path} holds negative variances in {", ".join(negative)}. Get it again.'
     )
@@ -414,6 +395,6 @@ def _read(path: pathlib.Path, name: str, tensor: Tensor) -> np.ndarray:
     raise errors.UserError(
       f'{path} is damaged: {name}: {error}. Get it again.'
     ) from error
-  # Values beyond float32 become infinite, which `check_values` refuses.
+  # Values beyond float32 become infinite, which `_check_values` refuses.
   with np.errstate(over='ignore'):
     return np.asarray(array, dtype=np.float32).reshape(tensor.shape)
