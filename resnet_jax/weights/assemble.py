@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a file's tensors to a network's parameters, checked; for all formats.
 
-A format reads a file's table of contents and maps its names to ours.  Here the
-depth is found, and names, shapes, types and values are checked in this order:
-a tensor is read only once its shape is known to be right.
+A format reads a table of contents and maps its names to ours; here all of it is
+checked, and a tensor is read only once its shape is known to be right.
 """
 
 import dataclasses
@@ -94,7 +93,7 @@ class Options:
     errors.check_choice('conv_order', self.conv_order, CONV_ORDERS)
     if not 0 <= self.seed < 2**32:
       raise errors.UserError(
-        f'seed={self.seed} is not between 0 and 4294967295.'
+        f'seed={self.seed} is not between 0 and 2**32 - 1.'
       )
     Variant().overridden(**self.variant)
 
@@ -145,16 +144,15 @@ class Loaded:
 
   Attributes:
     format: for a person: the format that was recognised.
-    model: the network that the weights are for; its variant is the format's
-      usual one if the file does not state it.
+    model: the network; its variant is the format's usual one if not stated.
     parameters: `layer/leaf` float32 arrays in the order of computing; kernels
       (ky, kx, Ci, Co), the classifier's (in, out).
     origins: of each parameter.
     layout: of kernels in the file, for a person.
-    preprocess: the format's usual one if the file does not state it.
+    preprocess: the format's usual one if not stated.
     notes: what the user should know, a sentence each.
-    guesses: notes on what the file does not state; a record of the zoo, or a
-      configuration beside the file, replaces what was guessed.
+    guesses: notes on what is not stated; none once a zoo record or another
+      file states it.
     warnings: what is probably wrong, a sentence each.
     class_names: the classifier's, if the file holds them.
     trained: whether the weights were trained, as far as is known.
@@ -205,9 +203,11 @@ def assemble(
       may have a `bias`, which goes into the mean of its batch norm.
     layout: of kernels.
     format: for a person: 'Keras HDF5'.
-    variant: of the network; see `Loaded`, as for the next ones.
-    preprocess, notes, guesses: see there.
+    variant: of the network.
+    preprocess: see `Loaded`.
     options: the user's.
+    notes: see `Loaded`.
+    guesses: see `Loaded`.
 
   Raises:
     UserError: names are missing or unknown, or shapes, types or values are
@@ -395,6 +395,6 @@ def _read(path: pathlib.Path, name: str, tensor: Tensor) -> np.ndarray:
     raise errors.UserError(
       f'{path} is damaged: {name}: {error}. Get it again.'
     ) from error
-  # Values beyond float32 become infinite, which `_check_values` refuses.
+  # Too large for float32 becomes infinite, which `_check_values` refuses.
   with np.errstate(over='ignore'):
     return np.asarray(array, dtype=np.float32).reshape(tensor.shape)
