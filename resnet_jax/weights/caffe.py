@@ -81,7 +81,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     ),
     preprocess=presets.CAFFE,
     options=options,
-    guesses=(assemble.GUESSED_INPUT,),
+    guesses=(presets.GUESSED_INPUT,),
   )
 
 
