@@ -12,7 +12,7 @@ from resnet_jax.data import sources
 from resnet_jax.evaluation import prediction_file, prediction_record
 from resnet_jax.jobs import classifier
 from resnet_jax.jobs import setup as setup_lib
-from resnet_jax.system import console, timing
+from resnet_jax.system import console, text, timing
 
 # As the label set of --job=evaluate with labels=''.
 _LABEL_SET = 'labels'
@@ -98,6 +98,6 @@ def _show(image: prediction_record.ImagePrediction) -> bool:
     console.say(f'FAILED: {image.path}: {image.failed}')
     return True
   best = '\n'.join(map(str, image.best))
-  text = f'Label of {image.path} is: {image.predicted}\n{best}'
-  print(console.plain(text), flush=True)
+  line = f'Label of {image.path} is: {image.predicted}\n{best}'
+  print(text.plain(line), flush=True)
   return False
