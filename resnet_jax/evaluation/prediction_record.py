@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.data import labels as labels_lib
+from resnet_jax.data import pipeline
 from resnet_jax.evaluation import prediction
+from resnet_jax.system import errors
 from resnet_jax.system import settings as settings_lib
 
 _FORMAT = 'resnet_jax predictions 2'
@@ -89,6 +91,42 @@ class ImagePrediction:
       return _encode(facts | {'failed': self.failed})
     best = [dataclasses.asdict(score) for score in self.best]
     return _encode(facts | {'predicted': self.predicted, 'best': best})
+
+
+def predictions(
+  batch: pipeline.Batch,
+  probabilities: np.ndarray,
+  classes: Sequence[labels_lib.ImageNetClass],
+  labels: Sequence[Labels],
+) -> list[ImagePrediction]:
+  """The predictions for the images of a batch.
+
+  Args:
+    batch: the images.
+    probabilities: (images, classes, 1, 1).
+    classes: the network's.
+    labels: of all images, not only the batch's.
+
+  Raises:
+    UserError: a probability is not finite.
+  """
+  found = []
+  for row, (item, reason) in enumerate(
+    zip(batch.items, batch.reasons, strict=True)
+  ):
+    best: tuple[prediction.ClassScore, ...] = ()
+    if not reason:
+      values = probabilities[row].ravel()
+      if not np.isfinite(values).all():
+        raise errors.UserError(
+          f'the network gives {item.name} probabilities that are not finite:'
+          ' these weights do not fit this network or this preprocessing.'
+        )
+      scores = prediction.from_probabilities(values, classes).best
+      best = tuple(map(shortened, scores))
+    own = labels[batch.start + row]
+    found.append(ImagePrediction(item.key, item.name, own, best, reason))
+  return found
 
 
 def shortened(score: prediction.ClassScore) -> prediction.ClassScore:

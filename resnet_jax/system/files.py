@@ -12,14 +12,34 @@ from resnet_jax.system import errors
 PART = '.part'
 
 
+def part(path: pathlib.Path) -> pathlib.Path:
+  """The name of a file or folder until it is complete."""
+  return path.with_name(path.name + PART)
+
+
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
   """Replaces a file by `data`; a crash leaves the old file or the new one."""
-  part = path.with_name(path.name + PART)
-  with open(part, 'wb') as file:
+  with open(part(path), 'wb') as file:
     file.write(data)
     file.flush()
     os.fsync(file.fileno())
-  os.replace(part, path)
+  os.replace(part(path), path)
+
+
+def own_folder(text: str, setting: str) -> pathlib.Path:
+  """The path of a folder that a run creates, normalised, links resolved.
+
+  Raises:
+    UserError: the path has no name of its own, as `.` has none.
+  """
+  path = pathlib.Path(os.path.normpath(os.path.expanduser(text)))
+  if path.is_symlink():
+    path = path.resolve()
+  if not text or not path.name or path.name == '..':
+    raise errors.UserError(
+      f"{setting}='{text}': name a folder of its own, such as new."
+    )
+  return path
 
 
 @contextlib.contextmanager

@@ -222,7 +222,7 @@ def test_another_protocol_differs_in(name, settings, differences):
   record = lookup.find(name, 50)
   how = _how(record, **settings)
   assert published.nearest(record, how)[1] == differences
-  against = report.standard(record, how, resnet.ResNet(50))
+  against = published.standard(record, how, resnet.ResNet(50))
   assert against.accuracy is None
   tally = metrics.Tally(10)
   tally.add({1}, [1, 3, 4, 5, 6])
@@ -262,11 +262,11 @@ def test_what_departs_from_the_checkpoint_is_named():
 
 def test_the_published_error_lies_inside_or_outside():
   inside = published.compare(statistics.Rate(12350, 50000), 75.1)
-  assert inside == published.Comparison(24.9, -0.2, True)
+  assert inside == {'published': 24.9, 'difference': -0.2, 'inside': True}
   outside = published.compare(statistics.Rate(12000, 50000), 75.1)
-  assert outside == published.Comparison(24.9, -0.9, False)
-  assert published.compare(statistics.Rate(1, 2), None) is None
-  assert published.compare(statistics.Rate(0, 0), 75.1) is None
+  assert outside == {'published': 24.9, 'difference': -0.9, 'inside': False}
+  assert published.compare(statistics.Rate(1, 2), None) == {}
+  assert published.compare(statistics.Rate(0, 0), 75.1) == {}
 
 
 # ----------------------------------------------------------------- similarity

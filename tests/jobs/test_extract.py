@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import zarr
 from conftest import ROOT, make_image_folder, run_program
+from feature_runs import contents
 from PIL import Image
 
 import resnet_jax
@@ -39,10 +40,7 @@ STAGES = re.compile(
 KEYS = ['a.png', 'b.jpg', 'c d.png', 'e.png', 'f.png', 'x/a.png', 'x/g.png']
 
 
-def flags(
-  *settings,
-  output='out',
-):
+def flags(*settings, output='out'):
   return [
     '--job=extract',
     f'--config=configs/resnet.py:{SMALL},data=images',
@@ -88,14 +86,6 @@ def expected_values(parameters, paths, multi_crop=False):
     cuts = crops.cut(Image.open(path).convert('RGB'), how)
     rows.append(run.fetch(run(cuts[None])))
   return {k: np.concatenate([row[k] for row in rows]) for k in LAYERS}
-
-
-def contents(directory):
-  return {
-    path.relative_to(directory).as_posix(): path.read_bytes()
-    for path in directory.rglob('*')
-    if path.is_file()
-  }
 
 
 def test_the_store_holds_the_values_in_order(run_main, whole, parameters):
@@ -217,7 +207,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
   resumed = run_main(*arguments, check=0)
   assert contents(out / 'out') == contents(whole(form)[0])
   assert not (out / 'out.part').exists()
-  assert 'going on after' in resumed.stderr or 'finished' in resumed.stderr
+  assert 'resuming after' in resumed.stderr or 'finished' in resumed.stderr
 
 
 def test_other_settings_are_refused_and_named(run_main, image_folder):
@@ -287,7 +277,7 @@ def test_ctrl_c_in_the_middle_ends_it_soon_and_the_rest_follows(
   assert 'Traceback' not in message
   assert not (out / 'out').exists()
   resumed = run_main(*arguments, check=0)
-  after = re.search(r'going on after (\d+) of 1000', resumed.stderr)
+  after = re.search(r'resuming after (\d+) of 1000', resumed.stderr)
   assert after
   assert 40 <= int(after[1]) < count
   interrupted = contents(out / 'out')
