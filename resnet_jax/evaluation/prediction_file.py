@@ -81,8 +81,7 @@ def batch_rows(path: pathlib.Path) -> int:
   """The batch size of a finished or unfinished file; 0: there is none."""
   for place in (path, files.part(path)):
     with contextlib.suppress(errors.UserError):
-      rows = Reader(place).header.run.get('batch_rows')
-      return rows if type(rows) is int else 0
+      return settings_lib.batch_rows(Reader(place).header.run)
   return 0
 
 

@@ -44,14 +44,13 @@ def is_finished(
   """
   for path in (directory, files.part(directory)):
     try:
-      occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+      if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        continue
     except OSError as error:
       raise errors.UserError(
         f'cannot read {path}: {error.strerror}. Choose another output_dir.'
       ) from error
-    if not occupied:
-      continue
-    found = read(path) if path.is_dir() else None
+    found = read(path)
     if found is None:
       raise errors.UserError(
         f'{path} holds something that is not a run of this program. Choose'
@@ -67,14 +66,12 @@ def is_finished(
   return False
 
 
-def found_settings(
-  directory: pathlib.Path, read: ReadSettings
-) -> Mapping[str, Any]:
-  """The settings of the run, finished or not; {} without a run."""
+def batch_rows(directory: pathlib.Path, read: ReadSettings) -> int:
+  """The batch size of the run, finished or not; 0 without a run."""
   for path in (directory, files.part(directory)):
-    if path.is_dir() and (found := read(path)) is not None:
-      return found
-  return {}
+    if (found := read(path)) is not None:
+      return settings_lib.batch_rows(found)
+  return 0
 
 
 def is_started(directory: pathlib.Path) -> bool:

@@ -70,15 +70,12 @@ def create(
     'node_type': 'group',
     'attributes': dataclasses.asdict(facts),
   }
-  files.write_atomically(
-    path / 'zarr.json', json.dumps(group, indent=2).encode()
-  )
+  files.write_json(path / 'zarr.json', group)
 
 
 def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
   """The settings of the run in a store; None if it is no store."""
-  settings = _attributes(path).get('settings')
-  return settings_lib.current(settings) if isinstance(settings, dict) else None
+  return settings_lib.read(path / 'zarr.json', 'attributes', 'settings')
 
 
 class StoreWriter:
@@ -193,7 +190,7 @@ class Features(Mapping[str, StoredLayer]):
   """
 
   def __init__(self, path: pathlib.Path) -> None:
-    attributes = _attributes(path)
+    attributes = json.loads((path / 'zarr.json').read_bytes())['attributes']
     self.settings = settings_lib.current(attributes['settings'])
     self.record: Mapping[str, Any] = attributes['record']
     self.rows = strings.read(path / 'keys')
@@ -274,14 +271,6 @@ def _check_size(path: pathlib.Path, layer: StoredLayer) -> None:
     raise ValueError(
       f'{path.name} states {stated} bytes of values, and its files hold {held}'
     )
-
-
-def _attributes(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    group = json.loads((path / 'zarr.json').read_bytes())
-    return dict(group['attributes'])
-  except (OSError, ValueError, KeyError, TypeError):
-    return {}
 
 
 def _chunk_rows(plan: table.FeatureTable, shape: tuple[int, ...]) -> int:

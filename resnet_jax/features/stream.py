@@ -116,16 +116,12 @@ def create(
 ) -> None:
   """Fills an empty directory with the settings of a run."""
   del plan
-  _write_json(path / RUN, dataclasses.asdict(facts))
+  files.write_json(path / RUN, dataclasses.asdict(facts))
 
 
 def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
   """The settings of the run in a directory; None without a run."""
-  try:
-    settings = json.loads((path / RUN).read_bytes())['settings']
-  except (OSError, ValueError, KeyError, TypeError):
-    return None
-  return settings_lib.current(settings) if isinstance(settings, dict) else None
+  return settings_lib.read(path / RUN, 'settings')
 
 
 class StreamWriter:
@@ -172,7 +168,7 @@ class StreamWriter:
         if reason
       ]
       self.done, self.failed = end, len(self._failures)
-      _write_json(
+      files.write_json(
         self._path / PROGRESS,
         {'rows': end, 'bytes': self._size, 'failed': self._failures},
       )
@@ -181,7 +177,7 @@ class StreamWriter:
     """Notes the failed rows beside the settings."""
     with files.writing('features', self._path):
       run = json.loads((self._path / RUN).read_bytes())
-      _write_json(self._path / RUN, run | {'failed': self._failures})
+      files.write_json(self._path / RUN, run | {'failed': self._failures})
       (self._path / PROGRESS).unlink(missing_ok=True)
 
   def _number(self, row: int) -> int:
@@ -269,7 +265,3 @@ def load_feature_c(file: str | pathlib.Path) -> list[list[list[float]]]:
       f' {error}.'
     ) from error
   return samples
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-  files.write_atomically(path, json.dumps(value, indent=2).encode())

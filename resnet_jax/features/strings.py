@@ -31,9 +31,7 @@ def create(path: pathlib.Path, rows: int, chunk: int) -> None:
     'dimension_names': ['row'],
   }
   (path / 'c').mkdir(parents=True, exist_ok=True)
-  files.write_atomically(
-    path / 'zarr.json', json.dumps(metadata, indent=2).encode()
-  )
+  files.write_json(path / 'zarr.json', metadata)
 
 
 def write_chunk(

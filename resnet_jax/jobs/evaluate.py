@@ -29,18 +29,21 @@ from resnet_jax.zoo import lookup
 # Percent right, below which the labels' order is doubted.
 _DOUBTFUL = 1.0
 
+_CHECKPOINTS = {record.name: record for record in lookup.RECORDS}
+
 
 def run(config: ConfigDict) -> int:
   """Evaluates, or resumes an interrupted run with the same settings."""
   folder, record = _paths(config)
   path = classifier.predictions_path(config) or folder / 'predictions.jsonl'
   texts = _label_texts(config.labels)
-  stated = _stated(config.checkpoint)
+  if config.checkpoint:
+    errors.check_choice('checkpoint', config.checkpoint, _CHECKPOINTS)
   job = classifier.Classifier(config, path)
   sets = _label_sets(job, texts)
   model = job.setup.model
   against = published.standard(
-    stated or _recognised(config, model), model.preprocess, model.module
+    _checkpoint(config, model), model.preprocess, model.module
   )
   labels: list[prediction_record.Labels] = [
     {own.name: tuple(sorted(own.answers[number])) for own in sets}
@@ -108,16 +111,10 @@ def _label_texts(text: str) -> list[str]:
   return texts
 
 
-def _stated(name: str) -> lookup.Record | None:
-  """The checkpoint that the user says the weights are."""
-  if not name:
-    return None
-  known = {record.name: record for record in lookup.RECORDS}
-  return known[errors.check_choice('checkpoint', name, known)]
-
-
-def _recognised(config: ConfigDict, model: Model) -> lookup.Record | None:
-  """The checkpoint that the weights are found to be."""
+def _checkpoint(config: ConfigDict, model: Model) -> lookup.Record | None:
+  """The checkpoint that the user says the weights are, or that they are."""
+  if config.checkpoint:
+    return _CHECKPOINTS[config.checkpoint]
   if config.weights in lookup.FAMILIES:
     return lookup.find(config.weights, model.module.depth)
   if model.weights.path is None:

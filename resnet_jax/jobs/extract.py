@@ -31,11 +31,8 @@ def run(config: ConfigDict) -> int:
   )
   form = features.FORMATS[config.feature_format]
   directory = files.own_folder(config.output_dir, 'output_dir')
-  resumed = output.found_settings(directory, features.read_settings)
-  rows = resumed.get('batch_rows')
-  job = setup.prepared(
-    layers, reduction, resumed=rows if type(rows) is int else 0
-  )
+  resumed = output.batch_rows(directory, features.read_settings)
+  job = setup.prepared(layers, reduction, resumed=resumed)
   size = model.preprocess.crop_size
   plan = table.FeatureTable(
     [item.key for item in items],

@@ -90,16 +90,15 @@ class Setup:
       with clock.measure('write', len(done[0].items)):
         write(*done)
 
+    progress = None if quiet else console.Progress(total, start)
     with (
-      (
-        contextlib.nullcontext() if quiet else console.Progress(total, start)
-      ) as bar,
+      progress or contextlib.nullcontext(),
       loop.writing_behind(timed) as give,
     ):
       for done in computed:
         give(done)
-        if bar:
-          bar.add(len(done[0].items))
+        if progress:
+          progress.add(len(done[0].items))
     report_stages(clock)
     return clock
 

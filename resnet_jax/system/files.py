@@ -2,10 +2,11 @@
 """Files that are complete or absent, and the one lock."""
 
 import contextlib
+import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, Any
 
 from resnet_jax.system import errors
 
@@ -24,6 +25,11 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
     file.flush()
     os.fsync(file.fileno())
   os.replace(part(path), path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Replaces a file by a value as indented JSON."""
+  write_atomically(path, json.dumps(value, indent=2).encode())
 
 
 def own_folder(text: str, setting: str) -> pathlib.Path:
