@@ -116,17 +116,14 @@ def rows(name: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
       'error': title,
       'percent': f'{figure["percent"]:.3f}',
       '95% interval': f'{figure["low"]:.3f} to {figure["high"]:.3f}',
+      **dict.fromkeys(('published', 'difference', 'published is'), '-'),
     }
-    beside = ['-'] * 3
     if 'published' in figure:
       place = 'inside' if figure['inside'] else 'outside'
-      beside = [
-        f'{figure["published"]:g}',
-        f'{figure["difference"]:+.3f}',
-        f'{place} the interval',
-      ]
-    heads = ('published', 'difference', 'published is')
-    result.append(row | dict(zip(heads, beside, strict=True)))
+      row['published'] = f'{figure["published"]:g}'
+      row['difference'] = f'{figure["difference"]:+.3f}'
+      row['published is'] = f'{place} the interval'
+    result.append(row)
   return result
 
 

@@ -13,8 +13,6 @@ import math
 
 from scipy import stats
 
-CONFIDENCE = 0.95
-
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
@@ -28,21 +26,17 @@ class Rate:
   count: int
   total: int
 
-  def __post_init__(self) -> None:
-    if not 0 <= self.count <= self.total:
-      raise ValueError(f'{self.count} of {self.total}')
-
   @property
   def percent(self) -> float:
     """The rate, 0 to 100; NaN without images."""
     return 100 * self.count / self.total if self.total else math.nan
 
-  def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Wilson's score interval, percent; 0 to 100 without images."""
+  def interval(self) -> tuple[float, float]:
+    """Wilson's score interval of 95%, percent; 0 to 100 without images."""
     if not self.total:
       return 0.0, 100.0
     test = stats.binomtest(self.count, self.total)
-    low, high = test.proportion_ci(confidence, 'wilson')
+    low, high = test.proportion_ci(0.95, 'wilson')
     return 100 * float(low), 100 * float(high)
 
 

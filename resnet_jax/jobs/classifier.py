@@ -122,15 +122,15 @@ class Classifier:
     return clock.figures()
 
 
-def predictions_path(config: ConfigDict) -> pathlib.Path | None:
-  """The file that `predictions` names; None if it names none.
+def file_setting(config: ConfigDict, key: str) -> pathlib.Path | None:
+  """The file that a setting names; None if it names none.
 
   Raises:
     UserError: it is a folder.
   """
-  if not config.predictions:
+  if not config[key]:
     return None
-  path = pathlib.Path(config.predictions).expanduser()
+  path = pathlib.Path(config[key]).expanduser()
   if path.is_dir():
-    raise errors.UserError(f'predictions={path} is a folder; name a file.')
+    raise errors.UserError(f'{key}={path} is a folder; name a file.')
   return path

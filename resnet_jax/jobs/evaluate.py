@@ -3,7 +3,6 @@
 
 import collections
 import datetime
-import hashlib
 import json
 import pathlib
 import shlex
@@ -34,8 +33,12 @@ _CHECKPOINTS = {record.name: record for record in lookup.RECORDS}
 
 def run(config: ConfigDict) -> int:
   """Evaluates, or resumes an interrupted run with the same settings."""
-  folder, record = _paths(config)
-  path = classifier.predictions_path(config) or folder / 'predictions.jsonl'
+  folder = _folder(config)
+  path = classifier.file_setting(config, 'predictions')
+  path = path or folder / 'predictions.jsonl'
+  if record := classifier.file_setting(config, 'record'):
+    # A damaged record should not be found after hours.
+    evidence.read(record)
   texts = _label_texts(config.labels)
   if config.checkpoint:
     errors.check_choice('checkpoint', config.checkpoint, _CHECKPOINTS)
@@ -85,8 +88,7 @@ def run(config: ConfigDict) -> int:
   )
 
 
-def _paths(config: ConfigDict) -> tuple[pathlib.Path, pathlib.Path | None]:
-  """The folder of the results, and the file of evidence if there is one."""
+def _folder(config: ConfigDict) -> pathlib.Path:
   if not config.results:
     raise errors.UserError(
       "results='': name a folder for the predictions and results.json."
@@ -94,14 +96,7 @@ def _paths(config: ConfigDict) -> tuple[pathlib.Path, pathlib.Path | None]:
   folder = pathlib.Path(config.results).expanduser()
   if folder.exists() and not folder.is_dir():
     raise errors.UserError(f'results={folder} is a file; name a folder.')
-  if not config.record:
-    return folder, None
-  record = pathlib.Path(config.record).expanduser()
-  if record.is_dir():
-    raise errors.UserError(f'record={record} is a folder; name a file.')
-  # A damaged record should not be found after hours.
-  evidence.read(record)
-  return folder, record
+  return folder
 
 
 def _label_texts(text: str) -> list[str]:
@@ -154,12 +149,10 @@ def _results(
       found[own.name]['diagnosis'] = truth.diagnose(
         predicted, job.keys, own, job.names, texts
       )
-  with open(job.path, 'rb') as file:
-    digest = hashlib.file_digest(file, 'sha256').hexdigest()
   return {
     **prediction_file.Reader(job.path).header.run,
     'failed': int((predicted < 0).sum()),
-    'predictions_sha256': digest,
+    'predictions_sha256': files.sha256(job.path),
     'labels': found,
   }
 

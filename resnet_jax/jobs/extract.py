@@ -3,7 +3,6 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -55,20 +54,19 @@ def run(config: ConfigDict) -> int:
     # Not on_error: a run may resume under another one.
     'config': {k: v for k, v in config.items() if k != 'on_error'},
   }
-  notes = features.notes(config.feature_format, plan)
 
   if output.is_finished(directory, settings, features.read_settings):
     console.say(f'{directory} is finished already; nothing to do')
     return _end(setup, form.writer(directory, plan))
   started = output.is_started(directory)
   if not started:
-    _say_plan(form, plan, directory, plan.rows, notes)
+    _say_plan(config, plan, directory, plan.rows)
     facts = table.Facts(settings, record)
     output.make_part(directory, lambda new: form.create(new, plan, facts))
   with output.lock(directory):
     writer = form.writer(files.part(directory), plan)
     if started:
-      _say_plan(form, plan, directory, plan.rows - writer.done, notes)
+      _say_plan(config, plan, directory, plan.rows - writer.done)
       console.say(f'resuming after {writer.done} of {plan.rows} images')
 
     def write(batch: pipeline.Batch, values: dict[str, np.ndarray]) -> None:
@@ -91,13 +89,13 @@ def _end(setup: setup_lib.Setup, writer: table.Writer) -> int:
 
 
 def _say_plan(
-  form: features.FeatureFormat,
+  config: ConfigDict,
   plan: table.FeatureTable,
   directory: pathlib.Path,
   rows: int,
-  notes: Sequence[str],
 ) -> None:
-  needed = form.planned_bytes(plan, rows)
+  notes = features.notes(config.feature_format, plan)
+  needed = features.FORMATS[config.feature_format].planned_bytes(plan, rows)
   free = output.check_space(directory, needed)
   console.say(f'features: {plan.dtype}, {plan.batch_rows} images at a time')
   for name, shape in plan.layers.items():

@@ -16,7 +16,7 @@ _LABEL_SET = 'labels'
 
 def run(config: ConfigDict) -> int:
   """Predicts; prints an image's label, and names with probabilities."""
-  path = classifier.predictions_path(config)
+  path = classifier.file_setting(config, 'predictions')
   job = classifier.Classifier(config, path)
   header = job.header({_LABEL_SET: 'stated by the data'})
   labels: list[prediction_record.Labels] = [

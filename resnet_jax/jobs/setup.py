@@ -205,27 +205,20 @@ def preprocess_overrides(config: ConfigDict) -> dict[str, Any]:
   return given
 
 
-def weight_options(
-  config: ConfigDict, *, finite: bool = True
-) -> weights.Options:
-  """The config's settings of the weights."""
+def weight_options(config: ConfigDict) -> weights.Options:
+  """The config's settings of the weights, checked."""
+  fields = {name: config[name] for name in variant.FIELDS}
   return weights.Options(
-    config.layer_num,
-    {name: config[name] for name in variant.FIELDS},
-    config.conv_order,
-    config.seed,
-    finite,
+    config.layer_num, fields, config.conv_order, config.seed
   )
 
 
 def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
   """Loads the weights, and reports what they are."""
+  options = dataclasses.replace(weight_options(config), finite=finite)
   with console.Bytes() as bar:
     loaded = weights.load(
-      config.weights,
-      weight_options(config, finite=finite),
-      say=console.say,
-      report=bar.set,
+      config.weights, options, say=console.say, report=bar.set
     )
   console.say(f'weights: {loaded.source}')
   console.say(resnet.describe(loaded.model))

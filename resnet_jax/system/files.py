@@ -2,6 +2,7 @@
 """Files that are complete or absent, and the one lock."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -25,6 +26,12 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
     file.flush()
     os.fsync(file.fileno())
   os.replace(part(path), path)
+
+
+def sha256(path: pathlib.Path) -> str:
+  """The digest of a file."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
