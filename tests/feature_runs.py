@@ -70,12 +70,3 @@ def write(form, directory, plan, *, stop=None, failed=(), done=0, values=None):
     writer.finish()
     output.publish(directory)
   return writer
-
-
-def contents(directory):
-  """The bytes of all files, by their relative paths."""
-  return {
-    path.relative_to(directory).as_posix(): path.read_bytes()
-    for path in directory.rglob('*')
-    if path.is_file()
-  }

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import features
 from resnet_jax.data import pipeline
-from resnet_jax.engine import runner
+from resnet_jax.engine import reductions
 from resnet_jax.features import output, table
 from resnet_jax.jobs import setup as setup_lib
 from resnet_jax.models import aliases
@@ -19,7 +19,7 @@ from resnet_jax.system import console, errors, files
 def run(config: ConfigDict) -> int:
   """Extracts; resumes a run of the same settings that was stopped."""
   errors.check_choice('feature_format', config.feature_format, features.FORMATS)
-  reduction = runner.Reduction(config.pool, config.dtype)
+  reduction = reductions.Reduction(config.pool, config.dtype)
   if config.layer_num:
     # A mistyped name should not wait for the weights.
     aliases.select_layers(config.output_layer, config.layer_num)
@@ -36,7 +36,7 @@ def run(config: ConfigDict) -> int:
   plan = table.FeatureTable(
     [item.key for item in items],
     [item.label for item in items],
-    runner.output_shapes(model.module, layers, reduction, size, size),
+    reductions.output_shapes(model.module, layers, reduction, size, size),
     reduction.dtype,
     job.rows,
   )

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from resnet_jax.data import sources
 from resnet_jax.evaluation import prediction_file, prediction_record
 from resnet_jax.jobs import classifier
-from resnet_jax.system import console
+from resnet_jax.system import console, text
 
 # As the label set of --job=evaluate with labels=''.
 _LABEL_SET = 'labels'
@@ -48,5 +48,5 @@ def _show(image: prediction_record.ImagePrediction) -> None:
     console.say(f'FAILED: {image.path}: {image.failed}')
     return
   best = '\n'.join(map(str, image.best))
-  text = f'Label of {image.path} is: {image.predicted}\n{best}'
-  print(console.plain(text), flush=True)
+  line = f'Label of {image.path} is: {image.predicted}\n{best}'
+  print(text.plain(line), flush=True)

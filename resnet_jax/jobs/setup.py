@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import weights
 from resnet_jax.data import pipeline, preprocess, presets, sources
-from resnet_jax.engine import devices, gradcam, loop, runner
+from resnet_jax.engine import devices, gradcam, loop, reductions, runner
 from resnet_jax.model import Model
 from resnet_jax.models import resnet, variant
 from resnet_jax.system import console, errors, timing, version
@@ -44,7 +44,7 @@ class Setup:
   def prepared(
     self,
     layers: Sequence[str],
-    reduction: runner.Reduction | None = None,
+    reduction: reductions.Reduction | None = None,
     *,
     grad_cam: gradcam.GradCam | None = None,
     resumed: int = 0,

@@ -27,7 +27,10 @@ from resnet_jax.weights import assemble, caffe_net
 # that of both directions, then those of each.
 _STRIDES, _DILATIONS, _POOL_PADS, _EPSILON = (6, 13, 14), (18,), (4, 9, 10), 3
 _DEFAULT_EPSILON = 1e-5
-_SETTINGS = '{path} is damaged: the settings of a layer: {error}. Get it again.'
+# Of a layer's settings, where `faults.reported` names path and error.
+_SETTINGS = (
+  '{{path}} is damaged: the settings of a {} layer: {{error}}. Get it again.'
+)
 
 
 def naming(depth: int, head: str = 'fc1000') -> dict[str, str]:
@@ -201,7 +204,7 @@ def _settings(
   default: int,
 ) -> dict[str, set[int]]:
   """The numbers that the settings of each layer state."""
-  with faults.reported(path, _SETTINGS):
+  with faults.reported(path, _SETTINGS.format(what)):
     return {
       layer.name: _stated(layer.settings[what], numbers) or {default}
       for layer in layers.values()
@@ -263,7 +266,7 @@ def _epsilon(
 ) -> float:
   """The epsilon of the BatchNorm layers, which must be one."""
   found = set()
-  with faults.reported(path, _SETTINGS):
+  with faults.reported(path, _SETTINGS.format('batch norm')):
     for layer in layers.values():
       if layer.kind == 'BatchNorm' or 'batch norm' in layer.settings:
         message = layer.settings.get('batch norm', memoryview(b''))

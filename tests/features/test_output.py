@@ -10,7 +10,7 @@ import shutil
 
 import numpy as np
 import pytest
-from feature_runs import contents
+from makers import contents
 
 from resnet_jax import features
 from resnet_jax.features import output, table

@@ -12,12 +12,12 @@ import zarr
 from feature_runs import (
   FACTS,
   LAYERS,
-  contents,
   plan_of,
   reasons_of,
   values_of,
   write_batch,
 )
+from makers import contents
 
 from resnet_jax import features
 from resnet_jax.features import store

@@ -12,13 +12,13 @@ import pytest
 from feature_runs import (
   FACTS,
   LAYERS,
-  contents,
   open_writer,
   plan_of,
   values_of,
   write,
   write_batch,
 )
+from makers import contents
 
 from resnet_jax import features
 from resnet_jax.features import stream, table

@@ -4,11 +4,8 @@
 import base64
 import io
 import json
-import os
 import re
 import runpy
-import subprocess
-import sys
 
 import chromium
 import matplotlib
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from conftest import ROOT
+from makers import run_program
 from PIL import Image
 
 import resnet_jax
@@ -45,15 +43,7 @@ FLAGS = (
 
 
 def _run(folder, *flags):
-  return subprocess.run(
-    [sys.executable, '-m', 'resnet_jax.main', *FLAGS, *flags],
-    cwd=folder,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+  return run_program(folder, *FLAGS, *flags)
 
 
 @pytest.fixture(scope='module')
