@@ -26,6 +26,11 @@ class Node(structure.Layer):
   learned: int = 0
   parameters: tuple[str, ...] = ()
 
+  @property
+  def title(self) -> str:
+    """`convolution 3x3, stride 2`."""
+    return f'{self.kind} {self.detail}'.strip()
+
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
