@@ -4,7 +4,7 @@
 import dataclasses
 
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.models import names
+from resnet_jax.models import structure
 
 # Sources: the model zoo's page (the mean) and PaddlePaddle 0.8 to 0.10,
 # demo/model_zoo/resnet/classify.py (the rest); the fields' defaults.
@@ -36,4 +36,4 @@ CIFAR = dataclasses.replace(
 
 def usual(depth: int) -> Preprocess:
   """The first publisher's, for weights that state no preprocessing."""
-  return CIFAR if depth in names.CIFAR else CAFFE
+  return CIFAR if depth in structure.CIFAR else CAFFE

@@ -14,7 +14,7 @@ import numpy as np
 
 from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.models import names, resnet
+from resnet_jax.models import names, resnet, structure
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 
@@ -55,7 +55,7 @@ class Options:
   """A user's settings of the weights.
 
   Attributes:
-    depth: one of `names.ARCHITECTURES`; 0: the file's, else 50.
+    depth: one of `structure.ARCHITECTURES`; 0: the file's, else 50.
     variant: fields of `Variant` that override the checkpoint's; see
       `overrides.given`.
     conv_order: how convolutions lie in a Paddle directory; see `paddle`.
@@ -74,7 +74,7 @@ class Options:
 
   def __post_init__(self) -> None:
     if self.depth:
-      names.check_depth(self.depth)
+      structure.check_depth(self.depth)
     errors.check_choice('conv_order', self.conv_order, CONV_ORDERS)
     if not 0 <= self.seed < 2**32:
       raise errors.UserError(
@@ -289,7 +289,7 @@ def nearest_depth(
     # A share, since the shallowest would be the nearest to any strange file.
     return len(there & set(known)) / len(there | required)
 
-  return max((d for d in names.ARCHITECTURES if naming(d)), key=likeness)
+  return max((d for d in structure.ARCHITECTURES if naming(d)), key=likeness)
 
 
 def _required(ours: str) -> bool:
@@ -317,7 +317,7 @@ def _check_names(
       f'{path}, read as {format}, does not hold a plain ResNet: its names are'
       f' {first or "none"}, ..., and {", ".join(missing[:3])}, ... are looked'
       ' for. Give a checkpoint of a ResNet of one of the depths'
-      f' {names.DEPTHS}.'
+      f' {structure.DEPTHS}.'
     )
   if missing or unknown:
     parts = [
@@ -328,7 +328,7 @@ def _check_names(
     raise errors.UserError(
       f'{path}, read as {format}, does not hold a plain ResNet; the nearest is'
       f' ResNet-{depth}: {"; ".join(parts)}. Give a checkpoint of a ResNet of'
-      f' one of the depths {names.DEPTHS}.'
+      f' one of the depths {structure.DEPTHS}.'
     )
 
 
