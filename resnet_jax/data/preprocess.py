@@ -154,6 +154,8 @@ class Preprocess:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Preprocess))
+# Chosen for each run, and not stored with weights.
+RUN_FIELDS = ('multi_crop', 'decode')
 
 
 def check_overrides(**given: Any) -> None:
@@ -169,8 +171,7 @@ def check_overrides(**given: Any) -> None:
   changes = overrides.given(given)
   for name, allowed in _CHOICES.items():
     if name in changes:
-      # No weights state how to decode.
-      auto = (overrides.AUTO,) if name != 'decode' else ()
+      auto = () if name in RUN_FIELDS else (overrides.AUTO,)
       errors.check_choice(name, changes[name], (*allowed, *auto))
   if 'mean' in changes:
     mean_lib.check_source(changes['mean'])

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import weights
 from resnet_jax.data import labels, mean
+from resnet_jax.data.preprocess import RUN_FIELDS
 from resnet_jax.jobs import setup
 from resnet_jax.system import console, errors
 from resnet_jax.weights import assemble, metadata, paddle, safetensors
@@ -89,8 +90,8 @@ def _overridden(
   if config.class_names:
     classes = labels.classes(held.model.classes, config.class_names)
     class_names = tuple(c.name for c in classes)
-  # Every run chooses these two itself.
-  preprocess = dataclasses.replace(preprocess, multi_crop=False, decode='exact')
+  own = {name: getattr(loaded.preprocess, name) for name in RUN_FIELDS}
+  preprocess = dataclasses.replace(preprocess, **own)
   return dataclasses.replace(
     held, preprocess=preprocess, class_names=class_names
   )

@@ -227,8 +227,7 @@ def assemble(
     for ours, name in source_of.items()
   }
   if options.finite:
-    check_values(path, {source_of[ours]: v for ours, v in values.items()})
-    check_variances(path, values, source_of)
+    _check_values(path, values, source_of)
   biases = [name for name in values if name.endswith('_conv/bias')]
   if count := sum(bool(values[ours].any()) for ours in biases):
     notes = (
@@ -263,30 +262,23 @@ def assemble(
   )
 
 
-def check_values(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """Raises a UserError if values are not finite; names the tensors."""
-  faults = []
-  for name, array in arrays.items():
+def _check_values(
+  path: pathlib.Path,
+  values: Mapping[str, np.ndarray],
+  source_of: Mapping[str, str],
+) -> None:
+  """Raises a UserError that names tensors with impossible values."""
+  faults, negative = [], []
+  for ours, array in values.items():
     if bad := array.size - int(np.isfinite(array).sum()):
-      faults.append(f'{name} ({bad} of {array.size})')
+      faults.append(f'{source_of[ours]} ({bad} of {array.size})')
+    if ours.endswith('/var') and (array < 0).any():
+      negative.append(source_of[ours])
   if faults:
     raise errors.UserError(
       f'{path} holds values that are not finite, or too large for float32, in'
       f' {", ".join(faults)}. Get it again; --job=inspect shows all of it.'
     )
-
-
-def check_variances(
-  path: pathlib.Path,
-  values: Mapping[str, np.ndarray],
-  source_of: Mapping[str, str],
-) -> None:
-  """Raises a UserError if a batch norm's variance is negative."""
-  negative = [
-    source_of[ours]
-    for ours, array in values.items()
-    if ours.endswith('/var') and (array < 0).any()
-  ]
   if negative:
     raise errors.UserError(
       f'{path} holds negative variances in {", ".join(negative)}. Get it again.'
@@ -399,6 +391,6 @@ def _read(path: pathlib.Path, name: str, tensor: Tensor) -> np.ndarray:
     raise errors.UserError(
       f'{path} is damaged: {name}: {error}. Get it again.'
     ) from error
-  # Values beyond float32 become infinite, which `check_values` refuses.
+  # Values beyond float32 become infinite, which `_check_values` refuses.
   with np.errstate(over='ignore'):
     return np.asarray(array, dtype=np.float32).reshape(tensor.shape)

@@ -20,7 +20,6 @@ from resnet_jax.weights import paddle, torch_names
 
 # In units of a layer's rms, as in test_network.
 TOLERANCE = 5e-4
-MEAN = np.array(presets.CIFAR.mean, np.float32).reshape(3, 1, 1)
 
 
 def noise(*shape):
@@ -122,9 +121,7 @@ def test_every_layer_agrees_with_a_direct_numpy_network(depth, size):
     model,
     independent.parameters,
     wanted,
-    MEAN,
-    channels='RGB',
-    std=presets.CIFAR.std,
+    presets.CIFAR,
   )
   got = run.fetch(run(images[:, None]))
   shapes = resnet.layer_shapes(model, *size)
@@ -300,9 +297,7 @@ def test_features_of_untrained_networks_are_not_degenerate(depth):
     loaded.model,
     loaded.parameters,
     wanted,
-    MEAN,
-    channels='RGB',
-    std=presets.CIFAR.std,
+    presets.CIFAR,
   )
   values = run.fetch(run(images[:, None]))
   probabilities = values.pop('output').reshape(8, 10)

@@ -22,7 +22,6 @@ from PIL import Image
 import resnet_jax
 from resnet_jax import jobs
 from resnet_jax.data import crops, preprocess
-from resnet_jax.data import mean as mean_lib
 from resnet_jax.engine import runner
 from resnet_jax.models import resnet
 from resnet_jax.weights import random
@@ -76,16 +75,13 @@ def whole(tmp_path_factory):
 
 def expected_values(parameters, paths, multi_crop=False):
   """By hand, without pipeline, job and store: one image after another."""
-  mean = mean_lib.MEAN_BGR
-  how = preprocess.Preprocess(
-    mean, resize_size=72, crop_size=64, multi_crop=multi_crop
+  own = preprocess.Preprocess(
+    resize_size=72, crop_size=64, multi_crop=multi_crop
   )
-  run = runner.Runner(
-    resnet.ResNet(18), parameters, LAYERS, mean.values, multi_crop=multi_crop
-  )
+  run = runner.Runner(resnet.ResNet(18), parameters, LAYERS, own)
   rows = []
   for path in paths:
-    cuts = crops.cut(Image.open(path).convert('RGB'), how)
+    cuts = crops.cut(Image.open(path).convert('RGB'), own)
     rows.append(run.fetch(run(cuts[None])))
   return {k: np.concatenate([row[k] for row in rows]) for k in LAYERS}
 
