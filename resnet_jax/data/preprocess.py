@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What preprocessing consists of; `crops` does it."""
+"""The settings of preprocessing, which `crops` carries out."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,10 +9,9 @@ from resnet_jax.data import mean as mean_lib
 from resnet_jax.system import errors, overrides
 
 INTERPOLATIONS = ('lanczos', 'bilinear', 'bicubic')
-RESIZES = ('short_side', 'squash', 'none')
 ROUNDINGS = ('nearest', 'torchvision')
 _CHOICES = {
-  'resize': RESIZES,
+  'resize': ('short_side', 'squash', 'none'),
   'interpolation': INTERPOLATIONS,
   'channels': ('BGR', 'RGB'),
   'rounding': ROUNDINGS,

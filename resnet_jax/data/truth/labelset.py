@@ -198,10 +198,9 @@ def _by_number(
   numbers = [_val_number(key) for key in keys]
   if not any(numbers):
     return tuple(answers)
+  index = {f'{number:08d}': answer for number, answer in enumerate(answers, 1)}
   strange = [
-    key
-    for key, number in zip(keys, numbers, strict=True)
-    if not number or not 1 <= int(number) <= len(keys)
+    key for key, n in zip(keys, numbers, strict=True) if n not in index
   ]
   if strange or len(set(numbers)) != len(keys):
     raise formats.error(
@@ -211,7 +210,7 @@ def _by_number(
       ' number, or share one',
       'Give the images that belong to it, or a file with lines of NAME LABEL',
     )
-  return tuple(answers[int(number) - 1] for number in numbers)
+  return tuple(index[number] for number in numbers)
 
 
 def _by_name(
