@@ -244,11 +244,11 @@ def drift(data: pathlib.Path, depth: int, count: int) -> list[Line]:
   ]
 
   def values(arithmetic: str) -> dict[str, np.ndarray]:
-    run = runner.Runner.prepared(
-      pipeline_speed.EXACT,
+    run = runner.Runner(
       model,
       parameters,
       layers,
+      pipeline_speed.EXACT,
       execution=runner.Execution(devices.select(False), arithmetic),
     )
     return run.fetch(run(batch.images))

@@ -39,6 +39,7 @@ def _images(batch: int) -> np.ndarray:
 
 
 def _ours(depth: int, arithmetic: str) -> Contender:
+  from resnet_jax.data.preprocess import Preprocess  # noqa: PLC0415
   from resnet_jax.engine import devices, runner  # noqa: PLC0415
   from resnet_jax.models import resnet  # noqa: PLC0415
   from resnet_jax.weights import random  # noqa: PLC0415
@@ -49,7 +50,7 @@ def _ours(depth: int, arithmetic: str) -> Contender:
     model,
     random.initialise(resnet.parameter_shapes(model), 0),
     ['avgpool'],
-    np.zeros((3, 1, 1), np.float32),
+    Preprocess((0.0, 0.0, 0.0)),
     execution=runner.Execution(devices.select(False), arithmetic),
   )
 

@@ -13,84 +13,16 @@ An interrupted run resumes.
 """
 
 import argparse
-import dataclasses
 import pathlib
 import signal
 import subprocess
 import sys
-from typing import Any
 
-from resnet_jax.evaluation import evidence as lines
-from resnet_jax.evaluation import published
+import tables
+import targets
+
 from resnet_jax.system import folders
 from resnet_jax.zoo import lookup
-
-ROOT = pathlib.Path(__file__).parent.parent
-EVIDENCE = ROOT / 'experiments' / 'results' / 'accuracy.jsonl'
-FAMILIES = ('paddle', 'msra')
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-  """A published figure.
-
-  Attributes:
-    record: the checkpoint.
-    accuracy: the figure and its protocol.
-  """
-
-  record: lookup.Record
-  accuracy: lookup.Accuracy
-
-  @property
-  def published(self) -> float:
-    """The top-1 error, percent."""
-    assert self.accuracy.top1 is not None
-    return round(100 - self.accuracy.top1, 3)
-
-  @property
-  def multi_crop(self) -> bool:
-    """Whether it is of ten crops."""
-    return self.accuracy.protocol.crops == 10
-
-  @property
-  def name(self) -> str:
-    """`msra-50-ten`."""
-    return f'{self.record.name}-{"ten" if self.multi_crop else "one"}'
-
-
-TARGETS = tuple(
-  Target(record, accuracy)
-  for family in FAMILIES
-  for place in (0, 1)
-  for record in lookup.RECORDS
-  if record.family == family
-  for accuracy in record.accuracies[place : place + 1]
-)
-
-
-def evidence(path: pathlib.Path = EVIDENCE) -> dict[Target, dict[str, Any]]:
-  """The latest measurement of each figure on all validation images.
-
-  Skips measurements whose notes list settings other than the checkpoint's.
-
-  Raises:
-    UserError: the file is damaged.
-  """
-  found = {}
-  for line in lines.read(path):
-    of = line['published']
-    for target in TARGETS:
-      if (
-        isinstance(of, dict)
-        and of['checkpoint'] == target.record.name
-        and of['protocol'] == target.accuracy.protocol.describe()
-        and line['trained']
-        and line['images'] == published.IMAGES
-        and not of['notes']
-      ):
-        found[target] = line
-  return found
 
 
 def find(directory: pathlib.Path, record: lookup.Record) -> pathlib.Path | None:
@@ -106,7 +38,7 @@ def find(directory: pathlib.Path, record: lookup.Record) -> pathlib.Path | None:
 
 
 def command(
-  target: Target, weights: pathlib.Path, given: argparse.Namespace
+  target: targets.Target, weights: pathlib.Path, given: argparse.Namespace
 ) -> list[str]:
   """The command that measures a figure."""
   settings = {
@@ -140,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     '--weights', default='', help='a folder; without it, the cache'
   )
   parser.add_argument('--results', default='results', help='a folder')
-  parser.add_argument('--record', default=str(EVIDENCE))
+  parser.add_argument('--record', default=str(targets.EVIDENCE))
   parser.add_argument('--use_gpu', action='store_true')
   parser.add_argument('--batch_size', type=int, default=100)
   given = parser.parse_args(arguments)
@@ -148,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
   if given.weights:
     directory = pathlib.Path(given.weights).expanduser()
   failed = 0
-  for target in TARGETS:
+  for target in targets.TARGETS:
     weights = find(directory, target.record)
     if weights is None:
       print(f'{target.name}: its weights are not in {directory}')
@@ -156,9 +88,6 @@ def main(arguments: list[str] | None = None) -> int:
     print(f'{target.name}:', flush=True)
     done = subprocess.run(command(target, weights, given), check=False)
     failed += done.returncode != 0
-  # tables.py imports this module.
-  import tables  # noqa: PLC0415
-
   tables.main()
   return failed
 

@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import reproduce
 import speed
+import targets
 
 from resnet_jax.evaluation import evidence
 from resnet_jax.zoo import lookup
@@ -62,7 +62,7 @@ def variants_table() -> str:
 
 def results_table() -> str:
   """The published and the measured errors."""
-  found = reproduce.evidence(RESULTS / 'accuracy.jsonl')
+  found = targets.measured(RESULTS / 'accuracy.jsonl')
   return markdown(
     [
       *('weights', 'depth', 'protocol', 'top-1 error, published'),
@@ -76,7 +76,7 @@ def results_table() -> str:
         f'{target.published:g}',
         *_measured(found.get(target)),
       ]
-      for target in reproduce.TARGETS
+      for target in targets.TARGETS
     ],
   )
 

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     load_feature_py,
     load_features,
   )
-  from resnet_jax.model import Model, diagram, load
+  from resnet_jax.model import Model, load
   from resnet_jax.system.errors import UserError
+  from resnet_jax.views.graphviz import diagram
 
 __all__ = [
   'Model',
@@ -41,7 +42,7 @@ _HOMES = {
   'Model': 'resnet_jax.model',
   'Prediction': 'resnet_jax.evaluation.prediction',
   'UserError': 'resnet_jax.system.errors',
-  'diagram': 'resnet_jax.model',
+  'diagram': 'resnet_jax.views.graphviz',
   'load': 'resnet_jax.model',
   'load_feature_c': 'resnet_jax.features',
   'load_feature_py': 'resnet_jax.features',

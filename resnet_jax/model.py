@@ -14,7 +14,7 @@ from resnet_jax.data import labels, pipeline, sources
 from resnet_jax.data import preprocess as preprocess_lib
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.data.sources import given
-from resnet_jax.engine import gradcam, loop, networks, runner
+from resnet_jax.engine import gradcam, loop, networks, reductions, runner
 from resnet_jax.evaluation import prediction
 from resnet_jax.models import aliases, names, resnet, variant
 from resnet_jax.system import console, errors, timing
@@ -117,7 +117,7 @@ class Model:
       UserError: a layer does not exist, or an image cannot be read.
     """
     chosen = self.select(layers, _warn)
-    values = self._values(images, chosen, runner.Reduction(pool, dtype))
+    values = self._values(images, chosen, reductions.Reduction(pool, dtype))
     one = isinstance(layers, str) and not aliases.is_several(layers)
     return values[chosen[0]] if one else values
 
@@ -162,7 +162,7 @@ class Model:
       must_exist = on_error == 'fail'
       source = sources.open_source(fspath(source), must_exist=must_exist)
     images = source.items if isinstance(source, sources.Source) else source
-    run = self.prepared(images, chosen, runner.Reduction(pool, dtype))
+    run = self.prepared(images, chosen, reductions.Reduction(pool, dtype))
     return run.stream(start, threads=threads, on_error=on_error, clock=clock)
 
   def predict(self, images: given.ImagesLike) -> Any:
@@ -179,7 +179,7 @@ class Model:
         'these weights have no head (no classifier), so there is nothing to'
         ' predict with; `features` works.'
       )
-    values = self._values(images, ('output',), runner.Reduction())
+    values = self._values(images, ('output',), reductions.Reduction())
     predictions = [
       prediction.from_probabilities(row.ravel(), self.classes)
       for row in values['output']
@@ -220,15 +220,15 @@ class Model:
       UserError: the layer or the class does not allow it.
     """
     target = gradcam.checked_grad_cam(self.module, layer, label)
-    values = self._values(images, (), runner.Reduction(), target)
+    values = self._values(images, (), reductions.Reduction(), target)
     return values[gradcam.GRAD_CAM][:, 0]
 
   def diagram(
     self, *, level: str = 'blocks', highlight: str = ''
   ) -> graphviz.Diagram:
-    """The network's diagram; see `resnet_jax.diagram`."""
+    """The network's diagram; see `graphviz.diagram`."""
     size = self.preprocess.crop_size
-    return _drawn(self.module, size, level, highlight)
+    return graphviz.draw_warning(self.module, size, level, highlight)
 
   def select(
     self, layers: str | Sequence[str], note: Callable[[str], None]
@@ -237,7 +237,7 @@ class Model:
 
     Args:
       layers: as for `features`.
-      note: hears what the user should know of them.
+      note: called with each remark on their names.
 
     Raises:
       UserError: a layer does not exist.
@@ -253,7 +253,7 @@ class Model:
     self,
     images: given.ImagesLike,
     layers: Sequence[str],
-    reduction: runner.Reduction | None = None,
+    reduction: reductions.Reduction | None = None,
     *,
     grad_cam: gradcam.GradCam | None = None,
     resumed: int = 0,
@@ -272,7 +272,7 @@ class Model:
     return self._networks.prepared(
       given.checked(images, self.preprocess),
       layers,
-      reduction or runner.Reduction(),
+      reduction or reductions.Reduction(),
       grad_cam=grad_cam,
       resumed=resumed,
       check_decoding=check_decoding,
@@ -282,7 +282,7 @@ class Model:
     self,
     images: given.ImagesLike,
     layers: tuple[str, ...],
-    reduction: runner.Reduction,
+    reduction: reductions.Reduction,
     grad_cam: gradcam.GradCam | None = None,
   ) -> dict[str, np.ndarray]:
     run = self.prepared(images, layers, reduction, grad_cam=grad_cam)
@@ -395,48 +395,6 @@ def load(
   return model
 
 
-def diagram(
-  name: str | int = 50,
-  *,
-  level: str = 'blocks',
-  highlight: str = '',
-  stride_in: str = 'auto',
-  stem_pool: str = 'auto',
-  crop_size: int = 224,
-) -> graphviz.Diagram:
-  """A network's diagram, without any weights.
-
-  Args:
-    name: as for `load`.
-    level: a box for each of the 'layers', 'blocks' or 'stages'.
-    highlight: a layer; what does not lead to it is pale.
-    stride_in: '1x1' or '3x3'.
-    stem_pool: 'ceil' or 'pad1'.
-    crop_size: of the images, pixels.
-
-  Returns:
-    A `Diagram`, which a notebook shows where graphviz is installed; its `.dot`
-    is the text, and `.render()` gives SVG.
-
-  Raises:
-    UserError: says what was given, what is allowed and what to do.
-  """
-  module = resnet.published(names.depth_of(name))
-  own = module.variant.overridden(stride_in=stride_in, stem_pool=stem_pool)
-  module = module.clone(variant=own)
-  return _drawn(module, crop_size, level, highlight)
-
-
 def _warn(text: str) -> None:
   """A warning at the caller of a method that calls `Model.select`."""
   warnings.warn(text, stacklevel=4)
-
-
-def _drawn(
-  module: resnet.ResNet, size: int, level: str, highlight: str
-) -> graphviz.Diagram:
-  """A diagram; its notes are warnings at the caller's caller."""
-  drawn = graphviz.draw(module, size, size, level=level, highlight=highlight)
-  for note in drawn.notes:
-    warnings.warn(note, stacklevel=3)
-  return drawn

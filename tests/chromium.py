@@ -17,8 +17,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from makers import HANGS
+
 NAMES = ('chromium', 'chromium-browser', 'google-chrome')
-_SECONDS = 60.0
 _KEYS = {
   'Tab': 9,
   'Enter': 13,
@@ -131,7 +132,7 @@ class Browser:
 
   def wait(self, script: str) -> None:
     """Waits until an expression is true."""
-    end = time.monotonic() + _SECONDS
+    end = time.monotonic() + HANGS
     while not self.value(script):
       assert time.monotonic() < end, f'never true: {script}'
       time.sleep(0.02)
@@ -192,7 +193,7 @@ class Browser:
 
   def _receive(self) -> dict[str, Any]:
     while b'\0' not in self._buffer:
-      ready, _, _ = select.select([self._answers], [], [], _SECONDS)
+      ready, _, _ = select.select([self._answers], [], [], HANGS)
       assert ready, 'Chromium does not answer'
       data = os.read(self._answers, 1 << 20)
       assert data, 'Chromium ended'

@@ -2,14 +2,15 @@
 """Strict JAX, and what several test files use."""
 
 import os
-import pathlib
-import subprocess
-import sys
 
 import jax
+import memory
 import numpy as np
 import pytest
+from makers import ROOT, run_program
 from PIL import Image
+
+__all__ = ['ROOT', 'make_image_folder']
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # As the program has it on a CPU of two cores, whatever this one's are.  JAX
@@ -17,12 +18,14 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_num_cpu_devices', 2)
 jax.devices()
 
-ROOT = pathlib.Path(__file__).parent.parent
-
 
 def pytest_addoption(parser):
   parser.addoption('--weights-dir', help='published weights, see README')
   parser.addoption('--images-dir', help="the document's dog.jpg and cat.jpg")
+
+
+def pytest_configure(config):
+  config.pluginmanager.register(memory.Memory())
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -46,23 +49,6 @@ def compiled_programs(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('RESNET_JAX_COMPILATION_CACHE', str(folder))
     yield folder
-
-
-def run_program(folder, *arguments, check=None, env=None):
-  """Runs the program in a folder, as a user does; returns what it did."""
-  done = subprocess.run(
-    [sys.executable, '-m', 'resnet_jax.main', *map(str, arguments)],
-    cwd=folder,
-    env=os.environ | {'PYTHONPATH': str(ROOT)} | (env or {}),
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
-  if check is not None:
-    assert done.returncode == check, done.stderr
-    assert 'Traceback' not in done.stderr
-  return done
 
 
 @pytest.fixture

@@ -3,26 +3,16 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import speed
 from conftest import ROOT
+from makers import run_python
 
 
 def _benchmark(folder, *arguments):
-  done = subprocess.run(
-    [sys.executable, ROOT / 'experiments/benchmark.py', *arguments],
-    cwd=folder,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
+  script = ROOT / 'experiments/benchmark.py'
+  done = run_python(folder, script, *arguments, check=0)
   text = (folder / 'experiments/results/benchmark.jsonl').read_text()
   return done.stdout, [json.loads(line) for line in text.splitlines()]
 

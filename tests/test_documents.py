@@ -13,6 +13,7 @@ import urllib.parse
 import pytest
 import tables
 from conftest import ROOT
+from makers import HANGS
 
 from resnet_jax import configuration, jobs
 
@@ -78,7 +79,7 @@ def test_what_a_page_tells_to_type_runs_and_prints_what_it_says(page, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=HANGS,
         check=False,
       )
       assert done.returncode == 0, f'{text}: {done.stdout}'

@@ -7,6 +7,7 @@ import sys
 import nbformat
 import pytest
 from conftest import ROOT
+from makers import HANGS
 
 PATH = ROOT / 'notebooks' / 'tour.ipynb'
 
@@ -46,7 +47,7 @@ def test_the_tour_runs_without_a_network(tour, tmp_path, monkeypatch):
   # Not where the person who runs the tests has settings.
   monkeypatch.setenv('IPYTHONDIR', str(tmp_path / 'ipython'))
   where = {'metadata': {'path': tmp_path}}
-  nbclient.NotebookClient(tour, timeout=300, resources=where).execute()
+  nbclient.NotebookClient(tour, timeout=HANGS, resources=where).execute()
   kinds = collections.Counter(
     kind
     for cell in _code(tour)

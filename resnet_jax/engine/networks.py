@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.engine import gradcam, loop, runner, sizing
+from resnet_jax.engine import gradcam, loop, reductions, runner, sizing
 from resnet_jax.models import resnet
 
 
@@ -50,7 +50,7 @@ class Networks:
     self,
     images: loop.Images,
     layers: Sequence[str],
-    reduction: runner.Reduction,
+    reduction: reductions.Reduction,
     *,
     grad_cam: gradcam.GradCam | None = None,
     resumed: int = 0,
@@ -60,7 +60,9 @@ class Networks:
     shape: tuple[int, ...] = self._preprocess.shape
     if isinstance(images, np.ndarray):
       shape = (1, *images.shape[1:])
-    shapes = runner.output_shapes(self._module, layers, reduction, *shape[1:3])
+    shapes = reductions.output_shapes(
+      self._module, layers, reduction, *shape[1:3]
+    )
     itemsize = np.dtype(reduction.dtype).itemsize
     network = self._network(tuple(layers), reduction, grad_cam)
     rows = loop.batch_rows(
@@ -84,17 +86,17 @@ class Networks:
   def _network(
     self,
     layers: tuple[str, ...],
-    reduction: runner.Reduction,
+    reduction: reductions.Reduction,
     grad_cam: gradcam.GradCam | None,
   ) -> sizing.Network:
     key = (layers, reduction, grad_cam)
     if key not in self._networks:
       self._networks[key] = sizing.Network(
-        lambda: runner.Runner.prepared(
-          self._preprocess,
+        lambda: runner.Runner(
           self._module,
           self._parameters,
           layers,
+          self._preprocess,
           reduction=reduction,
           grad_cam=grad_cam,
           execution=self._execution,

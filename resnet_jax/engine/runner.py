@@ -11,18 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from resnet_jax.data import crops, preprocess
-from resnet_jax.data import mean as means
-from resnet_jax.engine import compilation, gradcam, piecewise, transposes
+from resnet_jax.data import crops
+from resnet_jax.data import mean as mean_lib
+from resnet_jax.data.preprocess import Preprocess
+from resnet_jax.engine import (
+  compilation,
+  gradcam,
+  piecewise,
+  reductions,
+  transposes,
+)
 from resnet_jax.engine import devices as device_lib
 from resnet_jax.models import convolution, folding, names, resnet
 from resnet_jax.models import layers as layers_lib
 from resnet_jax.system import console, errors, timing
 
-POOLS = ('none', 'avg', 'max')
-DTYPES = ('float32', 'float16')
-
-Shapes = dict[str, tuple[int, int, int]]
 Placed = dict[tuple[str, jax.sharding.Sharding], jax.Array]
 
 
@@ -85,39 +88,6 @@ class Result:
   count: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Reduction:
-  """How a layer's values are reduced.
-
-  Attributes:
-    pool: 'none', or 'avg' or 'max' over all positions.
-    dtype: 'float32' or 'float16'.
-  """
-
-  pool: str = 'none'
-  dtype: str = 'float32'
-
-  def __post_init__(self) -> None:
-    errors.check_choice('pool', self.pool, POOLS)
-    errors.check_choice('dtype', self.dtype, DTYPES)
-
-  def shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The (C, H, W) that is left of a layer's."""
-    return shape if self.pool == 'none' else (shape[0], 1, 1)
-
-
-def output_shapes(
-  model: resnet.ResNet,
-  layers: Sequence[str],
-  reduction: Reduction,
-  height: int,
-  width: int,
-) -> Shapes:
-  """The (C, H, W) of each layer, reduced, for images of a size."""
-  shapes = resnet.layer_shapes(model, height, width)
-  return {name: reduction.shape(shapes[name]) for name in layers}
-
-
 class Runner:
   """Computes layers of images, a fixed number of them at a time.
 
@@ -132,17 +102,14 @@ class Runner:
     model: resnet.ResNet,
     parameters: Mapping[str, np.ndarray],
     layers: Sequence[str],
-    mean: np.ndarray,
+    preprocess: Preprocess,
     *,
-    multi_crop: bool = False,
-    channels: str = 'BGR',
-    std: Sequence[float] = (1.0, 1.0, 1.0),
-    reduction: Reduction | None = None,
+    reduction: reductions.Reduction | None = None,
     grad_cam: gradcam.GradCam | None = None,
     execution: Execution | None = None,
     shared: Placed | None = None,
   ) -> None:
-    if grad_cam and multi_crop:
+    if grad_cam and preprocess.multi_crop:
       raise errors.UserError(
         'Grad-CAM looks at one crop; it has no meaning for the average over'
         ' ten. Leave multi_crop out.'
@@ -153,7 +120,7 @@ class Runner:
     self._execution = execution
     self._devices = execution.devices or tuple(jax.local_devices()[:1])
     self._on_cpu = self._devices[0].platform == 'cpu'
-    self._crops = 10 if multi_crop else 1
+    self._crops = preprocess.crops
     aside = (*layers, *((grad_cam.layer, *names.HEAD) if grad_cam else ()))
     model = model.clone(
       inference=layers_lib.Inference(
@@ -164,47 +131,17 @@ class Runner:
     self._folded = functools.partial(folding.folded, model, parameters)
     # One copy for all the runners.
     self._placed = {} if shared is None else shared
-    self._mean = mean
+    self._mean = mean_lib.as_array(preprocess.mean)
     self._programs: dict[tuple[int, ...], _Program] = {}
     self._apply = functools.partial(
       _apply,
       model=model,
       layers=self.layers,
-      multi_crop=multi_crop,
-      channels=channels,
-      std=tuple(std),
-      reduction=reduction or Reduction(),
+      preprocess=preprocess,
+      reduction=reduction or reductions.Reduction(),
       grad_cam=grad_cam,
       # On a CPU they are transposed when they are fetched.
       channels_first=not self._on_cpu,
-    )
-
-  @classmethod
-  def prepared(
-    cls,
-    how: preprocess.Preprocess,
-    model: resnet.ResNet,
-    parameters: Mapping[str, np.ndarray],
-    layers: Sequence[str],
-    *,
-    reduction: Reduction | None = None,
-    grad_cam: gradcam.GradCam | None = None,
-    execution: Execution | None = None,
-    shared: Placed | None = None,
-  ) -> 'Runner':
-    """A runner for images that a preprocessing cut out."""
-    return cls(
-      model,
-      parameters,
-      layers,
-      means.as_array(how.mean),
-      multi_crop=how.multi_crop,
-      channels=how.channels,
-      std=how.std,
-      reduction=reduction,
-      grad_cam=grad_cam,
-      execution=execution,
-      shared=shared,
     )
 
   def __call__(
@@ -375,15 +312,20 @@ def _apply(
   *,
   model: resnet.ResNet,
   layers: Sequence[str],
-  multi_crop: bool,
-  channels: str,
-  std: Sequence[float],
-  reduction: Reduction,
+  preprocess: Preprocess,
+  reduction: reductions.Reduction,
   grad_cam: gradcam.GradCam | None,
   channels_first: bool,
   pieces: int,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-  x = crops.normalise(images, mean, multi_crop, jnp, channels=channels, std=std)
+  x = crops.normalise(
+    images,
+    mean,
+    preprocess.multi_crop,
+    jnp,
+    channels=preprocess.channels,
+    std=preprocess.std,
+  )
   values: dict[str, jax.Array] = {}
   overflows: dict[str, jax.Array] = {}
   if grad_cam:
@@ -394,7 +336,7 @@ def _apply(
     captured = piecewise.capture(model, parameters, x, layers, pieces)
   for name, captured_value in captured.items():
     full = captured_value.astype(jnp.float32)
-    exact = _reduce(full, len(images), reduction.pool)
+    exact = reductions.reduce(full, len(images), reduction.pool)
     values[name] = exact.astype(reduction.dtype)
     if reduction.dtype == 'float16':
       fits = jnp.isfinite(values[name]) | ~jnp.isfinite(exact)
@@ -402,12 +344,3 @@ def _apply(
   if channels_first:
     values = {k: v.transpose(0, 3, 1, 2) for k, v in values.items()}
   return values, overflows
-
-
-def _reduce(value: jax.Array, count: int, pool: str) -> jax.Array:
-  """(N * crops, H, W, C) to (N, H, W, C), averaged over an image's crops."""
-  if pool == 'avg':
-    value = value.mean(axis=(1, 2), keepdims=True)
-  elif pool == 'max':
-    value = value.max(axis=(1, 2), keepdims=True)
-  return value.reshape(count, -1, *value.shape[1:]).mean(axis=1)

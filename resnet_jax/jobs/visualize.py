@@ -20,7 +20,8 @@ from resnet_jax.jobs import report_folder
 from resnet_jax.jobs import setup as setup_lib
 from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import console, errors, files, timing, version
-from resnet_jax.views import boxes, colours, graph, maps, page
+from resnet_jax.system.text import counted
+from resnet_jax.views import colours, graph, maps, page
 
 MAX_IMAGES = 200
 PREDICTED = 'predicted'
@@ -59,7 +60,7 @@ def run(config: ConfigDict) -> int:
   _check(config)
   target = report_folder.checked(config.report)
   setup = setup_lib.set_up(config, most=MAX_IMAGES)
-  plan = _prepared(config, setup, report_folder.part(target))
+  plan = _prepared(config, setup, files.part(target))
   _say_plan(plan, target)
   clock = timing.Clock()
   with files.writing('the report', target):
@@ -76,7 +77,7 @@ def run(config: ConfigDict) -> int:
     f' ({len(text.encode()) / 1e6:.1f} MB)'
   )
   if failed := sum(bool(entry['reason']) for entry in entries):
-    console.say(f'{boxes.counted(failed, "image")} could not be read')
+    console.say(f'{counted(failed, "image")} could not be read')
     return setup_lib.SOME_FAILED
   return 0
 
@@ -299,7 +300,7 @@ def _page_run(config: ConfigDict, plan: _Plan) -> page.Run:
     'matplotlib': importlib.metadata.version('matplotlib')
   }
   now = datetime.datetime.now(datetime.UTC)
-  images = boxes.counted(len(setup.source.items), 'image')
+  images = counted(len(setup.source.items), 'image')
   facts = (
     ('Date', f'{now:%Y-%m-%d %H:%M} UTC'),
     ('Network', resnet.describe(model.module)),

@@ -13,7 +13,7 @@ from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
-from resnet_jax.system.errors import plain
+from resnet_jax.system.text import counted, plain
 
 _SECONDS_A_LINE = 15.0
 
@@ -191,10 +191,9 @@ class Progress:
     if self._bar is not None:
       self._bar.close()
     seconds = time.monotonic() - self._begin
-    count = self._done - self._first
     if kind is None:
-      noun = 'image' if count == 1 else 'images'
-      say(f'{count} {noun} in {seconds:.1f} s{self._rate()}')
+      images = counted(self._done - self._first, 'image')
+      say(f'{images} in {seconds:.1f} s{self._rate()}')
 
   def add(self, count: int) -> None:
     """Counts `count` more images."""

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from resnet_jax.models.structure import Kind
+from resnet_jax.system.text import counted
 from resnet_jax.views import graph as graphs
 
 LEVELS = ('layers', 'blocks', 'stages')
@@ -101,13 +102,8 @@ def size(shape: Sequence[int]) -> str:
   return 'x'.join(map(str, shape))
 
 
-def counted(count: int, what: str) -> str:
-  """`1 block`, `2 blocks`."""
-  return f'{count:,} {what}{"s" * (count != 1)}'
-
-
 def _layer(node: graphs.Node) -> Box:
-  parts = [f'{node.kind} {node.detail}'.strip()]
+  parts = [node.title]
   if node.activation and node.activation != node.kind:
     parts.append(node.activation)
   elif node.learned:
@@ -159,11 +155,7 @@ def _convolution_lines(nodes: Sequence[graphs.Node]) -> list[str]:
 
 def _stage_lines(nodes: Sequence[graphs.Node]) -> list[str]:
   if not nodes[0].block:
-    return [
-      f'{node.kind} {node.detail}'.strip()
-      for node in nodes
-      if node.kind != Kind.BATCH_NORM
-    ]
+    return [node.title for node in nodes if node.kind != Kind.BATCH_NORM]
   # The last block, as the first one may have a projection.
   kernels = ' - '.join(
     f'{node.detail.partition(",")[0]}, {node.shape[0]}'

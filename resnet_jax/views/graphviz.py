@@ -4,10 +4,12 @@
 import dataclasses
 import shutil
 import subprocess
+import warnings
 
-from resnet_jax.models import aliases, resnet
+from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import errors
-from resnet_jax.views import boxes, diagram, graph
+from resnet_jax.views import boxes, graph
+from resnet_jax.views import diagram as diagram_lib
 
 PROGRAM = 'dot'
 FORMATS = ('svg', 'png', 'pdf')
@@ -48,6 +50,48 @@ class Diagram:
     )
 
 
+def diagram(
+  name: str | int = 50,
+  *,
+  level: str = 'blocks',
+  highlight: str = '',
+  stride_in: str = 'auto',
+  stem_pool: str = 'auto',
+  crop_size: int = 224,
+) -> Diagram:
+  """A network's diagram, without any weights.
+
+  Args:
+    name: 'resnet50' and so on, or the number.
+    level: a box for each of the 'layers', 'blocks' or 'stages'.
+    highlight: a layer; what does not lead to it is pale.
+    stride_in: '1x1' or '3x3'.
+    stem_pool: 'ceil' or 'pad1'.
+    crop_size: of the images, pixels.
+
+  Returns:
+    A `Diagram`, which a notebook shows where graphviz is installed; its `.dot`
+    is the text, and `.render()` gives SVG.
+
+  Raises:
+    UserError: says what was given, what is allowed and what to do.
+  """
+  module = resnet.published(names.depth_of(name))
+  own = module.variant.overridden(stride_in=stride_in, stem_pool=stem_pool)
+  module = module.clone(variant=own)
+  return draw_warning(module, crop_size, level, highlight)
+
+
+def draw_warning(
+  model: resnet.ResNet, size: int, level: str, highlight: str
+) -> Diagram:
+  """Draws as `draw`; the notes are warnings at the caller's caller."""
+  drawn = draw(model, size, size, level=level, highlight=highlight)
+  for note in drawn.notes:
+    warnings.warn(note, stacklevel=3)
+  return drawn
+
+
 def draw(
   model: resnet.ResNet,
   height: int,
@@ -73,7 +117,7 @@ def draw(
   layer, notes = _layer(highlight, model) if highlight else ('', ())
   title = resnet.describe(model)
   network = graph.build(model, height, width)
-  return Diagram(title, diagram.dot(network, title, level, layer), notes)
+  return Diagram(title, diagram_lib.dot(network, title, level, layer), notes)
 
 
 def _layer(name: str, model: resnet.ResNet) -> tuple[str, tuple[str, ...]]:

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Container, Iterable, Sequence
 
 from resnet_jax.models.structure import Kind
-from resnet_jax.views import boxes as boxes_lib
+from resnet_jax.system.text import counted
 from resnet_jax.views import graph
 
 # Pixels, as in page.css: the height of a row and of a box, the width of a box
@@ -51,7 +51,7 @@ def _stage(
   title = html.escape(name)
   facts = [f'ends with {size(nodes[-1].shape)}']
   if blocks[0][0]:
-    facts.insert(0, boxes_lib.counted(len(blocks), 'block'))
+    facts.insert(0, counted(len(blocks), 'block'))
   cards = ''.join(
     f'<li>{_card(network, block, own, shown)}</li>' for block, own in blocks
   )
@@ -182,10 +182,10 @@ def size(shape: Sequence[int]) -> str:
 
 def describe(node: graph.Node) -> str:
   """A layer in a few words, for a person."""
-  parts = [f'{node.kind} {node.detail}'.strip()]
+  parts = [node.title]
   if node.activation:
     parts.append(f'then {node.activation}')
   parts.append(f'gives {size(node.shape)} (channels, height, width)')
   if node.learned:
-    parts.append(boxes_lib.counted(node.learned, 'parameter'))
+    parts.append(counted(node.learned, 'parameter'))
   return ', '.join(parts)

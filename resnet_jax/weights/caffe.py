@@ -18,7 +18,7 @@ import numpy as np
 from resnet_jax.codecs import blob, faults, protobuf
 from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data import presets
-from resnet_jax.models import aliases, names
+from resnet_jax.models import aliases, structure
 from resnet_jax.models.variant import STRIDES, Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, caffe_net
@@ -27,7 +27,10 @@ from resnet_jax.weights import assemble, caffe_net
 # that of both directions, then those of each.
 _STRIDES, _DILATIONS, _POOL_PADS, _EPSILON = (6, 13, 14), (18,), (4, 9, 10), 3
 _DEFAULT_EPSILON = 1e-5
-_SETTINGS = '{path} is damaged: the settings of a layer: {error}. Get it again.'
+# Of a layer's settings, where `faults.reported` names path and error.
+_SETTINGS = (
+  '{{path}} is damaged: the settings of a {} layer: {{error}}. Get it again.'
+)
 
 
 def naming(depth: int, head: str = 'fc1000') -> dict[str, str]:
@@ -78,7 +81,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     ),
     preprocess=presets.CAFFE,
     options=options,
-    guesses=(assemble.GUESSED_INPUT,),
+    guesses=(presets.GUESSED_INPUT,),
   )
 
 
@@ -107,7 +110,7 @@ def _roles(head: str) -> dict[str, str]:
   """The canonical names of all blobs of all depths."""
   return {
     blob: ours
-    for depth in names.ARCHITECTURES
+    for depth in structure.ARCHITECTURES
     for blob, ours in naming(depth, head).items()
   }
 
@@ -201,7 +204,7 @@ def _settings(
   default: int,
 ) -> dict[str, set[int]]:
   """The numbers that the settings of each layer state."""
-  with faults.reported(path, _SETTINGS):
+  with faults.reported(path, _SETTINGS.format(what)):
     return {
       layer.name: _stated(layer.settings[what], numbers) or {default}
       for layer in layers.values()
@@ -263,7 +266,7 @@ def _epsilon(
 ) -> float:
   """The epsilon of the BatchNorm layers, which must be one."""
   found = set()
-  with faults.reported(path, _SETTINGS):
+  with faults.reported(path, _SETTINGS.format('batch norm')):
     for layer in layers.values():
       if layer.kind == 'BatchNorm' or 'batch norm' in layer.settings:
         message = layer.settings.get('batch norm', memoryview(b''))

@@ -28,6 +28,7 @@ from resnet_jax.codecs import zip as zip_lib
 from resnet_jax.data import presets
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
+from resnet_jax.system.text import some
 from resnet_jax.weights import assemble, keras_config, keras_names
 
 WEIGHTS = 'Keras HDF5, weights'
@@ -152,7 +153,7 @@ def _load(
     preprocess=presets.CAFFE,
     options=options,
     notes=notes,
-    guesses=(assemble.GUESSED_INPUT,),
+    guesses=(presets.GUESSED_INPUT,),
   )
   if any(layer.snake_kind == 'global_max_pooling2d' for layer in layers):
     raise errors.UserError(
@@ -179,7 +180,7 @@ def _contents(
   if any(name.rpartition('/')[2] == 'vars' for name in found.groups):
     return WEIGHTS_3, found, found.skipped
   held = [*found.datasets, *(n for n in found.groups if '/' not in n)]
-  text = ', '.join(name[:99] for name in held[:20]) or 'nothing'
+  text = some([name[:99] for name in held], 20) or 'nothing'
   raise errors.UserError(
     f'{path} is an HDF5 file, but not one of Keras: it has neither layer_names'
     f' nor model_weights nor vars. It holds {text}. Give a file that model.save'

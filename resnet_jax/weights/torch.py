@@ -21,6 +21,7 @@ from resnet_jax.codecs import faults
 from resnet_jax.codecs import zip as zip_lib
 from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.system import errors
+from resnet_jax.system.text import some
 from resnet_jax.weights import assemble, torch_names, torch_tensors
 
 # ResNet-152 with AdamW's state has 2339 members of 60 bytes or so.
@@ -216,8 +217,6 @@ def _listed(keys: list) -> str:
   # Only strings are shown: Python refuses to print very long numbers.
   shown = [
     f'{key!r:.99}' if isinstance(key, str) else type(key).__name__
-    for key in keys[:20]
+    for key in keys
   ]
-  if len(keys) > 20:
-    shown.append(f'and {len(keys) - 20} more')
-  return ', '.join(shown) or 'nothing'
+  return some(shown, 20) or 'nothing'

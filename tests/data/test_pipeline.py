@@ -2,15 +2,12 @@
 """Batches: order, padding, failures, threads and memory."""
 
 import io
-import os
-import subprocess
-import sys
 import threading
 import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from makers import HANGS, encoded, run_python, wait_until
 from PIL import Image
 
 from resnet_jax.data import crops, pipeline, preprocess, sources
@@ -23,9 +20,7 @@ TEN = preprocess.Preprocess(MEAN, resize_size=36, crop_size=32, multi_crop=True)
 
 def png(seed):
   pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8)
-  file = io.BytesIO()
-  Image.fromarray(pixels).save(file, 'PNG')
-  return file.getvalue()
+  return encoded(pixels, 'PNG')
 
 
 def item(number, data):
@@ -48,10 +43,7 @@ def decoders():
 
 
 def wait_for_no_decoder():
-  limit = time.monotonic() + 10
-  while decoders():
-    assert time.monotonic() < limit
-    time.sleep(0.01)
+  wait_until(lambda: not decoders())
 
 
 @pytest.mark.parametrize('threads', [1, 2, 8])
@@ -69,14 +61,14 @@ def test_order_and_bytes_do_not_depend_on_threads(threads, how):
   assert images.tobytes() == np.stack(expected).tobytes()
 
 
-def test_last_batch_is_padded_with_zeros_and_masked():
+def test_the_last_batch_is_smaller():
   items = items_of(*[png(seed) for seed in range(5)])
   first, last = pipeline.batches(items, HOW, rows=4)
   assert first.mask.tolist() == [True] * 4
-  assert last.images.shape == first.images.shape == (4, 1, 32, 32, 3)
-  assert last.mask.tolist() == [True, False, False, False]
-  assert last.images[0].any()
-  assert not last.images[1:].any()
+  assert first.images.shape == (4, 1, 32, 32, 3)
+  assert last.images.shape == (1, 1, 32, 32, 3)
+  assert last.images.any()
+  assert last.mask.tolist() == [True]
   assert list(last.items) == items[4:]
   assert list(last.reasons) == ['']
 
@@ -127,7 +119,7 @@ def test_record_gives_reasons_and_zeros():
   ]
   assert first.images[0].any()
   assert not first.images[1:].any()
-  assert last.mask.tolist() == [True, False, False]
+  assert last.mask.tolist() == [True, False]
   assert last.reasons[0] == ''
   assert last.reasons[1].startswith('it is in none of the formats')
   assert not last.images[1:].any()
@@ -164,7 +156,7 @@ def test_an_error_waits_for_no_other_image():
     def read_it():
       read.append(number)
       if number == 0:
-        go_on.wait(60)
+        assert go_on.wait(HANGS)
       if number == 3:
         raise FileNotFoundError(2, 'No such file or directory')
       return png(number)
@@ -172,10 +164,8 @@ def test_an_error_waits_for_no_other_image():
     return sources.Item(str(number), f'in/{number}.png', 0, read_it)
 
   items = [item_of(number) for number in range(40)]
-  begin = time.monotonic()
   with pytest.raises(errors.UserError, match=r'image in/3\.png: No such file'):
     next(pipeline.batches(items, HOW, rows=8, threads=2))
-  assert time.monotonic() - begin < 5
   go_on.set()
   wait_for_no_decoder()
   # What was queued behind it was not read, save for an image or two.
@@ -189,18 +179,11 @@ def test_an_error_ends_the_program_though_a_image_is_being_read(tmp_path):
     'from resnet_jax.data import pipeline, preprocess, sources\n'
     'def item(read):\n'
     "  return sources.Item('key', 'name.png', 0, read)\n"
-    'items = [item(lambda: time.sleep(60)), item(lambda: b"")]\n'
+    'items = [item(lambda: time.sleep(9999)), item(lambda: b"")]\n'
     'how = preprocess.Preprocess((1, 2, 3), crop_size=32)\n'
     'list(pipeline.batches(items, how, rows=2))\n'
   )
-  done = subprocess.run(
-    [sys.executable, script],
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=30,
-    check=False,
-  )
+  done = run_python(tmp_path, script)
   assert done.returncode == 1
   assert 'cannot read the image name.png: the file is empty' in done.stderr
 
@@ -209,7 +192,7 @@ def test_every_thread_has_a_image_though_batches_are_small():
   together = threading.Barrier(6)
 
   def read():
-    together.wait(30)
+    together.wait(HANGS)
     return png(0)
 
   items = [sources.Item('key', 'name', 0, read) for _ in range(12)]
@@ -227,8 +210,8 @@ def test_the_clock_is_told_of_reading_and_decoding():
   rates = clock.rates()
   assert list(rates) == ['read', 'decode']
   # Four at once, each 50 a second at most.
-  assert 20 < rates['read'] <= 200
-  assert rates['decode'] > 20
+  assert 0 < rates['read'] <= 200
+  assert rates['decode'] > 0
 
 
 def test_at_most_two_batches_are_read_ahead():
@@ -255,12 +238,13 @@ def test_at_most_two_batches_are_read_ahead():
 
 
 def test_images_that_nobody_waits_for_are_not_read():
-  data, read = png(0), []
+  data, read, go_on = png(0), [], threading.Event()
 
   def item_of(number):
     def read_it():
-      time.sleep(0.005)
       read.append(number)
+      if number == 20:
+        assert go_on.wait(HANGS)
       return data
 
     return sources.Item(str(number), str(number), 0, read_it)
@@ -269,5 +253,7 @@ def test_images_that_nobody_waits_for_are_not_read():
   found = pipeline.batches(items, HOW, rows=20, threads=1)
   next(found)
   found.close()
+  go_on.set()
+  wait_for_no_decoder()
   # Sixty were asked for by then.
-  assert 20 <= len(read) < 40
+  assert read in (list(range(20)), list(range(21)))

@@ -8,7 +8,8 @@ from numpy_resnet import NumpyCifar
 
 import resnet_jax
 from resnet_jax.data import presets
-from resnet_jax.engine import gradcam, runner
+from resnet_jax.data.preprocess import Preprocess
+from resnet_jax.engine import gradcam, reductions, runner
 from resnet_jax.models import resnet
 from resnet_jax.system import errors
 
@@ -68,9 +69,7 @@ def test_of_a_middle_layer_it_agrees_with_finite_differences():
     resnet.published(20),
     network.parameters,
     (layer,),
-    MEAN.astype(np.float32),
-    channels='RGB',
-    std=(60.0, 60.0, 60.0),
+    Preprocess(presets.CIFAR.mean, channels='RGB', std=(60.0, 60.0, 60.0)),
     grad_cam=gradcam.GradCam(layer, label),
   )
   found = run.fetch(run(images[:, None]))
@@ -96,7 +95,7 @@ def test_values_beside_it_are_those_without_it(model):
   images = _noise(1, 96)
   what = gradcam.GradCam('res4_1_addto')
   beside = model._values(
-    images, ('res3_1_addto', 'output'), runner.Reduction(), what
+    images, ('res3_1_addto', 'output'), reductions.Reduction(), what
   )
   assert list(beside) == ['res3_1_addto', 'output', gradcam.GRAD_CAM]
   for name, values in model.features(

@@ -13,12 +13,12 @@ import pytest
 from conftest import ROOT
 
 import resnet_jax
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import runner, sizing
 from resnet_jax.models import resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import random
 
-MEAN = (1.0, 2.0, 3.0)
 CPU = tuple(jax.devices('cpu')[:1])
 EXHAUSTED = 'RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.'
 
@@ -30,7 +30,7 @@ def network18():
 
 
 def small(network18):
-  return runner.Runner(*network18, ['pool1'], MEAN.values)
+  return runner.Runner(*network18, ['pool1'], Preprocess((1, 2, 3)))
 
 
 def pixels(count):
@@ -93,6 +93,16 @@ def test_out_of_memory_halves_and_gives_the_same_values(network18, most, late):
   limited.shapes.clear()
   network.fetch(network(images, 7), real)
   assert set(limited.shapes) == {network.rows or 7}
+
+
+def test_a_smaller_batch_runs_in_the_program_of_a_whole_one(network18):
+  images, run = pixels(7), small(network18)
+  network = sizing.Network(lambda: run, CPU, lambda text: None)
+  network.compile(images.shape)
+  expected = network.fetch(network(images, 7), np.ones(7, bool))['pool1']
+  found = network.fetch(network(images[:3], 7), np.ones(3, bool))['pool1']
+  np.testing.assert_array_equal(found, expected[:3])
+  assert len(run._programs) == 1
 
 
 def test_not_even_one_image_is_an_error_with_ways_out(network18):

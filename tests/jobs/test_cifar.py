@@ -14,13 +14,12 @@ from scipy import ndimage
 from resnet_jax import weights
 from resnet_jax.data import crops, decoding, labels, preprocess, presets
 from resnet_jax.engine import runner
-from resnet_jax.models import aliases, costs, layers, names, resnet
+from resnet_jax.models import aliases, costs, layers, names, resnet, structure
 from resnet_jax.system import errors
 from resnet_jax.weights import paddle, torch_names
 
 # In units of a layer's rms, as in test_network.
 TOLERANCE = 5e-4
-MEAN = np.array(presets.CIFAR.mean, np.float32).reshape(3, 1, 1)
 
 
 def noise(*shape):
@@ -47,7 +46,7 @@ def test_parameter_counts_are_the_papers(depth, millions, exact):
   assert round(count / 1e6, 2) == millions
 
 
-@pytest.mark.parametrize('depth', names.CIFAR)
+@pytest.mark.parametrize('depth', structure.CIFAR)
 def test_layers_are_named_as_in_the_other_networks(depth):
   found = names.layer_names(depth)
   assert found[:4] == (
@@ -100,7 +99,7 @@ def test_layers_of_the_larger_networks_are_not_there():
 
 def test_a_depth_that_nobody_published_lists_all():
   with pytest.raises(errors.UserError, match='no ResNet has 26 layers') as e:
-    names.check_depth(26)
+    structure.check_depth(26)
   assert str(e.value).endswith(
     'Allowed: 18, 34, 50, 101, 152 (ImageNet), 20, 32, 44, 56 (CIFAR).'
   )
@@ -122,9 +121,7 @@ def test_every_layer_agrees_with_a_direct_numpy_network(depth, size):
     model,
     independent.parameters,
     wanted,
-    MEAN,
-    channels='RGB',
-    std=presets.CIFAR.std,
+    presets.CIFAR,
   )
   got = run.fetch(run(images[:, None]))
   shapes = resnet.layer_shapes(model, *size)
@@ -300,9 +297,7 @@ def test_features_of_untrained_networks_are_not_degenerate(depth):
     loaded.model,
     loaded.parameters,
     wanted,
-    MEAN,
-    channels='RGB',
-    std=presets.CIFAR.std,
+    presets.CIFAR,
   )
   values = run.fetch(run(images[:, None]))
   probabilities = values.pop('output').reshape(8, 10)

@@ -7,16 +7,16 @@ import os
 import re
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import reproduce
 import tables
+import targets
 from conftest import ROOT
+from makers import Started
 from PIL import Image
 from scipy import stats
 
@@ -24,7 +24,7 @@ import resnet_jax
 from resnet_jax import configuration, jobs
 from resnet_jax import weights as weights_lib
 from resnet_jax.data import labels as label_lib
-from resnet_jax.evaluation import evidence, metrics, report
+from resnet_jax.evaluation import evidence, metrics, published, report
 from resnet_jax.system import errors
 from resnet_jax.zoo import lookup
 
@@ -204,22 +204,12 @@ def test_the_results_say_how_to_find_them_again(finished, photographs):
 
 def _killed(folder, *settings):
   """Starts a run and kills it when some images are written."""
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'resnet_jax.main', *_flags(*settings)],
-    cwd=folder,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    stderr=subprocess.DEVNULL,
-    stdout=subprocess.DEVNULL,
-  )
+  process = Started(folder, *_flags(*settings))
   part = folder / 'results' / 'predictions.jsonl.part'
-  limit = time.monotonic() + 120
-  while process.poll() is None:
-    assert time.monotonic() < limit
-    if part.exists() and part.read_bytes().count(b'\n') > 9:
-      break
-    time.sleep(0.001)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
+  process.wait_until(
+    lambda: part.exists() and part.read_bytes().count(b'\n') > 9
+  )
+  process.kill()
   return part
 
 
@@ -424,7 +414,7 @@ def _tally(wrong, total, several=False):
 
 def test_the_published_figure_stands_beside_the_measured():
   record = lookup.find('paddle', 50)
-  against = report.Standard(
+  against = published.Standard(
     'paddle-50', record.accuracies[0], changes=('rounding x',)
   )
   found = report.figures(_tally(25, 100), against)
@@ -444,7 +434,7 @@ def test_the_published_figure_stands_beside_the_measured():
   assert second['published'] == '-'
   far = report.figures(_tally(60, 100), against)
   assert report.rows('val', far)[0]['published is'] == 'outside the interval'
-  none = report.figures(_tally(25, 100), report.Standard('paddle-50'))
+  none = report.figures(_tally(25, 100), published.Standard('paddle-50'))
   assert none['published'] == report.NO_PROTOCOL
   several = report.figures(_tally(25, 100, True), against)
   assert several['published'] == report.NOT_THESE
@@ -470,7 +460,7 @@ def test_evidence_is_added_once(tmp_path):
 
 
 def test_every_published_figure_of_the_two_pages_is_a_target():
-  found = [(t.name, t.published) for t in reproduce.TARGETS]
+  found = [(t.name, t.published) for t in targets.TARGETS]
   assert found == [
     ('paddle-50-one', 24.9),
     ('paddle-101-one', 23.7),
@@ -485,7 +475,7 @@ def test_every_published_figure_of_the_two_pages_is_a_target():
 
 
 def test_evidence_is_of_all_images_and_the_last_counts(tmp_path, monkeypatch):
-  target = reproduce.TARGETS[8]
+  target = targets.TARGETS[8]
   of = {
     'checkpoint': 'msra-152',
     'protocol': target.accuracy.protocol.describe(),
@@ -511,10 +501,10 @@ def test_evidence_is_of_all_images_and_the_last_counts(tmp_path, monkeypatch):
     {'published': of | {'notes': ['run with channels RGB for BGR']}},
   ):
     evidence.append(path, [line | no])
-  assert reproduce.evidence(path) == {}
+  assert targets.measured(path) == {}
   new = line | {'top1_error': {'percent': 21.4, 'low': 21.0, 'high': 21.8}}
   evidence.append(path, [line, new])
-  assert reproduce.evidence(path) == {target: new}
+  assert targets.measured(path) == {target: new}
   rows = tables.results_table().splitlines()
   assert rows[-1].endswith(
     '| 21.4 | 21.40 | 21.00 to 21.80 | 50000 | gpu H200 | 2026-11-24 |'

@@ -11,18 +11,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import zarr
-from conftest import ROOT, make_image_folder, run_program
+from conftest import ROOT, make_image_folder
+from makers import Started, contents, run_program
 from PIL import Image
 
 import resnet_jax
 from resnet_jax import jobs
 from resnet_jax.data import crops, preprocess
-from resnet_jax.data import mean as mean_lib
 from resnet_jax.engine import runner
 from resnet_jax.models import resnet
 from resnet_jax.weights import random
@@ -76,26 +75,15 @@ def whole(tmp_path_factory):
 
 def expected_values(parameters, paths, multi_crop=False):
   """By hand, without pipeline, job and store: one image after another."""
-  mean = mean_lib.MEAN_BGR
-  how = preprocess.Preprocess(
-    mean, resize_size=72, crop_size=64, multi_crop=multi_crop
+  own = preprocess.Preprocess(
+    resize_size=72, crop_size=64, multi_crop=multi_crop
   )
-  run = runner.Runner(
-    resnet.ResNet(18), parameters, LAYERS, mean.values, multi_crop=multi_crop
-  )
+  run = runner.Runner(resnet.ResNet(18), parameters, LAYERS, own)
   rows = []
   for path in paths:
-    cuts = crops.cut(Image.open(path).convert('RGB'), how)
+    cuts = crops.cut(Image.open(path).convert('RGB'), own)
     rows.append(run.fetch(run(cuts[None])))
   return {k: np.concatenate([row[k] for row in rows]) for k in LAYERS}
-
-
-def contents(directory):
-  return {
-    path.relative_to(directory).as_posix(): path.read_bytes()
-    for path in directory.rglob('*')
-    if path.is_file()
-  }
 
 
 def test_the_store_holds_the_values_in_order(run_main, whole, parameters):
@@ -198,26 +186,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 ):
   out = image_folder.parent
   arguments = flags(f'feature_format={form}')
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'resnet_jax.main', *arguments],
-    cwd=out,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    stderr=subprocess.DEVNULL,
-  )
-  limit = time.monotonic() + 120
-  while not (out / 'out.part' / marker).exists():
-    assert time.monotonic() < limit
-    if process.poll() is not None:
-      break
-  process.send_signal(signal.SIGKILL)
-  process.wait()
+  process = Started(out, *arguments)
+  process.wait_until((out / 'out.part' / marker).exists)
+  process.kill()
   if not (out / 'out').exists():
     # Looking whole would be lying.
     assert (out / 'out.part').exists()
   resumed = run_main(*arguments, check=0)
   assert contents(out / 'out') == contents(whole(form)[0])
   assert not (out / 'out.part').exists()
-  assert 'going on after' in resumed.stderr or 'finished' in resumed.stderr
+  assert 'resuming after' in resumed.stderr or 'finished' in resumed.stderr
 
 
 def test_other_settings_are_refused_and_named(run_main, image_folder):
@@ -242,52 +220,43 @@ def test_other_settings_are_refused_and_named(run_main, image_folder):
   assert "feature_format is 'zarr' there, 'text' now" in refused.stderr
 
 
-def test_ctrl_c_ends_the_program_at_once(image_folder):
-  for delay in (0.5, 1.0, 3.0):
-    process = subprocess.Popen(
-      [sys.executable, '-m', 'resnet_jax.main', *flags(output=f'c{delay}')],
-      cwd=image_folder.parent,
-      env=os.environ | {'PYTHONPATH': str(ROOT)},
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    time.sleep(delay)
-    if process.poll() is None:
-      process.send_signal(signal.SIGINT)
-      _, message = process.communicate(timeout=10)
-      assert 'Traceback' not in message
-      assert process.returncode in (-signal.SIGINT, 0)
-    process.communicate()
+@pytest.fixture
+def long_run(image_folder):
+  """Flags of a run of a thousand images."""
+  (image_folder / 'many.list').write_text('a.png\nb.jpg\n' * 500)
+  settings = ('data=images/many.list', 'threads=8', 'pool=avg')
+  settings += ('output_layer=pool1', 'batch_size=20')
+  return flags(*settings)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='looks into /proc')
+@pytest.mark.parametrize('moment', ['imports', 'starts', 'begins'])
+def test_ctrl_c_ends_the_program_at_once(tmp_path, long_run, moment):
+  process = Started(tmp_path, *long_run)
+  running = process.wait_until(
+    {
+      'imports': lambda: process.loads('jaxlib'),
+      'starts': lambda: process.said,
+      'begins': (tmp_path / 'out.part').exists,
+    }[moment]
+  )
+  assert running
+  assert process.interrupt() == -signal.SIGINT
+  assert 'Traceback' not in process.said
+  assert not (tmp_path / 'out').exists()
 
 
 def test_ctrl_c_in_the_middle_ends_it_soon_and_the_rest_follows(
-  run_main, image_folder
+  run_main, tmp_path, long_run
 ):
-  out, count = image_folder.parent, 1000
-  (image_folder / 'many.list').write_text('a.png\nb.jpg\n' * (count // 2))
-  arguments = flags('data=images/many.list', 'threads=8', 'pool=avg')
-  arguments += ['--config.output_layer=pool1', '--config.batch_size=20']
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'resnet_jax.main', *arguments],
-    cwd=out,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  limit = time.monotonic() + 120
-  while not (out / 'out.part' / 'status/c/1').exists():
-    time.sleep(0.01)
-    assert time.monotonic() < limit
-    assert process.poll() is None
-  begin = time.monotonic()
-  process.send_signal(signal.SIGINT)
-  _, message = process.communicate(timeout=60)
-  assert time.monotonic() - begin < 2
-  assert process.returncode == -signal.SIGINT
-  assert 'Traceback' not in message
+  out, count, arguments = tmp_path, 1000, long_run
+  process = Started(out, *arguments)
+  assert process.wait_until((out / 'out.part' / 'status/c/1').exists)
+  assert process.interrupt() == -signal.SIGINT
+  assert 'Traceback' not in process.said
   assert not (out / 'out').exists()
   resumed = run_main(*arguments, check=0)
-  after = re.search(r'going on after (\d+) of 1000', resumed.stderr)
+  after = re.search(r'resuming after (\d+) of 1000', resumed.stderr)
   assert after
   assert 40 <= int(after[1]) < count
   interrupted = contents(out / 'out')

@@ -8,11 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from conftest import ROOT, make_image_folder, run_program
+from makers import Started
 from PIL import Image
 
 import resnet_jax
@@ -260,25 +260,15 @@ def test_ctrl_c_ends_a_run_that_resumes(run_main, image_folder):
   out, count = image_folder.parent, 240
   (image_folder / 'many.list').write_text('a.png\nb.jpg\n' * (count // 2))
   flags = (*SMALL, '--config.data=images/many.list')
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'resnet_jax.main', *flags],
-    cwd=out,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  process = Started(out, *flags)
   part = out / 'p.jsonl.part'
-  limit = time.monotonic() + 120
   # The header, and a batch.
-  while not (part.exists() and part.read_bytes().count(b'\n') > 2):
-    time.sleep(0.01)
-    assert time.monotonic() < limit
-    assert process.poll() is None
-  process.send_signal(signal.SIGINT)
-  _, message = process.communicate(timeout=60)
-  assert process.returncode == -signal.SIGINT
-  assert 'Traceback' not in message
+  assert process.wait_until(
+    lambda: part.exists() and part.read_bytes().count(b'\n') > 2
+  )
+  assert process.interrupt() == -signal.SIGINT
+  assert 'Traceback' not in process.said
+  assert not (out / 'p.jsonl').exists()
   resumed = run_main(*flags, check=0)
   after = re.search(r'resuming after (\d+) of 240', resumed.stderr)
   assert after

@@ -4,11 +4,8 @@
 import base64
 import io
 import json
-import os
 import re
 import runpy
-import subprocess
-import sys
 
 import chromium
 import matplotlib
@@ -16,13 +13,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from conftest import ROOT
+from makers import run_program
 from PIL import Image
 
 import resnet_jax
 from resnet_jax import weights
 from resnet_jax.jobs import report_folder, visualize
 from resnet_jax.models import resnet
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 from resnet_jax.weights import torch_names
 
 pytestmark = pytest.mark.filterwarnings('ignore:UNTRAINED')
@@ -45,15 +43,7 @@ FLAGS = (
 
 
 def _run(folder, *flags):
-  return subprocess.run(
-    [sys.executable, '-m', 'resnet_jax.main', *FLAGS, *flags],
-    cwd=folder,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+  return run_program(folder, *FLAGS, *flags)
 
 
 @pytest.fixture(scope='module')
@@ -307,7 +297,7 @@ def test_a_report_is_replaced_when_the_new_one_is_whole(tmp_path):
   target = report_folder.checked(str(tmp_path / 'r'))
   for text in ('old', 'new'):
     report_folder.create(target)
-    (report_folder.part(target) / report_folder.PAGE).write_text(text)
+    (files.part(target) / report_folder.PAGE).write_text(text)
     assert (target.exists(), text) in ((False, 'old'), (True, 'new'))
     report_folder.publish(target)
   assert (target / report_folder.PAGE).read_text() == 'new'

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from jax import lax
 
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import runner
-from resnet_jax.models import convolution, layers, resnet
+from resnet_jax.models import convolution, layers, resnet, structure, winograd
 from resnet_jax.models.variant import STEM_POOLS
 from resnet_jax.system import errors
 from resnet_jax.weights import random
@@ -53,7 +54,7 @@ def by_definition(x, kernel, stride):
 )
 def test_every_algorithm_is_the_convolution(name, side, stride, size):
   x, kernel = numbers((2, *size, 5)), numbers((side, side, 5, 6), 1)
-  shape = convolution.Shape(side, stride, 5, 6)
+  shape = structure.Unit(side, stride, 5, 6)
   prepared = convolution.prepared(kernel, convolution.kernel_shape(shape, name))
   assert prepared.dtype == np.float32
   found = convolution.convolve(x, prepared, shape, HIGHEST, name)
@@ -76,23 +77,26 @@ def test_every_algorithm_is_the_convolution(name, side, stride, size):
   assert np.sqrt(np.mean(error**2)) < 3e-6
 
 
-def test_winograd_is_as_near_to_float64_as_the_direct_way():
-  """With as many channels as a stage of a ResNet-50 has."""
-  x, kernel = numbers((1, 14, 14, 256)), numbers((3, 3, 256, 8), 1)
-  shape = convolution.Shape(3, 1, 256, 8)
-  expected = by_definition(x, kernel, 1)
-  for name in ('winograd', 'direct'):
-    prepared = convolution.prepared(
-      kernel, convolution.kernel_shape(shape, name)
-    )
-    found = convolution.convolve(x, prepared, shape, HIGHEST, name)
-    error = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
-    assert error < 2e-6, name
+def rounding(terms, passes=0, growth=1.0):
+  """The most that float32 is off, in units of the result's rms.
+
+  Each rounding is off by 2**-24 of its value at most, so by that over the root
+  of 3 in the rms, and independently of the others.  A sum of n products of
+  independent numbers has n of them; one term after the other is the worst
+  order: the partial sums' mean square is half of the last one's.
+
+  Args:
+    terms: of the sum over channels.
+    passes: roundings of the linear transforms around it, each of the whole.
+    growth: by how much more the transforms let an error grow than the values.
+  """
+  return growth * 2.0**-24 * np.sqrt((terms / 2 + 2 + passes) / 3)
 
 
 def flops(arithmetic, platform='cpu', side=3, stride=1):
   """Floating-point operations of a layer, by XLA's own count."""
-  conv = layers.Conv(64, side, stride, layers.Inference(arithmetic, platform))
+  unit = structure.Unit(side, stride, 64, 64)
+  conv = layers.Conv(unit, layers.Inference(arithmetic, platform))
   dtype = convolution.ARITHMETICS[arithmetic].dtype
   x = jax.ShapeDtypeStruct((1, 56, 56, 64), dtype)
   variables = jax.eval_shape(conv.init, jax.random.key(0), x)
@@ -107,6 +111,42 @@ def test_3x3_convolutions_take_fewer_operations_on_a_cpu():
   assert flops('tf32') == direct
   assert flops('bfloat16') == pytest.approx(direct, rel=0.01)
   assert flops('float32', stride=2) == flops('direct', stride=2)
+
+
+def growth_of_winograd():
+  """In the mean of a tile: 10.8.
+
+  The products' variance is that of the transformed input times that of the
+  transformed kernel, and their errors, unlike they themselves, do not cancel.
+  """
+  data, kernel, result = (
+    np.square(np.kron(matrix, matrix).astype(np.float64))
+    for matrix in (winograd._DATA, winograd._KERNEL, winograd._RESULT)
+  )
+  products = data.sum(axis=1) * kernel.sum(axis=1)
+  return np.sqrt(np.mean(result @ products) / 9)
+
+
+@pytest.mark.parametrize('name', ['direct', 'winograd'])
+@pytest.mark.parametrize(
+  ('size', 'channels', 'outputs'),
+  [(14, 64, 8), (14, 128, 8), (14, 256, 8), (14, 512, 8), (7, 512, 32)],
+)
+def test_the_error_is_what_the_arithmetic_allows(name, size, channels, outputs):
+  """Whatever order, vectors and fused operations a CPU takes."""
+  x = numbers((1, size, size, channels))
+  kernel = numbers((3, 3, channels, outputs), 1)
+  shape = structure.Unit(3, 1, channels, outputs)
+  prepared = convolution.prepared(kernel, convolution.kernel_shape(shape, name))
+  found = convolution.convolve(x, prepared, shape, HIGHEST, name)
+  error = found - by_definition(x, kernel, 1)
+  # The rms away from the border, where all nine taps are inside.
+  error = np.sqrt(np.mean(error**2) / (9 * channels))
+  if name == 'direct':
+    assert error < rounding(9 * channels)
+  else:
+    # Two passes of up to 4 terms and one of 9 before, the sum of 36 behind.
+    assert error < rounding(channels, 20, growth_of_winograd())
 
 
 @pytest.mark.parametrize('size', [(16, 16), (17, 16), (8, 9), (3, 5), (57, 33)])
@@ -134,7 +174,7 @@ def values():
   """A small network's `avgpool`, for each arithmetic."""
   model = resnet.ResNet(18)
   parameters = random.initialise(resnet.parameter_shapes(model), 0)
-  mean = np.float32([1, 2, 3]).reshape(3, 1, 1)
+  preprocess = Preprocess((1.0, 2.0, 3.0))
   images = np.random.default_rng(0).integers(
     0, 256, (2, 1, 40, 40, 3), np.uint8
   )
@@ -144,7 +184,7 @@ def values():
       tuple(jax.devices('cpu')[:1]), arithmetic=arithmetic
     )
     run = runner.Runner(
-      model, parameters, ['res5_2_addto'], mean, execution=execution
+      model, parameters, ['res5_2_addto'], preprocess, execution=execution
     )
     return run.fetch(run(images))['res5_2_addto']
 

@@ -410,7 +410,7 @@ def _statistics(factor):
   [
     (
       _second_head,
-      r'2 InnerProduct layers \(fc1000, fc2\); a ResNet has one',
+      r'2 InnerProduct layers \(fc1000, fc2\); a ResNet has at',
     ),
     (_statistics(0), 'is untrained: the factor bn2a_branch2a.2 is 0'),
     (_statistics(-1), 'damaged: the factor bn2a_branch2a.2 is -1.0'),
@@ -418,11 +418,11 @@ def _statistics(factor):
     (_statistics(np.inf), 'damaged: the factor bn2a_branch2a.2 is inf'),
     (
       _replace('bn2a_branch2a', blobs=[np.zeros(64), np.ones(64)]),
-      r'bn2a_branch2a has blobs of shapes \(64,\), \(64,\); mean,',
+      r'bn2a_branch2a has blobs of shapes \(64,\), \(64,\); it must',
     ),
     (
       _replace('bn2a_branch2a', blobs=[np.ones(64)] * 3),
-      'mean, variance and one factor are needed',
+      'it must have mean, variance and one factor',
     ),
     (
       _replace('bn2a_branch2a', blobs=[np.ones(64), np.ones(64), [1], [1]]),
@@ -570,7 +570,7 @@ ONE = blob(SMALL[0])
     ),
     (
       _layers(_bytes_field(2, _bytes_field(1, _bytes_field(1, 'conv1')))),
-      r"refused: it is of Caffe's oldest format \(V0\)",
+      r"refused: it is in Caffe's oldest format \(V0\)",
     ),
     (
       _layers(_bytes_field(100, _bytes_field(1, b'\xff\xff'))),

@@ -321,7 +321,7 @@ def test_big_endian_values_are_refused(refusal):
       {'epoch': 3, 'net': {}, 9**9999: 0},
       "it holds 'epoch', 'net', int. Where you",
     ),
-    ({f'{i}': i for i in range(25)}, "'19', and 5 more. Where"),
+    ({f'{i}': i for i in range(25)}, "'19' and 5 more. Where"),
     ({'state_dict': 3, 'model': [1]}, "it holds 'state_dict', 'model'. Where"),
     ({'a': storage('0', 1)}, "it holds 'a'. Where"),
   ],

@@ -10,6 +10,7 @@ from reference_weights import reference_parameters, write_paddle_directory
 from scipy import ndimage
 
 from resnet_jax import weights
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import runner
 from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import errors
@@ -17,7 +18,7 @@ from resnet_jax.weights import assemble, paddle, random
 
 MODEL = resnet.ResNet(18)
 SHAPES = resnet.parameter_shapes(MODEL)
-MEAN = np.zeros((3, 1, 1), np.float32)
+UNCHANGED = Preprocess((0.0, 0.0, 0.0))
 
 
 @pytest.fixture(scope='module')
@@ -65,7 +66,9 @@ def test_features_of_untrained_networks_are_not_degenerate(depth):
   noise = np.random.default_rng(0).normal(0, 1, (6, 96, 96, 3))
   smooth = ndimage.gaussian_filter(noise, (0, 4, 4, 0))
   images = np.clip(128 + 60 * smooth / smooth.std(), 0, 255).astype(np.uint8)
-  run = runner.Runner(model, parameters, layers, MEAN + 128)
+  run = runner.Runner(
+    model, parameters, layers, Preprocess((128.0, 128.0, 128.0))
+  )
   values = run.fetch(run(images[:, None]))
   probabilities = values.pop('output').reshape(6, -1)
   for name, value in values.items():
@@ -122,7 +125,7 @@ def test_write_read_run_is_exact(tmp_path, untrained):
   images = np.random.default_rng(0).integers(
     0, 256, (2, 1, 40, 40, 3), np.uint8
   )
-  run = runner.Runner(MODEL, untrained, ['output'], MEAN)
+  run = runner.Runner(MODEL, untrained, ['output'], UNCHANGED)
   before = run.fetch(run(images))['output']
   for order in assemble.CONV_ORDERS:
     path = tmp_path / order
@@ -130,7 +133,7 @@ def test_write_read_run_is_exact(tmp_path, untrained):
     loaded = weights.load(str(path), weights.Options(conv_order=order))
     assert loaded.trained
     assert loaded.digest == weights.digest(untrained)
-    run = runner.Runner(MODEL, loaded.parameters, ['output'], MEAN)
+    run = runner.Runner(MODEL, loaded.parameters, ['output'], UNCHANGED)
     np.testing.assert_array_equal(run.fetch(run(images))['output'], before)
 
 

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images, files and programs that several test files make."""
+
+import io
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# Only so that a hang ends: a slow machine does not come near.
+HANGS = 600
+
+
+def contents(directory):
+  """Every file below a directory, by its path there."""
+  return {
+    path.relative_to(directory).as_posix(): path.read_bytes()
+    for path in directory.rglob('*')
+    if path.is_file()
+  }
+
+
+def encoded(image, form, **options):
+  """An image, or an array of one, as the bytes of a file."""
+  if not isinstance(image, Image.Image):
+    image = Image.fromarray(image)
+  file = io.BytesIO()
+  image.save(file, form, **options)
+  return file.getvalue()
+
+
+def _environment(env=None):
+  return os.environ | {'PYTHONPATH': str(ROOT)} | (env or {})
+
+
+def run_python(folder, *arguments, check=None, env=None):
+  """Runs Python in a folder, to its end; returns what it did."""
+  done = subprocess.run(
+    [sys.executable, *map(str, arguments)],
+    cwd=folder,
+    env=_environment(env),
+    capture_output=True,
+    text=True,
+    timeout=HANGS,
+    check=False,
+  )
+  if check is not None:
+    assert done.returncode == check, done.stderr
+    assert 'Traceback' not in done.stderr
+  return done
+
+
+def run_program(folder, *arguments, **keywords):
+  """The same for the program, as a user runs it."""
+  return run_python(folder, '-m', 'resnet_jax.main', *arguments, **keywords)
+
+
+class Started:
+  """The program, running in a folder, where `said.txt` takes its stderr."""
+
+  def __init__(self, folder, *arguments):
+    self._said = folder / 'said.txt'
+    with open(self._said, 'w') as said:
+      self._process = subprocess.Popen(
+        [sys.executable, '-m', 'resnet_jax.main', *map(str, arguments)],
+        cwd=folder,
+        env=_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=said,
+      )
+
+  @property
+  def said(self):
+    """What it has said until now."""
+    return self._said.read_text()
+
+  def loads(self, library):
+    """Whether it has a library of that name in its memory (Linux)."""
+    maps = pathlib.Path(f'/proc/{self._process.pid}/maps')
+    return library in maps.read_text()
+
+  def wait_until(self, event):
+    """Waits for an event while it runs; returns whether it still does."""
+    wait_until(lambda: event() or self._process.poll() is not None)
+    return self._process.poll() is None
+
+  def kill(self):
+    """Ends it as a crash would."""
+    self._process.kill()
+    self._process.wait()
+
+  def interrupt(self):
+    """Ctrl-C: returns the exit status."""
+    self._process.send_signal(signal.SIGINT)
+    return self._process.wait(HANGS)
+
+
+def wait_until(event):
+  """Waits for an event, however slow the machine."""
+  limit = time.monotonic() + HANGS
+  while not event():
+    assert time.monotonic() < limit
+    time.sleep(0.001)

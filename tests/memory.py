@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps a worker of the tests small, and fails a run in which one was not."""
+
+import ctypes
+import gc
+import resource
+import sys
+
+import jax
+import pytest
+
+# What a worker may take, so that a laptop has room for one a core.
+MOST = 1500 << 20
+# By how much it grows before compiled programs and freed memory go.
+_GROWTH = 200 << 20
+_PAGE = resource.getpagesize()
+
+
+class Memory:
+  """A plugin: gives freed memory back, and reports each worker's peak."""
+
+  def __init__(self):
+    self._level = 0
+    self._peaks = {}
+
+  @pytest.hookimpl(wrapper=True, tryfirst=True)
+  def pytest_runtest_teardown(self):
+    """Gives back what a test freed."""
+    result = yield
+    if _resident() > self._level + _GROWTH:
+      jax.clear_caches()
+      gc.collect()
+      # glibc keeps what is freed in the middle of its heaps.
+      ctypes.CDLL(None).malloc_trim(0)
+      self._level = _resident()
+    return result
+
+  @pytest.hookimpl(optionalhook=True)
+  def pytest_testnodedown(self, node):
+    """Takes a worker's peak."""
+    output = getattr(node, 'workeroutput', {})
+    self._peaks[node.gateway.id] = output.get('peak', 0)
+
+  @pytest.hookimpl(wrapper=True)
+  def pytest_sessionfinish(self, session):
+    """Hands the peak over, or compares all with the limit."""
+    result = yield
+    if hasattr(session.config, 'workeroutput'):
+      session.config.workeroutput['peak'] = _peak()
+      return result
+    self._peaks = self._peaks or {'the process': _peak()}
+    if max(self._peaks.values()) > MOST and not session.exitstatus:
+      session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    return result
+
+  def pytest_terminal_summary(self, terminalreporter):
+    """Prints the peaks."""
+    for worker, peak in sorted(self._peaks.items()):
+      terminalreporter.write_line(
+        f'peak memory of {worker}: {peak >> 20} MB of {MOST >> 20} allowed',
+        red=peak > MOST,
+      )
+
+
+def _resident():
+  """Bytes in memory now; 0 where /proc does not tell."""
+  if sys.platform != 'linux':
+    return 0
+  with open('/proc/self/statm') as file:
+    return int(file.read().split()[1]) * _PAGE
+
+
+def _peak():
+  unit = 1 if sys.platform == 'darwin' else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
