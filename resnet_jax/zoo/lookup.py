@@ -3,26 +3,24 @@
 
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import structure
 from resnet_jax.system import errors
 from resnet_jax.zoo import cache
 from resnet_jax.zoo.checkpoints import FAMILIES, MEANS, RECORDS, USUAL
-from resnet_jax.zoo.records import Accuracy, File, Hash, Record
+from resnet_jax.zoo.records import Accuracy, File, Record
 
 __all__ = [
   'FAMILIES',
   'MEANS',
   'RECORDS',
   'USUAL',
-  'Accuracy',
-  'File',
-  'Hash',
   'Record',
   'find',
   'identify',
+  'select',
   'table',
 ]
 
@@ -44,6 +42,30 @@ def find(family: str, depth: int) -> Record:
     f'{family} has no ResNet-{depth}, only {", ".join(depths)}. ResNet-{depth}'
     f' is in {", ".join(others)}.'
   )
+
+
+def select(
+  families: Iterable[str], depth: int = 0, others: tuple[str, ...] = ()
+) -> list[Record]:
+  """The checkpoints of some families, of one depth or, with 0, of all.
+
+  Args:
+    families: their names.
+    depth: that each of them must have.
+    others: words that the caller allows as well, for the message.
+
+  Raises:
+    UserError: a family is unknown, or has no network of this depth.
+  """
+  chosen = []
+  for family in families:
+    if family not in FAMILIES:
+      raise errors.unknown('checkpoint', family, (*FAMILIES, *others))
+    if depth:
+      chosen.append(find(family, depth))
+    else:
+      chosen += [record for record in RECORDS if record.family == family]
+  return chosen
 
 
 def identify(path: pathlib.Path, depth: int) -> Record | None:
@@ -69,7 +91,7 @@ def identify(path: pathlib.Path, depth: int) -> Record | None:
   return None
 
 
-def table(records: tuple[Record, ...] = RECORDS) -> list[Mapping[str, str]]:
+def table(records: Sequence[Record] = RECORDS) -> list[Mapping[str, str]]:
   """The rows of the table of checkpoints, by column."""
   return [
     {
