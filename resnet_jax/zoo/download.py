@@ -68,8 +68,7 @@ def fetch(
     )
   addresses = (*_own_mirror(file), *file.urls)
   waiting = f'waiting for another process that is downloading {path.name}'
-  place = 'a download (RESNET_JAX_CACHE chooses the folder)'
-  with files.writing(place, path.parent):
+  with files.writing('a download (see RESNET_JAX_CACHE)', path.parent):
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f'{path.name}.lock'), 'ab') as lock:
       # Some network file systems have no locks.  The hash finds what two
@@ -206,11 +205,9 @@ class _Download:
     os.replace(self.part, self.path)
     self._discard()
     cache.write_receipt(self.path, self.file, address)
-    verified = (
-      f'verified: {self.file.hash}'
-      if self.file.hash
-      else ('NOT verified: no hash is published')
-    )
+    verified = 'NOT verified: no hash is published'
+    if self.file.hash:
+      verified = f'verified: {self.file.hash}'
     self.say(f'{self.path}: {verified}')
 
 
