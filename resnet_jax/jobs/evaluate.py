@@ -28,6 +28,7 @@ from resnet_jax.jobs import classifier
 from resnet_jax.jobs import setup as setup_lib
 from resnet_jax.model import Model
 from resnet_jax.system import console, errors, files, timing
+from resnet_jax.system.text import counted
 from resnet_jax.zoo import lookup
 
 # Percent right, below which the labels' order is doubted.
@@ -100,7 +101,8 @@ def run(config: ConfigDict) -> int:
   console.say(f'predictions are in {paths.predictions}')
   console.say(f'results are in {paths.results}')
   if failed := results['failed']:
-    console.say(f'{failed} images could not be read; they count as wrong')
+    images = counted(failed, 'image')
+    console.say(f'{images} could not be read, counted as wrong')
     return setup_lib.SOME_FAILED
   return 0
 

@@ -16,6 +16,7 @@ from resnet_jax.features import output, table
 from resnet_jax.jobs import setup as setup_lib
 from resnet_jax.models import aliases
 from resnet_jax.system import console, errors, timing, version
+from resnet_jax.system.text import counted
 
 
 def run(config: ConfigDict) -> int:
@@ -61,9 +62,9 @@ def run(config: ConfigDict) -> int:
 def _status(writer: table.Writer) -> int:
   """The exit status of a finished run, its failed images reported."""
   if writer.failed:
+    images = counted(writer.failed, 'image')
     console.say(
-      f'{writer.failed} images could not be read: their rows are NaN, the'
-      ' reasons are beside them'
+      f'{images} could not be read: the rows are NaN, the reasons beside them'
     )
     return setup_lib.SOME_FAILED
   return 0

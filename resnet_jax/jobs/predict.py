@@ -35,7 +35,7 @@ def run(config: ConfigDict) -> int:
   if path:
     console.say(f'predictions are in {path}')
   if failed:
-    console.say(f'{failed} images could not be read')
+    console.say(f'{text.counted(failed, "image")} could not be read')
     return setup_lib.SOME_FAILED
   return 0
 

@@ -85,9 +85,8 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
   )
   if most and len(source.items) > most:
     raise errors.UserError(
-      f'{len(source.items)} images ({source.description}): this job shows'
-      f' 1 to {most}. Give a list file with those that you want to see, or a'
-      ' smaller folder.'
+      f'{source.description}: this job shows 1 to {most}. Give a list file with'
+      ' those that you want to see, or a smaller folder.'
     )
   execution = runner.start(
     config.use_gpu,

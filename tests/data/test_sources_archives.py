@@ -15,6 +15,7 @@ import zipfile
 import imagenet_forms as forms
 import numpy as np
 import pytest
+from makers import user_error
 
 from resnet_jax.data import decoding, sources
 from resnet_jax.system import errors
@@ -27,9 +28,7 @@ def open_(data):
 
 
 def error_of(data):
-  with pytest.raises(errors.UserError) as caught:
-    open_(data)
-  return str(caught.value)
+  return user_error(open_, data)
 
 
 def facts(source):

@@ -7,10 +7,10 @@ import imagenet_forms as forms
 import numpy as np
 import pytest
 import scipy.io
+from makers import user_error
 
 from resnet_jax.data import sources, truth
 from resnet_jax.data.truth import devkit
-from resnet_jax.system import errors
 
 IMAGES = forms.images()
 LABELS = tuple(frozenset([one.label]) for one in IMAGES)
@@ -33,9 +33,7 @@ ITEMS = items_of([one.name for one in IMAGES])
 
 
 def error_of(text, items=ITEMS, wnids=forms.WNIDS):
-  with pytest.raises(errors.UserError) as caught:
-    truth.load(str(text), items, wnids)
-  return str(caught.value)
+  return user_error(truth.load, str(text), items, wnids)
 
 
 def write(tmp_path, text, name='labels.txt'):
@@ -142,7 +140,7 @@ def test_the_devkits_ids_are_not_labels(tmp_path):
 def test_numbers_that_cannot_be_ids_are_labels(tmp_path, text, wnids):
   found = truth.load(str(write(tmp_path, text)), items_of('abc'), wnids)
   assert found.answers == tuple(frozenset([int(n)]) for n in text.split())
-  assert found.description.endswith('a label a line')
+  assert found.description.endswith('one label per line')
 
 
 @pytest.mark.parametrize(
@@ -452,17 +450,17 @@ RANK = np.argsort(AS_TEXT)
 @pytest.mark.parametrize(
   ('labels', 'said'),
   [
-    (IDS[TRUE], "the development kit's ILSVRC ids were taken for labels; were"),
-    (IDS[TRUE] - 1, 'ILSVRC ids were taken for labels, less one; were'),
+    (IDS[TRUE], "the development kit's ILSVRC ids were taken for labels; if"),
+    (IDS[TRUE] - 1, 'ILSVRC ids were taken for labels, less one; if'),
     (ORDER[TRUE], 'labels were mapped as though they were ILSVRC ids less one'),
     (
       ORDER[TRUE - 1],
-      'labels were mapped as though they were ILSVRC ids; were',
+      'labels were mapped as though they were ILSVRC ids; if',
     ),
     (TRUE + 1, 'they are one too large, as though counted from 1'),
     (TRUE - 1, 'they are one too small'),
-    (RANK[TRUE], 'numbered class folders were put in the order of text'),
-    (AS_TEXT[TRUE], 'the place among numbered folders in the order'),
+    (RANK[TRUE], 'numbered class folders were sorted as text'),
+    (AS_TEXT[TRUE], 'they are positions among numbered folders sorted as'),
   ],
 )
 def test_wrong_labels_are_found_out(tmp_path, labels, said):
@@ -533,7 +531,7 @@ def test_failed_images_and_several_answers(tmp_path):
   message = truth.diagnose(predicted, KEYS, labels, forms.WNIDS)
   assert message == (
     'the labels look wrong: they are one too large, as though counted from 1;'
-    f' were it so, the top-1 accuracy would be {share:.2%}.'
+    f' if so, the top-1 accuracy would be {share:.2%}.'
   )
   nothing = np.full(COUNT, -1)
   assert truth.diagnose(nothing, KEYS, labels, forms.WNIDS) == ''

@@ -77,12 +77,8 @@ def check_unchanged(file: BinaryIO, stamp: tuple[int, int]) -> None:
 class _Archive:
   """The result of one pass over an archive's headers.
 
-  Attributes:
-    path: the archive.
-    images: in the order of their names.
-    stated: labels that members state, by sample.
-    others: the number of members that are neither.
-    stamp: as `stamp_of`.
+  `stated` has the labels that members state, by sample; `others` counts the
+  members that are neither images nor labels.
   """
 
   path: pathlib.Path

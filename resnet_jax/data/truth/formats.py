@@ -2,10 +2,10 @@
 """Readers of label files.
 
 Caffe's `val.txt` (NAME LABEL; Caffe's ImageNet page), the development kit's
-ground truth (an ILSVRC id a line; its readme.txt), TensorFlow's
-`imagenet_2012_validation_synset_labels.txt` (a WordNet id a line) and ReaL's
-`real.json` (a list of lists by file number; Beyer et al., "Are we done with
-ImageNet?", 2020, and the repository google-research/reassessed-imagenet).
+ground truth (one ILSVRC id per line; its readme.txt), TensorFlow's
+`imagenet_2012_validation_synset_labels.txt` (one WordNet id per line) and
+ReaL's `real.json` (a list of lists by file number; Beyer et al., "Are we done
+with ImageNet?", 2020, and the repository google-research/reassessed-imagenet).
 """
 
 import dataclasses
@@ -26,9 +26,10 @@ _PAIR = re.compile(
 )
 
 _ALLOWED = (
-  "Label files are: lines of NAME LABEL (Caffe's val.txt), an ILSVRC id a line"
-  " with meta.mat beside it (the development kit's ground truth), a WordNet id"
-  " a line (TensorFlow's), or a JSON list of lists of labels (ReaL's real.json)"
+  "Label files are: lines of NAME LABEL (Caffe's val.txt), one ILSVRC id per"
+  " line with meta.mat beside it (the development kit's ground truth), one"
+  " WordNet id per line (TensorFlow's), or a JSON list of lists of labels"
+  " (ReaL's real.json)"
 )
 
 
@@ -148,7 +149,9 @@ def _numbers(
       'Give lines of NAME LABEL; for an ImageNet network leave out class_names',
     )
   if 0 in numbers or not are_wnids(wnids):
-    return Entries(None, [frozenset([n]) for n in numbers], 'a label a line')
+    return Entries(
+      None, [frozenset([n]) for n in numbers], 'one label per line'
+    )
   for image, number in enumerate(numbers, 1):
     if number > len(wnids):
       raise error(
@@ -160,7 +163,7 @@ def _numbers(
   return Entries(
     None,
     [frozenset([int(labels[number - 1])]) for number in numbers],
-    f'an ILSVRC id a line, mapped by {devkit.NAME} (development kit)',
+    f'one ILSVRC id per line, mapped by {devkit.NAME} (development kit)',
   )
 
 
@@ -178,7 +181,7 @@ def _wnids(
   return Entries(
     None,
     [frozenset([index[line]]) for line in lines],
-    'a WordNet id a line (TensorFlow)',
+    'one WordNet id per line (TensorFlow)',
   )
 
 
