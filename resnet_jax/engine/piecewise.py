@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import jax
 
-from resnet_jax.models import names, resnet
+from resnet_jax.models import resnet, structure
 
 
 def capture(
@@ -31,10 +31,9 @@ def capture(
   pieces = max(k for k in range(1, pieces + 1) if len(x) % k == 0)
   if pieces == 1:
     return resnet.capture(model, parameters, x, layers)
-  last = names.ARCHITECTURES[model.depth].last_stage
+  last = structure.blocks(model.depth, model.variant)[-1].stage
   order = resnet.layer_names(model)
-  between = names.block_name(last, 1)
-  begin = next(i for i, name in enumerate(order) if name.startswith(between))
+  begin = next(i for i, n in enumerate(order) if n.startswith(f'res{last}_'))
   front = [name for name in layers if order.index(name) < begin]
   rear = [name for name in layers if name not in front]
   handed = order[begin - 1]

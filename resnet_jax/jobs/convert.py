@@ -2,7 +2,6 @@
 """The job `convert`: weights of any format to safetensors or to Paddle's."""
 
 import dataclasses
-import hashlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from resnet_jax import weights
 from resnet_jax.data import labels, mean
 from resnet_jax.data.preprocess import RUN_FIELDS
 from resnet_jax.jobs import setup
-from resnet_jax.system import console, errors
+from resnet_jax.system import console, errors, files
 from resnet_jax.weights import assemble, metadata, paddle, safetensors
 
 TARGETS = ('safetensors', 'paddle')
@@ -43,11 +42,12 @@ def run(config: ConfigDict) -> int:
   given = setup.preprocess_overrides(config)
   loaded = setup.load_weights(config)
   held = _overridden(config, given, loaded)
+  source = loaded.path
   text = metadata.written(
     held,
     loaded.source,
     loaded.digest,
-    _file_digest(loaded.path),
+    files.sha256(source) if source and source.is_file() else '',
     config.conv_order if config.convert_to == 'paddle' else '',
   )
   if config.convert_to == 'paddle':
@@ -65,13 +65,6 @@ def run(config: ConfigDict) -> int:
   console.say(f'{target} reads back to the same digest')
   print(target)
   return 0
-
-
-def _file_digest(path: pathlib.Path | None) -> str:
-  if path is None or not path.is_file():
-    return ''
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _overridden(

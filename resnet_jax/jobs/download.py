@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import weights
 from resnet_jax.data import mean
-from resnet_jax.models import names
+from resnet_jax.models import names, structure
 from resnet_jax.system import console, errors, folders
 from resnet_jax.zoo import cache, download, lookup, records
 
@@ -83,7 +83,7 @@ def _check(record: lookup.Record) -> None:
 def _chosen(text: str, depth: int) -> list[lookup.Record]:
   """The checkpoints for `msra`, `msra,keras`, `all` or `auto`."""
   if depth:
-    names.check_depth(depth)
+    structure.check_depth(depth)
   if text == ALL:
     return [r for r in lookup.RECORDS if depth in (0, r.depth)]
   if text == 'auto':

@@ -60,7 +60,7 @@ def run(config: ConfigDict) -> int:
   _check(config)
   target = report_folder.checked(config.report)
   setup = setup_lib.set_up(config, most=MAX_IMAGES)
-  plan = _prepared(config, setup, report_folder.part(target))
+  plan = _prepared(config, setup, files.part(target))
   _say_plan(plan, target)
   clock = timing.Clock()
   with files.writing('the report', target):

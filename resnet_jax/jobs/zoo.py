@@ -6,7 +6,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from resnet_jax import weights
-from resnet_jax.models import names
+from resnet_jax.models import names, structure
 from resnet_jax.system import console, errors
 from resnet_jax.zoo import lookup
 
@@ -14,7 +14,7 @@ from resnet_jax.zoo import lookup
 def run(config: ConfigDict) -> int:
   """Prints the checkpoints of `weights` and `layer_num`: a table, or JSON."""
   if config.layer_num:
-    names.check_depth(config.layer_num)
+    structure.check_depth(config.layer_num)
   families = list(lookup.FAMILIES)
   if config.weights != weights.AUTO:
     families = names.split_list(config.weights)

@@ -22,37 +22,38 @@ from resnet_jax.system import errors
 CANONICAL = 'paddle'
 SCHEMES = (CANONICAL, 'caffe', 'keras', 'torchvision')
 
-# By scheme: which layers hold the parameters of the stem's convolution, of its
-# batch norm (in Caffe the end of `bn...` and `scale...`), of the classifier.
-_OWNERS = {
-  'caffe': ('conv1', '_conv1', 'fc1000'),
-  'keras': ('conv1_conv', 'conv1_bn', 'predictions'),
-  'torchvision': ('conv1', 'bn1', 'fc'),
-}
+# A layer, the layer of another program that holds its parameters (or ''), and
+# its names there, the usual one first.
+_Row = tuple[str, str, tuple[str, ...]]
 
-# By scheme: the names outside of the blocks, a layer's usual one first.
-_STEM_AND_HEAD = {
-  'caffe': {
-    'conv1_conv': ('conv1',),
-    'conv1_bn': ('conv1_relu', 'scale_conv1', 'bn_conv1'),
-    'pool1': ('pool1',),
-    'avgpool': ('pool5',),
-    'output': ('prob',),
-  },
-  'keras': {
-    'conv1_conv': ('conv1_conv',),
-    'conv1_bn': ('conv1_relu', 'conv1_bn'),
-    'pool1': ('pool1_pool',),
-    'avgpool': ('avg_pool',),
-    'output': ('predictions',),
-  },
-  'torchvision': {
-    'conv1_conv': ('conv1',),
-    'conv1_bn': ('relu', 'act1', 'bn1'),
-    'pool1': ('maxpool',),
-    'avgpool': ('avgpool', 'global_pool'),
-  },
+# By scheme, outside of the blocks.  Keras' classifier gives the probabilities.
+_STEM_AND_HEAD: dict[str, tuple[_Row, ...]] = {
+  'caffe': (
+    ('conv1_conv', 'conv1', ('conv1',)),
+    ('conv1_bn', '_conv1', ('conv1_relu', 'scale_conv1', 'bn_conv1')),
+    ('pool1', '', ('pool1',)),
+    ('avgpool', '', ('pool5',)),
+    ('logits', 'fc1000', ('fc1000',)),
+    ('output', '', ('prob',)),
+  ),
+  'keras': (
+    ('conv1_conv', 'conv1_conv', ('conv1_conv',)),
+    ('conv1_bn', 'conv1_bn', ('conv1_relu', 'conv1_bn')),
+    ('pool1', '', ('pool1_pool',)),
+    ('avgpool', '', ('avg_pool',)),
+    ('logits', 'predictions', ()),
+    ('output', '', ('predictions',)),
+  ),
+  'torchvision': (
+    ('conv1_conv', 'conv1', ('conv1',)),
+    ('conv1_bn', 'bn1', ('relu', 'act1', 'bn1')),
+    ('pool1', '', ('maxpool',)),
+    ('avgpool', '', ('avgpool', 'global_pool')),
+    ('logits', 'fc', ('fc',)),
+    ('output', '', ()),
+  ),
 }
+_CIFAR_CLASSIFIER: _Row = ('logits', 'linear', ('linear',))
 
 # What a parameter's file ends with in Paddle; `bias` is 'wbias'.
 _PADDLE_SUFFIXES = {'kernel': 'w0', 'scale': 'w0', 'mean': 'w1', 'var': 'w2'}
@@ -107,17 +108,8 @@ def owners(depth: int, scheme: str) -> dict[str, str]:
   is the common end of `bn...` and `scale...` ('2a_branch1', '_conv1').  Empty
   if the program has no network of that depth.
   """
-  if scheme not in _programs(depth):
-    return {}
-  conv, norm, classifier = _OWNERS[scheme]
-  if depth in names.CIFAR:
-    classifier = 'linear'
-  result = {'conv1_conv': conv, 'conv1_bn': norm}
-  for block in structure.blocks(depth, Variant()):
-    for unit in block.units:
-      conv, norm, _ = _unit_names(depth, scheme, block, unit)
-      result |= {f'{unit.name}_conv': conv, f'{unit.name}_bn': norm}
-  return result | {'logits': classifier}
+  rows = _rows(depth, scheme) if scheme in _programs(depth) else ()
+  return {layer: owner for layer, owner, _ in rows if owner}
 
 
 def _programs(depth: int) -> tuple[str, ...]:
@@ -134,30 +126,35 @@ def aliases(depth: int, head: bool = True) -> tuple[Alias, ...]:
     f'{u.name}_bn' for u in structure.units(depth, Variant()) if u.relu
   }
   for scheme in _programs(depth):
-    owner = owners(depth, scheme)
-    for layer, name in _names(depth, scheme):
+    for layer, owner, several in _rows(depth, scheme):
       # Caffe computes in place: its batch norms hold what follows the ReLU.
       is_norm = layer in with_relu and scheme != 'caffe'
-      before_relu = (is_norm and name == owner[layer]) or name.endswith('_add')
-      if layer in layers:
-        found.append(Alias(scheme, name, layer, before_relu))
+      found += [
+        Alias(
+          scheme,
+          name,
+          layer,
+          before_relu=(is_norm and name == owner) or name.endswith('_add'),
+        )
+        for name in several
+        if layer in layers
+      ]
   return tuple(found)
 
 
-def _names(depth: int, scheme: str) -> Iterator[tuple[str, str]]:
-  """Layers and their names, in the order of computing."""
-  for layer, several in _STEM_AND_HEAD[scheme].items():
-    yield from ((layer, name) for name in several)
-  # Keras' classifier gives the probabilities.
-  if scheme != 'keras':
-    yield 'logits', owners(depth, scheme)['logits']
+def _rows(depth: int, scheme: str) -> Iterator[_Row]:
+  """All layers that a program has, in the order of computing."""
+  *stem, average, classifier, output = _STEM_AND_HEAD[scheme]
+  yield from stem
   for block in structure.blocks(depth, Variant()):
     for unit in block.units:
-      conv, _, several = _unit_names(depth, scheme, block, unit)
-      yield f'{unit.name}_conv', conv
-      yield from ((f'{unit.name}_bn', name) for name in several)
-    several = _sum_names(depth, scheme, block)
-    yield from ((f'{block.name}_addto', name) for name in several)
+      conv, norm, several = _unit_names(depth, scheme, block, unit)
+      yield f'{unit.name}_conv', conv, (conv,)
+      yield f'{unit.name}_bn', norm, several
+    yield f'{block.name}_addto', '', _sum_names(depth, scheme, block)
+  yield average
+  yield _CIFAR_CLASSIFIER if depth in structure.CIFAR else classifier
+  yield output
 
 
 def _block_name(depth: int, scheme: str, block: structure.Block) -> str:
@@ -202,8 +199,8 @@ def _sum_names(
     return f'res{name}', f'res{name}_relu'
   if scheme == 'keras':
     return f'{name}_out', f'{name}_add'
-  blocks = names.ARCHITECTURES[depth].blocks[block.stage - 2]
-  stage = (f'layer{block.stage - 1}',) * (block.number == blocks)
+  count = structure.ARCHITECTURES[depth].blocks[block.stage - 2]
+  stage = (f'layer{block.stage - 1}',) * (block.number == count)
   return (name, *_torchvision_relus(name, len(block.branch)), *stage)
 
 
@@ -316,18 +313,13 @@ def select_layers(
 def _notes(
   pattern: str, matches: Sequence[str], everything: Sequence[Alias]
 ) -> list[str]:
+  """Says if another program's value lacks the ReLU of ours."""
   scheme, _, bare = pattern.rpartition(':')
+  named = [a for a in everything if fnmatch.fnmatchcase(a.name, bare)]
   # A canonical name means what it says.
-  own = {alias.name for alias in everything if alias.scheme == CANONICAL}
-  if not scheme and fnmatch.filter(own, bare):
+  if not scheme and any(alias.scheme == CANONICAL for alias in named):
     return []
-  early = [
-    alias
-    for alias in everything
-    if alias.before_relu
-    and alias.layer in matches
-    and fnmatch.fnmatchcase(alias.name, bare)
-  ]
+  early = [a for a in named if a.before_relu and a.layer in matches]
   if not early:
     return []
   first = early[0]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The algorithms of convolutions, sums and pools, by shape and platform.
 
-`layers` defines what is computed; this module decides how, from the platform
-and the arithmetic that the user chose.  Measured in docs/performance.md.
+`layers` defines what is computed; this module chooses the algorithm, by the
+platform and the arithmetic that the user chose (docs/performance.md).
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from resnet_jax.models import winograd
+from resnet_jax.models import structure, winograd
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,40 +42,24 @@ ARITHMETICS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Shape:
-  """A convolution's shape, by which its algorithm is chosen.
-
-  Attributes:
-    kernel: its height and width, an odd number.
-    stride: in both directions.
-    inputs: input channels.
-    outputs: output channels.
-  """
-
-  kernel: int
-  stride: int
-  inputs: int
-  outputs: int
-
-
-def algorithm(shape: Shape, arithmetic: Arithmetic, platform: str) -> str:
+def algorithm(
+  unit: structure.Unit, arithmetic: Arithmetic, platform: str
+) -> str:
   """'direct', 'matrix product' or 'winograd'."""
   # A GPU's library chooses for itself, and fuses what follows.
   if platform != 'cpu':
     return 'direct'
-  if shape.kernel == 1:
+  if unit.kernel == 1:
     return 'matrix product'
-  if arithmetic.winograd and (shape.kernel, shape.stride) == (3, 1):
+  if arithmetic.winograd and (unit.kernel, unit.stride) == (3, 1):
     return 'winograd'
   return 'direct'
 
 
-def kernel_shape(shape: Shape, name: str) -> tuple[int, ...]:
+def kernel_shape(unit: structure.Unit, name: str) -> tuple[int, ...]:
   """The shape of the kernel that `convolve` takes for an algorithm."""
-  if name == 'winograd':
-    return winograd.POINTS, shape.inputs, shape.outputs
-  return shape.kernel, shape.kernel, shape.inputs, shape.outputs
+  window = (unit.kernel,) * 2 if name != 'winograd' else (winograd.POINTS,)
+  return *window, unit.inputs, unit.outputs
 
 
 def prepared(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -86,7 +70,7 @@ def prepared(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def convolve(
   x: jax.Array,
   kernel: jax.Array,
-  shape: Shape,
+  unit: structure.Unit,
   precision: lax.Precision,
   name: str,
 ) -> jax.Array:
@@ -95,7 +79,7 @@ def convolve(
   Args:
     x: (N, H, W, Ci).
     kernel: as `prepared` gives it.
-    shape: the convolution's.
+    unit: the convolution.
     precision: of the products of float32 numbers.
     name: of the algorithm.
 
@@ -105,20 +89,19 @@ def convolve(
   if name == 'winograd':
     return winograd.convolve(x, kernel)
   if name == 'matrix product':
-    x = x[:, :: shape.stride, :: shape.stride]
+    x = x[:, :: unit.stride, :: unit.stride]
     # Flat, so that it is one product and not a batch.
     flat = lax.dot(
-      x.reshape(-1, shape.inputs),
-      kernel.reshape(shape.inputs, shape.outputs),
+      x.reshape(-1, unit.inputs),
+      kernel.reshape(unit.inputs, unit.outputs),
       precision=precision,
     )
-    return flat.reshape(*x.shape[:3], shape.outputs)
-  pad = shape.kernel // 2
+    return flat.reshape(*x.shape[:3], unit.outputs)
   return lax.conv_general_dilated(
     x,
     kernel,
-    window_strides=(shape.stride, shape.stride),
-    padding=((pad, pad), (pad, pad)),
+    window_strides=(unit.stride,) * 2,
+    padding=((unit.kernel // 2,) * 2,) * 2,
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     precision=precision,
   )

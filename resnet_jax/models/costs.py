@@ -4,7 +4,8 @@
 import dataclasses
 import math
 
-from resnet_jax.models import names, resnet, structure
+from resnet_jax.models import resnet, structure
+from resnet_jax.models.structure import Kind
 
 # FLOPs ("multiply-adds") of the paper's table 1, 224x224 images; it prints
 # none for the CIFAR networks.
@@ -36,58 +37,33 @@ class Cost:
   stride: int
 
 
-@dataclasses.dataclass(frozen=True)
-class _View:
-  """The receptive field of a value: its side, and the step between two."""
-
-  field: int = 1
-  step: int = 1
-
-  def through(self, kernel: int, stride: int) -> '_View':
-    return _View(self.field + (kernel - 1) * self.step, self.step * stride)
-
-
 def costs(model: resnet.ResNet, height: int, width: int) -> tuple[Cost, ...]:
   """The cost of every layer, in the order of computing."""
   shapes = resnet.layer_shapes(model, height, width)
-  parameters = resnet.parameter_shapes(model)
-  views = _views(model, shapes)
+  own: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in shapes}
+  for name, size in resnet.parameter_shapes(model).items():
+    own[name.split('/')[0]][name] = size
+  views = {structure.INPUT: (1, 1)}
   result = []
-  for layer, shape in shapes.items():
-    own = {
-      name: size
-      for name, size in parameters.items()
-      if name.split('/')[0] == layer
-    }
+  for layer in structure.layers(model.depth, model.variant, model.classes > 0):
+    name, shape = layer.name, shapes[layer.name]
+    before = layer.inputs[0]
+    field, step = views[before]
+    # The mean's window is all of its input.
+    kernel = (
+      max(shapes[before][1:]) if layer.kind == Kind.MEAN else layer.kernel
+    )
+    views[name] = field + (kernel - 1) * step, step * layer.stride
     # A kernel is applied at every position of the value.
-    kernel = own.get(f'{layer}/kernel', (0,))
+    products = math.prod(own[name].get(f'{name}/kernel', (0,)))
     result.append(
       Cost(
-        layer,
+        name,
         shape,
-        resnet.learned_count(own),
-        math.prod(kernel) * shape[1] * shape[2],
+        resnet.learned_count(own[name]),
+        products * shape[1] * shape[2],
         4 * math.prod(shape),
-        views[layer].field,
-        views[layer].step,
+        *views[name],
       )
     )
   return tuple(result)
-
-
-def _views(
-  model: resnet.ResNet, shapes: dict[str, tuple[int, int, int]]
-) -> dict[str, _View]:
-  views = structure.through(
-    model.depth,
-    model.variant,
-    _View(),
-    lambda view, unit: view.through(unit.kernel, unit.stride),
-    lambda view: view.through(3, 2),
-  )
-  last, view = [*views.items()][-1]
-  _, rows, columns = shapes[last]
-  whole = view.through(max(rows, columns), 1)
-  for layer in ('avgpool', *names.HEAD):
-    views[layer] = whole
-  return views

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from resnet_jax.models import convolution, resnet
+from resnet_jax.models import convolution, names, resnet
 
 
 def folded(
@@ -17,12 +17,12 @@ def folded(
   parameters: Mapping[str, np.ndarray],
   which: Iterable[str],
 ) -> dict[str, np.ndarray]:
-  """The parameters of a network with `inference` set.
+  """The parameters of a network whose `inference` joins layers.
 
   Args:
     model: the network.
-    parameters: `layer/leaf` arrays of the network with `inference=None`, at
-      least `resnet.needed_parameters` of it.
+    parameters: `layer/leaf` arrays of the network as defined, at least its
+      `resnet.needed_parameters`.
     which: the names to return: `resnet.needed_parameters(model, ...)`.
 
   Returns:
@@ -34,24 +34,21 @@ def folded(
     layer, leaf = name.split('/')
     if f'{layer}/kernel' not in shapes or layer == 'logits':
       result[name] = parameters[name]
-    elif layer.endswith('_conv'):
-      result[name] = convolution.prepared(
-        np.asarray(parameters[name]), shapes[name]
+      continue
+    # The pool may have the convolution's kernel and offset, too.
+    unit = 'conv1' if layer == 'pool1' else layer.rpartition('_')[0]
+    factor: np.ndarray | float = 1.0
+    if layer != f'{unit}_conv':
+      scale, mean, var, bias = (
+        np.asarray(parameters[f'{unit}_bn/{leaf}'], np.float64)
+        for leaf in names.NORM_LEAVES
       )
+      factor = scale / np.sqrt(var + model.variant.epsilon)
+    if leaf == 'offset':
+      result[name] = (bias - mean * factor).astype(np.float32)
     else:
-      # The pool may have the convolution's offset, too.
-      stem = 'conv1' if layer == 'pool1' else layer.removesuffix('_bn')
-      norm = {
-        leaf: np.asarray(parameters[f'{stem}_bn/{leaf}'], np.float64)
-        for leaf in ('scale', 'bias', 'mean', 'var')
-      }
-      factor = norm['scale'] / np.sqrt(norm['var'] + model.variant.epsilon)
-      if leaf == 'offset':
-        offset = norm['bias'] - norm['mean'] * factor
-        result[name] = offset.astype(np.float32)
-      else:
-        kernel = np.asarray(parameters[f'{stem}_conv/kernel'])
-        result[name] = convolution.prepared(
-          kernel * factor.astype(np.float32), shapes[name]
-        )
+      kernel = np.asarray(parameters[f'{unit}_conv/kernel'])
+      result[name] = convolution.prepared(
+        kernel * np.float32(factor), shapes[name]
+      )
   return result

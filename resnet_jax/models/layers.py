@@ -11,8 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.nn import initializers
 
-from resnet_jax.models import convolution
+from resnet_jax.models import convolution, structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,67 +25,54 @@ class Inference:
     platform: the device's, as JAX calls it: 'cpu', 'gpu', ...
     apart: layers whose own values are wanted, so that they are not joined to
       the layers after them.
+    joins: whether convolutions, batch norms and the stem's pool are joined.
   """
 
   arithmetic: str = 'float32'
   platform: str = ''
   apart: frozenset[str] = frozenset()
+  joins: bool = True
 
   @property
   def rules(self) -> convolution.Arithmetic:
     """The arithmetic's data type and precision."""
     return convolution.ARITHMETICS[self.arithmetic]
 
-  def algorithm(self, shape: convolution.Shape) -> str:
+  def algorithm(self, unit: structure.Unit) -> str:
     """The algorithm of a convolution; see `convolution.algorithm`."""
-    return convolution.algorithm(shape, self.rules, self.platform)
+    return convolution.algorithm(unit, self.rules, self.platform)
 
-  def kernel_shape(self, shape: convolution.Shape) -> tuple[int, ...]:
+  def kernel_shape(self, unit: structure.Unit) -> tuple[int, ...]:
     """The shape of a kernel; see `convolution.kernel_shape`."""
-    return convolution.kernel_shape(shape, self.algorithm(shape))
+    return convolution.kernel_shape(unit, self.algorithm(unit))
+
+  def last_joined(self, unit: structure.Unit) -> str:
+    """A convolution, or the batch norm or pool that is computed with it."""
+    conv, norm = f'{unit.name}_conv', f'{unit.name}_bn'
+    if not self.joins or conv in self.apart:
+      return conv
+    return norm if not unit.pool or norm in self.apart else unit.pool
 
 
 # Every layer as defined, in float32.
-DEFINITION = Inference()
-
-
-def _ones(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  del key
-  return jnp.ones(shape)
-
-
-def _zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  del key
-  return jnp.zeros(shape)
+DEFINITION = Inference(joins=False)
 
 
 class Conv(nn.Module):
-  """A square convolution without bias, padded by kernel // 2 on every side.
+  """A square convolution without bias, padded by kernel // 2 on every side."""
 
-  Attributes:
-    features: output channels.
-    kernel: its height and width, an odd number.
-    stride: in both directions.
-    inference: how it is computed.
-  """
-
-  features: int
-  kernel: int
-  stride: int = 1
+  unit: structure.Unit
   inference: Inference = DEFINITION
 
   def convolved(self, x: jax.Array) -> jax.Array:
     """(N, H, W, Ci) to (N, ceil(H / stride), ceil(W / stride), Co)."""
-    shape = convolution.Shape(
-      self.kernel, self.stride, x.shape[-1], self.features
-    )
-    kernel = self.param('kernel', _zeros, self.inference.kernel_shape(shape))
+    shape = self.inference.kernel_shape(self.unit)
     return convolution.convolve(
       x,
-      kernel.astype(x.dtype),
-      shape,
+      self.param('kernel', initializers.zeros, shape).astype(x.dtype),
+      self.unit,
       self.inference.rules.precision,
-      self.inference.algorithm(shape),
+      self.inference.algorithm(self.unit),
     )
 
   @nn.compact
@@ -99,13 +87,11 @@ class FoldedConv(Conv):
   It has the name of the last layer that it replaces.
 
   Attributes:
-    relu: whether a ReLU follows.
-    pool: the padding of the pool after that; '': no pool.  It runs before the
-      offset is added, which then adds a quarter of the numbers; the maximum
+    pool: the padding of the pool after the ReLU; '': no pool.  It runs before
+      the offset is added, which then adds a quarter of the numbers; the maximum
       of x + c is the maximum of x, plus c, to the bit.
   """
 
-  relu: bool = True
   pool: str = ''
 
   @nn.compact
@@ -115,9 +101,9 @@ class FoldedConv(Conv):
     if self.pool:
       x = stem_pool(x, self.pool, self.inference.platform)
     # Not `bias`: that is the batch norm's, with other values.
-    offset = self.param('offset', _zeros, (self.features,))
+    offset = self.param('offset', initializers.zeros, (self.unit.outputs,))
     return convolution.shifted(
-      x, offset.astype(x.dtype), self.relu, self.inference.platform
+      x, offset.astype(x.dtype), self.unit.relu, self.inference.platform
     )
 
 
@@ -134,8 +120,8 @@ class BatchNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """(N, H, W, C) to the same shape."""
     shape = (x.shape[-1],)
-    scale = self.param('scale', _ones, shape)
-    bias = self.param('bias', _zeros, shape)
+    scale = self.param('scale', initializers.ones, shape)
+    bias = self.param('bias', initializers.zeros, shape)
     mean = self.variable('batch_stats', 'mean', jnp.zeros, shape).value
     var = self.variable('batch_stats', 'var', jnp.ones, shape).value
     factor = scale * lax.rsqrt(var + self.epsilon)
@@ -221,8 +207,10 @@ class Classifier(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """(N, 1, 1, C) to (N, 1, 1, classes)."""
-    kernel = self.param('kernel', _zeros, (x.shape[-1], self.classes))
-    bias = self.param('bias', _zeros, (self.classes,))
+    kernel = self.param(
+      'kernel', initializers.zeros, (x.shape[-1], self.classes)
+    )
+    bias = self.param('bias', initializers.zeros, (self.classes,))
     x = lax.dot_general(
       x, kernel, (((3,), (0,)), ((), ())), precision=lax.Precision.HIGHEST
     )

@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.models import convolution, layers, names, structure
+from resnet_jax.models import layers, names, structure
+from resnet_jax.models.structure import Kind
 from resnet_jax.models.variant import Variant
 
 MIN_SIZE = 32
@@ -30,35 +31,34 @@ class ResNet(nn.Module):
   its value under `capture_intermediates`, lie under its name.
 
   Attributes:
-    depth: one of `names.ARCHITECTURES`.
+    depth: one of `structure.ARCHITECTURES`.
     classes: outputs of the classifier; 0: no classifier, and the network ends
       with `avgpool`.
     variant: what differs between networks of the same depth.
-    inference: None: every layer is computed as defined.  Otherwise
-      convolutions, batch norms and the stem's pool are joined, except around
-      layers that are asked for, and the parameters are those that
-      `folding.folded` returns.
+    inference: how it is computed; by default every layer as defined.  Where
+      layers are joined, the parameters are those that `folding.folded` returns.
   """
 
   depth: int
   classes: int = 1000
   variant: Variant = Variant()
-  inference: layers.Inference | None = None
+  inference: layers.Inference = layers.DEFINITION
 
   def _conv_bn(self, x: jax.Array, unit: structure.Unit) -> jax.Array:
-    inference, pool = self.inference, unit.pool
-    rule, epsilon = self.variant.stem_pool, self.variant.epsilon
-    shape = unit.outputs, unit.kernel, unit.stride
-    if inference is None or f'{unit.name}_conv' in inference.apart:
-      inference = inference or layers.DEFINITION
-      x = layers.Conv(*shape, inference, name=f'{unit.name}_conv')(x)
-      x = layers.BatchNorm(epsilon, unit.relu, name=f'{unit.name}_bn')(x)
+    inference, rule = self.inference, self.variant.stem_pool
+    last = inference.last_joined(unit)
+    if last == f'{unit.name}_conv':
+      x = layers.Conv(unit, inference, name=last)(x)
+      norm = layers.BatchNorm(
+        self.variant.epsilon, unit.relu, name=f'{unit.name}_bn'
+      )
+      x = norm(x)
     else:
-      last, joined = _joined(unit, inference), ''
-      if last == pool:
-        joined, pool = rule, ''
-      x = layers.FoldedConv(*shape, inference, unit.relu, joined, name=last)(x)
-    return layers.StemPool(rule, inference, name=pool)(x) if pool else x
+      joined = rule if last == unit.pool else ''
+      x = layers.FoldedConv(unit, inference, joined, name=last)(x)
+    if unit.pool not in ('', last):
+      x = layers.StemPool(rule, inference, name=unit.pool)(x)
+    return x
 
   @nn.compact
   def __call__(
@@ -80,8 +80,7 @@ class ResNet(nn.Module):
     """
     if begin == 1:
       _check_size(*x.shape[1:3])
-    if self.inference:
-      x = x.astype(self.inference.rules.dtype)
+    x = x.astype(self.inference.rules.dtype)
     if begin == 1:
       # 112 at 224, and behind the pool 56.
       x = self._conv_bn(x, structure.stem(self.depth))
@@ -95,9 +94,7 @@ class ResNet(nn.Module):
         shortcut = layers.padded_shortcut(x, block.outputs, block.stride)
       for unit in block.branch:
         x = self._conv_bn(x, unit)
-      add = layers.AddTo(
-        self.inference or layers.DEFINITION, name=f'{block.name}_addto'
-      )
+      add = layers.AddTo(self.inference, name=f'{block.name}_addto')
       x = add(x, shortcut)
     if end is not None:
       return x
@@ -118,14 +115,23 @@ def _check_size(height: int, width: int) -> None:
 
 def published(depth: int) -> ResNet:
   """The network of a depth with the paper's number of classes."""
-  return ResNet(depth, names.ARCHITECTURES[names.check_depth(depth)].classes)
+  structure.check_depth(depth)
+  return ResNet(depth, structure.ARCHITECTURES[depth].classes)
 
 
 def describe(model: ResNet) -> str:
-  """One line for a person: depth, classes and variant."""
-  head = f'{model.classes} classes' if model.classes else 'no head'
-  variant = model.variant.describe(names.ARCHITECTURES[model.depth])
-  return f'ResNet-{model.depth}, {head}, {variant}'
+  """One line for a person: depth, classes, and the variant's used fields."""
+  architecture, variant = structure.ARCHITECTURES[model.depth], model.variant
+  parts = [
+    f'ResNet-{model.depth}',
+    f'{model.classes} classes' if model.classes else 'no head',
+    f'stride in {variant.stride_in}'
+    if architecture.projections
+    else 'shortcuts padded with zeros',
+    *([f'stem pool {variant.stem_pool}'] if architecture.pool else []),
+    f'epsilon {variant.epsilon:g}',
+  ]
+  return ', '.join(parts)
 
 
 def layer_names(model: ResNet) -> tuple[str, ...]:
@@ -140,33 +146,17 @@ def parameter_shapes(model: ResNet) -> dict[str, tuple[int, ...]]:
   """
   shapes: dict[str, tuple[int, ...]] = {}
   for unit in structure.units(model.depth, model.variant):
-    shapes |= _unit_shapes(model, unit)
+    last = model.inference.last_joined(unit)
+    shapes[f'{last}/kernel'] = model.inference.kernel_shape(unit)
+    if last.endswith('_conv'):
+      for leaf in names.NORM_LEAVES:
+        shapes[f'{unit.name}_bn/{leaf}'] = (unit.outputs,)
+    else:
+      shapes[f'{last}/offset'] = (unit.outputs,)
   if model.classes:
     shapes['logits/kernel'] = unit.outputs, model.classes
     shapes['logits/bias'] = (model.classes,)
   return shapes
-
-
-def _unit_shapes(
-  model: ResNet, unit: structure.Unit
-) -> dict[str, tuple[int, ...]]:
-  inference = model.inference or layers.DEFINITION
-  kernel = inference.kernel_shape(
-    convolution.Shape(unit.kernel, unit.stride, unit.inputs, unit.outputs)
-  )
-  if model.inference is None or f'{unit.name}_conv' in inference.apart:
-    leaves = (f'{unit.name}_bn/{leaf}' for leaf in names.NORM_LEAVES)
-    return {f'{unit.name}_conv/kernel': kernel} | dict.fromkeys(
-      leaves, (unit.outputs,)
-    )
-  last = _joined(unit, inference)
-  return {f'{last}/kernel': kernel, f'{last}/offset': (unit.outputs,)}
-
-
-def _joined(unit: structure.Unit, inference: layers.Inference) -> str:
-  """The last layer that is joined to a convolution, its batch norm or pool."""
-  norm = f'{unit.name}_bn'
-  return unit.pool if unit.pool and norm not in inference.apart else norm
 
 
 def learned_count(shapes: dict[str, tuple[int, ...]]) -> int:
@@ -181,27 +171,23 @@ def learned_count(shapes: dict[str, tuple[int, ...]]) -> int:
 def layer_shapes(model: ResNet, height: int, width: int) -> dict[str, Shape]:
   """The (C, H, W) of every layer for images of a size, from the table."""
   _check_size(height, width)
-
-  def convolved(shape: Shape, unit: structure.Unit) -> Shape:
-    # Padded by kernel // 2 on both sides, and kernels are odd.
-    rows, columns = (-(-side // unit.stride) for side in shape[1:])
-    return unit.outputs, rows, columns
-
-  def pooled(shape: Shape) -> Shape:
-    rows, columns = (
-      (side + sum(layers.stem_pool_padding(model.variant.stem_pool, side)) - 1)
-      // 2
-      for side in shape[1:]
-    )
-    return shape[0], rows, columns
-
-  shapes = structure.through(
-    model.depth, model.variant, (3, height, width), convolved, pooled
-  )
-  channels, *_ = [*shapes.values()][-1]
-  shapes['avgpool'] = channels, 1, 1
-  if model.classes:
-    shapes |= dict.fromkeys(names.HEAD, (model.classes, 1, 1))
+  shapes: dict[str, Shape] = {structure.INPUT: (3, height, width)}
+  table = structure.layers(model.depth, model.variant, model.classes > 0)
+  for layer in table:
+    channels, *sides = shapes[layer.inputs[0]]
+    if layer.kind == Kind.CONVOLUTION:
+      # Padded by kernel // 2 on both sides, and kernels are odd.
+      channels, sides = layer.outputs, [-(-n // layer.stride) for n in sides]
+    elif layer.kind == Kind.MAX_POOL:
+      rule = model.variant.stem_pool
+      padded = (n + sum(layers.stem_pool_padding(rule, n)) for n in sides)
+      sides = [(n - 1) // 2 for n in padded]
+    elif layer.kind == Kind.MEAN:
+      sides = [1, 1]
+    elif layer.kind == Kind.FULLY_CONNECTED:
+      channels = model.classes
+    shapes[layer.name] = channels, sides[0], sides[1]
+  del shapes[structure.INPUT]
   return shapes
 
 

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network consists of, as a table.
+"""What the networks consist of, as a table.
 
-`resnet.ResNet` is built from it.  Shapes, costs and diagrams read it, too:
-tracing the network instead takes a fifth of a second each time.
+`resnet.ResNet` is built from it.  Names, shapes, costs and diagrams read it,
+too: tracing the network instead takes a fifth of a second each time.  Plain
+Python, so that a command line can be checked without importing JAX.
+Depths and block counts: He et al., "Deep Residual Learning for Image
+Recognition", 2015, table 1 (ImageNet) and section 4.2 (CIFAR).
 """
 
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from resnet_jax.models import names
 from resnet_jax.models.variant import Variant
-
-Value = TypeVar('Value')
+from resnet_jax.system import errors
 
 # The images, as an input of the first layer.
 INPUT = 'input'
@@ -22,6 +24,73 @@ INPUT = 'input'
 # The stages before and after the residual ones.
 STEM = 'stem'
 HEAD = 'head'
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+  """The architecture of a depth; the defaults are the ImageNet networks'.
+
+  Attributes:
+    bottleneck: whether a block is 1x1, 3x3, 1x1 (else two 3x3).
+    blocks: the number of blocks of each stage, from res2 on.
+    width: output channels of the stem and of res2's 3x3 convolutions; they
+      double with each further stage.
+    kernel: height and width of the stem's convolution.
+    stride: of the stem's convolution.
+    pool: whether the stem ends with `pool1`.
+    projections: whether a shortcut that changes the shape is a 1x1
+      convolution (the paper's option B); else it takes every second pixel and
+      pads the channels with zeros (option A).
+    classes: of the data set of the paper.
+  """
+
+  bottleneck: bool
+  blocks: tuple[int, ...]
+  width: int = 64
+  kernel: int = 7
+  stride: int = 2
+  pool: bool = True
+  projections: bool = True
+  classes: int = 1000
+
+
+IMAGENET = {
+  18: Architecture(bottleneck=False, blocks=(2, 2, 2, 2)),
+  34: Architecture(bottleneck=False, blocks=(3, 4, 6, 3)),
+  50: Architecture(bottleneck=True, blocks=(3, 4, 6, 3)),
+  101: Architecture(bottleneck=True, blocks=(3, 4, 23, 3)),
+  152: Architecture(bottleneck=True, blocks=(3, 8, 36, 3)),
+}
+# 6n + 2 layers, for images of 32x32.
+CIFAR = {
+  6 * n + 2: Architecture(
+    bottleneck=False,
+    blocks=(n, n, n),
+    width=16,
+    kernel=3,
+    stride=1,
+    pool=False,
+    projections=False,
+    classes=10,
+  )
+  for n in (3, 5, 7, 9)
+}
+ARCHITECTURES = IMAGENET | CIFAR
+
+
+def _listed(depths: Iterable[int]) -> str:
+  return ', '.join(map(str, depths))
+
+
+# For messages.
+DEPTHS = f'{_listed(IMAGENET)} (ImageNet), {_listed(CIFAR)} (CIFAR)'
+
+
+def check_depth(depth: int) -> int:
+  """Returns `depth`; raises a UserError if no ResNet has that many layers."""
+  if depth not in ARCHITECTURES:
+    raise errors.UserError(f'no ResNet has {depth} layers. Allowed: {DEPTHS}.')
+  return depth
 
 
 class Kind(enum.StrEnum):
@@ -42,21 +111,21 @@ class Unit:
   """A convolution and its batch norm.
 
   Attributes:
-    name: of both, without `_conv` and `_bn`.
-    kernel: height and width.
+    kernel: height and width, an odd number.
     stride: in both directions.
     inputs: input channels.
     outputs: output channels.
+    name: of both, without `_conv` and `_bn`.
     relu: whether a ReLU follows before any sum.
     pool: the name of the max pool that follows, 3x3 of stride 2; '': none does.
   """
 
-  name: str
   kernel: int
   stride: int
   inputs: int
   outputs: int
-  relu: bool
+  name: str = ''
+  relu: bool = False
   pool: str = ''
 
 
@@ -100,7 +169,10 @@ class Layer:
     stage: STEM, `res2` and so on, HEAD.
     block: `res2_1`, or '' outside of the blocks.
     in_shortcut: whether it belongs to the projection of a shortcut.
-    unit: that a convolution or a batch norm belongs to; else None.
+    kernel: height and width of the window that a convolution or pool slides
+      over its input.
+    stride: of that window.
+    outputs: channels of a convolution's value; 0 for other layers.
   """
 
   name: str
@@ -110,21 +182,16 @@ class Layer:
   stage: str = STEM
   block: str = ''
   in_shortcut: bool = False
-  unit: Unit | None = None
+  kernel: int = 1
+  stride: int = 1
+  outputs: int = 0
 
 
 def stem(depth: int) -> Unit:
   """The first convolution."""
-  architecture = names.ARCHITECTURES[names.check_depth(depth)]
-  return Unit(
-    'conv1',
-    architecture.kernel,
-    architecture.stride,
-    3,
-    architecture.width,
-    relu=True,
-    pool='pool1' if architecture.pool else '',
-  )
+  own = ARCHITECTURES[check_depth(depth)]
+  pool = 'pool1' if own.pool else ''
+  return Unit(own.kernel, own.stride, 3, own.width, 'conv1', True, pool)
 
 
 @functools.lru_cache(maxsize=32)
@@ -132,10 +199,10 @@ def blocks(depth: int, variant: Variant) -> tuple[Block, ...]:
   """The blocks of a network, first to last.
 
   Args:
-    depth: one of `names.ARCHITECTURES`.
+    depth: one of ARCHITECTURES.
     variant: of the network.
   """
-  architecture = names.ARCHITECTURES[depth]
+  architecture = ARCHITECTURES[check_depth(depth)]
   kernels = (1, 3, 1) if architecture.bottleneck else (3, 3)
   strided = 1 if architecture.bottleneck and variant.stride_in == '3x3' else 0
   last = len(kernels) - 1
@@ -143,27 +210,26 @@ def blocks(depth: int, variant: Variant) -> tuple[Block, ...]:
   inputs = architecture.width
   for stage, count in enumerate(architecture.blocks, start=2):
     width = architecture.width * 2 ** (stage - 2)
-    outputs = width * architecture.expansion
+    outputs = width * (4 if architecture.bottleneck else 1)
     for number in range(1, count + 1):
-      name = names.block_name(stage, number)
+      name = f'res{stage}_{number}'
       stride = 2 if stage > 2 and number == 1 else 1
-      channels = (inputs, *[width] * last, outputs)
+      channels = itertools.pairwise((inputs, *[width] * last, outputs))
       branch = tuple(
         Unit(
-          f'{name}_{branch}',
-          kernels[place],
+          kernel,
           stride if place == strided else 1,
-          channels[place],
-          channels[place + 1],
+          *own,
+          f'{name}_branch2{"abc"[place]}',
           relu=place < last,
         )
-        for place, branch in enumerate(architecture.branches)
+        for place, (kernel, own) in enumerate(
+          zip(kernels, channels, strict=True)
+        )
       )
-      shortcut = (
-        Unit(f'{name}_branch1', 1, stride, inputs, outputs, relu=False)
-        if architecture.has_projection(stage, number)
-        else None
-      )
+      shortcut = None
+      if architecture.projections and (stride, inputs) != (1, outputs):
+        shortcut = Unit(1, stride, inputs, outputs, f'{name}_branch1')
       found.append(
         Block(name, stage, number, stride, outputs, shortcut, branch)
       )
@@ -185,14 +251,15 @@ def layers(
   """All layers, in the order of computing.
 
   Args:
-    depth: one of `names.ARCHITECTURES`.
+    depth: one of ARCHITECTURES.
     variant: of the network.
     head: whether there is a classifier after `avgpool`.
   """
   first = stem(depth)
   found = [*_unit_layers(first, INPUT)]
   if first.pool:
-    found.append(Layer(first.pool, Kind.MAX_POOL, (found[-1].name,)))
+    pooled = (found[-1].name,)
+    found.append(Layer(first.pool, Kind.MAX_POOL, pooled, kernel=3, stride=2))
   for block in blocks(depth, variant):
     place: dict[str, Any] = {'stage': f'res{block.stage}', 'block': block.name}
     value = shortcut = found[-1].name
@@ -217,42 +284,15 @@ def layers(
 
 def _unit_layers(unit: Unit, value: str, **place: Any) -> tuple[Layer, Layer]:
   conv, norm = f'{unit.name}_conv', f'{unit.name}_bn'
-  relu = 'ReLU' if unit.relu else ''
   return (
-    Layer(conv, Kind.CONVOLUTION, (value,), unit=unit, **place),
-    Layer(norm, Kind.BATCH_NORM, (conv,), relu, unit=unit, **place),
+    Layer(
+      conv,
+      Kind.CONVOLUTION,
+      (value,),
+      kernel=unit.kernel,
+      stride=unit.stride,
+      outputs=unit.outputs,
+      **place,
+    ),
+    Layer(norm, Kind.BATCH_NORM, (conv,), 'ReLU' * unit.relu, **place),
   )
-
-
-def through(
-  depth: int,
-  variant: Variant,
-  start: Value,
-  convolved: Callable[[Value, Unit], Value],
-  pooled: Callable[[Value], Value],
-) -> dict[str, Value]:
-  """Follows a value, such as a shape, through the network.
-
-  Args:
-    depth: of the network.
-    variant: of the network.
-    start: the value of an image.
-    convolved: a convolution's value, of its input's.
-    pooled: the stem pool's value, of its input's.
-
-  Returns:
-    The value of every layer before the head, in the order of computing; of a
-    sum the branch's, which covers the shortcut's.
-  """
-  found = {INPUT: start}
-  for layer in layers(depth, variant):
-    if layer.stage == HEAD:
-      break
-    value = found[layer.inputs[0]]
-    if layer.kind == Kind.CONVOLUTION and layer.unit:
-      value = convolved(value, layer.unit)
-    elif layer.kind == Kind.MAX_POOL:
-      value = pooled(value)
-    found[layer.name] = value
-  del found[INPUT]
-  return found

@@ -4,7 +4,6 @@
 import dataclasses
 from typing import Any
 
-from resnet_jax.models import names
 from resnet_jax.system import errors, overrides
 
 STRIDES = ('1x1', '3x3')
@@ -46,17 +45,6 @@ class Variant:
   def overridden(self, **given: Any) -> 'Variant':
     """This variant with the fields that a user gave; see `overrides.given`."""
     return dataclasses.replace(self, **overrides.given(given))
-
-  def describe(self, architecture: names.Architecture) -> str:
-    """One line: the fields that the architecture has a use for."""
-    parts = [
-      f'stride in {self.stride_in}'
-      if architecture.projections
-      else 'shortcuts padded with zeros'
-    ]
-    if architecture.pool:
-      parts.append(f'stem pool {self.stem_pool}')
-    return ', '.join([*parts, f'epsilon {self.epsilon:g}'])
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Variant))

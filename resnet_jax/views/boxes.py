@@ -103,7 +103,7 @@ def size(shape: Sequence[int]) -> str:
 
 
 def _layer(node: graphs.Node) -> Box:
-  parts = [f'{node.kind} {node.detail}'.strip()]
+  parts = [node.title]
   if node.activation and node.activation != node.kind:
     parts.append(node.activation)
   elif node.learned:
@@ -155,11 +155,7 @@ def _convolution_lines(nodes: Sequence[graphs.Node]) -> list[str]:
 
 def _stage_lines(nodes: Sequence[graphs.Node]) -> list[str]:
   if not nodes[0].block:
-    return [
-      f'{node.kind} {node.detail}'.strip()
-      for node in nodes
-      if node.kind != Kind.BATCH_NORM
-    ]
+    return [node.title for node in nodes if node.kind != Kind.BATCH_NORM]
   # The last block, as the first one may have a projection.
   kernels = ' - '.join(
     f'{node.detail.partition(",")[0]}, {node.shape[0]}'

@@ -3,7 +3,7 @@
 
 import dataclasses
 
-from resnet_jax.models import aliases, resnet, structure
+from resnet_jax.models import aliases, costs, names, resnet, structure
 from resnet_jax.models.structure import Kind
 
 INPUT = structure.INPUT
@@ -25,6 +25,11 @@ class Node(structure.Layer):
   shape: tuple[int, int, int]
   learned: int = 0
   parameters: tuple[str, ...] = ()
+
+  @property
+  def title(self) -> str:
+    """`convolution 3x3, stride 2`."""
+    return f'{self.kind} {self.detail}'.strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,36 +84,40 @@ def build(model: resnet.ResNet, height: int, width: int) -> Graph:
   Raises:
     ValueError: the images are too small.
   """
-  image = Node(INPUT, Kind.IMAGE, (), shape=(3, height, width))
-  shapes = {INPUT: image.shape} | resnet.layer_shapes(model, height, width)
-  parameters: dict[str, dict[str, tuple[int, ...]]] = {}
-  for name, shape in resnet.parameter_shapes(model).items():
-    parameters.setdefault(name.split('/')[0], {})[name] = shape
-  nodes, edges = [image], []
   head = model.classes > 0
-  for layer in structure.layers(model.depth, model.variant, head):
-    own = parameters.get(layer.name, {})
-    node = Node(
+  parameters: dict[str, list[str]] = {}
+  for name in names.parameter_names(model.depth, head):
+    original = aliases.paddle_parameter(name)
+    parameters.setdefault(name.split('/')[0], []).append(original)
+  image = Node(INPUT, Kind.IMAGE, (), shape=(3, height, width))
+  nodes, edges = {INPUT: image}, []
+  for layer, cost in zip(
+    structure.layers(model.depth, model.variant, head),
+    costs.costs(model, height, width),
+    strict=True,
+  ):
+    nodes[layer.name] = Node(
       **vars(layer),
       detail=_detail(layer, model),
-      shape=shapes[layer.name],
-      learned=resnet.learned_count(own),
-      parameters=tuple(sorted(map(aliases.paddle_parameter, own))),
+      shape=cost.shape,
+      learned=cost.parameters,
+      parameters=tuple(sorted(parameters.get(layer.name, ()))),
     )
-    nodes.append(node)
     for index, start in enumerate(layer.inputs):
-      padded = layer.kind == Kind.SUM and shapes[start] != node.shape
+      padded = layer.kind == Kind.SUM and nodes[start].shape != cost.shape
       shortcut = layer.in_shortcut or index > 0
       edges.append(Edge(start, layer.name, shortcut, padded))
-  return Graph(tuple(nodes), tuple(edges))
+  return Graph(tuple(nodes.values()), tuple(edges))
 
 
 def _detail(layer: structure.Layer, model: resnet.ResNet) -> str:
-  if layer.kind == Kind.MAX_POOL:
-    return f'3x3, stride 2, {model.variant.stem_pool}'
   if layer.kind == Kind.MEAN:
     return 'of all positions'
-  if layer.kind != Kind.CONVOLUTION or not layer.unit:
+  if layer.kind not in (Kind.CONVOLUTION, Kind.MAX_POOL):
     return ''
-  kernel, stride = layer.unit.kernel, layer.unit.stride
-  return f'{kernel}x{kernel}' + (f', stride {stride}' if stride > 1 else '')
+  parts = [f'{layer.kernel}x{layer.kernel}']
+  if layer.stride > 1:
+    parts.append(f'stride {layer.stride}')
+  if layer.kind == Kind.MAX_POOL:
+    parts.append(model.variant.stem_pool)
+  return ', '.join(parts)

@@ -182,7 +182,7 @@ def size(shape: Sequence[int]) -> str:
 
 def describe(node: graph.Node) -> str:
   """A layer in a few words, for a person."""
-  parts = [f'{node.kind} {node.detail}'.strip()]
+  parts = [node.title]
   if node.activation:
     parts.append(f'then {node.activation}')
   parts.append(f'gives {size(node.shape)} (channels, height, width)')

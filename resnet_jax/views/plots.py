@@ -101,24 +101,36 @@ def _show(axes: Axes, image: np.ndarray) -> None:
   axes.axis('off')
 
 
-def _zoom(side: int, least: int) -> int:
-  return max(1, -(-least // side))
+def _zoomed(cells: np.ndarray, least: int) -> np.ndarray:
+  """(K, H, W, 3), every pixel repeated, to a side of `least` or more."""
+  zoom = -(-least // min(cells.shape[1:3]))
+  return cells.repeat(zoom, axis=1).repeat(zoom, axis=2) if zoom > 1 else cells
 
 
 def _grid(
-  sheet: _Sheet,
   cells: np.ndarray,
   labels: Sequence[str],
   columns: int,
-  top: int,
-) -> None:
-  """Images (K, H, W, 3) in rows, a label above each."""
-  count, height, width, _ = cells.shape
-  edges = [(0, 0), (_LABEL, _GAP), (0, _GAP), (0, 0)]
-  framed = np.pad(cells, edges, constant_values=255)
-  free = -count % columns
-  framed = np.pad(framed, [(0, free)] + [(0, 0)] * 3, constant_values=255)
-  image = maps.tiled(framed, columns)
+  title: str,
+  note: str,
+  *,
+  top: int = _TITLE + _NOTE + 4,
+  beside: int = 0,
+) -> tuple[_Sheet, int, int]:
+  """Images (K, H, W, 3) in rows, a label above each.
+
+  Returns:
+    The sheet, with `beside` pixels free on the right; the width and the height
+    of the grid.
+  """
+  _, height, width, _ = cells.shape
+  edges = [(0, -len(cells) % columns), (_LABEL, _GAP), (0, _GAP), (0, 0)]
+  image = maps.tiled(np.pad(cells, edges, constant_values=255), columns)
+  full = image.shape[1] - _GAP, image.shape[0] - _GAP
+  sheet = _Sheet(
+    max(full[0] + 2 * _MARGIN + beside, 480), top + full[1] + _MARGIN
+  )
+  sheet.heading(title, textwrap.fill(note, max(64, full[0] // 6)))
   axes = sheet.axes(_MARGIN, top, image.shape[1], image.shape[0])
   _show(axes, image)
   for index, label in enumerate(labels):
@@ -131,6 +143,7 @@ def _grid(
       color=_INK,
       parse_math=False,
     )
+  return sheet, *full
 
 
 def feature_maps(
@@ -149,30 +162,23 @@ def feature_maps(
     UserError: values are not finite, or Matplotlib is missing.
   """
   chosen = maps.strongest(values, count)
-  _, height, width = chosen.values.shape
-  zoom = _zoom(min(height, width), _CELL)
-  columns = chosen.columns
-  rows = -(-len(chosen.channels) // columns)
-  top = _TITLE + 2 * _NOTE
-  grid_height = rows * (zoom * height + _LABEL + _GAP) - _GAP
-  grid_width = columns * (zoom * width + _GAP) - _GAP
-  sheet = _Sheet(
-    max(grid_width + 2 * _MARGIN + 80, 480), top + grid_height + _MARGIN
-  )
-  note = textwrap.fill(chosen.describe(), max(64, grid_width // 6))
-  sheet.heading(title or 'feature maps', note)
+  limit, top = chosen.limit, _TITLE + 2 * _NOTE
   table = colours.palette(colours.DIVERGING)
-  cells = table[colours.diverging(chosen.values, chosen.limit)]
-  zoomed = cells.repeat(zoom, axis=1).repeat(zoom, axis=2)
-  labels = [
-    f'#{channel}  rms {strength:.3g}'
-    for channel, strength in zip(chosen.channels, chosen.strengths, strict=True)
-  ]
-  _grid(sheet, zoomed, labels, columns, top)
-  axes = sheet.axes(
-    _MARGIN + grid_width + 14, top + _LABEL, 14, grid_height - _LABEL
+  sheet, width, height = _grid(
+    _zoomed(table[colours.diverging(chosen.values, limit)], _CELL),
+    [
+      f'#{channel}  rms {strength:.3g}'
+      for channel, strength in zip(
+        chosen.channels, chosen.strengths, strict=True
+      )
+    ],
+    chosen.columns,
+    title or 'feature maps',
+    chosen.describe(),
+    top=top,
+    beside=80,
   )
-  limit = chosen.limit
+  axes = sheet.axes(_MARGIN + width + 14, top + _LABEL, 14, height - _LABEL)
   _scale(axes, colours.DIVERGING, -limit, limit, chosen.clipped)
   return sheet.figure
 
@@ -203,28 +209,22 @@ def grad_cam(image: np.ndarray, cam: np.ndarray, *, title: str = '') -> Figure:
   Raises:
     UserError: Matplotlib is missing.
   """
-  height, width, _ = image.shape
   peak = float(cam.max())
-  zoom = _zoom(min(height, width), 2 * _CELL)
-  enlarged = maps.resized(cam, height, width)
-  over = colours.overlaid(image, enlarged, peak)
-  top = _TITLE + _NOTE
-  gap = 12
-  sheet = _Sheet(
-    2 * (_MARGIN + zoom * width) + gap + 66, top + zoom * height + _MARGIN
-  )
+  over = colours.overlaid(image, maps.resized(cam, *image.shape[:2]), peak)
+  panels = _zoomed(np.stack([image, over]), 2 * _CELL)
+  _, height, width, _ = panels.shape
+  top, gap = _TITLE + _NOTE, 12
+  sheet = _Sheet(2 * (_MARGIN + width) + gap + 66, top + height + _MARGIN)
   rows, columns = cam.shape
   note = f'Grad-CAM of {columns}x{rows} positions, enlarged'
   if not peak:
     note += '; 0 everywhere: nothing supports this class'
   sheet.heading(title or 'Grad-CAM', note)
-  for column, panel in enumerate((image, over)):
-    x = _MARGIN + column * (zoom * width + gap)
-    _show(sheet.axes(x, top, zoom * width, zoom * height), panel)
-  axes = sheet.axes(
-    _MARGIN + 2 * zoom * width + 2 * gap, top, 12, zoom * height
-  )
-  _scale(axes, colours.HEAT, 0, peak or 1)
+  x = _MARGIN
+  for panel in panels:
+    _show(sheet.axes(x, top, width, height), panel)
+    x += width + gap
+  _scale(sheet.axes(x, top, 12, height), colours.HEAT, 0, peak or 1)
   return sheet.figure
 
 
@@ -247,15 +247,13 @@ def bars(
   Raises:
     UserError: Matplotlib is missing.
   """
-  top, step = _TITLE + 12, 40
-  width = 560
+  top, step, width = _TITLE + 12, 40, 560
   sheet = _Sheet(width, top + step * len(names) + 36)
   sheet.heading(title or 'predictions', '')
   axes = sheet.axes(_MARGIN, top, width - 2 * _MARGIN - 56, step * len(names))
-  places = np.arange(len(names))
   true = list(marked) or [False] * len(names)
   axes.barh(
-    places + 0.22,
+    np.arange(len(names)) + 0.22,
     probabilities,
     height=0.36,
     color=[_MARKED if is_true else _BAR for is_true in true],
@@ -269,23 +267,15 @@ def bars(
   axes.set_axisbelow(True)
   for side in ('top', 'right', 'left'):
     axes.spines[side].set_visible(False)
-  for place, name, share, is_true in zip(
-    places, names, probabilities, true, strict=True
-  ):
+  look: dict[str, Any] = {'size': 8, 'color': _INK, 'parse_math': False}
+  for place, name in enumerate(names):
+    share = probabilities[place]
     text = textwrap.shorten(name, 72, placeholder=' …')
-    text += '  (true class)' if is_true else ''
-    axes.text(
-      0, place - 0.12, text, size=8, color=_INK, va='bottom', parse_math=False
-    )
-    axes.text(
-      share + 0.008, place + 0.22, _percent(share), size=8, color=_INK,
-      va='center',
-    )  # fmt: skip
+    text += '  (true class)' if true[place] else ''
+    percent = f'{share:.2%}' if share >= 0.00005 else '< 0.01%'
+    axes.text(0, place - 0.12, text, va='bottom', **look)
+    axes.text(share + 0.008, place + 0.22, percent, va='center', **look)
   return sheet.figure
-
-
-def _percent(share: float) -> str:
-  return f'{share:.2%}' if share >= 0.00005 else '< 0.01%'
 
 
 def neighbours(
@@ -328,17 +318,13 @@ def neighbours(
       f'{short[other]}  {cosine:.3f}'
       for other, cosine in zip(others, cosines[row], strict=True)
     ]
-  columns = order.shape[1] + 1
-  top = _TITLE + _NOTE + 4
-  sheet = _Sheet(
-    max(2 * _MARGIN + columns * (size[0] + _GAP) - _GAP, 480),
-    top + len(order) * (size[1] + _LABEL + _GAP) - _GAP + _MARGIN,
-  )
-  sheet.heading(
+  sheet, *_ = _grid(
+    small[cells],
+    labels,
+    order.shape[1] + 1,
     title or 'nearest neighbours',
     'left each image, then its nearest by the cosine of features',
   )
-  _grid(sheet, small[cells], labels, columns, top)
   return sheet.figure
 
 
@@ -357,20 +343,12 @@ def filters(
   """
   cells = maps.true_colours(kernel, channels)
   count, height, width, _ = cells.shape
-  zoom = _zoom(min(height, width), _FILTER_CELL)
-  columns = min(count, 8)
-  rows = -(-count // columns)
-  top = _TITLE + _NOTE + 4
-  sheet = _Sheet(
-    max(2 * _MARGIN + columns * (zoom * width + _GAP) - _GAP, 480),
-    top + rows * (zoom * height + _LABEL + _GAP) - _GAP + _MARGIN,
-  )
-  sheet.heading(
+  peaks = np.abs(kernel).max(axis=(0, 1, 2))
+  sheet, *_ = _grid(
+    _zoomed(cells, _FILTER_CELL),
+    [f'#{index}  ±{peak:.2g}' for index, peak in enumerate(peaks)],
+    min(count, 8),
     title or f'{count} first-layer filters, {width}x{height}',
     'grey is 0; each filter has its own scale, ± the number above it',
   )
-  peaks = np.abs(kernel).max(axis=(0, 1, 2))
-  labels = [f'#{index}  ±{peak:.2g}' for index, peak in enumerate(peaks)]
-  zoomed = cells.repeat(zoom, axis=1).repeat(zoom, axis=2)
-  _grid(sheet, zoomed, labels, columns, top)
   return sheet.figure

@@ -11,7 +11,7 @@ import numpy as np
 
 from resnet_jax.data import presets
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.models import names, resnet
+from resnet_jax.models import resnet, structure
 from resnet_jax.system import errors
 from resnet_jax.system.overrides import AUTO
 from resnet_jax.weights import assemble, formats, random
@@ -165,7 +165,7 @@ def digest(parameters: Mapping[str, np.ndarray]) -> str:
 
 def untrained(model: resnet.ResNet, seed: int = 0) -> assemble.Loaded:
   """Random parameters for a network, in the form of a loaded file."""
-  cifar = model.depth in names.CIFAR
+  cifar = model.depth in structure.CIFAR
   parameters = random.initialise(
     resnet.parameter_shapes(model),
     seed,

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a file's tensors to a network's parameters, checked; for all formats.
 
-A format reads a file's table of contents and maps its names to ours.  Here the
-depth is found, and names, shapes, types and values are checked in this order:
-a tensor is read only once its shape is known to be right.
+A format reads a table of contents and maps its names to ours; here all of it is
+checked, and a tensor is read only once its shape is known to be right.
 """
 
 import dataclasses
@@ -14,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.codecs.tensor import Tensor
-from resnet_jax.data import presets
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.models import names, resnet
+from resnet_jax.models import names, resnet, structure
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 
@@ -24,9 +22,6 @@ CONV_ORDERS = ('OHWI', 'OIHW')
 # What becomes float32; weights of any other type are refused.
 DTYPES = ('float16', 'bfloat16', 'float32', 'float64')
 MAX_CLASSES = 100_000
-
-# Of a transposition to (ky, kx, Ci, Co) or (in, out).
-Axes = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +35,10 @@ class KernelLayout:
   """
 
   text: str
-  kernel: Axes
-  dense: Axes
+  kernel: tuple[int, ...]
+  dense: tuple[int, ...]
 
-  def axes(self, rank: int) -> Axes:
+  def axes(self, rank: int) -> tuple[int, ...]:
     """The transposition of a tensor, to ours."""
     return {4: self.kernel, 2: self.dense}.get(rank, tuple(range(rank)))
 
@@ -60,7 +55,7 @@ class Options:
   """A user's settings of the weights.
 
   Attributes:
-    depth: one of `names.ARCHITECTURES`; 0: the file's, else 50.
+    depth: one of `structure.ARCHITECTURES`; 0: the file's, else 50.
     variant: fields of `Variant` that override the checkpoint's; see
       `overrides.given`.
     conv_order: how convolutions lie in a Paddle directory; see `paddle`.
@@ -79,11 +74,11 @@ class Options:
 
   def __post_init__(self) -> None:
     if self.depth:
-      names.check_depth(self.depth)
+      structure.check_depth(self.depth)
     errors.check_choice('conv_order', self.conv_order, CONV_ORDERS)
     if not 0 <= self.seed < 2**32:
       raise errors.UserError(
-        f'seed={self.seed} is not between 0 and 4294967295.'
+        f'seed={self.seed} is not between 0 and 2**32 - 1.'
       )
     Variant().overridden(**self.variant)
 
@@ -92,12 +87,9 @@ class Options:
     return model.clone(variant=model.variant.overridden(**self.variant))
 
 
-# Of a file in a format that states no preprocessing.
-GUESSED_INPUT = (
-  'the file is not a published checkpoint and does not state its preprocessing:'
-  f" that of the authors' networks is used, {presets.CAFFE.describe()}. Set"
-  ' channels, mean, std, resize_size, interpolation if it was trained'
-  ' otherwise.'
+_BIASES = (
+  '{} convolutions have a bias: it goes into the mean of the batch norm after'
+  ' it, so these _conv layers are without their bias.'
 )
 TORCH_LAYOUT = KernelLayout('(Co, Ci, ky, kx), (out, in)', (2, 3, 1, 0), (1, 0))
 KERAS_LAYOUT = KernelLayout('(ky, kx, Ci, Co), (in, out)', (0, 1, 2, 3), (0, 1))
@@ -137,16 +129,15 @@ class Loaded:
 
   Attributes:
     format: for a person: the format that was recognised.
-    model: the network that the weights are for; its variant is the format's
-      usual one if the file does not state it.
+    model: the network; its variant is the format's usual one if not stated.
     parameters: `layer/leaf` float32 arrays in the order of computing; kernels
       (ky, kx, Ci, Co), the classifier's (in, out).
     origins: of each parameter.
     layout: of kernels in the file, for a person.
-    preprocess: the format's usual one if the file does not state it.
+    preprocess: the format's usual one if not stated.
     notes: what the user should know, a sentence each.
-    guesses: notes on what the file does not state; a record of the zoo, or a
-      configuration beside the file, replaces what was guessed.
+    guesses: notes on what is not stated; none once a zoo record or another
+      file states it.
     warnings: what is probably wrong, a sentence each.
     class_names: the classifier's, if the file holds them.
     trained: whether the weights were trained, as far as is known.
@@ -197,11 +188,11 @@ def assemble(
       may have a `bias`, which goes into the mean of its batch norm.
     layout: of kernels.
     format: for a person: 'Keras HDF5'.
-    variant: see `Loaded`, as for the next ones.
-    preprocess: see there.
+    variant: of the network.
+    preprocess: see `Loaded`.
     options: the user's.
-    notes: see there.
-    guesses: see there.
+    notes: see `Loaded`.
+    guesses: see `Loaded`.
 
   Raises:
     UserError: names are missing or unknown, or shapes, types or values are
@@ -230,11 +221,7 @@ def assemble(
     _check_values(path, values, source_of)
   biases = [name for name in values if name.endswith('_conv/bias')]
   if count := sum(bool(values[ours].any()) for ours in biases):
-    notes = (
-      *notes,
-      f'{count} convolutions have a bias: it goes into the mean of the batch'
-      ' norm after it, so these _conv layers are without their bias.',
-    )
+    notes = (*notes, _BIASES.format(count))
   for ours in biases:
     mean = ours.replace('_conv/bias', '_bn/mean')
     bias = values.pop(ours).astype(np.float64)
@@ -302,7 +289,7 @@ def nearest_depth(
     # A share, since the shallowest would be the nearest to any strange file.
     return len(there & set(known)) / len(there | required)
 
-  return max((d for d in names.ARCHITECTURES if naming(d)), key=likeness)
+  return max((d for d in structure.ARCHITECTURES if naming(d)), key=likeness)
 
 
 def _required(ours: str) -> bool:
@@ -330,7 +317,7 @@ def _check_names(
       f'{path}, read as {format}, does not hold a plain ResNet: its names are'
       f' {first or "none"}, ..., and {", ".join(missing[:3])}, ... are looked'
       ' for. Give a checkpoint of a ResNet of one of the depths'
-      f' {names.DEPTHS}.'
+      f' {structure.DEPTHS}.'
     )
   if missing or unknown:
     parts = [
@@ -341,7 +328,7 @@ def _check_names(
     raise errors.UserError(
       f'{path}, read as {format}, does not hold a plain ResNet; the nearest is'
       f' ResNet-{depth}: {"; ".join(parts)}. Give a checkpoint of a ResNet of'
-      f' one of the depths {names.DEPTHS}.'
+      f' one of the depths {structure.DEPTHS}.'
     )
 
 

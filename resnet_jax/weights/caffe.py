@@ -18,7 +18,7 @@ import numpy as np
 from resnet_jax.codecs import blob, faults, protobuf
 from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data import presets
-from resnet_jax.models import aliases, names
+from resnet_jax.models import aliases, structure
 from resnet_jax.models.variant import STRIDES, Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, caffe_net
@@ -81,7 +81,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     ),
     preprocess=presets.CAFFE,
     options=options,
-    guesses=(assemble.GUESSED_INPUT,),
+    guesses=(presets.GUESSED_INPUT,),
   )
 
 
@@ -110,7 +110,7 @@ def _roles(head: str) -> dict[str, str]:
   """The canonical names of all blobs of all depths."""
   return {
     blob: ours
-    for depth in names.ARCHITECTURES
+    for depth in structure.ARCHITECTURES
     for blob, ours in naming(depth, head).items()
   }
 

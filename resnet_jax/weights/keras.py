@@ -153,7 +153,7 @@ def _load(
     preprocess=presets.CAFFE,
     options=options,
     notes=notes,
-    guesses=(assemble.GUESSED_INPUT,),
+    guesses=(presets.GUESSED_INPUT,),
   )
   if any(layer.snake_kind == 'global_max_pooling2d' for layer in layers):
     raise errors.UserError(

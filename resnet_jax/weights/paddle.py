@@ -26,7 +26,7 @@ import numpy as np
 from resnet_jax.codecs import faults
 from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data import presets
-from resnet_jax.models import aliases, names, resnet
+from resnet_jax.models import aliases, names, resnet, structure
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors, files
 from resnet_jax.weights import assemble, metadata
@@ -64,7 +64,7 @@ def naming(depth: int) -> dict[str, str]:
 @functools.cache
 def known_files() -> frozenset[str]:
   """The names of the files of all depths."""
-  return frozenset({metadata.FILE}.union(*map(naming, names.ARCHITECTURES)))
+  return frozenset({metadata.FILE}.union(*map(naming, structure.ARCHITECTURES)))
 
 
 def recognise(path: pathlib.Path, head: bytes) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data import presets
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.models import aliases, names
+from resnet_jax.models import aliases, names, structure
 from resnet_jax.models.variant import Variant
 from resnet_jax.weights import assemble
 
@@ -68,7 +68,7 @@ def hugging_face(depth: int) -> dict[str, str]:
 
   Empty for the CIFAR networks, which Transformers does not have.
   """
-  return {} if depth in names.CIFAR else _naming(depth, _hugging_face_owner)
+  return {} if depth in structure.CIFAR else _naming(depth, _hugging_face_owner)
 
 
 def _naming(depth: int, owner: Callable[[str], str]) -> dict[str, str]:
@@ -198,7 +198,7 @@ def _program(tensors: Mapping[str, Tensor]) -> _Program:
     bare = not any(name.startswith(_BACKBONE) for name in tensors)
     naming = _bare_hugging_face if bare else hugging_face
     return _Program("Hugging Face's", naming, presets.HUGGING_FACE)
-  if assemble.nearest_depth(tensors, torchvision) in names.CIFAR:
+  if assemble.nearest_depth(tensors, torchvision) in structure.CIFAR:
     return _Program(
       "pytorch_resnet_cifar10's",
       torchvision,

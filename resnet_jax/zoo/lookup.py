@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.models import names
+from resnet_jax.models import structure
 from resnet_jax.system import errors
 from resnet_jax.zoo.checkpoints import FAMILIES, MEANS, RECORDS, USUAL
 from resnet_jax.zoo.records import Accuracy, File, Hash, Record
@@ -34,7 +34,7 @@ def find(family: str, depth: int) -> Record:
     UserError: there is none; lists those that there are.
   """
   errors.check_choice('checkpoint', family, FAMILIES)
-  names.check_depth(depth)
+  structure.check_depth(depth)
   for record in RECORDS:
     if (record.family, record.depth) == (family, depth):
       return record

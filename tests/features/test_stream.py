@@ -9,74 +9,28 @@ import pickle
 
 import numpy as np
 import pytest
+from feature_runs import (
+  FACTS,
+  LAYERS,
+  open_writer,
+  plan_of,
+  values_of,
+  write,
+  write_batch,
+)
 from makers import contents
 
 from resnet_jax import features
-from resnet_jax.features import output, stream, table
+from resnet_jax.features import stream, table
 from resnet_jax.system import errors
 
-# Not in the order of the alphabet.
-LAYERS = {'wide': (3, 2, 2), 'flat': (5, 1, 1)}
-FACTS = table.Facts({'model': 'x', 'seed': 1}, {'note': 'ü'})
 FORMS = ('pickle', 'text')
 # Rows 0 to 3, 4 to 7 and 8 to 11 in a file each.
 SHORT = dataclasses.replace(stream.PICKLE, rows_per_file=4)
 
 
-def plan_of(rows=8, batch=3, dtype='float32', layers=None):
-  keys = [f'd{i % 2}/猫 {i} ü.png' for i in range(rows)]
-  return table.FeatureTable(keys, [-1] * rows, layers or LAYERS, dtype, batch)
-
-
 def names_of(plan):
   return [key.split('/')[-1] for key in plan.keys]
-
-
-def values_of(plan, failed=()):
-  random = np.random.default_rng(0)
-  values = {
-    name: random.normal(size=(plan.rows, *shape)).astype(plan.dtype)
-    for name, shape in plan.layers.items()
-  }
-  for array in values.values():
-    array[list(failed)] = np.nan
-  return values
-
-
-def open_writer(form, directory, plan):
-  if isinstance(form, str):
-    kind = features.FORMATS[form]
-    path = output.make_part(directory, lambda p: kind.create(p, plan, FACTS))
-    return kind.writer(path, plan)
-  path = output.make_part(directory, lambda p: stream.create(p, plan, FACTS))
-  return stream.StreamWriter(form, path, plan)
-
-
-def write_batch(writer, plan, failed=(), values=None):
-  start = writer.done
-  rows = range(start, min(start + plan.batch_rows, plan.rows))
-  values = values_of(plan, failed) if values is None else values
-  writer.write(
-    start,
-    {k: v[rows.start : rows.stop] for k, v in values.items()},
-    [f'row {i} brökn' if i in failed else '' for i in rows],
-  )
-  assert writer.done == rows.stop
-  assert writer.failed == sum(row < rows.stop for row in failed)
-
-
-def write(form, directory, plan, *, stop=None, failed=(), done=0, values=None):
-  """Resumes at `done`, as it must, and writes up to `stop` or the end."""
-  writer = open_writer(form, directory, plan)
-  assert writer.done == done
-  assert writer.failed == sum(row < done for row in failed)
-  values = values_of(plan, failed) if values is None else values
-  while writer.done < (plan.rows if stop is None else stop):
-    write_batch(writer, plan, failed, values)
-  if writer.done == plan.rows and stop is None:
-    writer.finish()
-    output.publish(directory)
-  return writer
 
 
 def load_plainly(path):
@@ -370,13 +324,13 @@ def test_text_is_read_back_row_by_row(tmp_path, dtype, failed):
 @pytest.mark.parametrize(
   ('text', 'says'),
   [
-    ('1 2;3;\n1 2;3\n', 'line 2 does not end with a semicolon'),
-    ('1 2;3;\n1;2;\n1 2;', 'line 3 does not end with a semicolon'),
-    ('1 2;\n\n', 'line 2 does not end with a semicolon'),
+    ('1 2;3;\n1 2;3\n', 'line 2: it does not end with a semicolon'),
+    ('1 2;3;\n1;2;\n1 2;', 'line 3: it does not end with a semicolon'),
+    ('1 2;\n\n', 'line 2: it does not end with a semicolon'),
     ('1 2;\n3;\n1 x 2;\n', "line 3: could not convert string to float: 'x'"),
     ('1,2;\n', "line 1: could not convert string to float: '1,2'"),
-    ('1 2; 3;x\n', 'line 1 does not end with a semicolon'),
-    ('ü;\n', "'ascii' codec"),
+    ('1 2; 3;x\n', 'line 1: it does not end with a semicolon'),
+    ('1;\nü;\n', 'line 2: could not convert string to float'),
   ],
 )
 def test_damaged_text_names_the_line(tmp_path, text, says):

@@ -14,7 +14,7 @@ from scipy import ndimage
 from resnet_jax import weights
 from resnet_jax.data import crops, decoding, labels, preprocess, presets
 from resnet_jax.engine import runner
-from resnet_jax.models import aliases, costs, layers, names, resnet
+from resnet_jax.models import aliases, costs, layers, names, resnet, structure
 from resnet_jax.system import errors
 from resnet_jax.weights import paddle, torch_names
 
@@ -46,7 +46,7 @@ def test_parameter_counts_are_the_papers(depth, millions, exact):
   assert round(count / 1e6, 2) == millions
 
 
-@pytest.mark.parametrize('depth', names.CIFAR)
+@pytest.mark.parametrize('depth', structure.CIFAR)
 def test_layers_are_named_as_in_the_other_networks(depth):
   found = names.layer_names(depth)
   assert found[:4] == (
@@ -99,7 +99,7 @@ def test_layers_of_the_larger_networks_are_not_there():
 
 def test_a_depth_that_nobody_published_lists_all():
   with pytest.raises(errors.UserError, match='no ResNet has 26 layers') as e:
-    names.check_depth(26)
+    structure.check_depth(26)
   assert str(e.value).endswith(
     'Allowed: 18, 34, 50, 101, 152 (ImageNet), 20, 32, 44, 56 (CIFAR).'
   )

@@ -328,7 +328,7 @@ def test_two_stores_are_compared_layer_by_layer(tmp_path, capsys):
   [
     (('x',), None, 'have no layer in common: pool; and x'),
     (('pool',), ['z0', 'z1'], "no image in common.*'k0' and 'z0'"),
-    (('pool',), ['z0', 'z0'], 'b has the same key twice'),
+    (('pool',), ['z0', 'z0'], 'b has 1 keys twice'),
   ],
 )
 def test_stores_of_nothing_in_common(tmp_path, layers, keys, expected):

@@ -24,7 +24,7 @@ import resnet_jax
 from resnet_jax import configuration, jobs
 from resnet_jax import weights as weights_lib
 from resnet_jax.data import labels as label_lib
-from resnet_jax.evaluation import evidence, metrics, report
+from resnet_jax.evaluation import evidence, metrics, published, report
 from resnet_jax.system import errors
 from resnet_jax.zoo import lookup
 
@@ -414,7 +414,7 @@ def _tally(wrong, total, several=False):
 
 def test_the_published_figure_stands_beside_the_measured():
   record = lookup.find('paddle', 50)
-  against = report.Standard(
+  against = published.Standard(
     'paddle-50', record.accuracies[0], changes=('rounding x',)
   )
   found = report.figures(_tally(25, 100), against)
@@ -434,7 +434,7 @@ def test_the_published_figure_stands_beside_the_measured():
   assert second['published'] == '-'
   far = report.figures(_tally(60, 100), against)
   assert report.rows('val', far)[0]['published is'] == 'outside the interval'
-  none = report.figures(_tally(25, 100), report.Standard('paddle-50'))
+  none = report.figures(_tally(25, 100), published.Standard('paddle-50'))
   assert none['published'] == report.NO_PROTOCOL
   several = report.figures(_tally(25, 100, True), against)
   assert several['published'] == report.NOT_THESE

@@ -195,7 +195,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
   resumed = run_main(*arguments, check=0)
   assert contents(out / 'out') == contents(whole(form)[0])
   assert not (out / 'out.part').exists()
-  assert 'going on after' in resumed.stderr or 'finished' in resumed.stderr
+  assert 'resuming after' in resumed.stderr or 'finished' in resumed.stderr
 
 
 def test_other_settings_are_refused_and_named(run_main, image_folder):
@@ -256,7 +256,7 @@ def test_ctrl_c_in_the_middle_ends_it_soon_and_the_rest_follows(
   assert 'Traceback' not in process.said
   assert not (out / 'out').exists()
   resumed = run_main(*arguments, check=0)
-  after = re.search(r'going on after (\d+) of 1000', resumed.stderr)
+  after = re.search(r'resuming after (\d+) of 1000', resumed.stderr)
   assert after
   assert 40 <= int(after[1]) < count
   interrupted = contents(out / 'out')

@@ -20,7 +20,7 @@ import resnet_jax
 from resnet_jax import weights
 from resnet_jax.jobs import report_folder, visualize
 from resnet_jax.models import resnet
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 from resnet_jax.weights import torch_names
 
 pytestmark = pytest.mark.filterwarnings('ignore:UNTRAINED')
@@ -300,7 +300,7 @@ def test_a_report_is_replaced_when_the_new_one_is_whole(tmp_path):
   target = report_folder.checked(str(tmp_path / 'r'))
   for text in ('old', 'new'):
     report_folder.create(target)
-    (report_folder.part(target) / report_folder.PAGE).write_text(text)
+    (files.part(target) / report_folder.PAGE).write_text(text)
     assert (target.exists(), text) in ((False, 'old'), (True, 'new'))
     report_folder.publish(target)
   assert (target / report_folder.PAGE).read_text() == 'new'

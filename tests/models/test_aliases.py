@@ -4,7 +4,7 @@
 import make_reference
 import pytest
 
-from resnet_jax.models import aliases, names
+from resnet_jax.models import aliases, names, structure
 from resnet_jax.system import errors
 
 
@@ -83,7 +83,7 @@ def test_other_programs_names(depth, name, layer):
   assert aliases.select_layers(name, depth) == aliases.Selection((layer,), ())
 
 
-@pytest.mark.parametrize('depth', names.IMAGENET)
+@pytest.mark.parametrize('depth', structure.IMAGENET)
 def test_every_layer_has_a_name_in_every_program_that_has_the_layer(depth):
   found = aliases.aliases(depth)
   # Keras and torchvision have no layer with the one's logits, the other's
@@ -98,7 +98,7 @@ def test_every_layer_has_a_name_in_every_program_that_has_the_layer(depth):
 
 
 @pytest.mark.parametrize('scheme', ['caffe', 'keras', 'torchvision'])
-@pytest.mark.parametrize('depth', names.IMAGENET)
+@pytest.mark.parametrize('depth', structure.IMAGENET)
 def test_no_two_layers_share_an_owner(depth, scheme):
   owned = aliases.owners(depth, scheme)
   assert len(set(owned.values())) == len(owned)

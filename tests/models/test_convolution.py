@@ -9,7 +9,7 @@ from jax import lax
 
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import runner
-from resnet_jax.models import convolution, layers, resnet, winograd
+from resnet_jax.models import convolution, layers, resnet, structure, winograd
 from resnet_jax.models.variant import STEM_POOLS
 from resnet_jax.system import errors
 from resnet_jax.weights import random
@@ -54,7 +54,7 @@ def by_definition(x, kernel, stride):
 )
 def test_every_algorithm_is_the_convolution(name, side, stride, size):
   x, kernel = numbers((2, *size, 5)), numbers((side, side, 5, 6), 1)
-  shape = convolution.Shape(side, stride, 5, 6)
+  shape = structure.Unit(side, stride, 5, 6)
   prepared = convolution.prepared(kernel, convolution.kernel_shape(shape, name))
   assert prepared.dtype == np.float32
   found = convolution.convolve(x, prepared, shape, HIGHEST, name)
@@ -95,7 +95,8 @@ def rounding(terms, passes=0, growth=1.0):
 
 def flops(arithmetic, platform='cpu', side=3, stride=1):
   """Floating-point operations of a layer, by XLA's own count."""
-  conv = layers.Conv(64, side, stride, layers.Inference(arithmetic, platform))
+  unit = structure.Unit(side, stride, 64, 64)
+  conv = layers.Conv(unit, layers.Inference(arithmetic, platform))
   dtype = convolution.ARITHMETICS[arithmetic].dtype
   x = jax.ShapeDtypeStruct((1, 56, 56, 64), dtype)
   variables = jax.eval_shape(conv.init, jax.random.key(0), x)
@@ -135,7 +136,7 @@ def test_the_error_is_what_the_arithmetic_allows(name, size, channels, outputs):
   """Whatever order, vectors and fused operations a CPU takes."""
   x = numbers((1, size, size, channels))
   kernel = numbers((3, 3, channels, outputs), 1)
-  shape = convolution.Shape(3, 1, channels, outputs)
+  shape = structure.Unit(3, 1, channels, outputs)
   prepared = convolution.prepared(kernel, convolution.kernel_shape(shape, name))
   found = convolution.convolve(x, prepared, shape, HIGHEST, name)
   error = found - by_definition(x, kernel, 1)

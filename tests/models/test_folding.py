@@ -47,8 +47,8 @@ def as_defined(model, parameters, x, wanted):
 
 def joined(model, parameters, x, wanted, arithmetic='float32'):
   """Values, and the names of the parameters that were used."""
-  how = layers.Inference(arithmetic, 'cpu', frozenset(wanted))
-  model = model.clone(inference=how)
+  inference = layers.Inference(arithmetic, 'cpu', frozenset(wanted))
+  model = model.clone(inference=inference)
   folded = folding.folded(
     model, parameters, resnet.needed_parameters(model, wanted)
   )
@@ -139,11 +139,11 @@ def test_what_is_joined_and_what_is_not_are_kept_apart():
 
 def in_pieces(depth, count, pieces, wanted):
   """The network in pieces, the whole one, and what both take."""
-  how = layers.Inference('float32', 'cpu', frozenset(wanted))
-  model = resnet.ResNet(depth, classes=10, inference=how)
+  inference = layers.Inference('float32', 'cpu', frozenset(wanted))
+  model = resnet.ResNet(depth, classes=10, inference=inference)
   parameters = folding.folded(
     model,
-    parameters_of(model.clone(inference=None)),
+    parameters_of(model.clone(inference=layers.DEFINITION)),
     resnet.needed_parameters(model, wanted),
   )
 

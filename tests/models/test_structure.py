@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from resnet_jax.models import layers, names, resnet
+from resnet_jax.models import layers, names, resnet, structure
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 
 ALL = frozenset(
-  name for depth in names.ARCHITECTURES for name in names.layer_names(depth)
+  name for depth in structure.ARCHITECTURES for name in names.layer_names(depth)
 )
 INFERENCES = [
   layers.Inference(platform='gpu'),
@@ -21,7 +21,7 @@ INFERENCES = [
   layers.Inference(platform='cpu', apart=ALL),
 ]
 VARIANTS = list(
-  itertools.product(names.ARCHITECTURES, [('1x1', 'ceil'), ('3x3', 'pad1')])
+  itertools.product(structure.ARCHITECTURES, [('1x1', 'ceil'), ('3x3', 'pad1')])
 )
 
 

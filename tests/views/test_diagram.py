@@ -17,7 +17,7 @@ from PIL import Image
 
 import resnet_jax
 from resnet_jax import jobs, weights
-from resnet_jax.models import names, resnet
+from resnet_jax.models import names, resnet, structure
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.views import boxes, diagram, graph, graphviz
@@ -124,7 +124,7 @@ def test_groups_hold_every_layer_once_and_their_connections(
     if home[edge.start] != home[edge.end]
   }
   assert {(x.start, x.end) for x in lines if x.start != x.end} == between
-  counts = names.ARCHITECTURES[depth].blocks
+  counts = structure.ARCHITECTURES[depth].blocks
   if level == 'blocks':
     branches = [box for box in found if box.kind == boxes.BRANCH]
     sums = [box for box in found if box.kind == 'sum']

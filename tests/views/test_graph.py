@@ -6,13 +6,16 @@ import jax.numpy as jnp
 import pytest
 from jax.extend import core
 
-from resnet_jax.models import names, resnet, structure
+from resnet_jax.models import resnet, structure
 from resnet_jax.models.structure import Kind
 from resnet_jax.models.variant import Variant
 from resnet_jax.views import graph
 
 VARIANTS = [
-  *(pytest.param(resnet.published(d), id=str(d)) for d in names.ARCHITECTURES),
+  *(
+    pytest.param(resnet.published(d), id=str(d))
+    for d in structure.ARCHITECTURES
+  ),
   pytest.param(resnet.ResNet(18, classes=0), id='18, headless'),
   pytest.param(
     resnet.ResNet(50, variant=Variant(stride_in='3x3', stem_pool='pad1')),
@@ -152,9 +155,9 @@ def test_nodes_and_edges_are_those_of_the_traced_program(model):
 def test_every_block_has_a_shortcut(depth):
   found = graph.build(resnet.published(depth), 32, 32)
   blocks = {node.block: node.stage for node in found.nodes if node.block}
-  counts = names.ARCHITECTURES[depth].blocks
+  counts = structure.ARCHITECTURES[depth].blocks
   assert list(blocks) == [
-    names.block_name(stage, block)
+    f'res{stage}_{block}'
     for stage, count in enumerate(counts, start=2)
     for block in range(1, count + 1)
   ]

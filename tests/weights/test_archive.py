@@ -13,7 +13,7 @@ import pytest
 from scipy import ndimage
 
 from resnet_jax.data import presets
-from resnet_jax.models import aliases, names, resnet
+from resnet_jax.models import aliases, names, resnet, structure
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import archive, assemble, paddle, random
@@ -147,7 +147,7 @@ def test_a_directory_says_how_it_was_read(directory):
   assert loaded.origins['logits/bias'].name == '_output.wbias'
 
 
-@pytest.mark.parametrize('depth', names.ARCHITECTURES)
+@pytest.mark.parametrize('depth', structure.ARCHITECTURES)
 def test_the_depth_is_found_from_the_names(tmp_path, depth):
   found = map(
     aliases.paddle_parameter, names.parameter_names(depth, head=False)

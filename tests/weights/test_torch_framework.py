@@ -9,7 +9,7 @@ import pytest
 
 from resnet_jax import weights
 from resnet_jax.data import presets
-from resnet_jax.models import names, resnet
+from resnet_jax.models import resnet, structure
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, torch_names
 from resnet_jax.weights import torch as reader
@@ -77,7 +77,7 @@ class Network(Module):
 
   def __init__(self, depth, classes=1000):
     super().__init__()
-    architecture = names.ARCHITECTURES[depth]
+    architecture = structure.ARCHITECTURES[depth]
     self.conv1, self.bn1 = _conv(3, 64, 7, 2), torch.nn.BatchNorm2d(64)
     channels = 64
     for stage, blocks in enumerate(architecture.blocks, start=1):
@@ -85,7 +85,7 @@ class Network(Module):
       for block in range(blocks):
         stride = 2 if stage > 1 and block == 0 else 1
         made.append(Block(channels, width, stride, architecture.bottleneck))
-        channels = width * architecture.expansion
+        channels = width * (4 if architecture.bottleneck else 1)
       setattr(self, f'layer{stage}', torch.nn.Sequential(*made))
     self.fc = torch.nn.Linear(channels, classes) if classes else None
 
@@ -194,7 +194,7 @@ def test_activations_are_those_of_pytorch(tmp_path, depth):
   assert origin.name == 'fc.weight'
   assert origin.shape[0] == 1000
   expected = computed(network)
-  assert len(expected) == 6 + sum(names.ARCHITECTURES[depth].blocks)
+  assert len(expected) == 6 + sum(structure.ARCHITECTURES[depth].blocks)
   assert_alike(loaded, expected)
 
 
@@ -307,7 +307,7 @@ def test_parameters_and_views_of_one_storage(tmp_path, network18, how):
 
 
 def test_all_depths_are_known_by_their_names(tmp_path):
-  for depth in names.IMAGENET:
+  for depth in structure.IMAGENET:
     with torch.device('meta'):
       state = Network(depth).state_dict()
     listed = {n for n in state if not n.endswith('num_batches_tracked')}
@@ -338,7 +338,7 @@ def hugging_face(depth, classes=1000):
   transformers = pytest.importorskip('transformers')
   kind, sizes = DEPTHS.get(depth, DEPTHS[50 if depth > 34 else 18])
   config = transformers.ResNetConfig(
-    depths=names.ARCHITECTURES[depth].blocks,
+    depths=structure.ARCHITECTURES[depth].blocks,
     layer_type=kind,
     hidden_sizes=sizes,
     num_labels=classes,
@@ -353,7 +353,7 @@ def hugging_face_values(network):
   images = torch.from_numpy(IMAGES.transpose(0, 3, 1, 2).copy())
   found = network.resnet(images, output_hidden_states=True)
   logits = network(images).logits
-  last = names.ARCHITECTURES[_depth(network)].blocks
+  last = structure.ARCHITECTURES[_depth(network)].blocks
   stages = [f'res{s}_{n}_addto' for s, n in enumerate(last, start=2)]
   values = dict(zip(['pool1', *stages], found.hidden_states, strict=True))
   values['avgpool'] = found.pooler_output
@@ -364,7 +364,7 @@ def _depth(network):
   blocks, kind = tuple(network.config.depths), network.config.layer_type
   return next(
     depth
-    for depth, a in names.ARCHITECTURES.items()
+    for depth, a in structure.ARCHITECTURES.items()
     if a.blocks == blocks and a.bottleneck == (kind == 'bottleneck')
   )
 
@@ -386,7 +386,7 @@ def test_activations_are_those_of_transformers(tmp_path, depth):
 
 
 def test_all_depths_of_transformers_by_their_names():
-  for depth in names.IMAGENET:
+  for depth in structure.IMAGENET:
     with torch.device('meta'):
       state = hugging_face(depth).state_dict()
     listed = {n for n in state if not n.endswith('num_batches_tracked')}

@@ -7,7 +7,7 @@ import urllib.parse
 
 import pytest
 
-from resnet_jax.models import names, resnet
+from resnet_jax.models import resnet, structure
 from resnet_jax.system import errors
 from resnet_jax.weights import formats
 from resnet_jax.zoo import lookup, records
@@ -31,7 +31,7 @@ def test_every_published_checkpoint_is_there_once():
   assert len(set(found)) == len(found)
   assert set(found) == {(f, d) for f, ds in _PUBLISHED.items() for d in ds}
   assert set(lookup.FAMILIES) == set(_PUBLISHED)
-  assert set(lookup.USUAL) == set(names.IMAGENET)
+  assert set(lookup.USUAL) == set(structure.IMAGENET)
 
 
 @pytest.mark.parametrize('record', _each())
