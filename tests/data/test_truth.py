@@ -314,17 +314,17 @@ def test_a_label_file_without_a_single_label_is_an_error(tmp_path):
   ('content', 'message'),
   [
     ('', 'begins with nothing'),
-    ('a.jpg\n', "begins with 'a.jpg', which is no label"),
+    ('a.jpg\n', "begins with 'a.jpg', which is not a label"),
     ('-5\n', "begins with '-5'"),
     ('1\n2\nn01440764\n', "has 'n01440764' in line 3, which is not a number"),
     ('n01440764\n\n5\n', "has '5' in line 3, which is not a WordNet id"),
     ('a 1\nb\n', "has 'b' in line 2, which is not NAME LABEL"),
     ('n99999999\n', 'gives image 1 the WordNet id n99999999'),
     ('1001\n', 'gives image 1 the ILSVRC id 1001, and they end at 1000'),
-    ('[[1], 2]', 'is JSON, but no list of lists of whole numbers'),
-    ('[[1.0]]', 'no list of lists of whole numbers'),
-    ('[[true]]', 'no list of lists of whole numbers'),
-    ('{"a": [1]}', 'no list of lists of whole numbers'),
+    ('[[1], 2]', 'is JSON, but not a list of lists of whole numbers'),
+    ('[[1.0]]', 'not a list of lists of whole numbers'),
+    ('[[true]]', 'not a list of lists of whole numbers'),
+    ('{"a": [1]}', 'not a list of lists of whole numbers'),
     ('[[1]', 'begins as JSON and cannot be read'),
     ('[' * 100_000, 'begins as JSON and cannot be read'),
     ('[[' + '9' * 9999 + ']]', 'begins as JSON and cannot be read'),
@@ -355,7 +355,7 @@ def test_ground_truth_without_its_meta_mat_is_an_error(tmp_path):
   path = forms.devkit(tmp_path, IMAGES)
   (tmp_path / 'meta.mat').unlink()
   message = error_of(path)
-  assert message.startswith(f'{tmp_path / "meta.mat"} is not there.')
+  assert message.startswith(f'{tmp_path / "meta.mat"} does not exist.')
   assert 'ILSVRC2012_devkit_t12.tar.gz' in message
 
 
@@ -375,8 +375,8 @@ def _large(path):
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
-    (lambda path: path.write_bytes(b''), 'no MAT-file of level 5'),
-    (lambda path: path.write_bytes(b'x' * 999), 'no MAT-file of level 5'),
+    (lambda path: path.write_bytes(b''), 'not a Level 5 MAT-file'),
+    (lambda path: path.write_bytes(b'x' * 999), 'not a Level 5 MAT-file'),
     (_large, 'it has more than 16777216 bytes'),
     (_bomb, 'unpacked it has 134217728 bytes or more'),
     (lambda path: scipy.io.savemat(path, {'x': 1}), 'it has no synsets with'),

@@ -122,7 +122,7 @@ def open_archives(paths: Sequence[pathlib.Path], what: str) -> Source:
   if recur:
     described += '; keys begin with the names of the archives'
   if any(one.stated for one in archives):
-    return Source(items, f'{described}; labels by the members beside them')
+    return Source(items, f'{described}; labels from the members beside them')
   folders = [f'{one.path.stem}/-' for one in archives for _ in one.images]
   items, labelled = item_lib.labelled(items, [i.key for i in items], folders)
   return Source(items, f'{described}{labelled}')

@@ -37,7 +37,7 @@ class Item:
   Attributes:
     key: its path relative to the list file, the folder or the archive, with
       slashes.
-    name: for a person: its path from the working directory.
+    name: its path from the working directory, for messages.
     label: its class, or NO_LABEL.
     read: returns the file's bytes or a Pillow image; thread-safe.
     size: of its file in bytes; -1 if unknown.
@@ -56,7 +56,7 @@ class Source:
 
   Attributes:
     items: the images.
-    description: for a person: what is included and what is left out.
+    description: what is included and what is left out, for messages.
   """
 
   items: Sequence[Item]
@@ -139,7 +139,7 @@ def labelled(
         dataclasses.replace(item, label=label)
         for item, label in zip(items, found, strict=True)
       ]
-      return items, '; labels by the WordNet ids in their paths'
+      return items, '; labels from the WordNet ids in their paths'
   return items, ''
 
 

@@ -42,8 +42,8 @@ def diagnose(
     keys: of the images.
     labels: the labels that the predictions were compared with.
     wnids: the classes' WordNet ids or names, in the order of the labels.
-    beside: paths (of the label file, of the data) that a meta.mat may lie
-      beside.
+    beside: paths (the label file, the data) that may have a meta.mat beside
+      them.
 
   Returns:
     One or two sentences for the report; '' if the top-1 accuracy is 1% or more

@@ -40,7 +40,7 @@ class Entries:
   Attributes:
     names: the names of the images; None: the entries go by their numbers.
     answers: the labels of each image.
-    form: for a person.
+    form: the form of the file, for messages.
   """
 
   names: list[str] | None
@@ -75,7 +75,7 @@ def read(path: pathlib.Path, wnids: Sequence[str]) -> Entries:
   form = next((form for form in _FORMS if form.line.fullmatch(first)), None)
   if form is None:
     given = repr(first[:60]) if first else 'nothing'
-    raise error(path, f'begins with {given}, which is no label')
+    raise error(path, f'begins with {given}, which is not a label')
   for number, line in enumerate(lines, 1):
     if line and not form.line.fullmatch(line):
       raise error(
@@ -119,7 +119,7 @@ def _lists(text: str, path: pathlib.Path) -> list[frozenset[int]]:
     for one in values
   )
   if not whole:
-    raise error(path, 'is JSON, but no list of lists of whole numbers')
+    raise error(path, 'is JSON, but not a list of lists of whole numbers')
   return [frozenset(one) for one in values]
 
 
