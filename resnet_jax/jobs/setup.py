@@ -258,10 +258,7 @@ def described_network(
     module, preset = loaded.model, loaded.preprocess
     facts = {'digest': loaded.digest, 'source': loaded.source}
   size = config.crop_size or preset.crop_size
-  if not resnet.MIN_SIZE <= size <= 4096:
-    raise errors.UserError(
-      f'crop_size={size} is not between {resnet.MIN_SIZE} and 4096.'
-    )
+  preprocess.check_crop_size(size)
   return weight_options(config).applied(module), size, facts
 
 
