@@ -9,7 +9,10 @@ import subprocess
 import sys
 import time
 
+import pytest
 from PIL import Image
+
+from resnet_jax.system import errors
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -33,6 +36,13 @@ def encoded(image, form, **options):
   file = io.BytesIO()
   image.save(file, form, **options)
   return file.getvalue()
+
+
+def user_error(function, *arguments, **options):
+  """The message of the UserError that a call raises."""
+  with pytest.raises(errors.UserError) as caught:
+    function(*arguments, **options)
+  return str(caught.value)
 
 
 def _environment(env=None):

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from makers import user_error
 from PIL import Image
 
 from resnet_jax.data import crops, decoding, preprocess
@@ -60,12 +61,6 @@ def decoded(data):
 def reason(data):
   with pytest.raises(decoding.ImageError) as caught:
     decoding.decode(data)
-  return str(caught.value)
-
-
-def user_error(function, *arguments, **options):
-  with pytest.raises(errors.UserError) as caught:
-    function(*arguments, **options)
   return str(caught.value)
 
 

@@ -350,8 +350,8 @@ def test_a_truncated_image_fails_or_counts_as_wrong(
   assert not (tmp_path / 'results' / 'results.json').exists()
   done = run_main(*_flags('on_error=record'))
   assert done.returncode == 3
-  assert '1 images could not be read; they count as wrong' in done.stderr
-  assert '1 images that could not be read count as wrong' in done.stdout
+  assert '1 image could not be read, counted as wrong' in done.stderr
+  assert 'labels: 1 image could not be read, counted as wrong' in done.stdout
   found = _the_one(_results(tmp_path / 'results'))
   whole = _the_one(_results(finished[0] / 'results'))
   assert found['images'] == whole['images']

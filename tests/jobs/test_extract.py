@@ -274,11 +274,11 @@ def test_a_broken_image_is_recorded_if_asked(run_main, image_folder, form):
   assert run_main(*flags(settings)).returncode == 1
   done = run_main(*flags(settings, 'on_error=record'))
   assert done.returncode == 3
-  assert '1 images could not be read' in done.stderr
+  assert '1 image could not be read' in done.stderr
   again = run_main(*flags(settings, 'on_error=record'))
   assert again.returncode == 3
   assert 'finished already' in again.stderr
-  assert '1 images could not be read' in again.stderr
+  assert '1 image could not be read' in again.stderr
   out = image_folder.parent / 'out'
   if form == 'zarr':
     features = resnet_jax.load_features(out)
@@ -301,7 +301,7 @@ def test_a_list_with_a_missing_image_is_refused_before_the_start(
   (image_folder / 'all.list').write_text('a.png 3\nmissing.png 4\nc d.png 5\n')
   done = run_main(*flags('data=images/all.list'))
   assert done.returncode == 1
-  assert '1 of 3 images listed in images/all.list are not' in done.stderr
+  assert '1 of 3 images listed in images/all.list do not exist' in done.stderr
   assert 'images/missing.png' in done.stderr
   done = run_main(*flags('data=images/all.list', 'on_error=record'))
   assert done.returncode == 3
