@@ -41,7 +41,10 @@ def run(config: ConfigDict) -> int:
         path = download.fetch(file, name, report=bar.set, say=console.say)
       print(path, flush=True)
       if name in checkpoints:
-        _check(checkpoints[name])
+        # Some publishers give no hash.
+        depth = checkpoints[name].depth
+        loaded = weights.load(checkpoints[name].family, weights.Options(depth))
+        console.say(f'{name} holds ResNet-{depth}, digest {loaded.digest}')
       else:
         subtracted = mean.parse_mean(path, _MEAN_SIZE)
         console.say(f'{name} holds a {mean.describe(subtracted)}')
@@ -70,14 +73,6 @@ def _check_offline(files: Mapping[str, records.File]) -> None:
       f' {", ".join(missing)}. Unset it; or give weights=PATH of a file that'
       ' you have.'
     )
-
-
-def _check(record: lookup.Record) -> None:
-  """Loads a downloaded checkpoint: some publishers give no hash."""
-  loaded = weights.load(record.family, weights.Options(record.depth))
-  console.say(
-    f'{record.name} holds ResNet-{record.depth}, digest {loaded.digest}'
-  )
 
 
 def _chosen(text: str, depth: int) -> list[lookup.Record]:

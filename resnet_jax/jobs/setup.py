@@ -19,10 +19,8 @@ from resnet_jax.engine import devices, gradcam, loop, reductions, runner
 from resnet_jax.model import Model
 from resnet_jax.models import resnet, variant
 from resnet_jax.system import console, errors, timing, version
+from resnet_jax.system.text import counted
 from resnet_jax.zoo import lookup
-
-# Exit status of a run that finished without some of the images.
-SOME_FAILED = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +145,8 @@ class Setup:
       console.say(line)
     if not failed:
       return 0
-    console.say(f'{failed} images could not be read{meaning}')
-    return SOME_FAILED
+    console.say(f'{counted(failed, "image")} could not be read{meaning}')
+    return 3
 
 
 def set_up(config: ConfigDict, most: int | None = None) -> Setup:
