@@ -153,7 +153,7 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
   """Checks the config, cheap things first, and loads the weights.
 
   Args:
-    config: all of it.
+    config: the settings.
     most: images that the job takes; None: any number.
 
   Raises:
@@ -231,7 +231,7 @@ def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
 def described_network(
   config: ConfigDict,
 ) -> tuple[resnet.ResNet, int, dict[str, str]]:
-  """A network to describe, and what is known of its weights.
+  """A network to describe, and facts about its weights.
 
   A file of weights is read, as only it tells the network; a checkpoint of the
   zoo, `auto` and `random` need none.

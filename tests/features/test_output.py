@@ -372,7 +372,7 @@ def test_no_room_while_writing(tmp_path, form, request):
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_a_run_goes_on_when_there_is_room_again(tmp_path, form):
+def test_a_run_resumes_when_there_is_room_again(tmp_path, form):
   finish(form, tmp_path / 'whole')
   writer = start(form, tmp_path / 'out')
   write_batch(writer)

@@ -317,7 +317,7 @@ def test_a_finished_store_has_nothing_left_to_do(tmp_path):
     ('wide/zarr.json', None),
   ],
 )
-def test_a_damaged_run_does_not_go_on(tmp_path, file, data):
+def test_a_damaged_run_does_not_resume(tmp_path, file, data):
   part = write(tmp_path / 'out', plan_of(), stop=3)
   if data is None:
     (part / file).unlink()

@@ -333,7 +333,7 @@ def test_images_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize('size', [(33, 32), (32, 31), (64, 64)])
-def test_a_image_of_another_size_is_an_error(size):
+def test_an_image_of_another_size_is_an_error(size):
   how = presets.CIFAR
   with pytest.raises(decoding.ImageError) as caught:
     crops.cut(Image.new('RGB', size), how)

@@ -345,9 +345,9 @@ def test_stores_of_the_same_file_names_are_compared(tmp_path, capsys):
 
 
 def test_what_is_there_decides_and_mistakes_say_so(tmp_path, files):
-  with pytest.raises(errors.UserError, match="first='': there is nothing"):
+  with pytest.raises(errors.UserError, match="first='' does not exist"):
     _compare('', files[0])
-  with pytest.raises(errors.UserError, match="second='nowhere': there is"):
+  with pytest.raises(errors.UserError, match="second='nowhere' does not exist"):
     _compare(files[0], 'nowhere')
   store = _store(tmp_path / 'a', {'pool': np.ones((2, 3, 1, 1))})
   with pytest.raises(

@@ -180,7 +180,7 @@ def test_bytes_do_not_depend_on_threads(run_main, image_folder):
     ('text', 'progress.json'),
   ],
 )
-def test_a_killed_run_goes_on_to_the_same_bytes(
+def test_a_killed_run_resumes_to_the_same_bytes(
   run_main, image_folder, whole, form, marker
 ):
   out = image_folder.parent
