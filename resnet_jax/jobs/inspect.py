@@ -46,7 +46,6 @@ def run(config: ConfigDict) -> int:
 def _row(name: str, loaded: weights.Weights) -> dict[str, Any]:
   array, origin = loaded.parameters[name], loaded.loaded.origins[name]
   finite = array[np.isfinite(array)].astype(np.float64)
-  has = finite.size > 0
   return {
     'parameter': name,
     'in the file': origin.name,
@@ -54,10 +53,10 @@ def _row(name: str, loaded: weights.Weights) -> dict[str, Any]:
     'stored': f'{_shape(origin.shape)} {origin.dtype}',
     'layout': loaded.loaded.layout if array.ndim > 1 else '(C,)',
     'count': array.size,
-    'mean': float(finite.mean()) if has else None,
-    'std': float(finite.std()) if has else None,
-    'min': float(finite.min()) if has else None,
-    'max': float(finite.max()) if has else None,
+    **{
+      key: float(getattr(finite, key)()) if finite.size else None
+      for key in ('mean', 'std', 'min', 'max')
+    },
     'non-finite': array.size - finite.size,
   }
 

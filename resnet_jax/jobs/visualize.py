@@ -70,16 +70,11 @@ def run(config: ConfigDict) -> int:
     (plan.folder / report_folder.PAGE).write_text(text, 'utf-8')
     report_folder.publish(target)
   setup_lib.report_stages(clock)
-  for warning in setup.model.weights.warnings:
-    console.say(f'WARNING: {warning}')
-  console.say(
+  return setup.end(
     f'the report is {target / report_folder.PAGE}'
-    f' ({len(text.encode()) / 1e6:.1f} MB)'
+    f' ({len(text.encode()) / 1e6:.1f} MB)',
+    failed=sum(bool(entry['reason']) for entry in entries),
   )
-  if failed := sum(bool(entry['reason']) for entry in entries):
-    console.say(f'{counted(failed, "image")} could not be read')
-    return setup_lib.SOME_FAILED
-  return 0
 
 
 # ----------------------------------------------------------- before it starts
