@@ -15,7 +15,7 @@ PROGRAM = 'dot'
 FORMATS = ('svg', 'png', 'pdf')
 
 # ResNet-152 with all layers takes a few seconds.
-_TIMEOUT_SECONDS = 300
+_SECONDS = 300
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -149,13 +149,10 @@ def run(text: str, kind: str) -> bytes:
       ' graphviz, conda install graphviz, winget install graphviz; or'
       ' https://graphviz.org/download) and run this again.'
     )
+  command = [program, f'-T{kind}']
   try:
-    done = subprocess.run(
-      [program, f'-T{kind}'],
-      input=text.encode(),
-      capture_output=True,
-      timeout=_TIMEOUT_SECONDS,
-      check=False,
+    done = subprocess.run(  # noqa: PLW1510 - the message quotes its errors
+      command, input=text.encode(), capture_output=True, timeout=_SECONDS
     )
   except (OSError, subprocess.TimeoutExpired) as error:
     raise errors.UserError(f'{program} failed: {error}.') from error
