@@ -20,7 +20,8 @@ from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 
 CANONICAL = 'paddle'
-SCHEMES = (CANONICAL, 'caffe', 'keras', 'torchvision')
+OTHERS = ('caffe', 'keras', 'torchvision')
+SCHEMES = (CANONICAL, *OTHERS)
 
 # A layer, the layer of another program that holds its parameters (or ''), and
 # its names there, the usual one first.
@@ -114,7 +115,7 @@ def owners(depth: int, scheme: str) -> dict[str, str]:
 
 def _programs(depth: int) -> tuple[str, ...]:
   """The other programs that have a network of a depth."""
-  return SCHEMES[1:] if depth in (50, 101, 152) else ('torchvision',)
+  return OTHERS if depth in (50, 101, 152) else ('torchvision',)
 
 
 @functools.lru_cache(maxsize=32)

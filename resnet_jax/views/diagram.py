@@ -70,9 +70,6 @@ def dot(
     title: a line above it.
     level: one of `boxes.LEVELS`.
     highlight: a layer; layers that are not computed for it are drawn pale.
-
-  Raises:
-    KeyError: there is no such level or layer.
   """
   found, lines = boxes.boxes(network, level)
   everything = frozenset(node.name for node in network.nodes)
