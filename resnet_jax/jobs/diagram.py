@@ -22,13 +22,7 @@ def run(config: ConfigDict) -> int:
   kind = _kind(target) if target else ''
   model, preset, _ = setup.described_network(config)
   size = setup.image_size(config, preset)
-  drawn = graphviz.draw(
-    model,
-    size,
-    size,
-    level=config.diagram_level,
-    highlight=config.highlight,
-  )
+  drawn = graphviz.draw(model, size, config.diagram_level, config.highlight)
   for note in drawn.notes:
     console.say(f'NOTE: {note}')
   if not target:

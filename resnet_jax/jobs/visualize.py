@@ -160,16 +160,16 @@ def _label(text: str, classes: Sequence[labels.ImageNetClass]) -> int | None:
   """The class for Grad-CAM by its index or WordNet id; None: the predicted."""
   if text == PREDICTED:
     return None
-  found = [i for i, known in enumerate(classes) if known.wnid == text != '']
-  if found:
-    return found[0]
-  if not text.isdecimal() or int(text) >= len(classes):
-    raise errors.UserError(
-      f"cam_class='{text}' is none of these weights' {len(classes)} classes."
-      f' Give an index (0 to {len(classes) - 1}), a WordNet id such as'
-      f" n02123045 where the classes are ImageNet's, or '{PREDICTED}'."
-    )
-  return int(text)
+  wnids = [known.wnid for known in classes]
+  if text and text in wnids:
+    return wnids.index(text)
+  if text.isdecimal() and int(text) < len(classes):
+    return int(text)
+  raise errors.UserError(
+    f"cam_class='{text}' is none of these weights' {len(classes)} classes."
+    f' Give an index (0 to {len(classes) - 1}), a WordNet id such as n02123045'
+    f" where the classes are ImageNet's, or '{PREDICTED}'."
+  )
 
 
 def _say_plan(plan: _Plan, target: pathlib.Path) -> None:
@@ -270,11 +270,11 @@ def _write_plots(
 ) -> None:
   folder = plan.folder / result.folder
   folder.mkdir()
-  if result.best:
+  if best := result.best:
     views.bars(
-      [f'{predicted.label} {predicted.name}' for predicted in result.best],
-      [predicted.probability for predicted in result.best],
-      marked=[predicted.is_true for predicted in result.best],
+      [f'{predicted.label} {predicted.name}' for predicted in best],
+      [predicted.probability for predicted in best],
+      marked=[predicted.is_true for predicted in best],
     ).savefig(folder / 'predictions.png')
   if plan.grad_cam and result.crop is not None and result.cam is not None:
     title = f'{plan.grad_cam.layer}: {result.cam_class}'
@@ -289,13 +289,12 @@ def _write_plots(
 
 
 def _page_run(config: ConfigDict, plan: _Plan) -> page.Run:
-  setup, model = plan.setup, plan.setup.model
+  model, source = plan.setup.model, plan.setup.source
   weights, size = model.weights, model.preprocess.crop_size
   versions = version.versions() | {
     'matplotlib': importlib.metadata.version('matplotlib')
   }
   now = datetime.datetime.now(datetime.UTC)
-  images = boxes.counted(len(setup.source.items), 'image')
   facts = (
     ('Date', f'{now:%Y-%m-%d %H:%M} UTC'),
     ('Network', resnet.describe(model.module)),
@@ -303,7 +302,7 @@ def _page_run(config: ConfigDict, plan: _Plan) -> page.Run:
     ('Trained', 'yes' if weights.trained else 'no: random numbers'),
     ('SHA-256 of the parameters', weights.digest),
     ('Notes', ' '.join(weights.notes) or 'none'),
-    ('Images', setup.source.description),
+    ('Images', source.description),
     ('Preprocessing', model.preprocess.describe()),
     ('Maps', _maps_fact(plan)),
     ('Grad-CAM', _cam_fact(plan)),
@@ -312,7 +311,8 @@ def _page_run(config: ConfigDict, plan: _Plan) -> page.Run:
     ('Versions', ', '.join(f'{k} {v}' for k, v in versions.items())),
   )
   return page.Run(
-    f'ResNet-{model.module.depth} on {images}',
+    f'ResNet-{model.module.depth} on'
+    f' {boxes.counted(len(source.items), "image")}',
     weights.warnings,
     graph.build(model.module, size, size),
     plan.layers,
