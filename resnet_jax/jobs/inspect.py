@@ -28,13 +28,8 @@ def run(config: ConfigDict) -> int:
       _show_values(name, loaded, config)
     return 0
   rows = [_row(name, loaded) for name in loaded.parameters]
-  console.show(
-    rows,
-    config.as_json,
-    heads=1,
-    digest=loaded.digest,
-    source=loaded.source,
-  )
+  facts = {'digest': loaded.digest, 'source': loaded.source}
+  console.show(rows, config.as_json, heads=1, **facts)
   bad = sum(row['non-finite'] for row in rows)
   console.say(
     f'{len(rows)} parameters, {sum(row["count"] for row in rows)} values,'
