@@ -25,7 +25,7 @@ MODEL = resnet.ResNet(18)
 
 @pytest.fixture(scope='module')
 def untrained():
-  parameters = random.initialise(resnet.parameter_shapes(MODEL), 0)
+  parameters = random.initialise(MODEL, 0)
   rng = np.random.default_rng(0)
   # Statistics that differ, so that an exchange of files would show.
   return {
