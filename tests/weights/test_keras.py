@@ -724,7 +724,7 @@ def test_another_network_is_listed(crafted):
 
   message = refusal(crafted(fill))
   assert 'does not hold a plain ResNet: its names are' in message
-  assert 'block1_conv1/kernel, ..., and conv1_conv/kernel' in message
+  assert 'block1_conv1/kernel, ..., where conv1_conv/kernel' in message
 
 
 def test_a_name_that_is_there_twice(crafted):
