@@ -153,8 +153,8 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     kind = _kind(file.read(512))
     if kind == 'tar':
       raise errors.UserError(
-        f'{path} is a tar archive of PyTorch 0.1, which is not read. Use a newer'
-        ' file (torchvision has resnet50-0676ba61.pth in place of'
+        f'{path} is a tar archive of PyTorch 0.1, which is not read. Use a'
+        ' newer file (torchvision has resnet50-0676ba61.pth in place of'
         ' resnet50-19c8e357.pth), or, if you trust it, save it again in Python:'
         " torch.save(torch.load(FILE, weights_only=False), 'clean.pth')."
       )
@@ -185,11 +185,11 @@ def _state_dict(
       if isinstance(name, str) and isinstance(value, Tensor)
     }
     if tensors:
-      around = (
-        [] if place is None else [key for key in contents if key != place]
-      )
-      unread = [*around, *(key for key in held if key not in tensors)]
-      notes = [f"The state dict is under '{place}'."] if place else []
+      unread = [key for key in held if key not in tensors]
+      notes = []
+      if place:
+        unread = [*(key for key in contents if key != place), *unread]
+        notes.append(f"The state dict is under '{place}'.")
       if unread:
         notes.append(f'Also in the file, but not read: {_listed(unread)}.')
       return tensors, notes

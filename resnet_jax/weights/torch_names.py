@@ -44,8 +44,8 @@ VARIANT = Variant(stride_in='3x3', stem_pool='pad1')
 GUESSED = (
   'the file states neither the place of the strides nor the preprocessing: the'
   ' usual ones of its naming are used (stride_in=3x3, and the input in the'
-  ' log). Set stride_in, channels, mean, std, resize_size, interpolation if it was'
-  ' trained otherwise.'
+  ' log). Set stride_in, channels, mean, std, resize_size, interpolation if it'
+  ' was trained otherwise.'
 )
 GUESSED_CIFAR = (
   'the file does not state its preprocessing: the usual one of its naming is'
