@@ -397,7 +397,7 @@ def test_the_configuration_tells_epsilon_and_contradicts(model, tmp_path):
   path = save('b.keras', stride_of_v1_5)
   with pytest.raises(errors.UserError) as caught:
     load(path)
-  assert 'says its own configuration' in str(caught.value)
+  assert 'by its configuration' in str(caught.value)
   assert 'conv3_block1_1_conv has strides=[1, 1], not (2, 2)' in str(
     caught.value
   )
@@ -714,7 +714,7 @@ def test_hdf5_of_others_is_listed(tmp_path):
     file.create_group('labels/more')
   assert recognised(path)
   message = refusal(path)
-  assert 'is an HDF5 file, but not one of Keras' in message
+  assert 'is an HDF5 file, but not of Keras' in message
   assert 'It holds features, labels.' in message
 
 
