@@ -276,7 +276,7 @@ def test_there_is_no_checkpoint_to_download(tmp_path, monkeypatch):
   with pytest.raises(errors.UserError) as caught:
     weights.load('auto', weights.Options(20))
   assert str(caught.value).startswith(
-    'no weights found: model/resnet_20 is not there, and the zoo has no'
+    'no weights found: model/resnet_20 does not exist. The zoo has no'
     ' checkpoint of ResNet-20. Give weights=PATH'
   )
 

@@ -52,7 +52,7 @@ def flags(
 
 @pytest.fixture(scope='module')
 def parameters():
-  return random.initialise(resnet.parameter_shapes(resnet.ResNet(18)), 0)
+  return random.initialise(resnet.ResNet(18), 0)
 
 
 @pytest.fixture(scope='module')
