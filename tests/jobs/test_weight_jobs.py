@@ -477,6 +477,6 @@ def test_offline_and_nothing_there(run_main, online, tmp_path):
     env=online | {'RESNET_JAX_OFFLINE': '1'},
     check=1,
   )
-  assert 'no weights found: model/resnet_50 is not there' in done.stderr
+  assert 'no weights found: model/resnet_50 does not exist' in done.stderr
   assert 'offline' in done.stderr.lower()
   assert 'give weights=PATH' in done.stderr
