@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -70,16 +71,12 @@ class Site:
       self.server.socket = context.wrap_socket(
         self.server.socket, server_side=True
       )
-    self.address = f'http{"s" * bool(context)}://127.0.0.1:{self.port}'
+    port = self.server.server_address[1]
+    self.address = f'http{"s" * bool(context)}://127.0.0.1:{port}'
     self.thread = threading.Thread(
       target=self.server.serve_forever, args=(0.01,)
     )
     self.thread.start()
-
-  @property
-  def port(self):
-    """Where it listens."""
-    return self.server.server_address[1]
 
   @property
   def ranges(self):
@@ -381,6 +378,19 @@ def test_nothing_is_read_beyond_its_end(site, step):
   fetch(site.file())
 
 
+def test_a_length_that_is_not_known(site):
+  """Neither from the server, nor exactly from the publisher."""
+
+  def step(handler, site):
+    _head(handler, 200, None)
+    _body(handler, site, DATA)
+
+  site.steps = [step]
+  file = site.file(size=HALF, exact=False)
+  assert fetch(file).read_bytes() == DATA
+  assert len(site.asked) == 1
+
+
 @pytest.mark.parametrize('code', [301, 302, 303, 307, 308])
 def test_redirects_are_followed(site, new_site, code):
   other = new_site()
@@ -492,7 +502,8 @@ def test_a_server_that_drips_is_one_message(site):
 def test_a_slow_server_is_waited_for(site, monkeypatch):
   """For longer than `grace`, as long as it sends enough."""
   now = [0]
-  monkeypatch.setattr(time, 'monotonic', lambda: now[0])
+  clock = types.SimpleNamespace(monotonic=lambda: now[0])
+  monkeypatch.setattr(download, 'time', clock)
 
   def report(done, total):
     now[0] = 9 + done / 10_000
