@@ -48,7 +48,7 @@ def _ours(depth: int, arithmetic: str) -> Contender:
   model = resnet.ResNet(depth)
   run = runner.Runner(
     model,
-    random.initialise(resnet.parameter_shapes(model), 0),
+    random.initialise(model, 0),
     ['avgpool'],
     Preprocess((0.0, 0.0, 0.0)),
     execution=runner.Execution(devices.select(False), arithmetic),
@@ -73,9 +73,7 @@ def _plain_flax(depth: int, arithmetic: str) -> Contender:
   if arithmetic != 'float32':
     raise NotSupported
   model = resnet.ResNet(depth)
-  parameters = jax.device_put(
-    random.initialise(resnet.parameter_shapes(model), 0)
-  )
+  parameters = jax.device_put(random.initialise(model, 0))
   forward = jax.jit(
     lambda p, x: resnet.capture(model, p, x, ['avgpool'])['avgpool']
   )

@@ -475,7 +475,7 @@ def _alone(depth: int, asked: Sequence[str], count: int, rows: int) -> Line:
   model = resnet.ResNet(depth)
   run = runner.Runner(
     model,
-    random.initialise(resnet.parameter_shapes(model), 0),
+    random.initialise(model, 0),
     asked,
     EXACT,
     execution=runner.Execution(devices.select(False)),

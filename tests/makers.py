@@ -4,6 +4,7 @@
 import io
 import os
 import pathlib
+import runpy
 import signal
 import subprocess
 import sys
@@ -69,6 +70,14 @@ def run_python(folder, *arguments, check=None, env=None):
 def run_program(folder, *arguments, **keywords):
   """The same for the program, as a user runs it."""
   return run_python(folder, '-m', 'resnet_jax.main', *arguments, **keywords)
+
+
+def config_of(argument='', file='resnet', **settings):
+  """The settings of `configs/`, with some of them changed."""
+  path = ROOT / 'configs' / f'{file}.py'
+  config = runpy.run_path(str(path))['get_config'](argument)
+  config.update(settings)
+  return config
 
 
 class Started:

@@ -22,9 +22,6 @@ from resnet_jax.system import console, errors, timing, version
 from resnet_jax.system.text import counted
 from resnet_jax.zoo import lookup
 
-# Exit status of a run that finished without some of the images.
-SOME_FAILED = 3
-
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -149,14 +146,14 @@ class Setup:
     if not failed:
       return 0
     console.say(f'{counted(failed, "image")} could not be read{meaning}')
-    return SOME_FAILED
+    return 3
 
 
 def set_up(config: ConfigDict, most: int | None = None) -> Setup:
   """Checks the config, cheap things first, and loads the weights.
 
   Args:
-    config: all of it.
+    config: the settings.
     most: images that the job takes; None: any number.
 
   Raises:
@@ -233,7 +230,7 @@ def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
 def described_network(
   config: ConfigDict,
 ) -> tuple[resnet.ResNet, int, dict[str, str]]:
-  """A network to describe, and what is known of its weights.
+  """A network to describe, and facts about its weights.
 
   A file of weights is read, as only it tells the network; a checkpoint of the
   zoo, `auto` and `random` need none.

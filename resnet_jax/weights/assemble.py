@@ -44,10 +44,7 @@ class KernelLayout:
 
   def stored(self, shape: Sequence[int]) -> tuple[int, ...]:
     """The shape in the file of a parameter of our `shape`."""
-    result = [0] * len(shape)
-    for ours, theirs in enumerate(self.axes(len(shape))):
-      result[theirs] = shape[ours]
-    return tuple(result)
+    return tuple(shape[axis] for axis in np.argsort(self.axes(len(shape))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,70 +198,70 @@ def assemble(
   depth = nearest_depth(tensors, naming)
   known = naming(depth)
   _check_names(path, tensors, known, depth, format)
-  source_of = {ours: name for name, ours in known.items() if name in tensors}
-  classes = _classes(path, tensors, source_of, layout)
-  model = resnet.ResNet(depth, classes, variant)
-  shapes = resnet.parameter_shapes(model)
-  for ours in source_of:
-    if ours.endswith('_conv/bias'):
-      shapes[ours] = shapes[ours.replace('bias', 'kernel')][-1:]
-  _check_shapes(path, tensors, source_of, shapes, layout)
-
-  values = {
-    ours: _read(path, name, tensors[name]) for ours, name in source_of.items()
-  }
   origins = {
-    ours: Origin(name, tensors[name].shape, tensors[name].dtype)
-    for ours, name in source_of.items()
+    ours: Origin(name, tuple(tensors[name].shape), tensors[name].dtype)
+    for name, ours in known.items()
+    if name in tensors
+  }
+  classes = _classes(path, origins, layout)
+  model = resnet.ResNet(depth, classes, variant)
+  _check_shapes(path, origins, resnet.parameter_shapes(model), layout)
+  values = {
+    ours: _read(path, origin.name, tensors[origin.name])
+    for ours, origin in origins.items()
   }
   if options.finite:
-    _check_values(path, values, source_of)
-  biases = [name for name in values if name.endswith('_conv/bias')]
-  if count := sum(bool(values[ours].any()) for ours in biases):
-    notes = (*notes, _BIASES.format(count))
-  for ours in biases:
-    mean = ours.replace('_conv/bias', '_bn/mean')
-    bias = values.pop(ours).astype(np.float64)
-    values[mean] = (values[mean].astype(np.float64) - bias).astype(np.float32)
-    folded = origins.pop(ours)
-    origins[mean] = dataclasses.replace(
-      origins[mean], name=f'{origins[mean].name} - {folded.name}'
-    )
+    _check_values(path, values, origins)
+  folded = _fold_biases(values, origins)
   order = names.parameter_names(depth, head=classes > 0)
-  parameters = {
-    ours: np.ascontiguousarray(
-      values[ours].transpose(layout.axes(values[ours].ndim))
-    )
-    for ours in order
-  }
   return Loaded(
     format,
     model,
-    parameters,
+    {
+      ours: np.ascontiguousarray(
+        values[ours].transpose(layout.axes(values[ours].ndim))
+      )
+      for ours in order
+    },
     {ours: origins[ours] for ours in order},
     layout.text,
     preprocess,
-    tuple(notes),
+    (*notes, *([_BIASES.format(folded)] if folded else [])),
     tuple(guesses),
   )
+
+
+def _fold_biases(
+  values: dict[str, np.ndarray], origins: dict[str, Origin]
+) -> int:
+  """Subtracts convolutions' biases from means; counts those that are not 0."""
+  count = 0
+  for ours in [name for name in values if name.endswith('_conv/bias')]:
+    mean = ours.replace('_conv/bias', '_bn/mean')
+    bias, folded = values.pop(ours).astype(np.float64), origins.pop(ours)
+    count += bool(bias.any())
+    values[mean] = (values[mean].astype(np.float64) - bias).astype(np.float32)
+    origins[mean] = dataclasses.replace(
+      origins[mean], name=f'{origins[mean].name} - {folded.name}'
+    )
+  return count
 
 
 def _check_values(
   path: pathlib.Path,
   values: Mapping[str, np.ndarray],
-  source_of: Mapping[str, str],
+  origins: Mapping[str, Origin],
 ) -> None:
-  """Raises a UserError that names tensors with impossible values."""
   faults, negative = [], []
   for ours, array in values.items():
     if bad := array.size - int(np.isfinite(array).sum()):
-      faults.append(f'{source_of[ours]} ({bad} of {array.size})')
+      faults.append(f'{origins[ours].name} ({bad} of {array.size})')
     if ours.endswith('/var') and (array < 0).any():
-      negative.append(source_of[ours])
+      negative.append(origins[ours].name)
   if faults:
     raise errors.UserError(
       f'{path} holds values that are not finite, or too large for float32, in'
-      f' {", ".join(faults)}. Get it again; --job=inspect shows all of it.'
+      f' {", ".join(faults)}. Get it again; --job=inspect lists every tensor.'
     )
   if negative:
     raise errors.UserError(
@@ -313,68 +310,75 @@ def _check_names(
   unknown = [name for name in tensors if name not in known]
   if len(unknown) == len(tensors):
     first = ', '.join(name[:99] for name in unknown[:5])
-    raise errors.UserError(
-      f'{path}, read as {format}, does not hold a plain ResNet: its names are'
-      f' {first or "none"}, ..., and {", ".join(missing[:3])}, ... are looked'
-      ' for. Give a checkpoint of a ResNet of one of the depths'
-      f' {structure.DEPTHS}.'
+    why = (
+      f': its names are {first or "none"}, ..., where {", ".join(missing[:3])},'
+      ' ... are expected'
     )
-  if missing or unknown:
+  elif missing or unknown:
     parts = [
       f'{len(given)} names are {what} ({", ".join(n[:99] for n in given)})'
       for given, what in ((missing, 'missing'), (unknown, 'unknown'))
       if given
     ]
-    raise errors.UserError(
-      f'{path}, read as {format}, does not hold a plain ResNet; the nearest is'
-      f' ResNet-{depth}: {"; ".join(parts)}. Give a checkpoint of a ResNet of'
-      f' one of the depths {structure.DEPTHS}.'
-    )
+    why = f'; the nearest is ResNet-{depth}: {"; ".join(parts)}'
+  else:
+    return
+  raise errors.UserError(
+    f'{path}, read as {format}, does not hold a plain ResNet{why}. Give a'
+    f' checkpoint of a ResNet of one of the depths {structure.DEPTHS}.'
+  )
 
 
 def _classes(
-  path: pathlib.Path,
-  tensors: Mapping[str, Tensor],
-  source_of: Mapping[str, str],
-  layout: KernelLayout,
+  path: pathlib.Path, origins: Mapping[str, Origin], layout: KernelLayout
 ) -> int:
-  if 'logits/kernel' not in source_of:
+  if (origin := origins.get('logits/kernel')) is None:
     return 0
-  name = source_of['logits/kernel']
-  shape = tensors[name].shape
+  shape = origin.shape
   classes = shape[layout.dense[1]] if len(shape) == 2 else 0
   if not 0 < classes <= MAX_CLASSES:
     raise errors.UserError(
-      f'{path}: the classifier {name} has the shape {shape}; it must have two'
-      f' dimensions and 1 to {MAX_CLASSES} classes.'
+      f'{path}: the classifier {origin.name} has the shape {shape}; it must'
+      f' have two dimensions and 1 to {MAX_CLASSES} classes.'
     )
   return classes
 
 
 def _check_shapes(
   path: pathlib.Path,
-  tensors: Mapping[str, Tensor],
-  source_of: Mapping[str, str],
+  origins: Mapping[str, Origin],
   shapes: Mapping[str, tuple[int, ...]],
   layout: KernelLayout,
 ) -> None:
   faults = []
-  for ours, name in source_of.items():
-    tensor, expected = tensors[name], layout.stored(shapes[ours])
-    if tuple(tensor.shape) != expected:
-      faults.append(f'{name} has the shape {tensor.shape}, not {expected}')
-    if tensor.dtype not in DTYPES:
-      faults.append(f'{name} is {tensor.dtype}, not one of {", ".join(DTYPES)}')
-  if faults:
-    raise errors.UserError(
-      f'{path} does not hold a plain ResNet: {"; ".join(faults)}.'
+  for ours, origin in origins.items():
+    # A convolution's bias has a value for each of the kernel's outputs.
+    expected = layout.stored(
+      shapes.get(ours) or shapes[ours.replace('bias', 'kernel')][-1:]
     )
+    if origin.shape != expected:
+      faults.append(
+        f'{origin.name} has the shape {origin.shape}, not {expected}'
+      )
+    if origin.dtype not in DTYPES:
+      faults.append(
+        f'{origin.name} is {origin.dtype}, not one of {", ".join(DTYPES)}'
+      )
+  if faults:
+    raise not_plain(path, '; '.join(faults))
+
+
+def not_plain(path: pathlib.Path, why: str) -> errors.UserError:
+  """The error for another network."""
+  return errors.UserError(
+    f'{path} does not hold a plain ResNet: {why}. Give a checkpoint of one.'
+  )
 
 
 def _read(path: pathlib.Path, name: str, tensor: Tensor) -> np.ndarray:
   try:
     array = tensor.read()
-  except (OSError, ValueError, EOFError) as error:
+  except (OSError, ValueError) as error:
     raise errors.UserError(
       f'{path} is damaged: {name}: {error}. Get it again.'
     ) from error

@@ -129,7 +129,7 @@ def test_the_memory_of_a_program_that_runs_jax_already_is_not_touched(
 @pytest.fixture(scope='module')
 def network():
   model = resnet.ResNet(18, classes=10)
-  return model, random.initialise(resnet.parameter_shapes(model), 0)
+  return model, random.initialise(model, 0)
 
 
 def on(network, count, layers, **settings):

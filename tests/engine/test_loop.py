@@ -163,7 +163,7 @@ def test_errors_of_the_network_name_the_images():
 
 def test_a_measured_batch_has_the_same_values():
   model = resnet.ResNet(18)
-  parameters = random.initialise(resnet.parameter_shapes(model), 0)
+  parameters = random.initialise(model, 0)
   run = runner.Runner(model, parameters, ['pool1'], PREPROCESS)
   images = np.random.default_rng(0).integers(
     0, 256, (3, 1, 32, 32, 3), np.uint8

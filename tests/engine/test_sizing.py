@@ -26,7 +26,7 @@ EXHAUSTED = 'RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.'
 @pytest.fixture(scope='module')
 def network18():
   model = resnet.ResNet(18)
-  return model, random.initialise(resnet.parameter_shapes(model), 0)
+  return model, random.initialise(model, 0)
 
 
 def small(network18):

@@ -223,7 +223,7 @@ def test_a_headless_network_predicts_nothing(
     for name in ('conv1_bn', *(f'res{s}_2_addto' for s in (2, 3, 4, 5)))
   }
   config.cam_class = '5'
-  with pytest.raises(errors.UserError, match='no class that Grad-CAM could'):
+  with pytest.raises(errors.UserError, match='no class for Grad-CAM'):
     visualize.run(config)
 
 

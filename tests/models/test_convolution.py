@@ -173,7 +173,7 @@ def test_the_pool_of_slices_is_the_pool_of_windows(rule, size, dtype):
 def values():
   """A small network's `avgpool`, for each arithmetic."""
   model = resnet.ResNet(18)
-  parameters = random.initialise(resnet.parameter_shapes(model), 0)
+  parameters = random.initialise(model, 0)
   preprocess = Preprocess((1.0, 2.0, 3.0))
   images = np.random.default_rng(0).integers(
     0, 256, (2, 1, 40, 40, 3), np.uint8

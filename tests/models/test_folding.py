@@ -16,7 +16,7 @@ from resnet_jax.weights import random
 
 def parameters_of(model):
   """Drawn ones, with batch norms that do something, some of them negative."""
-  drawn = random.initialise(resnet.parameter_shapes(model), 0)
+  drawn = random.initialise(model, 0)
   generator = np.random.default_rng(1)
   for name, array in drawn.items():
     layer, leaf = name.split('/')

@@ -147,7 +147,7 @@ def test_the_pool_rules_differ_on_odd_sizes_and_in_their_grid(size, ceil, pad1):
 
 def test_what_lies_behind_the_deepest_layer_costs_nothing():
   model = resnet.ResNet(50)
-  parameters = random.initialise(resnet.parameter_shapes(model), 0)
+  parameters = random.initialise(model, 0)
   images = (1, 1, 64, 64, 3)
 
   def cost(layer):
@@ -183,7 +183,7 @@ def _joined_bytes(parameters, chosen):
 
 def test_a_branch_that_does_not_lead_to_the_layer_is_not_computed():
   model = resnet.ResNet(50)
-  parameters = random.initialise(resnet.parameter_shapes(model), 0)
+  parameters = random.initialise(model, 0)
   run = runner.Runner(model, parameters, ['res2_1_branch2a_bn'], Preprocess())
   taken = run.compile((1, 1, 32, 32, 3)).memory_analysis()
   front = ('conv1_', 'res2_1_branch2a_')
@@ -195,7 +195,7 @@ def test_a_branch_that_does_not_lead_to_the_layer_is_not_computed():
 
 def test_pool_dtype_and_ten_crops_are_what_numpy_makes_of_single_maps():
   model = resnet.ResNet(18)
-  parameters = random.initialise(resnet.parameter_shapes(model), 0)
+  parameters = random.initialise(model, 0)
   cuts = np.random.default_rng(0).integers(0, 256, (2, 5, 40, 40, 3), np.uint8)
   layer = 'res3_1_addto'
   ten = np.concatenate([cuts, cuts[:, :, :, ::-1]], axis=1)
@@ -220,7 +220,7 @@ def test_pool_dtype_and_ten_crops_are_what_numpy_makes_of_single_maps():
 
 def test_float16_rounds_and_refuses_what_does_not_fit():
   model = resnet.ResNet(18)
-  parameters = random.initialise(resnet.parameter_shapes(model), 0)
+  parameters = random.initialise(model, 0)
   images = np.full((1, 1, 32, 32, 3), 200, np.uint8)
   half = reductions.Reduction(dtype='float16')
   run = runner.Runner(

@@ -397,7 +397,7 @@ def test_the_configuration_tells_epsilon_and_contradicts(model, tmp_path):
   path = save('b.keras', stride_of_v1_5)
   with pytest.raises(errors.UserError) as caught:
     load(path)
-  assert 'says its own configuration' in str(caught.value)
+  assert 'by its configuration' in str(caught.value)
   assert 'conv3_block1_1_conv has strides=[1, 1], not (2, 2)' in str(
     caught.value
   )
@@ -714,7 +714,7 @@ def test_hdf5_of_others_is_listed(tmp_path):
     file.create_group('labels/more')
   assert recognised(path)
   message = refusal(path)
-  assert 'is an HDF5 file, but not one of Keras' in message
+  assert 'is an HDF5 file, but not of Keras' in message
   assert 'It holds features, labels.' in message
 
 
@@ -724,7 +724,7 @@ def test_another_network_is_listed(crafted):
 
   message = refusal(crafted(fill))
   assert 'does not hold a plain ResNet: its names are' in message
-  assert 'block1_conv1/kernel, ..., and conv1_conv/kernel' in message
+  assert 'block1_conv1/kernel, ..., where conv1_conv/kernel' in message
 
 
 def test_a_name_that_is_there_twice(crafted):
