@@ -6,11 +6,14 @@ Ranges and validators are as in RFC 9110, sections 8.8, 13.1.5 and 14.
 
 import contextlib
 import dataclasses
+import functools
 import http.client
 import os
 import pathlib
 import re
+import socket
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -146,7 +149,7 @@ class _Download:
       start = f', from byte {offset:,}' if offset else ''
       self.say(f'downloading {address}{start}')
       try:
-        with _request(address, offset, validator, self.timeout) as response:
+        with self._request(address, offset, validator) as response:
           self._append(address, offset, response)
         return self._publish(address)
       except _Failure as failure:
@@ -155,6 +158,37 @@ class _Download:
         if not left or self._resumable(address)[0] == offset:
           raise
         self.say(f'{address}: {failure}; trying again')
+
+  def _request(self, address: str, offset: int, validator: str) -> Any:
+    """Requests the file from `offset` on, or all of it if it has changed."""
+    sent = urllib.request.Request(address)
+    sent.add_header('User-Agent', f'resnet_jax/{version.__version__}')
+    if offset:
+      sent.add_header('Range', f'bytes={offset}-')
+      sent.add_header('If-Range', validator)
+    opener = urllib.request.build_opener(_Redirects, *_handlers(self.grace))
+    with _failures():
+      try:
+        response = opener.open(sent, timeout=self.timeout)
+      except urllib.error.HTTPError as error:
+        # It is the response.
+        response = error
+    status, headers = response.status, response.headers
+    is_rest = (
+      headers.get('Content-Range', '').startswith(f'bytes {offset}-')
+      # Some servers know ranges, but not If-Range.
+      and _validator(headers) in ('', validator)
+    )
+    if status == 200 or (status == 206 and offset and is_rest):
+      return response
+    response.close()
+    if offset and status in (206, 416):
+      raise _WrongFile('it does not have the rest of this file')
+    # The standard's phrase: the server's own may hold anything.
+    text = f'{status} {http.client.responses.get(status, "")}'.strip()
+    if 300 <= status < 400:
+      text += ': it redirects in circles, or not to https or http'
+    raise _Failure(text)
 
   def _resumable(self, address: str) -> tuple[int, str]:
     """The bytes of the part and their validator; 0: not of this address."""
@@ -184,7 +218,7 @@ class _Download:
     self.report(done, total or self.file.size)
     with open(self.part, 'ab') as part:
       # A connection that is kept open has no other end than `total`.
-      while done != total and (chunk := _read(response)):
+      while done != total and (chunk := _read(response, self.grace)):
         done += len(chunk)
         if done > limit:
           raise _WrongFile(f'it has more than {limit:,} bytes')
@@ -222,36 +256,61 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     return new if new and new.type in allowed else None
 
 
-def _request(address: str, offset: int, validator: str, timeout: float) -> Any:
-  """Requests a file from byte `offset` on, or all of it if it has changed."""
-  sent = urllib.request.Request(address)
-  sent.add_header('User-Agent', f'resnet_jax/{version.__version__}')
-  if offset:
-    sent.add_header('Range', f'bytes={offset}-')
-    sent.add_header('If-Range', validator)
-  opener = urllib.request.build_opener(_Redirects)
-  with _failures():
-    try:
-      response = opener.open(sent, timeout=timeout)
-    except urllib.error.HTTPError as error:
-      # It is the response.
-      response = error
-  status, headers = response.status, response.headers
-  is_rest = (
-    headers.get('Content-Range', '').startswith(f'bytes {offset}-')
-    # Some servers know ranges, but not If-Range.
-    and _validator(headers) in ('', validator)
-  )
-  if status == 200 or (status == 206 and offset and is_rest):
-    return response
-  response.close()
-  if offset and status in (206, 416):
-    raise _WrongFile('it does not have the rest of this file')
-  # The standard's phrase: the server's own may hold anything.
-  text = f'{status} {http.client.responses.get(status, "")}'.strip()
-  if 300 <= status < 400:
-    text += ': it redirects in circles, or not to https or http'
-  raise _Failure(text)
+@contextlib.contextmanager
+def _within(seconds: float, sock: socket.socket) -> Iterator[None]:
+  """Ends a connection whose server drips bytes that complete nothing."""
+  late = threading.Event()
+
+  def end() -> None:
+    late.set()
+    # The server may have ended it.
+    with contextlib.suppress(OSError):
+      sock.shutdown(socket.SHUT_RDWR)
+
+  timer = threading.Timer(seconds, end)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  except Exception:
+    if not late.is_set():
+      raise
+  finally:
+    timer.cancel()
+  # What has come until then may look whole.
+  if late.is_set():
+    raise TimeoutError
+
+
+class _Response(http.client.HTTPResponse):
+  """A response whose header has to come within some seconds."""
+
+  def __init__(self, seconds: float, sock: socket.socket, **more: Any) -> None:
+    super().__init__(sock, **more)
+    self.sock = sock
+    self._seconds = seconds
+
+  def begin(self) -> None:
+    with _within(self._seconds, self.sock):
+      super().begin()
+
+
+def _handlers(seconds: float) -> Iterator[urllib.request.BaseHandler]:
+  """Handlers of http and https, with a limit for the header."""
+
+  def limited(kind: Any, host: str, **more: Any) -> Any:
+    connection = kind(host, **more)
+    connection.response_class = functools.partial(_Response, seconds)
+    return connection
+
+  for kind, handler, name in (
+    (http.client.HTTPConnection, urllib.request.HTTPHandler(), 'http_open'),
+    (http.client.HTTPSConnection, urllib.request.HTTPSHandler(), 'https_open'),
+  ):
+    made: Any = handler
+    open_ = functools.partial(made.do_open, functools.partial(limited, kind))
+    setattr(made, name, open_)
+    yield made
 
 
 def _validator(headers: Any) -> str:
@@ -261,8 +320,8 @@ def _validator(headers: Any) -> str:
   return tag if tag.startswith('"') else headers.get('Last-Modified', '')
 
 
-def _read(response: Any) -> bytes:
-  with _failures():
+def _read(response: Any, seconds: float) -> bytes:
+  with _failures(), _within(seconds, response.sock):
     # Unlike `read`, this does not wait until a chunk is full.
     return response.read1(_CHUNK_BYTES)
 

@@ -177,6 +177,19 @@ def drip(handler, site):
     handler.wfile.write(b'x')
 
 
+def drip_header(handler, site):
+  handler.wfile.write(b'HTTP/1.1 200 OK\r\nX: ')
+  while not site.released.wait(0.02):
+    handler.wfile.write(b'x')
+
+
+def drip_chunk_size(handler, site):
+  handler.protocol_version = 'HTTP/1.1'
+  _head(handler, 200, None, **{'Transfer-Encoding': 'chunked'})
+  while not site.released.wait(0.02):
+    handler.wfile.write(b'0')
+
+
 def stay_connected(handler, site):
   handler.protocol_version = 'HTTP/1.1'
   _head(handler, 200, len(site.data))
@@ -497,6 +510,13 @@ def test_a_server_that_drips_is_one_message(site):
   assert not (folder() / NAME).exists()
   site.steps = []
   assert fetch(site.file()).read_bytes() == DATA
+
+
+@pytest.mark.parametrize('drips', [drip_header, drip_chunk_size])
+def test_a_server_that_drips_what_completes_nothing_is_one_message(site, drips):
+  site.steps = [drips] * 3
+  assert fault(site.file(), grace=0.2) == 'the host does not answer in time'
+  assert not (folder() / NAME).exists()
 
 
 def test_a_slow_server_is_waited_for(site, monkeypatch):
