@@ -2,9 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
+# What `make lowest` runs.
+TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help extract test check frameworks docs tables format clean
+.PHONY: help extract test check lowest frameworks docs tables format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / - /'
@@ -35,6 +38,17 @@ check: $(VENV)/test-installed ## formatter check, linter, type check
 test: check ## check, then the tests
 	$(BIN)/python -m pytest
 
+$(LOWEST)/installed: Makefile pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv==0.13.9
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
+	  --resolution lowest-direct --editable '.[test]'
+	@touch $@
+
+# Old versions warn of what newer ones of their own dependencies deprecate.
+lowest: $(LOWEST)/installed ## the tests, with the lowest versions allowed (TESTS=FILES: some)
+	$(LOWEST)/bin/python -m pytest -W default $(TESTS)
+
 frameworks: $(VENV)/test-installed ## tests against PyTorch (hundreds of megabytes to install)
 	$(BIN)/python -m pip install --quiet --editable '.[frameworks]'
 	$(BIN)/python -m pytest -m frameworks
@@ -50,5 +64,5 @@ format: $(VENV)/test-installed ## format and sort imports
 	$(BIN)/ruff check --fix --select I
 	$(BIN)/ruff format
 
-clean: ## remove .venv and caches
-	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache
+clean: ## remove the virtual environments and caches
+	rm -rf $(VENV) $(LOWEST) site .pytest_cache .mypy_cache .ruff_cache

@@ -236,7 +236,7 @@ def drift(data: pathlib.Path, depth: int, count: int) -> list[Line]:
   items = sources.open_source(str(data)).items[:count]
   [batch] = pipeline.batches(items, pipeline_speed.EXACT, rows=len(items))
   model = resnet.ResNet(depth)
-  parameters = random.initialise(resnet.parameter_shapes(model), 0)
+  parameters = random.initialise(model, 0)
   layers = [
     name
     for name in resnet.layer_names(model)
@@ -244,11 +244,11 @@ def drift(data: pathlib.Path, depth: int, count: int) -> list[Line]:
   ]
 
   def values(arithmetic: str) -> dict[str, np.ndarray]:
-    run = runner.Runner.prepared(
-      pipeline_speed.EXACT,
+    run = runner.Runner(
       model,
       parameters,
       layers,
+      pipeline_speed.EXACT,
       execution=runner.Execution(devices.select(False), arithmetic),
     )
     return run.fetch(run(batch.images))

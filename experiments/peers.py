@@ -39,6 +39,7 @@ def _images(batch: int) -> np.ndarray:
 
 
 def _ours(depth: int, arithmetic: str) -> Contender:
+  from resnet_jax.data.preprocess import Preprocess  # noqa: PLC0415
   from resnet_jax.engine import devices, runner  # noqa: PLC0415
   from resnet_jax.models import resnet  # noqa: PLC0415
   from resnet_jax.weights import random  # noqa: PLC0415
@@ -47,9 +48,9 @@ def _ours(depth: int, arithmetic: str) -> Contender:
   model = resnet.ResNet(depth)
   run = runner.Runner(
     model,
-    random.initialise(resnet.parameter_shapes(model), 0),
+    random.initialise(model, 0),
     ['avgpool'],
-    np.zeros((3, 1, 1), np.float32),
+    Preprocess((0.0, 0.0, 0.0)),
     execution=runner.Execution(devices.select(False), arithmetic),
   )
 
@@ -72,9 +73,7 @@ def _plain_flax(depth: int, arithmetic: str) -> Contender:
   if arithmetic != 'float32':
     raise NotSupported
   model = resnet.ResNet(depth)
-  parameters = jax.device_put(
-    random.initialise(resnet.parameter_shapes(model), 0)
-  )
+  parameters = jax.device_put(random.initialise(model, 0))
   forward = jax.jit(
     lambda p, x: resnet.capture(model, p, x, ['avgpool'])['avgpool']
   )

@@ -473,11 +473,11 @@ def _alone(depth: int, asked: Sequence[str], count: int, rows: int) -> Line:
   """CPU seconds for `count` images, in batches of `rows`."""
   devices.use_cores()
   model = resnet.ResNet(depth)
-  run = runner.Runner.prepared(
-    EXACT,
+  run = runner.Runner(
     model,
-    random.initialise(resnet.parameter_shapes(model), 0),
+    random.initialise(model, 0),
     asked,
+    EXACT,
     execution=runner.Execution(devices.select(False)),
   )
   images = np.zeros((rows, *EXACT.shape), np.uint8)

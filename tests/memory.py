@@ -11,7 +11,7 @@ import pytest
 
 # What a worker may take, so that a laptop has room for one a core.
 MOST = 1500 << 20
-# By how much it grows before freed memory is given back.
+# By how much it grows before compiled programs and freed memory go.
 _GROWTH = 200 << 20
 _PAGE = resource.getpagesize()
 
@@ -24,13 +24,11 @@ class Memory:
     self._peaks = {}
 
   @pytest.hookimpl(wrapper=True, tryfirst=True)
-  def pytest_runtest_teardown(self, item, nextitem):
+  def pytest_runtest_teardown(self):
     """Gives back what a test freed."""
     result = yield
-    # Compiled programs are used again within a file, hardly beyond it.
-    if nextitem is None or nextitem.path != item.path:
-      jax.clear_caches()
     if _resident() > self._level + _GROWTH:
+      jax.clear_caches()
       gc.collect()
       # glibc keeps what is freed in the middle of its heaps.
       ctypes.CDLL(None).malloc_trim(0)

@@ -81,6 +81,41 @@ def test_one_layer_is_an_array_and_several_are_a_dict(model, image_folder):
   assert model.layers[0] == 'conv1_conv'
 
 
+def test_a_stream_gives_what_features_gives_batch_by_batch(model, image_folder):
+  paths = sorted(image_folder.rglob('*.*'))
+  together = model.features(paths, LAYER)
+  (image_folder / 'broken.png').write_bytes(b'')
+  found = list(model.stream(image_folder, LAYER, on_error='record'))
+  assert [batch.start for batch, _ in found] == [0, 4]
+  keys = [key for batch, _ in found for key in batch.keys]
+  assert keys == [
+    path.relative_to(image_folder).as_posix()
+    for path in sorted([*paths, image_folder / 'broken.png'])
+  ]
+  values = np.concatenate([values[LAYER] for _, values in found])
+  mask = np.concatenate([batch.mask for batch, _ in found])
+  assert [key for key, real in zip(keys, mask, strict=True) if not real] == [
+    'broken.png'
+  ]
+  scale = np.sqrt(np.mean(together**2))
+  assert np.abs(values[mask] - together).max() < 1e-4 * scale
+  with pytest.raises(
+    resnet_jax.UserError, match=r'broken\.png: the file is empty'
+  ):
+    model.stream(image_folder, LAYER)
+
+
+def test_a_stream_of_an_array_starts_where_it_is_told(model):
+  pixels = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), np.uint8)
+  whole = model.features(pixels, 'pool1,avgpool')
+  for batch, values in model.stream(pixels, 'pool1,avgpool', start=4):
+    rows = slice(batch.start, batch.start + len(batch.keys))
+    assert list(values) == ['pool1', 'avgpool']
+    for name, value in values.items():
+      np.testing.assert_allclose(value, whole[name][rows], rtol=1e-5, atol=1e-5)
+  assert rows == slice(4, 7)
+
+
 @pytest.mark.parametrize(
   ('images_given', 'message'),
   [

@@ -39,7 +39,7 @@ _LINKS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Contents:
+class Tree:
   """The contents of a group.
 
   Attributes:
@@ -85,7 +85,7 @@ def opened(stream: BinaryIO) -> Iterator[h5py.File]:
     yield file
 
 
-def contents(group: h5py.Group, skip: Collection[str] = ()) -> Contents:
+def contents(group: h5py.Group, skip: Collection[str] = ()) -> Tree:
   """The contents of a group, checked; no values are read.
 
   Args:
@@ -100,7 +100,7 @@ def contents(group: h5py.Group, skip: Collection[str] = ()) -> Contents:
     # `in` would follow a link.
     links = group.id.links
     there = tuple(name for name in skip if links.exists(name.encode()))
-    found = Contents({}, {}, there)
+    found = Tree({}, {}, there)
     _walk(group, '', frozenset(skip), found)
     stored = sum(d.id.get_storage_size() for d in found.datasets.values())
     size = group.file.id.get_filesize()
@@ -165,7 +165,7 @@ def _walk(
   group: h5py.Group,
   prefix: str,
   skip: frozenset[str],
-  found: Contents,
+  found: Tree,
 ) -> None:
   if prefix.count('/') > MAX_DEPTH:
     raise _refused(f'its groups are nested deeper than {MAX_DEPTH}')

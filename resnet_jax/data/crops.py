@@ -45,7 +45,7 @@ def _resized_size(
     ImageError: that would be unreasonably large.
   """
   if preprocess.resize == 'squash':
-    # What is between the two passes: large of a narrow, tall image.
+    # Between the two passes, a tall and narrow image becomes large.
     width, height = preprocess.crop_size, size[1]
     if width * height > max(_MAX_PIXELS, 2 * size[0] * height):
       raise decoding.ImageError(
@@ -71,12 +71,12 @@ def _resized_size(
 def cut(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
   """Resizes and crops an RGB image to (preprocess.cuts, S, S, 3) uint8.
 
-  First across, then down: between them values are rounded, so the order
-  matters, and Pillow's own depends on its version and the image's shape.
+  Resizes across, then down: values are rounded between the passes, so their
+  order matters, and Pillow's own depends on its version and the image's shape.
 
   Raises:
-    ImageError: resized, it would be unreasonably large; or it may not be
-      resized, and has not the size of a crop.
+    ImageError: the resized image would be unreasonably large; or resize is
+      'none', and the image does not have the size of a crop.
   """
   filter_ = Image.Resampling[preprocess.interpolation.upper()]
   size = preprocess.crop_size
@@ -105,12 +105,12 @@ def cut(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Needed:
-  """What is resized along one side, for a crop.
+  """The part of a side that is resized for a crop.
 
   Attributes:
-    begin, end: of the image, in its pixels.
-    pixels: what that becomes.
-    crop: where the crop begins in it.
+    begin, end: in pixels of the image.
+    pixels: the size that it is resized to.
+    crop: where the crop begins in that.
   """
 
   begin: float
@@ -120,18 +120,18 @@ class _Needed:
 
 
 def _needed(side: int, resized: int, offset: int, crop: int) -> _Needed:
-  """The crop alone where that gives the same pixels, otherwise all.
+  """The part below the crop if that gives the same pixels, else all.
 
-  Pillow takes the part to resize as floats of 32 bits and finds the middles of
-  the filters as floats of 64.  So the pixels are the same where nothing is
-  rounded: where the scale is a whole number over a power of two, as that of a
-  side that becomes 256 always is, and of one that becomes 232 seldom.
+  Pillow takes the part to resize in float32 and computes the filters' centres
+  in float64.  So the pixels are the same where nothing is rounded: where the
+  scale is an integer over a power of two, as it always is for a side that
+  becomes 256, and seldom for one that becomes 232.
 
   Args:
-    side: of the image, pixels.
-    resized: what it becomes as a whole, pixels.
-    offset: where the crop begins in that.
-    crop: its pixels.
+    side: pixels of the image.
+    resized: pixels that the whole side becomes.
+    offset: where the crop begins in these.
+    crop: pixels of the crop.
   """
   scale = fractions.Fraction(side, resized)
   whole, parts = scale.as_integer_ratio()
@@ -142,13 +142,13 @@ def _needed(side: int, resized: int, offset: int, crop: int) -> _Needed:
 
 
 def _cut_scaled(opened: Image.Image, preprocess: Preprocess) -> np.ndarray:
-  """Decodes and cuts what an image has of pixels that are needed, nearly."""
+  """Like `cut`, but decodes and resizes only what a crop needs, nearly."""
   if 0 in opened.size:
     raise decoding.ImageError('it has no pixels')
   width, height = size = _resized_size(opened.size, preprocess)
   extent: tuple[float, float] = opened.size
   with decoding.reading():
-    # A JPEG gets no smaller than `size`; its last pixels may lie half outside.
+    # No smaller than `size`; the last pixels may lie partly outside the image.
     if drafted := opened.draft('RGB', size):
       extent = drafted[1][2:]
     image = decoding.to_rgb(opened)
@@ -180,16 +180,11 @@ def _offsets(
 ) -> list[tuple[int, int]]:
   """The (top, left) of each crop."""
   down, across = height - preprocess.crop_size, width - preprocess.crop_size
-  middle = (
-    _middle(down, preprocess.rounding),
-    _middle(across, preprocess.rounding),
-  )
+  middle = (down // 2, across // 2)
+  if preprocess.rounding == 'torchvision':
+    middle = (round(down / 2), round(across / 2))
   corners = [(y, x) for y in (0, down) for x in (0, across)]
   return [*corners, middle] if preprocess.multi_crop else [middle]
-
-
-def _middle(room: int, rounding: str) -> int:
-  return room // 2 if rounding == 'nearest' else round(room / 2)
 
 
 def normalise(
@@ -201,16 +196,16 @@ def normalise(
   channels: str = 'BGR',
   std: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Any:
-  """Cut-out uint8 crops to the network's input, by NumPy or JAX.
+  """From uint8 crops to the network's input, by NumPy or JAX.
 
   Args:
     cuts: (N, cuts, H, W, 3) uint8, RGB.
     mean: float32, (3, 1, 1) or (3, H, W), as `mean.as_array` gives it.
-    multi_crop: whether mirror images are added behind the crops of each
-      image.  A mean image is not mirrored with them, as in the original.
+    multi_crop: whether to append the mirror images of each image's crops.  A
+      mean image is not mirrored with them, as in the original.
     numpy: the module to compute with, numpy or jax.numpy.
     channels: 'BGR' or 'RGB', of the mean, the std and the result.
-    std: what is divided by.
+    std: the divisor, after the mean.
 
   Returns:
     (N * crops, H, W, 3) float32, minus the mean, over the std.

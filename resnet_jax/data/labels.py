@@ -50,7 +50,7 @@ def classes(
 
   Args:
     count: the number of classes.
-    path: a text file with one name a line, or a key of NAMED; '': none.
+    path: a text file with one name per line, or a key of NAMED; '': none.
     stored: the names that came with the weights.
 
   Returns:
@@ -62,15 +62,11 @@ def classes(
   """
   if path:
     stored = NAMED.get(path) or _read_names(pathlib.Path(path).expanduser())
-    if len(stored) != count:
-      raise errors.UserError(
-        f'class_names={path} has {len(stored)} names, and the classifier'
-        f' {count} classes. Give a name a line, in the order of the labels.'
-      )
-  if stored and len(stored) != count:
+  if (path or stored) and len(stored) != count:
+    source = f'class_names={path}' if path else 'the list of class names'
     raise errors.UserError(
-      f'{len(stored)} class names were given, and the classifier has {count}'
-      ' classes. Give one for each, in the order of the labels.'
+      f'{source} has {len(stored)} names, and the classifier {count} classes.'
+      ' Give one name for each, in the order of the labels.'
     )
   if stored:
     return tuple(ImageNetClass('', name) for name in stored)
@@ -87,7 +83,7 @@ def _read_names(path: pathlib.Path) -> list[str]:
   except (OSError, UnicodeDecodeError) as error:
     raise errors.UserError(
       f'class_names={path} cannot be read: {error}. Give a text file (UTF-8)'
-      ' with the name of a class a line, in the order of the labels; or one of'
+      ' with one class name per line, in the order of the labels; or one of'
       f' {", ".join(NAMED)}.'
     ) from error
   return [line.strip() for line in lines if line.strip()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What preprocessing consists of; `crops` does it."""
+"""The settings of preprocessing, which `crops` carries out."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,10 +9,9 @@ from resnet_jax.data import mean as mean_lib
 from resnet_jax.system import errors, overrides
 
 INTERPOLATIONS = ('lanczos', 'bilinear', 'bicubic')
-RESIZES = ('short_side', 'squash', 'none')
 ROUNDINGS = ('nearest', 'torchvision')
 _CHOICES = {
-  'resize': RESIZES,
+  'resize': ('short_side', 'squash', 'none'),
   'interpolation': INTERPOLATIONS,
   'channels': ('BGR', 'RGB'),
   'rounding': ROUNDINGS,
@@ -32,7 +31,7 @@ class Preprocess:
       of `channels`, or an image.
     resize: 'short_side', the shorter side to `resize_size`; 'squash', the
       whole image to a square of `crop_size` (the original demo's); or 'none':
-      images are of that size, and taken as they are.
+      images already have that size.
     resize_size: the shorter side, pixels.
     crop_size: height and width of a crop, pixels.
     multi_crop: ten crops: top left, top right, bottom left, bottom right,
@@ -67,18 +66,11 @@ class Preprocess:
     for name, allowed in _CHOICES.items():
       errors.check_choice(name, getattr(self, name), allowed)
     mean_lib.check_std(self.std)
-    if not 32 <= self.crop_size <= 4096:
-      raise errors.UserError(
-        f'crop_size={self.crop_size} is not between 32 and 4096.'
-      )
+    check_crop_size(self.crop_size)
     if self.multi_crop and self.resize != 'short_side':
-      which = {
-        'squash': 'a squashed image',
-        'none': 'with resize=none an image',
-      }[self.resize]
       raise errors.UserError(
-        f'multi_crop=true needs resize=short_side: {which} is no larger than'
-        ' one crop.'
+        'multi_crop=true needs resize=short_side: with'
+        f' resize={self.resize} an image is no larger than one crop.'
       )
     if self.resize == 'short_side' and not (
       self.crop_size <= self.resize_size <= 8192
@@ -107,10 +99,10 @@ class Preprocess:
     check_overrides(**given)
     changes = overrides.given(given)
     channels = changes.get('channels', self.channels)
-    for name in ('mean', 'std') if channels != self.channels else ():
+    reordered = {'mean', 'std'} if channels != self.channels else set()
+    for name in sorted(reordered - changes.keys()):
       own = getattr(self, name)
-      same = isinstance(own, mean_lib.MeanImage) or len(set(own)) == 1
-      if name not in changes and not same:
+      if isinstance(own, tuple) and len(set(own)) > 1:
         raise errors.UserError(
           f'channels={channels}, but the {name} of these weights is in the'
           f' order {self.channels}. Give {name}=A,B,C in the order'
@@ -150,22 +142,27 @@ class Preprocess:
     if self.resize == 'squash':
       cut = f'whole image resized to {size} ({self.interpolation})'
     else:
+      crops = (f'centre crop {size}', f'ten crops of {size} averaged')
       cut = f'shorter side to {self.resize_size} ({self.interpolation}), '
-      cut += (
-        f'ten crops of {size} averaged'
-        if self.multi_crop
-        else f'centre crop {size}'
-      )
+      cut += crops[self.multi_crop]
     if self.rounding != 'nearest':
       cut += f' ({self.rounding} rounding)'
     return f'{cut}, {colours}'
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Preprocess))
+# Chosen for each run, and not stored with weights.
+RUN_FIELDS = ('multi_crop', 'decode')
+
+
+def check_crop_size(size: int) -> None:
+  """Raises a UserError for a size that no network takes."""
+  if not 32 <= size <= 4096:
+    raise errors.UserError(f'crop_size={size} is not between 32 and 4096.')
 
 
 def check_overrides(**given: Any) -> None:
-  """Finds mistakes in what a user gave while the weights are not loaded yet.
+  """Finds a user's mistakes before the weights are loaded.
 
   Args:
     given: fields of `Preprocess`; 'auto', 0 and None stand for the weights'
@@ -177,7 +174,8 @@ def check_overrides(**given: Any) -> None:
   changes = overrides.given(given)
   for name, allowed in _CHOICES.items():
     if name in changes:
-      errors.check_choice(name, changes[name], (*allowed, overrides.AUTO))
+      auto = () if name in RUN_FIELDS else (overrides.AUTO,)
+      errors.check_choice(name, changes[name], (*allowed, *auto))
   if 'mean' in changes:
     mean_lib.check_source(changes['mean'])
   if 'std' in changes:

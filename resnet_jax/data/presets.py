@@ -9,6 +9,13 @@ from resnet_jax.models import structure
 # Sources: the model zoo's page (the mean) and PaddlePaddle 0.8 to 0.10,
 # demo/model_zoo/resnet/classify.py (the rest); the fields' defaults.
 CAFFE = Preprocess()
+# A note on weights in a format that states no preprocessing.
+GUESSED_INPUT = (
+  'the file is not a published checkpoint and does not state its preprocessing:'
+  f" that of the authors' networks is used, {CAFFE.describe()}. Set"
+  ' channels, mean, std, resize_size, interpolation if it was trained'
+  ' otherwise.'
+)
 # Source: torchvision 0.29.2, transforms/_presets.py (there on the scale 0 to
 # 1: 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225).
 TORCHVISION = Preprocess(

@@ -92,11 +92,11 @@ class Networks:
     key = (layers, reduction, grad_cam)
     if key not in self._networks:
       self._networks[key] = sizing.Network(
-        lambda: runner.Runner.prepared(
-          self._preprocess,
+        lambda: runner.Runner(
           self._module,
           self._parameters,
           layers,
+          self._preprocess,
           reduction=reduction,
           grad_cam=grad_cam,
           execution=self._execution,

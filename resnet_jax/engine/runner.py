@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from resnet_jax.data import crops, preprocess
-from resnet_jax.data import mean as means
+from resnet_jax.data import crops
+from resnet_jax.data import mean as mean_lib
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import (
   compilation,
   gradcam,
@@ -101,17 +102,14 @@ class Runner:
     model: resnet.ResNet,
     parameters: Mapping[str, np.ndarray],
     layers: Sequence[str],
-    mean: np.ndarray,
+    preprocess: Preprocess,
     *,
-    multi_crop: bool = False,
-    channels: str = 'BGR',
-    std: Sequence[float] = (1.0, 1.0, 1.0),
     reduction: reductions.Reduction | None = None,
     grad_cam: gradcam.GradCam | None = None,
     execution: Execution | None = None,
     shared: Placed | None = None,
   ) -> None:
-    if grad_cam and multi_crop:
+    if grad_cam and preprocess.multi_crop:
       raise errors.UserError(
         'Grad-CAM looks at one crop; it has no meaning for the average over'
         ' ten. Leave multi_crop out.'
@@ -122,7 +120,7 @@ class Runner:
     self._execution = execution
     self._devices = execution.devices or tuple(jax.local_devices()[:1])
     self._on_cpu = self._devices[0].platform == 'cpu'
-    self._crops = 10 if multi_crop else 1
+    self._crops = preprocess.crops
     aside = (*layers, *((grad_cam.layer, *names.HEAD) if grad_cam else ()))
     model = model.clone(
       inference=layers_lib.Inference(
@@ -133,47 +131,17 @@ class Runner:
     self._folded = functools.partial(folding.folded, model, parameters)
     # One copy for all the runners.
     self._placed = {} if shared is None else shared
-    self._mean = mean
+    self._mean = mean_lib.as_array(preprocess.mean)
     self._programs: dict[tuple[int, ...], _Program] = {}
     self._apply = functools.partial(
       _apply,
       model=model,
       layers=self.layers,
-      multi_crop=multi_crop,
-      channels=channels,
-      std=tuple(std),
+      preprocess=preprocess,
       reduction=reduction or reductions.Reduction(),
       grad_cam=grad_cam,
       # On a CPU they are transposed when they are fetched.
       channels_first=not self._on_cpu,
-    )
-
-  @classmethod
-  def prepared(
-    cls,
-    own: preprocess.Preprocess,
-    model: resnet.ResNet,
-    parameters: Mapping[str, np.ndarray],
-    layers: Sequence[str],
-    *,
-    reduction: reductions.Reduction | None = None,
-    grad_cam: gradcam.GradCam | None = None,
-    execution: Execution | None = None,
-    shared: Placed | None = None,
-  ) -> 'Runner':
-    """A runner for images that a preprocessing cut out."""
-    return cls(
-      model,
-      parameters,
-      layers,
-      means.as_array(own.mean),
-      multi_crop=own.multi_crop,
-      channels=own.channels,
-      std=own.std,
-      reduction=reduction,
-      grad_cam=grad_cam,
-      execution=execution,
-      shared=shared,
     )
 
   def __call__(
@@ -344,15 +312,20 @@ def _apply(
   *,
   model: resnet.ResNet,
   layers: Sequence[str],
-  multi_crop: bool,
-  channels: str,
-  std: Sequence[float],
+  preprocess: Preprocess,
   reduction: reductions.Reduction,
   grad_cam: gradcam.GradCam | None,
   channels_first: bool,
   pieces: int,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-  x = crops.normalise(images, mean, multi_crop, jnp, channels=channels, std=std)
+  x = crops.normalise(
+    images,
+    mean,
+    preprocess.multi_crop,
+    jnp,
+    channels=preprocess.channels,
+    std=preprocess.std,
+  )
   values: dict[str, jax.Array] = {}
   overflows: dict[str, jax.Array] = {}
   if grad_cam:

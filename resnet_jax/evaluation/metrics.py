@@ -6,8 +6,8 @@ al., "Are we done with ImageNet?", arXiv:2006.07159.
 """
 
 import collections
-import dataclasses
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,16 +16,8 @@ from resnet_jax.evaluation import statistics
 BEST = 5
 
 
-@dataclasses.dataclass(frozen=True)
-class ClassRow:
-  """The errors of one class.
-
-  Attributes:
-    label: the class.
-    images: images with this label.
-    top1: the number of them with a wrong best prediction.
-    top5: the number of them with five wrong predictions.
-  """
+class ClassRow(NamedTuple):
+  """Images of a class, and how many of them the best one and five miss."""
 
   label: int
   images: int
@@ -33,8 +25,7 @@ class ClassRow:
   top5: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Confusion:
+class Confusion(NamedTuple):
   """How many images of a class were taken for another."""
 
   label: int
@@ -59,9 +50,7 @@ class Tally:
     self._wrong = np.zeros(2, np.int64)
     # Rows: images, top-1 errors, top-5 errors.
     self._by_class = np.zeros((3, classes), np.int64)
-    self._confusions: collections.Counter[tuple[int, int]] = (
-      collections.Counter()
-    )
+    self._confusions = collections.Counter[tuple[int, int]]()
 
   def add(self, answers: Collection[int], best: Sequence[int]) -> None:
     """Counts an image.

@@ -7,6 +7,8 @@ import itertools
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from resnet_jax.evaluation import prediction, prediction_file, statistics
 from resnet_jax.evaluation.prediction_record import ImagePrediction, Labels
 from resnet_jax.system import errors
@@ -50,9 +52,9 @@ class Paired:
 
   def errors(self) -> tuple[statistics.Rate, statistics.Rate]:
     """The top-1 errors of the first and the second file."""
-    return tuple(  # type: ignore[return-value]
-      statistics.Rate(self.neither + only, self.images)
-      for only in (self.test.only_second, self.test.only_first)
+    return (
+      statistics.Rate(self.neither + self.test.only_second, self.images),
+      statistics.Rate(self.neither + self.test.only_first, self.images),
     )
 
 
@@ -82,24 +84,16 @@ class Comparison:
 
 
 def compare(first: pathlib.Path, second: pathlib.Path) -> Comparison:
-  """Compares two files; images are matched by key, else by file name.
+  """Compares two files; see `match` for which images are the same.
 
   Raises:
     UserError: a file cannot be used, or they have no image in common.
   """
   a, b = _load(first), _load(second)
-  matched, note = _matched(a, b, (first, second))
-  if not matched:
-    raise errors.UserError(
-      f'{first} and {second} have no image in common: their keys are such as'
-      f' {a[0].key!r} and {b[0].key!r}. Compare runs over the same data.'
-    )
-  failed = tuple(
-    sum(bool(pair[side].failed) for pair in matched) for side in (0, 1)
-  )
-  same = [x.predicted == y.predicted for x, y in matched]
-  paired = {}
-  notes = [note] if note else []
+  keys, others = ([image.key for image in side] for side in (a, b))
+  ours, theirs, note = match(keys, others, (first, second))
+  matched = [(a[x], b[y]) for x, y in zip(ours, theirs, strict=True)]
+  paired, notes = {}, [note] if note else []
   # A file of --job=predict may have no labels: then the other's count.
   sets = [{**y.labels, **x.labels} for x, y in matched]
   for name in dict.fromkeys(itertools.chain.from_iterable(sets)):
@@ -114,74 +108,77 @@ def compare(first: pathlib.Path, second: pathlib.Path) -> Comparison:
     else:
       answers = [labels.get(name, ()) for labels in sets]
       paired[name] = _pair(answers, matched)
+  flips = tuple(
+    Flip(x.key, _first(x), _first(y), labels)
+    for (x, y), labels in zip(matched, sets, strict=True)
+    if x.predicted != y.predicted
+  )
   return Comparison(
     len(matched),
     (len(a) - len(matched), len(b) - len(matched)),
-    (failed[0], failed[1]),
-    sum(same),
-    sum(x.ranking == y.ranking for x, y in matched),
-    tuple(
-      Flip(x.key, _first(x), _first(y), labels)
-      for (x, y), labels, equal in zip(matched, sets, same, strict=True)
-      if not equal
+    (
+      sum(bool(x.failed) for x, _ in matched),
+      sum(bool(y.failed) for _, y in matched),
     ),
+    len(matched) - len(flips),
+    sum(x.ranking == y.ranking for x, y in matched),
+    flips,
     paired,
     tuple(notes),
   )
 
 
 def _load(path: pathlib.Path) -> list[ImagePrediction]:
-  with prediction_file.Reader(path) as reader:
-    found = list(reader)
+  found = list(prediction_file.Reader(path))
   if not found:
     raise errors.UserError(f'{path} has no predictions; predict again.')
   return found
 
 
-def names_to_match(
-  first: Sequence[str], second: Sequence[str]
-) -> tuple[Sequence[str], Sequence[str], str]:
-  """Returns the names by which the images of two runs can be matched.
+def match(
+  first: list[str], second: list[str], paths: Sequence[pathlib.Path]
+) -> tuple[np.ndarray, np.ndarray, str]:
+  """Finds the images that two runs have in common.
+
+  Images are matched by key; where no key is in both (class folders in one,
+  none in the other), by file name, if these are unique.
 
   Args:
     first: the keys of one run.
     second: the keys of the other.
+    paths: of both runs, for messages.
 
   Returns:
-    The keys; or, where none is in both (class folders in one, none in the
-    other), the names of the files if they are unique; and a note about it.
+    Rows of the first, the same images' rows of the second, and a note or ''.
+
+  Raises:
+    UserError: they have no image in common, or a key twice in other places.
   """
-  if not set(first) & set(second):
-    names = [
-      [key.rpartition('/')[2] for key in keys] for keys in (first, second)
-    ]
-    once = all(len(set(side)) == len(side) for side in names)
-    if once and set(names[0]) & set(names[1]):
-      return names[0], names[1], 'images are matched by their file names'
-  return first, second, ''
-
-
-def _matched(
-  a: Sequence[ImagePrediction],
-  b: Sequence[ImagePrediction],
-  paths: Sequence[pathlib.Path],
-) -> tuple[list[tuple[ImagePrediction, ImagePrediction]], str]:
-  """The images in both, and a note on how they were matched."""
-  ours, theirs, note = names_to_match([x.key for x in a], [y.key for y in b])
+  names, note = [first, second], ''
+  if set(first).isdisjoint(second):
+    bare = [[key.rpartition('/')[2] for key in keys] for keys in names]
+    unique = all(len(set(side)) == len(side) for side in bare)
+    if unique and not set(bare[0]).isdisjoint(bare[1]):
+      names, note = bare, 'images are matched by their file names'
   # A list may name an image twice; the position tells them apart.
-  if ours == theirs:
-    return list(zip(a, b, strict=True)), note
-  for path, names in zip(paths, (ours, theirs), strict=True):
-    if len(set(names)) < len(names):
+  if names[0] == names[1]:
+    return np.arange(len(first)), np.arange(len(first)), note
+  for path, side in zip(paths, names, strict=True):
+    if twice := len(side) - len(set(side)):
       raise errors.UserError(
-        f'{path} has {len(names) - len(set(names))} keys twice, and the other'
-        ' file has other images, so they cannot be told apart. Compare runs'
-        ' over the same list.'
+        f'{path} has {twice} keys twice, and the other run has other images,'
+        ' so they cannot be told apart. Compare runs over the same list.'
       )
-  of_b = dict(zip(theirs, b, strict=True))
-  return [
-    (x, of_b[name]) for name, x in zip(ours, a, strict=True) if name in of_b
-  ], note
+  row_of = {name: row for row, name in enumerate(names[1])}
+  rows = [
+    (row, row_of[name]) for row, name in enumerate(names[0]) if name in row_of
+  ]
+  if not rows:
+    raise errors.UserError(
+      f'{paths[0]} and {paths[1]} have no image in common: their keys are such'
+      f' as {first[0]!r} and {second[0]!r}. Compare runs over the same data.'
+    )
+  return *np.array(rows).T, note
 
 
 def _first(image: ImagePrediction) -> prediction.ClassScore | None:

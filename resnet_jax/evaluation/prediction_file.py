@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, Self
 
 from resnet_jax.data import labels as labels_lib
@@ -30,7 +30,7 @@ _MAX_LINE = 1 << 24
 
 
 class Reader:
-  """Iterates over the images of a file; a context manager.
+  """Iterates over the images of a file.
 
   Attributes:
     header: the first line.
@@ -41,55 +41,48 @@ class Reader:
   def __init__(self, path: pathlib.Path) -> None:
     self.path = path
     try:
-      self._file = open(path, 'rb')  # noqa: SIM115
-    except OSError as error:
-      raise errors.UserError(
-        f'{path} cannot be read: {error.strerror or error}. Name a file of'
-        ' predictions, written by --job=evaluate or --job=predict.'
-      ) from error
-    try:
-      self.format, self.header = parse_header(self._line())
+      with open(path, 'rb') as file:
+        self.format, self.header = parse_header(_line(file))
     except (DamageError, OSError) as error:
-      self._file.close()
       raise errors.UserError(
         f'{path} is no file of predictions: {error}. Choose another file'
         ' (results, predictions), or remove it and predict again.'
       ) from error
-
-  def __enter__(self) -> Self:
-    return self
-
-  def __exit__(self, *error: object) -> None:
-    self._file.close()
 
   def __iter__(self) -> Iterator[ImagePrediction]:
     count, names = self.header.settings['classes'], None
     if self.format == 1:
       stored = self.header.record.get('class_names', ())
       names = labels_lib.classes(count, stored=stored)
-    for number in itertools.count(2):
-      try:
-        line = self._line()
-        if not line:
-          return
-        yield parse_image(line, count, names)
-      except (DamageError, OSError) as error:
-        raise errors.UserError(
-          f'{self.path}, line {number}, is damaged: {error}. Remove the file'
-          ' and predict again.'
-        ) from error
-
-  def _line(self) -> bytes:
-    """The next line, whole; empty at the end."""
-    line = self._file.readline(_MAX_LINE)
-    if line and not line.endswith(b'\n'):
-      raise DamageError('it breaks off, or is too long')
-    return line
+    number = 1
+    try:
+      with open(self.path, 'rb') as file:
+        _line(file)
+        number = 2
+        while line := _line(file):
+          yield parse_image(line, count, names)
+          number += 1
+    except (DamageError, OSError) as error:
+      raise errors.UserError(
+        f'{self.path}, line {number}, is damaged: {error}. Remove the file'
+        ' and predict again.'
+      ) from error
 
 
-def part(path: pathlib.Path) -> pathlib.Path:
-  """The name of an unfinished file."""
-  return path.with_name(path.name + files.PART)
+def _line(file: IO[bytes]) -> bytes:
+  """The next line, whole; empty at the end."""
+  line = file.readline(_MAX_LINE)
+  if line and not line.endswith(b'\n'):
+    raise DamageError('it breaks off, or is too long')
+  return line
+
+
+def batch_rows(path: pathlib.Path) -> int:
+  """The batch size of a finished or unfinished file; 0: there is none."""
+  for place in (path, files.part(path)):
+    with contextlib.suppress(errors.UserError):
+      return settings_lib.batch_rows(Reader(place).header.run)
+  return 0
 
 
 def is_finished(path: pathlib.Path, header: Header) -> bool:
@@ -100,8 +93,7 @@ def is_finished(path: pathlib.Path, header: Header) -> bool:
   """
   if not path.exists():
     return False
-  with Reader(path) as reader:
-    _check_same(path, reader.header.settings, header.settings)
+  _check_same(path, Reader(path).header.settings, header.settings)
   return True
 
 
@@ -125,7 +117,7 @@ class Writer:
       UserError: the file is something else, has other settings, or another
         process writes it.
     """
-    self._path, self._part = path, part(path)
+    self._path, self._part = path, files.part(path)
     with self._writing():
       path.parent.mkdir(parents=True, exist_ok=True)
       self._file: IO[bytes] = open(self._part, 'ab')  # noqa: SIM115
@@ -176,26 +168,24 @@ def images(
   Raises:
     UserError: the file has other images, or is damaged.
   """
-  with Reader(path) as reader:
-    for row, (key, image) in enumerate(
-      itertools.zip_longest(keys, reader, fillvalue=None)
-    ):
-      found = image and image.key
-      if key is None or image is None or found != key:
-        raise errors.UserError(
-          f'{path}, image {row}, is {found or "missing"}, and should be'
-          f' {key or "none"}. Remove the file and predict again.'
-        )
-      yield image
+  pairs = itertools.zip_longest(keys, Reader(path))
+  for row, (key, image) in enumerate(pairs):
+    if image is None or image.key != key:
+      found = image.key if image else 'missing'
+      raise errors.UserError(
+        f'{path}, image {row}, is {found}, and should be {key or "none"}.'
+        ' Remove the file and predict again.'
+      )
+    yield image
 
 
 def relabel(
   path: pathlib.Path,
   keys: Sequence[str],
-  labels: Iterable[Labels],
+  labels: Sequence[Labels],
   record: Mapping[str, Any],
-) -> None:
-  """Replaces the labels in a finished file; the predictions stay.
+) -> bool:
+  """Replaces the labels in a finished file, if they differ.
 
   Args:
     path: the file.
@@ -203,11 +193,16 @@ def relabel(
     labels: of each image.
     record: the header's new one.
 
+  Returns:
+    Whether they differed.
+
   Raises:
     UserError: as from `images`; or the file cannot be written.
   """
-  with Reader(path) as reader:
-    header = dataclasses.replace(reader.header, record=record)
+  pairs = zip(images(path, keys), labels, strict=True)
+  if all(image.labels == wanted for image, wanted in pairs):
+    return False
+  header = dataclasses.replace(Reader(path).header, record=record)
   new = path.with_name(f'{path.name}.new')
   with files.writing('predictions', new), open(new, 'wb') as file:
     file.write(header.line())
@@ -217,6 +212,7 @@ def relabel(
     os.fsync(file.fileno())
   with files.writing('predictions', path):
     os.replace(new, path)
+  return True
 
 
 def _check_same(
@@ -239,7 +235,7 @@ def _resumable(
   """
   with open(path, 'rb') as file:
     first = file.readline(_MAX_LINE)
-    # Any other file is somebody's, and stays.
+    # A file of anything else stays.
     if not first.endswith(b'\n') and begins_header(first):
       return 0, 0
     ends = [file.tell()]
@@ -247,21 +243,19 @@ def _resumable(
       if line.endswith(b'\n'):
         ends.append(file.tell())
   done = len(ends) - 1
-  with Reader(path) as reader:
-    if reader.format == 1:
-      raise errors.UserError(
-        f'{path} was begun by an earlier version of this program. Finish it'
-        ' with that version, choose another file (results, predictions), or'
-        ' remove it.'
-      )
-    _check_same(
-      path,
-      {**reader.header.settings, **reader.header.run},
-      {**header.settings, **header.run},
+  reader = Reader(path)
+  if reader.format == 1:
+    raise errors.UserError(
+      f'{path} was begun by an earlier version of this program. Finish it with'
+      ' that version, choose another file (results, predictions), or remove it.'
     )
-    # Damage is found now, not after hours.
-    for _ in itertools.islice(reader, done):
-      pass
+  there = reader.header
+  _check_same(
+    path, {**there.settings, **there.run}, {**header.settings, **header.run}
+  )
+  # Damage is found now, not after hours.
+  for _ in itertools.islice(reader, done):
+    pass
   total = header.settings.get('images', done)
   kept = total if done >= total else done // rows * rows
   return kept, ends[kept]

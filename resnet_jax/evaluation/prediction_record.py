@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.data import labels as labels_lib
+from resnet_jax.data import pipeline
 from resnet_jax.evaluation import prediction
+from resnet_jax.system import errors
 from resnet_jax.system import settings as settings_lib
 
 _FORMAT = 'resnet_jax predictions 2'
@@ -26,7 +28,7 @@ Labels = Mapping[str, tuple[int, ...]]
 
 
 class DamageError(Exception):
-  """A line is not as it was written; the message says what is wrong."""
+  """A line is damaged; the message says how."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +82,44 @@ class ImagePrediction:
 
   def line(self) -> bytes:
     """The image's line of a file."""
-    facts: dict[str, Any] = {
-      'key': self.key,
-      'path': self.path,
-      'labels': self.labels,
-    }
+    facts = {'key': self.key, 'path': self.path, 'labels': self.labels}
     if self.failed:
       return _encode(facts | {'failed': self.failed})
     best = [dataclasses.asdict(score) for score in self.best]
     return _encode(facts | {'predicted': self.predicted, 'best': best})
+
+
+def predictions(
+  batch: pipeline.Batch,
+  probabilities: np.ndarray,
+  classes: Sequence[labels_lib.ImageNetClass],
+  labels: Sequence[Labels],
+) -> list[ImagePrediction]:
+  """The predictions for the images of a batch.
+
+  Args:
+    batch: the images.
+    probabilities: (images, classes, 1, 1).
+    classes: the network's.
+    labels: of all images, not only the batch's.
+
+  Raises:
+    UserError: a probability is not finite.
+  """
+  found = []
+  rows = zip(batch.items, batch.reasons, probabilities, strict=True)
+  for number, (item, reason, values) in enumerate(rows, batch.start):
+    if not reason and not np.isfinite(values).all():
+      raise errors.UserError(
+        f'the network gives {item.name} probabilities that are not finite:'
+        ' these weights do not fit this network or this preprocessing.'
+      )
+    best = prediction.from_probabilities(values.ravel(), classes).best
+    scores = () if reason else tuple(map(shortened, best))
+    found.append(
+      ImagePrediction(item.key, item.name, labels[number], scores, reason)
+    )
+  return found
 
 
 def shortened(score: prediction.ClassScore) -> prediction.ClassScore:
@@ -118,15 +149,14 @@ def parse_header(line: bytes) -> tuple[int, Header]:
       )
     raise DamageError(f"its first line does not say '{_FORMAT}'")
   names = [field.name for field in dataclasses.fields(Header)]
-  if facts.keys() != set(names) or not all(
-    isinstance(value, dict) for value in facts.values()
-  ):
+  if not all(type(facts.get(name)) is dict for name in names):
     raise DamageError(f'its first line does not have {", ".join(names)}')
   classes = facts['settings'].get('classes')
   if type(classes) is not int or classes < 1:
     raise DamageError('its first line does not say how many classes there are')
-  facts['settings'] = settings_lib.current(facts['settings'])
-  return 2 if written == _FORMAT else 1, Header(**facts)
+  settings = settings_lib.current(facts['settings'])
+  header = Header(settings, facts['run'], facts['record'])
+  return 2 if written == _FORMAT else 1, header
 
 
 def parse_image(

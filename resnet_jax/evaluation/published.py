@@ -2,6 +2,7 @@
 """The published accuracy that a run can be compared with, if there is one."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -16,18 +17,37 @@ IMAGES = 50_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
-  """A measured error beside a published one.
+class Standard:
+  """What a run is compared with.
 
   Attributes:
-    published: the error, percent.
-    difference: measured less published, percentage points.
-    inside: whether the published error lies in the measured one's interval.
+    checkpoint: the zoo's name, such as msra-50; '': it is not in the zoo.
+    accuracy: published for the run's protocol; None: there is none.
+    differences: how the run departs from the nearest published protocol.
+    changes: how it departs from the checkpoint's settings otherwise.
   """
 
-  published: float
-  difference: float
-  inside: bool
+  checkpoint: str = ''
+  accuracy: records.Accuracy | None = None
+  differences: tuple[str, ...] = ()
+  changes: tuple[str, ...] = ()
+
+
+def standard(
+  record: records.Record | None,
+  preprocess: Preprocess,
+  model: resnet.ResNet,
+) -> Standard:
+  """What a run of a checkpoint can be compared with."""
+  if record is None:
+    return Standard()
+  accuracy, differences = nearest(record, preprocess)
+  return Standard(
+    record.name,
+    None if differences else accuracy,
+    tuple(differences),
+    tuple(changes(record, preprocess, model)),
+  )
 
 
 def nearest(
@@ -57,17 +77,15 @@ def changes(
 ) -> list[str]:
   """How a run departs from the checkpoint's own settings otherwise."""
   own = record.preprocess
-  pairs = [
-    ('interpolation', preprocess.interpolation, own.interpolation),
-    ('rounding', preprocess.rounding, own.rounding),
-    ('channels', preprocess.channels, own.channels),
-    ('std', tuple(preprocess.std), tuple(own.std)),
-    *(
-      (name, getattr(model.variant, name), getattr(record.variant, name))
-      for name in variant.FIELDS
-    ),
+  found = [
+    f'{name} {getattr(run, name)} for {getattr(its, name)}'
+    for run, its, names in (
+      (preprocess, own, ('interpolation', 'rounding', 'channels', 'std')),
+      (model.variant, record.variant, variant.FIELDS),
+    )
+    for name in names
+    if getattr(run, name) != getattr(its, name)
   ]
-  found = [f'{name} {run} for {its}' for name, run, its in pairs if run != its]
   run, its = map(mean_lib.as_array, (preprocess.mean, own.mean))
   if run.shape != its.shape or not np.allclose(run, its, rtol=0, atol=1e-3):
     found.append(
@@ -77,10 +95,19 @@ def changes(
   return found
 
 
-def compare(rate: statistics.Rate, accuracy: float | None) -> Comparison | None:
-  """Compares a measured error rate with a published accuracy, percent."""
+def compare(rate: statistics.Rate, accuracy: float | None) -> dict[str, Any]:
+  """A measured error rate beside a published accuracy, percent.
+
+  Returns:
+    The published error; the measured one less it, percentage points; and
+    whether it lies in the measured one's interval.  {} without an accuracy.
+  """
   if accuracy is None or not rate.total:
-    return None
+    return {}
   error = round(100 - accuracy, 6)
   low, high = rate.interval()
-  return Comparison(error, round(rate.percent - error, 6), low <= error <= high)
+  return {
+    'published': error,
+    'difference': round(rate.percent - error, 6),
+    'inside': low <= error <= high,
+  }

@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The results of an evaluation, as JSON and as tables."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from resnet_jax.data import preprocess as preprocess_lib
-from resnet_jax.evaluation import metrics, published, statistics
-from resnet_jax.models import resnet
-from resnet_jax.zoo import records
+import numpy as np
+
+from resnet_jax.data import labels as labels_lib
+from resnet_jax.data import truth
+from resnet_jax.evaluation import (
+  metrics,
+  prediction_record,
+  published,
+  statistics,
+)
+from resnet_jax.system.text import counted
 
 # Rows of a table on the screen; the JSON has all classes.
 _SHOWN = 10
@@ -19,41 +25,43 @@ NO_CHECKPOINT = 'no published figure: the weights are no checkpoint of the zoo'
 NOT_THESE = 'no published figure for images with several labels'
 
 
-@dataclasses.dataclass(frozen=True)
-class Standard:
-  """What a run is compared with.
+def measure(
+  images: Iterable[prediction_record.ImagePrediction],
+  sets: Sequence[truth.LabelSet],
+  classes: Sequence[labels_lib.ImageNetClass],
+  against: published.Standard,
+) -> tuple[dict[str, dict[str, Any]], np.ndarray]:
+  """Counts the predictions of images.
 
-  Attributes:
-    checkpoint: the zoo's name, such as msra-50; '': it is not in the zoo.
-    accuracy: published for the run's protocol; None: there is none.
-    differences: how the run departs from the nearest published protocol.
-    changes: how it departs from the checkpoint's settings otherwise.
+  Args:
+    images: all of them, in the order of the labels.
+    sets: of labels.
+    classes: the network's.
+    against: the published accuracy.
+
+  Returns:
+    By label set, the errors for JSON; and the predicted labels, -1 where an
+    image failed.
   """
-
-  checkpoint: str = ''
-  accuracy: records.Accuracy | None = None
-  differences: tuple[str, ...] = ()
-  changes: tuple[str, ...] = ()
-
-
-def standard(
-  record: records.Record | None,
-  preprocess: preprocess_lib.Preprocess,
-  model: resnet.ResNet,
-) -> Standard:
-  """What a run of a checkpoint can be compared with."""
-  if record is None:
-    return Standard()
-  accuracy, differences = published.nearest(record, preprocess)
-  return Standard(
-    record.name,
-    None if differences else accuracy,
-    tuple(differences),
-    tuple(published.changes(record, preprocess, model)),
-  )
+  tallies = [metrics.Tally(len(classes)) for _ in sets]
+  predicted = []
+  for number, image in enumerate(images):
+    predicted.append(-1 if image.predicted is None else image.predicted)
+    for tally, own in zip(tallies, sets, strict=True):
+      tally.add(own.answers[number], image.ranking)
+  names = [f'{known.wnid} {known.name}'.strip() for known in classes]
+  found = {
+    own.name: figures(tally, against)
+    | {'description': own.description, 'labels_sha256': own.digest}
+    | _details(tally, names)
+    for tally, own in zip(tallies, sets, strict=True)
+  }
+  return found, np.array(predicted)
 
 
-def figures(tally: metrics.Tally, against: Standard) -> dict[str, Any]:
+def figures(
+  tally: metrics.Tally, against: published.Standard
+) -> dict[str, Any]:
   """The errors with one label set, for JSON."""
   accuracy = None if tally.several else against.accuracy
   result: dict[str, Any] = {
@@ -83,17 +91,16 @@ def figures(tally: metrics.Tally, against: Standard) -> dict[str, Any]:
   return result
 
 
-def details(
+def _details(
   tally: metrics.Tally, names: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
-  """The errors by class, and the confusions, for JSON."""
+  """The errors by class, and the confusions."""
   return {
     'classes': [
-      dataclasses.asdict(row) | {'name': names[row.label]}
-      for row in tally.classes()
+      row._asdict() | {'name': names[row.label]} for row in tally.classes()
     ],
     'confusions': [
-      dataclasses.asdict(row)
+      row._asdict()
       | {'name': names[row.label], 'taken_for_name': names[row.taken_for]}
       for row in tally.confusions(_KEPT_CONFUSIONS)
     ],
@@ -110,16 +117,13 @@ def rows(name: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
       'error': title,
       'percent': f'{figure["percent"]:.3f}',
       '95% interval': f'{figure["low"]:.3f} to {figure["high"]:.3f}',
-      'published': '-',
-      'difference': '-',
-      'published is': '-',
+      **dict.fromkeys(('published', 'difference', 'published is'), '-'),
     }
     if 'published' in figure:
+      place = 'inside' if figure['inside'] else 'outside'
       row['published'] = f'{figure["published"]:g}'
       row['difference'] = f'{figure["difference"]:+.3f}'
-      row['published is'] = (
-        'inside the interval' if figure['inside'] else 'outside the interval'
-      )
+      row['published is'] = f'{place} the interval'
     result.append(row)
   return result
 
@@ -132,13 +136,14 @@ def title(name: str) -> str:
 def remarks(name: str, found: Mapping[str, Any]) -> list[str]:
   """The remarks on a label set's errors, a line each."""
   of = f'{title(name)}: '
-  lines = [f'{of}{found["images"]} images']
+  images, unlabelled, failed = (
+    counted(found[key], 'image') for key in ('images', 'unlabelled', 'failed')
+  )
+  lines = [f'{of}{images}']
   if found['unlabelled']:
-    lines.append(f'{of}{found["unlabelled"]} images without a label left out')
+    lines.append(f'{of}{unlabelled} without a label left out')
   if found['failed']:
-    lines.append(
-      f'{of}{found["failed"]} images that could not be read count as wrong'
-    )
+    lines.append(f'{of}{failed} could not be read, counted as wrong')
   source = found['published']
   if isinstance(source, str):
     lines.append(f'{of}{source}')
@@ -153,17 +158,13 @@ def remarks(name: str, found: Mapping[str, Any]) -> list[str]:
   return lines
 
 
-def worst_classes(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """The classes with the most errors, as rows of a table."""
+def tables(found: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
+  """The classes with the most errors, and the most frequent confusions."""
   wrong = sorted(
     (row for row in found['classes'] if row['top1']),
-    key=lambda row: (
-      -row['top1'] / row['images'],
-      -row['top1'],
-      row['label'],
-    ),
+    key=lambda r: (-r['top1'] / r['images'], -r['top1'], r['label']),
   )
-  return [
+  worst = [
     {
       'most errors': f'{row["label"]} {row["name"]}',
       'images': row['images'],
@@ -172,11 +173,7 @@ def worst_classes(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     }
     for row in wrong[:_SHOWN]
   ]
-
-
-def most_confused(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """The most frequent confusions, as rows of a table."""
-  return [
+  confused = [
     {
       'images': row['images'],
       'of': f'{row["label"]} {row["name"]}',
@@ -184,15 +181,14 @@ def most_confused(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     }
     for row in found['confusions'][:_SHOWN]
   ]
+  return [rows for rows in (worst, confused) if rows]
 
 
 def _figure(rate: statistics.Rate, accuracy: float | None) -> dict[str, Any]:
   low, high = rate.interval()
-  figure = {
+  return {
     'percent': round(rate.percent, 6),
     'low': round(low, 6),
     'high': round(high, 6),
     'wrong': rate.count,
-  }
-  comparison = published.compare(rate, accuracy)
-  return figure | (dataclasses.asdict(comparison) if comparison else {})
+  } | published.compare(rate, accuracy)

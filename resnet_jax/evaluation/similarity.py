@@ -147,9 +147,10 @@ def _of_values(
       np.add(total, part.sum(axis=0), out=total)
     for product, (x, y) in zip(products, _pairs(*near), strict=True):
       np.add(product, x.T @ y, out=product)
-  for product, (x, y) in zip(products, _pairs(*totals), strict=True):
-    np.subtract(product, np.outer(x, y) / len(rows[0]), out=product)
-  across, one, other = (float((product**2).sum()) for product in products)
+  across, one, other = (
+    float(((product - np.outer(x, y) / len(rows[0])) ** 2).sum())
+    for product, (x, y) in zip(products, _pairs(*totals), strict=True)
+  )
   return across, one, other
 
 

@@ -18,33 +18,13 @@ from resnet_jax.system import settings as settings_lib
 ReadSettings = Callable[[pathlib.Path], Mapping[str, Any] | None]
 
 
-def checked(directory: str) -> pathlib.Path:
-  """Returns the path of an output directory, normalised.
-
-  Raises:
-    UserError: the path has no name of its own, as `.` has none.
-  """
-  path = pathlib.Path(os.path.normpath(os.path.expanduser(directory)))
-  if path.is_symlink():
-    path = path.resolve()
-  if not path.name or path.name == '..':
-    raise errors.UserError(
-      f"output_dir='{directory}': name a folder of its own, such as features."
-    )
-  return path
-
-
-def part(directory: pathlib.Path) -> pathlib.Path:
-  """The directory of the unfinished run."""
-  return directory.with_name(directory.name + files.PART)
-
-
 def check_finished(directory: pathlib.Path) -> None:
   """Raises a UserError if there is only an unfinished run."""
-  if not directory.exists() and part(directory).exists():
+  unfinished = files.part(directory)
+  if not directory.exists() and unfinished.exists():
     raise errors.UserError(
-      f'{directory} is not finished: there is only {part(directory)}. Start'
-      ' the same extract job again; it resumes.'
+      f'{directory} is not finished: there is only {unfinished}. Start the same'
+      ' extract job again; it resumes.'
     )
 
 
@@ -62,16 +42,15 @@ def is_finished(
     UserError: the directory, or that of the unfinished run, holds something
       else, or a run with other settings.
   """
-  for path in (directory, part(directory)):
+  for path in (directory, files.part(directory)):
     try:
-      occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+      if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        continue
     except OSError as error:
       raise errors.UserError(
         f'cannot read {path}: {error.strerror}. Choose another output_dir.'
       ) from error
-    if not occupied:
-      continue
-    found = read(path) if path.is_dir() else None
+    found = read(path)
     if found is None:
       raise errors.UserError(
         f'{path} holds something that is not a run of this program. Choose'
@@ -87,19 +66,17 @@ def is_finished(
   return False
 
 
-def found_settings(
-  directory: pathlib.Path, read: ReadSettings
-) -> Mapping[str, Any]:
-  """The settings of the run, finished or not; {} without a run."""
-  for path in (directory, part(directory)):
-    if path.is_dir() and (found := read(path)) is not None:
-      return found
-  return {}
+def batch_rows(directory: pathlib.Path, read: ReadSettings) -> int:
+  """The batch size of the run, finished or not; 0 without a run."""
+  for path in (directory, files.part(directory)):
+    if (found := read(path)) is not None:
+      return settings_lib.batch_rows(found)
+  return 0
 
 
 def is_started(directory: pathlib.Path) -> bool:
   """Whether there is an unfinished run, which `is_finished` has checked."""
-  path = part(directory)
+  path = files.part(directory)
   return path.is_dir() and any(path.iterdir())
 
 
@@ -110,7 +87,7 @@ def lock(directory: pathlib.Path) -> Iterator[None]:
   Raises:
     UserError: another process has the lock.
   """
-  path = part(directory)
+  path = files.part(directory)
   handle = os.open(path, os.O_RDONLY)
   try:
     files.lock(handle, path, 'output_dir')
@@ -122,17 +99,16 @@ def lock(directory: pathlib.Path) -> Iterator[None]:
 def make_part(
   directory: pathlib.Path, create: Callable[[pathlib.Path], None]
 ) -> pathlib.Path:
-  """Returns `NAME.part`, made by `create` unless the run has started."""
-  path = part(directory)
+  """Returns `NAME.part`, filled by `create` unless the run has started."""
+  path = files.part(directory)
   if is_started(directory):
     return path
   # Created elsewhere and renamed: a `.part` always has its settings.
   new = path.with_name(path.name + '.new')
   with files.writing('features', path):
-    if directory.is_dir():
-      # A mount point, which cannot be replaced, fails now rather than after
-      # the last row.
-      directory.rmdir()
+    # A mount point, which cannot be replaced, fails now rather than after the
+    # last row.
+    _remove_empty(directory)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     create(new)
@@ -143,9 +119,13 @@ def make_part(
 def publish(directory: pathlib.Path) -> None:
   """Renames `NAME.part` to `NAME`."""
   with files.writing('features', directory):
-    if directory.is_dir():
-      directory.rmdir()
-    os.replace(part(directory), directory)
+    _remove_empty(directory)
+    os.replace(files.part(directory), directory)
+
+
+def _remove_empty(directory: pathlib.Path) -> None:
+  if directory.is_dir():
+    directory.rmdir()
 
 
 def check_space(directory: pathlib.Path, needed: int) -> int:

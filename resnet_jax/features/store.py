@@ -8,6 +8,7 @@ values were computed.  Chunks carry a CRC-32C, which readers check.
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import pathlib
@@ -67,20 +68,14 @@ def create(
   group = {
     'zarr_format': 3,
     'node_type': 'group',
-    'attributes': {
-      'settings': dict(facts.settings),
-      'record': dict(facts.record),
-    },
+    'attributes': dataclasses.asdict(facts),
   }
-  files.write_atomically(
-    path / 'zarr.json', json.dumps(group, indent=2).encode()
-  )
+  files.write_json(path / 'zarr.json', group)
 
 
 def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
   """The settings of the run in a store; None if it is no store."""
-  settings = _attributes(path).get('settings')
-  return settings_lib.current(settings) if isinstance(settings, dict) else None
+  return settings_lib.read(path / 'zarr.json', 'attributes', 'settings')
 
 
 class StoreWriter:
@@ -160,26 +155,17 @@ class StoredLayer:
     plain = all(isinstance(part, int | np.integer | slice) for part in rest)
     if not plain or first is None or (first is Ellipsis and rest):
       raise IndexError('index the rows first, then channels and positions')
-    rows = np.asarray(np.arange(len(self))[first])
-    values = (
-      self._read(rows)
-      if rows.size
-      else np.empty((*rows.shape, *self.shape[1:]), self.dtype)
-    )
-    return values[(*[slice(None)] * rows.ndim, *rest)]
-
-  def _read(self, rows: np.ndarray) -> np.ndarray:
-    index: Any = rows
-    if rows.ndim == 0:
-      index = int(rows)
-    elif rows.ndim == 1 and (np.diff(rows) == 1).all():
+    rows = index = np.arange(len(self))[first]
+    if rows.ndim == 1 and rows.size and (np.diff(rows) == 1).all():
+      # Faster than an array of indices.
       index = slice(int(rows[0]), int(rows[-1]) + 1)
     try:
-      return self._array[index].read().result()
+      values = self._array[index].read().result()
     except (ValueError, OSError) as error:
       raise errors.UserError(
         f'{self._path} is damaged: {error}. Extract the features again.'
       ) from error
+    return values[(*[slice(None)] * rows.ndim, *rest)]
 
   def __array__(
     self, dtype: Any = None, copy: bool | None = None
@@ -204,7 +190,7 @@ class Features(Mapping[str, StoredLayer]):
   """
 
   def __init__(self, path: pathlib.Path) -> None:
-    attributes = _attributes(path)
+    attributes = json.loads((path / 'zarr.json').read_bytes())['attributes']
     self.settings = settings_lib.current(attributes['settings'])
     self.record: Mapping[str, Any] = attributes['record']
     self.rows = strings.read(path / 'keys')
@@ -231,7 +217,10 @@ class Features(Mapping[str, StoredLayer]):
       raise errors.unknown('layer of this store', layer, self._layers)
     return self._layers[layer]
 
-  def __iter__(self) -> Any:
+  def __contains__(self, layer: object) -> bool:
+    return layer in self._layers
+
+  def __iter__(self) -> Iterator[str]:
     return iter(self._layers)
 
   def __len__(self) -> int:
@@ -284,23 +273,12 @@ def _check_size(path: pathlib.Path, layer: StoredLayer) -> None:
     )
 
 
-def _attributes(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    group = json.loads((path / 'zarr.json').read_bytes())
-    return dict(group['attributes'])
-  except (OSError, ValueError, KeyError, TypeError):
-    return {}
-
-
 def _chunk_rows(plan: table.FeatureTable, shape: tuple[int, ...]) -> int:
   """Rows per chunk: the most that divide a batch and keep a chunk small."""
   row_bytes = math.prod(shape) * np.dtype(plan.dtype).itemsize
-  return max(
-    rows
-    for rows in range(1, plan.batch_rows + 1)
-    if plan.batch_rows % rows == 0
-    and (rows == 1 or rows * row_bytes <= _MAX_CHUNK_BYTES)
-  )
+  most = max(1, _MAX_CHUNK_BYTES // row_bytes)
+  fitting = range(1, min(most, plan.batch_rows) + 1)
+  return max(rows for rows in fitting if plan.batch_rows % rows == 0)
 
 
 def _create_array(
@@ -311,8 +289,7 @@ def _create_array(
   dimensions: tuple[str, ...],
 ) -> None:
   # A chunk is a file, written under another name and then renamed.
-  spec = _spec(path)
-  spec['metadata'] = {
+  metadata = {
     'shape': shape,
     'data_type': dtype,
     'chunk_grid': {
@@ -326,18 +303,16 @@ def _create_array(
     ],
     'dimension_names': dimensions,
   }
-  tensorstore.open(spec, create=True).result()
+  _open(path, create=True, metadata=metadata)
 
 
-def _open(path: pathlib.Path) -> Any:
-  return tensorstore.open(_spec(path), open=True).result()
-
-
-def _spec(path: pathlib.Path) -> dict[str, Any]:
-  return {
+def _open(path: pathlib.Path, *, create: bool = False, **more: Any) -> Any:
+  spec = {
     'driver': 'zarr3',
     'kvstore': {'driver': 'file', 'path': str(path.absolute())},
     # Reads see the file's present state, and memory stays flat.
     'recheck_cached_data': True,
     'store_data_equal_to_fill_value': True,
+    **more,
   }
+  return tensorstore.open(spec, open=not create, create=create).result()

@@ -7,6 +7,7 @@ One writer appends the rows of both, and notes the files' size in
 0.10, `demo/model_zoo/resnet` (`classify.py`, `load_feature.py`).
 """
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -99,14 +100,12 @@ def row_names(keys: Sequence[str]) -> tuple[list[str], str]:
   names = [key.rsplit('/', 1)[-1] for key in keys]
   if len(set(names)) == len(names):
     return names, ''
-  seen: set[str] = set()
-  for key in keys:
-    if key in seen:
-      raise errors.UserError(
-        f"'{key}' is listed twice, and the pickle format holds an image once."
-        ' List it once, or use feature_format=zarr.'
-      )
-    seen.add(key)
+  key, times = collections.Counter(keys).most_common(1)[0]
+  if times > 1:
+    raise errors.UserError(
+      f"'{key}' is listed twice, and the pickle format holds an image once."
+      ' List it once, or use feature_format=zarr.'
+    )
   return list(keys), (
     'images have the same base name, so the keys in batch_N are relative paths'
   )
@@ -117,30 +116,21 @@ def create(
 ) -> None:
   """Fills an empty directory with the settings of a run."""
   del plan
-  _write_json(path / RUN, dataclasses.asdict(facts))
+  files.write_json(path / RUN, dataclasses.asdict(facts))
 
 
 def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
   """The settings of the run in a directory; None without a run."""
-  try:
-    settings = json.loads((path / RUN).read_bytes())['settings']
-  except (OSError, ValueError, KeyError, TypeError):
-    return None
-  return settings_lib.current(settings) if isinstance(settings, dict) else None
+  return settings_lib.read(path / RUN, 'settings')
 
 
 class StreamWriter:
   """Appends rows to files; see `table.Writer`."""
 
   def __init__(
-    self,
-    form: RowFormat,
-    path: pathlib.Path,
-    plan: table.FeatureTable,
+    self, form: RowFormat, path: pathlib.Path, plan: table.FeatureTable
   ) -> None:
-    self._form = form
-    self._path = path
-    self._plan = plan
+    self._form, self._path, self._plan = form, path, plan
     self._names = row_names(plan.keys)[0] if form.unique else plan.keys
     progress: dict[str, Any] = {'rows': 0, 'bytes': 0, 'failed': []}
     try:
@@ -178,18 +168,16 @@ class StreamWriter:
         if reason
       ]
       self.done, self.failed = end, len(self._failures)
-      progress = {
-        'rows': self.done,
-        'bytes': self._size,
-        'failed': self._failures,
-      }
-      _write_json(self._path / PROGRESS, progress)
+      files.write_json(
+        self._path / PROGRESS,
+        {'rows': end, 'bytes': self._size, 'failed': self._failures},
+      )
 
   def finish(self) -> None:
     """Notes the failed rows beside the settings."""
     with files.writing('features', self._path):
       run = json.loads((self._path / RUN).read_bytes())
-      _write_json(self._path / RUN, run | {'failed': self._failures})
+      files.write_json(self._path / RUN, run | {'failed': self._failures})
       (self._path / PROGRESS).unlink(missing_ok=True)
 
   def _number(self, row: int) -> int:
@@ -261,26 +249,19 @@ def load_feature_c(file: str | pathlib.Path) -> list[list[list[float]]]:
   """
   path = pathlib.Path(file)
   output.check_finished(path.parent)
-  samples = []
+  samples: list[list[list[float]]] = []
   try:
-    with open(path, encoding='ascii') as lines:
-      for number, line in enumerate(lines, start=1):
+    with open(path, encoding='ascii', errors='backslashreplace') as lines:
+      for line in lines:
         *layers, rest = line.split(';')
         if rest != '\n' or not layers:
-          raise ValueError(f'line {number} does not end with a semicolon')
-        try:
-          sample = [[float(v) for v in layer.split()] for layer in layers]
-        except ValueError as error:
-          raise ValueError(f'line {number}: {error}') from error
-        samples.append(sample)
+          raise ValueError('it does not end with a semicolon')
+        samples.append([[float(v) for v in layer.split()] for layer in layers])
   except OSError as error:
     raise errors.UserError(f'cannot read {path}: {error.strerror}.') from error
   except ValueError as error:
     raise errors.UserError(
-      f'{path} is not a text file of features: {error}.'
+      f'{path} is not a text file of features: line {len(samples) + 1}:'
+      f' {error}.'
     ) from error
   return samples
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-  files.write_atomically(path, json.dumps(value, indent=2).encode())

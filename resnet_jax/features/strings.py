@@ -16,39 +16,32 @@ from resnet_jax.system import files
 
 def create(path: pathlib.Path, rows: int, chunk: int) -> None:
   """Creates an array of `rows` empty strings, `chunk` per file."""
+  grid = {'name': 'regular', 'configuration': {'chunk_shape': [chunk]}}
+  keys = {'name': 'default', 'configuration': {'separator': '/'}}
   metadata = {
     'zarr_format': 3,
     'node_type': 'array',
     'shape': [rows],
     'data_type': 'string',
-    'chunk_grid': {
-      'name': 'regular',
-      'configuration': {'chunk_shape': [chunk]},
-    },
-    'chunk_key_encoding': {
-      'name': 'default',
-      'configuration': {'separator': '/'},
-    },
+    'chunk_grid': grid,
+    'chunk_key_encoding': keys,
     'fill_value': '',
     'codecs': [{'name': 'vlen-utf8'}],
     'attributes': {},
     'dimension_names': ['row'],
   }
   (path / 'c').mkdir(parents=True, exist_ok=True)
-  files.write_atomically(
-    path / 'zarr.json', json.dumps(metadata, indent=2).encode()
-  )
+  files.write_json(path / 'zarr.json', metadata)
 
 
 def write_chunk(
   path: pathlib.Path, index: int, values: Sequence[str], chunk: int
 ) -> None:
   """Writes one chunk; the last one is padded with empty strings."""
-  texts = [*values, *[''] * (chunk - len(values))]
-  data = [struct.pack('<I', len(texts))]
-  for text in texts:
-    encoded = text.encode('utf-8')
-    data += [struct.pack('<I', len(encoded)), encoded]
+  padding = [''] * (chunk - len(values))
+  texts = [text.encode() for text in (*values, *padding)]
+  data = [struct.pack('<I', len(text)) + text for text in texts]
+  data.insert(0, struct.pack('<I', chunk))
   files.write_atomically(path / 'c' / str(index), b''.join(data))
 
 
@@ -93,8 +86,8 @@ def _decode(data: bytes, chunk: int) -> Iterator[str]:
   start = 4
   for _ in range(count):
     (size,) = struct.unpack_from('<I', data, start)
-    start, end = start + 4, start + 4 + size
-    if end > len(data):
+    text = data[start + 4 : start + 4 + size]
+    if len(text) < size:
       raise ValueError('a chunk of strings breaks off')
-    yield data[start:end].decode('utf-8')
-    start = end
+    yield text.decode()
+    start += 4 + size

@@ -6,7 +6,6 @@ import math
 import pathlib
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import features
@@ -23,30 +22,37 @@ from resnet_jax.system import console, errors
 
 def run(config: ConfigDict) -> int:
   """Compares what `first` and `second` name."""
-  paths = []
-  for key in ('first', 'second'):
-    path = pathlib.Path(config[key]).expanduser()
-    if not config[key] or not path.exists():
-      raise errors.UserError(
-        f"{key}='{config[key]}': there is nothing there. Name two files of"
-        ' predictions (of --job=evaluate or predict), or two feature stores'
-        ' (of --job=extract).'
-      )
-    # The folder of --job=evaluate stands for the predictions in it.
-    inside = path / 'predictions.jsonl'
-    paths.append(inside if inside.is_file() else path)
-  kinds = [path.is_dir() for path in paths]
-  if kinds[0] != kinds[1]:
-    stores, others = paths if kinds[0] else paths[::-1]
+  paths = [_existing(config, key) for key in ('first', 'second')]
+  stores = [path for path in paths if path.is_dir()]
+  if len(stores) == 1:
+    (file,) = set(paths) - set(stores)
     raise errors.UserError(
-      f'{stores} is a folder, and {others} a file: name two files of'
+      f'{stores[0]} is a folder, and {file} a file: name two files of'
       ' predictions, or two feature stores.'
     )
-  if kinds[0]:
+  if stores:
     _compare_features(config, *paths)
   else:
     _compare_predictions(config, *paths)
   return 0
+
+
+def _existing(config: ConfigDict, key: str) -> pathlib.Path:
+  path = pathlib.Path(config[key]).expanduser()
+  if not config[key] or not path.exists():
+    raise errors.UserError(
+      f"{key}='{config[key]}' does not exist. Name two files of"
+      ' predictions (of --job=evaluate or predict), or two feature stores'
+      ' (of --job=extract).'
+    )
+  # The folder of --job=evaluate stands for the predictions in it.
+  inside = path / 'predictions.jsonl'
+  return inside if inside.is_file() else path
+
+
+def _say_left_out(path: pathlib.Path, count: int) -> None:
+  if count:
+    console.say(f'only in {path}: {count} images, left out')
 
 
 # ---------------------------------------------------------------- predictions
@@ -59,8 +65,7 @@ def _compare_predictions(
   for line in _differences(first, second):
     console.say(line)
   for side, path in enumerate((first, second)):
-    if found.only[side]:
-      console.say(f'only in {path}: {found.only[side]} images, left out')
+    _say_left_out(path, found.only[side])
     if found.failed[side]:
       console.say(
         f'in {path} {found.failed[side]} images could not be read; they count'
@@ -93,12 +98,8 @@ def _compare_predictions(
 
 def _differences(first: pathlib.Path, second: pathlib.Path) -> list[str]:
   """The settings in which two files differ, a line each."""
-  with (
-    prediction_file.Reader(first) as a,
-    prediction_file.Reader(second) as b,
-  ):
-    one = {**a.header.settings, **a.header.run}
-    other = {**b.header.settings, **b.header.run}
+  headers = [prediction_file.Reader(path).header for path in (first, second)]
+  one, other = ({**header.settings, **header.run} for header in headers)
   return [
     f'{key}: {one.get(key)!r} in the first, {other.get(key)!r} in the second'
     for key in dict.fromkeys((*one, *other))
@@ -124,7 +125,7 @@ def _test_row(name: str, pair: pairs.Paired) -> dict[str, Any]:
 
 
 def _flip_row(flip: pairs.Flip) -> dict[str, Any]:
-  row: dict[str, Any] = {
+  row = {
     'key': flip.key,
     'first': _answer(flip.first),
     'second': _answer(flip.second),
@@ -137,8 +138,7 @@ def _flip_row(flip: pairs.Flip) -> dict[str, Any]:
 def _answer(score: prediction.ClassScore | None) -> str:
   if score is None:
     return 'could not be read'
-  name = f' {score.name}' if score.name else ''
-  return f'{score.label}{name} ({score.probability:.4f})'
+  return f'{score.label} {score.name}'.strip() + f' ({score.probability:.4f})'
 
 
 # ------------------------------------------------------------------- features
@@ -148,72 +148,41 @@ def _compare_features(
   config: ConfigDict, first: pathlib.Path, second: pathlib.Path
 ) -> None:
   a, b = features.load_features(first), features.load_features(second)
-  layers = set(a) & set(b)
-  common = [layer for layer in a if layer in layers]
+  common = [layer for layer in a if layer in b]
   for path, own in ((first, a), (second, b)):
-    if lacking := [layer for layer in own if layer not in layers]:
+    if lacking := [layer for layer in own if layer not in common]:
       console.say(f'only in {path}: {", ".join(lacking)}, left out')
   if not common:
     raise errors.UserError(
       f'{first} and {second} have no layer in common: {", ".join(a)}; and'
       f' {", ".join(b)}. Extract the same layers.'
     )
-  rows = _same_images(a, b, first, second)
+  *rows, note = pairs.match(a.rows, b.rows, (first, second))
+  if note:
+    console.say(f'NOTE: {note}')
+  for path, store in ((first, a), (second, b)):
+    _say_left_out(path, len(store.rows) - len(rows[0]))
   good = (a.status[rows[0]] == table.DONE) & (b.status[rows[1]] == table.DONE)
   if not good.all():
     console.say(
       f'{int((~good).sum())} images that could not be read (rows of NaN) are'
       ' left out'
     )
-  chosen = rows[0][good], rows[1][good]
   lines = []
-  for layer in common:
-    found = similarity.compare(a[layer], b[layer], chosen)
-    lines.append({'layer': layer} | _similarity_row(found, config.as_json))
-  console.show(lines, config.as_json, images=int(good.sum()))
-
-
-def _same_images(
-  a: features.Features,
-  b: features.Features,
-  first: pathlib.Path,
-  second: pathlib.Path,
-) -> tuple[np.ndarray, np.ndarray]:
-  """The rows of the same images, in both stores."""
-  ours, theirs, note = pairs.names_to_match(a.rows, b.rows)
-  if note:
-    console.say(f'NOTE: {note}')
-  if ours == theirs:
-    return np.arange(len(ours)), np.arange(len(ours))
-  for path, names in ((first, ours), (second, theirs)):
-    if len(set(names)) < len(names):
-      raise errors.UserError(
-        f'{path} has the same key twice, and the other store other rows, so'
-        ' they cannot be told apart. Extract from the same list.'
-      )
-  of_b = {name: row for row, name in enumerate(theirs)}
-  rows = [(row, of_b[name]) for row, name in enumerate(ours) if name in of_b]
-  if not rows:
-    raise errors.UserError(
-      f'{first} and {second} have no image in common: their keys are such as'
-      f' {a.rows[0]!r} and {b.rows[0]!r}. Compare runs over the same data.'
-    )
-  for path, store in ((first, a), (second, b)):
-    if len(store.rows) > len(rows):
-      console.say(
-        f'only in {path}: {len(store.rows) - len(rows)} images, left out'
-      )
-  places = np.array(rows)
-  return places[:, 0], places[:, 1]
-
-
-def _similarity_row(
-  found: similarity.Similarity, as_json: bool
-) -> dict[str, Any]:
-  row = dataclasses.asdict(found)
   # JSON has no NaN.
-  missing = None if as_json else '-'
-  return {
-    key: missing if isinstance(value, float) and math.isnan(value) else value
-    for key, value in row.items()
-  }
+  missing = None if config.as_json else '-'
+  for layer in common:
+    found = similarity.compare(
+      a[layer], b[layer], (rows[0][good], rows[1][good])
+    )
+    row = dataclasses.asdict(found)
+    lines.append(
+      {'layer': layer}
+      | {
+        key: missing
+        if isinstance(value, float) and math.isnan(value)
+        else value
+        for key, value in row.items()
+      }
+    )
+  console.show(lines, config.as_json, images=int(good.sum()))

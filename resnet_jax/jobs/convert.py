@@ -2,7 +2,6 @@
 """The job `convert`: weights of any format to safetensors or to Paddle's."""
 
 import dataclasses
-import hashlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +10,9 @@ from ml_collections import ConfigDict
 
 from resnet_jax import weights
 from resnet_jax.data import labels, mean
+from resnet_jax.data.preprocess import RUN_FIELDS
 from resnet_jax.jobs import setup
-from resnet_jax.system import console, errors
+from resnet_jax.system import console, errors, files
 from resnet_jax.weights import assemble, metadata, paddle, safetensors
 
 TARGETS = ('safetensors', 'paddle')
@@ -41,12 +41,12 @@ def run(config: ConfigDict) -> int:
     )
   given = setup.preprocess_overrides(config)
   loaded = setup.load_weights(config)
-  order = config.conv_order
+  order, source = config.conv_order, loaded.path
   text = metadata.written(
     _overridden(config, given, loaded),
     loaded.source,
     loaded.digest,
-    _file_digest(loaded.path),
+    files.sha256(source) if source and source.is_file() else '',
     '' if is_file else order,
   )
   if is_file:
@@ -62,13 +62,6 @@ def run(config: ConfigDict) -> int:
   console.say(f'{target} reads back to the same digest')
   print(target)
   return 0
-
-
-def _file_digest(path: pathlib.Path | None) -> str:
-  if path is None or not path.is_file():
-    return ''
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _overridden(
@@ -87,6 +80,6 @@ def _overridden(
     classes = labels.classes(held.model.classes, config.class_names)
     class_names = tuple(c.name for c in classes)
     held = dataclasses.replace(held, class_names=class_names)
-  # Every run chooses these two itself.
-  preprocess = dataclasses.replace(preprocess, multi_crop=False, decode='exact')
+  own = {name: getattr(loaded.preprocess, name) for name in RUN_FIELDS}
+  preprocess = dataclasses.replace(preprocess, **own)
   return dataclasses.replace(held, preprocess=preprocess)

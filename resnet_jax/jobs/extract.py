@@ -2,8 +2,6 @@
 """The job `extract`: features of layers, from images to files."""
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 
 import numpy as np
@@ -11,11 +9,11 @@ from ml_collections import ConfigDict
 
 from resnet_jax import features
 from resnet_jax.data import pipeline
-from resnet_jax.engine import devices, loop, reductions
+from resnet_jax.engine import reductions
 from resnet_jax.features import output, table
 from resnet_jax.jobs import setup as setup_lib
 from resnet_jax.models import aliases
-from resnet_jax.system import console, errors, timing, version
+from resnet_jax.system import console, errors, files
 
 
 def run(config: ConfigDict) -> int:
@@ -26,145 +24,78 @@ def run(config: ConfigDict) -> int:
     # A mistyped name should not wait for the weights.
     aliases.select_layers(config.output_layer, config.layer_num)
   setup = setup_lib.set_up(config)
-  layers = setup.model.select(
+  model, items = setup.model, setup.source.items
+  layers = model.select(
     config.output_layer, lambda note: console.say(f'NOTE: {note}')
   )
   form = features.FORMATS[config.feature_format]
-  directory = output.checked(config.output_dir)
-  before = output.found_settings(directory, features.read_settings)
-  resumed = before.get('batch_rows')
-  job = setup.prepared(
-    layers, reduction, resumed=resumed if type(resumed) is int else 0
+  directory = files.own_folder(config.output_dir, 'output_dir')
+  resumed = output.batch_rows(directory, features.read_settings)
+  job = setup.prepared(layers, reduction, resumed=resumed)
+  size = model.preprocess.crop_size
+  plan = table.FeatureTable(
+    [item.key for item in items],
+    [item.label for item in items],
+    reductions.output_shapes(model.module, layers, reduction, size, size),
+    reduction.dtype,
+    job.rows,
   )
-  plan = _plan(setup, layers, reduction, job.rows)
-  facts = _facts(config, setup, plan, reduction)
-  notes = features.notes(config.feature_format, plan)
-
-  if output.is_finished(directory, facts.settings, features.read_settings):
-    console.say(f'{directory} is finished already; nothing to do')
-    return _status(form.writer(directory, plan))
-  started = output.is_started(directory)
-  if not started:
-    _say_plan(form, plan, directory, plan.rows, notes)
-    output.make_part(directory, lambda new: form.create(new, plan, facts))
-  with output.lock(directory):
-    writer = form.writer(output.part(directory), plan)
-    if started:
-      _say_plan(form, plan, directory, plan.rows - writer.done, notes)
-      console.say(f'resuming after {writer.done} of {plan.rows} images')
-    _extract(setup, job, plan, writer)
-    output.publish(directory)
-  console.say(f'features of {plan.rows} images are in {directory}')
-  return _status(writer)
-
-
-def _status(writer: table.Writer) -> int:
-  """The exit status of a finished run, its failed images reported."""
-  if writer.failed:
-    console.say(
-      f'{writer.failed} images could not be read: their rows are NaN, the'
-      ' reasons are beside them'
-    )
-    return setup_lib.SOME_FAILED
-  return 0
-
-
-def _extract(
-  setup: setup_lib.Setup,
-  job: loop.Run,
-  plan: table.FeatureTable,
-  writer: table.Writer,
-) -> None:
-  clock = timing.Clock()
-  computed = setup.stream(job, clock, writer.done)
-
-  def write(done: loop.Computed) -> None:
-    batch, values = done
-    with clock.measure('write', len(batch.items)):
-      writer.write(batch.start, _without_failed(batch, values), batch.reasons)
-
-  with console.Progress(plan.rows, writer.done) as bar:
-    with loop.writing_behind(write) as give:
-      for done in computed:
-        give(done)
-        bar.add(len(done[0].items))
-    writer.finish()
-  setup_lib.report_stages(clock)
-
-
-def _without_failed(
-  batch: pipeline.Batch, values: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-  """The values, NaN where an image failed."""
-  failed = np.flatnonzero(~batch.mask)
-  if not len(failed):
-    return values
-  values = {k: np.array(v) for k, v in values.items()}
-  for array in values.values():
-    array[failed] = np.nan
-  return values
-
-
-def _plan(
-  setup: setup_lib.Setup,
-  layers: tuple[str, ...],
-  reduction: reductions.Reduction,
-  rows: int,
-) -> table.FeatureTable:
-  size = setup.model.preprocess.crop_size
-  shapes = reductions.output_shapes(
-    setup.model.module, layers, reduction, size, size
-  )
-  items = setup.source.items
-  keys, labels = [i.key for i in items], [i.label for i in items]
-  return table.FeatureTable(keys, labels, shapes, reduction.dtype, rows)
-
-
-def _facts(
-  config: ConfigDict,
-  setup: setup_lib.Setup,
-  plan: table.FeatureTable,
-  reduction: reductions.Reduction,
-) -> table.Facts:
-  model, module = setup.model, setup.model.module
-  data = json.dumps(
-    [[item.key, item.label, item.size] for item in setup.source.items]
-  ).encode()
   settings = {
-    'model': f'ResNet-{module.depth}',
-    'variant': dataclasses.asdict(module.variant),
-    'weights_sha256': model.weights.digest,
-    'preprocessing': model.preprocess.describe(),
-    'layers': list(plan.layers),
-    'pool': reduction.pool,
-    'dtype': reduction.dtype,
+    **setup.settings('key', 'label', 'size'),
+    'layers': list(layers),
+    **dataclasses.asdict(reduction),
     'feature_format': config.feature_format,
-    'images': plan.rows,
-    'images_sha256': hashlib.sha256(data).hexdigest(),
-    'batch_rows': plan.batch_rows,
-    'arithmetic': model.execution.arithmetic,
-    'device': devices.describe(model.execution.devices),
-    'versions': version.versions(),
+    **setup.environment(job),
   }
   record = {
-    'weights': model.weights.source,
-    'trained': model.weights.trained,
+    **setup.origin(),
     'recipe': dataclasses.asdict(model.weights.preprocess),
     'warnings': list(model.weights.warnings),
     # Not on_error: a run may resume under another one.
     'config': {k: v for k, v in config.items() if k != 'on_error'},
   }
-  return table.Facts(settings, record)
+
+  if output.is_finished(directory, settings, features.read_settings):
+    console.say(f'{directory} is finished already; nothing to do')
+    return _end(setup, form.writer(directory, plan))
+  started = output.is_started(directory)
+  if not started:
+    _say_plan(config, plan, directory, plan.rows)
+    facts = table.Facts(settings, record)
+    output.make_part(directory, lambda new: form.create(new, plan, facts))
+  with output.lock(directory):
+    writer = form.writer(files.part(directory), plan)
+    if started:
+      _say_plan(config, plan, directory, plan.rows - writer.done)
+      console.say(f'resuming after {writer.done} of {plan.rows} images')
+
+    def write(batch: pipeline.Batch, values: dict[str, np.ndarray]) -> None:
+      writer.write(
+        batch.start, table.without_failed(values, batch.mask), batch.reasons
+      )
+
+    setup.compute(job, write, writer.done)
+    writer.finish()
+    output.publish(directory)
+  console.say(f'features of {plan.rows} images are in {directory}')
+  return _end(setup, writer)
+
+
+def _end(setup: setup_lib.Setup, writer: table.Writer) -> int:
+  return setup.end(
+    failed=writer.failed,
+    meaning=': NaN in the features, with the reason beside',
+  )
 
 
 def _say_plan(
-  form: features.FeatureFormat,
+  config: ConfigDict,
   plan: table.FeatureTable,
   directory: pathlib.Path,
   rows: int,
-  notes: list[str],
 ) -> None:
-  needed = form.planned_bytes(plan, rows)
+  notes = features.notes(config.feature_format, plan)
+  needed = features.FORMATS[config.feature_format].planned_bytes(plan, rows)
   free = output.check_space(directory, needed)
   console.say(f'features: {plan.dtype}, {plan.batch_rows} images at a time')
   for name, shape in plan.layers.items():

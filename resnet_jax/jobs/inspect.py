@@ -84,15 +84,14 @@ def _od(values: np.ndarray) -> Iterator[str]:
   header, before, starred = 16, b'', False
   for start in range(0, values.size, _VALUES_A_LINE):
     numbers = values[start : start + _VALUES_A_LINE]
-    if numbers.size == _VALUES_A_LINE and numbers.tobytes() == before:
+    again = numbers.size == _VALUES_A_LINE and numbers.tobytes() == before
+    if not again:
+      text = ''.join(f'{_shortest(number):>16}' for number in numbers)
+      yield f'{header + 4 * start:07o}{text}'
+    elif not starred:
       # od prints the first of equal lines, and a star.
-      if not starred:
-        yield '*'
-      starred = True
-      continue
-    before, starred = numbers.tobytes(), False
-    text = ''.join(f'{_shortest(number):>16}' for number in numbers)
-    yield f'{header + 4 * start:07o}{text}'
+      yield '*'
+    before, starred = numbers.tobytes(), again
   yield f'{header + 4 * values.size:07o}'
 
 

@@ -24,42 +24,29 @@ def checked(text: str) -> pathlib.Path:
   """The folder of a report.
 
   Raises:
-    UserError: it, or its `part`, holds something else.
+    UserError: it, or its `NAME.part`, holds something else.
   """
-  path = pathlib.Path(os.path.normpath(os.path.expanduser(text)))
-  if path.is_symlink():
-    path = path.resolve()
-  if not text or not path.name or path.name == '..':
-    raise errors.UserError(
-      f"report='{text}': name a folder of its own, such as report."
-    )
-  for place in (path, part(path)):
+  path = files.own_folder(text, 'report')
+  for place in (path, files.part(path)):
     _check_ours(place)
   return path
 
 
-def part(path: pathlib.Path) -> pathlib.Path:
-  """Where a report is written before `publish`."""
-  return path.with_name(path.name + files.PART)
-
-
 def create(path: pathlib.Path) -> None:
-  """Creates an empty `part`; `checked` has looked at the old one."""
-  shutil.rmtree(part(path), ignore_errors=True)
-  part(path).mkdir(parents=True)
+  """Creates an empty `NAME.part`; `checked` has looked at the old one."""
+  shutil.rmtree(files.part(path), ignore_errors=True)
+  files.part(path).mkdir(parents=True)
 
 
 def publish(path: pathlib.Path) -> None:
   """Moves a report to its folder, in place of an earlier one."""
   _check_ours(path)
+  old = path.with_name(f'{path.name}{files.PART}.old')
+  shutil.rmtree(old, ignore_errors=True)
   if path.exists():
-    old = part(path).with_name(part(path).name + '.old')
-    shutil.rmtree(old, ignore_errors=True)
     os.replace(path, old)
-    os.replace(part(path), path)
-    shutil.rmtree(old)
-  else:
-    os.replace(part(path), path)
+  os.replace(files.part(path), path)
+  shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_ours(path: pathlib.Path) -> None:

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a config to typed objects: images, weights, a model."""
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import weights
@@ -14,11 +18,9 @@ from resnet_jax.data import pipeline, preprocess, presets, sources
 from resnet_jax.engine import devices, gradcam, loop, reductions, runner
 from resnet_jax.model import Model
 from resnet_jax.models import resnet, variant
-from resnet_jax.system import console, errors, timing
+from resnet_jax.system import console, errors, timing, version
+from resnet_jax.system.text import counted
 from resnet_jax.zoo import lookup
-
-# Exit status of a run that finished without some of the images.
-SOME_FAILED = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +65,95 @@ class Setup:
       start, threads=self.threads, on_error=self.on_error, clock=clock
     )
 
+  def compute(
+    self,
+    run: loop.Run,
+    write: Callable[[pipeline.Batch, dict[str, np.ndarray]], None],
+    start: int = 0,
+    *,
+    quiet: bool = False,
+  ) -> timing.Clock:
+    """Computes the images from `start` on, and says the speed of the stages.
+
+    Args:
+      run: from `prepared`.
+      write: is given batches and values, in order, in a thread.
+      start: the first image.
+      quiet: show no progress.
+    """
+    clock, total = timing.Clock(), len(self.source.items)
+    computed = self.stream(run, clock, start)
+
+    def timed(done: loop.Computed) -> None:
+      with clock.measure('write', len(done[0].items)):
+        write(*done)
+
+    progress = None if quiet else console.Progress(total, start)
+    with (
+      progress or contextlib.nullcontext(),
+      loop.writing_behind(timed) as give,
+    ):
+      for done in computed:
+        give(done)
+        if progress:
+          progress.add(len(done[0].items))
+    report_stages(clock)
+    return clock
+
+  def settings(self, *fields: str) -> dict[str, Any]:
+    """The model and the images, which determine a run's values.
+
+    Args:
+      fields: those of `sources.Item` that tell the images apart.
+    """
+    model, items = self.model, self.source.items
+    facts = [[getattr(item, field) for field in fields] for item in items]
+    return {
+      'model': f'ResNet-{model.module.depth}',
+      'variant': dataclasses.asdict(model.module.variant),
+      'weights_sha256': model.weights.digest,
+      'preprocessing': model.preprocess.describe(),
+      'images': len(items),
+      'images_sha256': hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
+    }
+
+  def environment(self, run: loop.Run) -> dict[str, Any]:
+    """What the last digits of a run's values may depend on."""
+    execution = self.model.execution
+    return {
+      'batch_rows': run.rows,
+      'device': devices.describe(execution.devices),
+      'arithmetic': execution.arithmetic,
+      'versions': version.versions(),
+    }
+
+  def origin(self) -> dict[str, Any]:
+    """Where the weights are from."""
+    weights = self.model.weights
+    return {'weights': weights.source, 'trained': weights.trained}
+
+  def end(self, *lines: str, failed: int = 0, meaning: str = '') -> int:
+    """Says a job's last lines, after the warnings; returns the exit status.
+
+    Args:
+      *lines: where the results are.
+      failed: images that could not be read.
+      meaning: what became of them.
+    """
+    warnings = [f'WARNING: {text}' for text in self.model.weights.warnings]
+    for line in (*warnings, *lines):
+      console.say(line)
+    if not failed:
+      return 0
+    console.say(f'{counted(failed, "image")} could not be read{meaning}')
+    return 3
+
 
 def set_up(config: ConfigDict, most: int | None = None) -> Setup:
   """Checks the config, cheap things first, and loads the weights.
 
   Args:
-    config: all of it.
+    config: the settings.
     most: images that the job takes; None: any number.
 
   Raises:
@@ -85,9 +170,8 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
   )
   if most and len(source.items) > most:
     raise errors.UserError(
-      f'{len(source.items)} images ({source.description}): this job shows'
-      f' 1 to {most}. Give a list file with those that you want to see, or a'
-      ' smaller folder.'
+      f'{source.description}: this job shows 1 to {most}. Give a list file with'
+      ' those that you want to see, or a smaller folder.'
     )
   execution = runner.start(
     config.use_gpu,
@@ -118,27 +202,20 @@ def preprocess_overrides(config: ConfigDict) -> dict[str, Any]:
   return given
 
 
-def weight_options(
-  config: ConfigDict, *, finite: bool = True
-) -> weights.Options:
-  """The config's settings of the weights."""
+def weight_options(config: ConfigDict) -> weights.Options:
+  """The config's settings of the weights, checked."""
+  fields = {name: config[name] for name in variant.FIELDS}
   return weights.Options(
-    config.layer_num,
-    {name: config[name] for name in variant.FIELDS},
-    config.conv_order,
-    config.seed,
-    finite,
+    config.layer_num, fields, config.conv_order, config.seed
   )
 
 
 def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
   """Loads the weights, and reports what they are."""
+  options = dataclasses.replace(weight_options(config), finite=finite)
   with console.Bytes() as bar:
     loaded = weights.load(
-      config.weights,
-      weight_options(config, finite=finite),
-      say=console.say,
-      report=bar.set,
+      config.weights, options, say=console.say, report=bar.set
     )
   console.say(f'weights: {loaded.source}')
   console.say(resnet.describe(loaded.model))
@@ -152,14 +229,21 @@ def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
 
 def described_network(
   config: ConfigDict,
-) -> tuple[resnet.ResNet, preprocess.Preprocess, dict[str, str]]:
-  """The network, its preprocessing, and what is known of its weights.
+) -> tuple[resnet.ResNet, int, dict[str, str]]:
+  """A network to describe, and facts about its weights.
 
   A file of weights is read, as only it tells the network; a checkpoint of the
   zoo, `auto` and `random` need none.
+
+  Returns:
+    The network, the side of its images in pixels, and facts.
+
+  Raises:
+    UserError: the weights cannot be used, or the side is out of bounds.
   """
   name, depth = config.weights, config.layer_num or weights.DEFAULT_DEPTH
   is_path = os.path.exists(pathlib.Path(name).expanduser())
+  facts = {}
   if name in lookup.FAMILIES:
     record = lookup.find(name, depth)
     module = resnet.published(depth).clone(variant=record.variant)
@@ -168,23 +252,11 @@ def described_network(
     module, preset = resnet.published(depth), presets.usual(depth)
   else:
     loaded = load_weights(config)
+    module, preset = loaded.model, loaded.preprocess
     facts = {'digest': loaded.digest, 'source': loaded.source}
-    return loaded.model, loaded.preprocess, facts
-  return weight_options(config).applied(module), preset, {}
-
-
-def image_size(config: ConfigDict, preset: preprocess.Preprocess) -> int:
-  """The side of the images that a network is described for, in pixels.
-
-  Raises:
-    UserError: it is out of bounds.
-  """
   size = config.crop_size or preset.crop_size
-  if not resnet.MIN_SIZE <= size <= 4096:
-    raise errors.UserError(
-      f'crop_size={size} is not between {resnet.MIN_SIZE} and 4096.'
-    )
-  return size
+  preprocess.check_crop_size(size)
+  return weight_options(config).applied(module), size, facts
 
 
 def report_stages(clock: timing.Clock) -> None:

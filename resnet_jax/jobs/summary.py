@@ -13,8 +13,7 @@ from resnet_jax.system import console
 
 def run(config: ConfigDict) -> int:
   """Prints a row for each layer, and the totals."""
-  model, preset, facts = setup.described_network(config)
-  size = setup.image_size(config, preset)
+  model, size, facts = setup.described_network(config)
   found = costs.costs(model, size, size)
   # A layer's first alias of a scheme is the usual one.
   named = reversed(aliases.aliases(model.depth, head=model.classes > 0))

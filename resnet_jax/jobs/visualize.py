@@ -20,7 +20,7 @@ from resnet_jax.jobs import report_folder
 from resnet_jax.jobs import setup as setup_lib
 from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import console, errors, files, timing, version
-from resnet_jax.views import boxes, colours, graph, maps, page
+from resnet_jax.views import colours, graph, maps, page
 
 MAX_IMAGES = 200
 PREDICTED = 'predicted'
@@ -69,7 +69,7 @@ def run(config: ConfigDict) -> int:
   _check(config)
   target = report_folder.checked(config.report)
   setup = setup_lib.set_up(config, most=MAX_IMAGES)
-  plan = _prepared(config, setup, report_folder.part(target))
+  plan = _prepared(config, setup, files.part(target))
   _say_plan(plan, target)
   clock = timing.Clock()
   with files.writing('the report', target):
@@ -79,16 +79,11 @@ def run(config: ConfigDict) -> int:
     (plan.folder / report_folder.PAGE).write_text(text, 'utf-8')
     report_folder.publish(target)
   setup_lib.report_stages(clock)
-  for warning in setup.model.weights.warnings:
-    console.say(f'WARNING: {warning}')
-  console.say(
+  return setup.end(
     f'the report is {target / report_folder.PAGE}'
-    f' ({len(text.encode()) / 1e6:.1f} MB)'
+    f' ({len(text.encode()) / 1e6:.1f} MB)',
+    failed=sum(bool(entry['reason']) for entry in entries),
   )
-  if failed := sum(bool(entry['reason']) for entry in entries):
-    console.say(f'{boxes.counted(failed, "image")} could not be read')
-    return setup_lib.SOME_FAILED
-  return 0
 
 
 # ----------------------------------------------------------- before it starts
@@ -311,8 +306,7 @@ def _page_run(config: ConfigDict, plan: _Plan) -> page.Run:
     ('Versions', ', '.join(f'{k} {v}' for k, v in versions.items())),
   )
   return page.Run(
-    f'ResNet-{model.module.depth} on'
-    f' {boxes.counted(len(source.items), "image")}',
+    f'ResNet-{model.module.depth} on {counted(len(source.items), "image")}',
     weights.warnings,
     graph.build(model.module, size, size),
     plan.layers,

@@ -4,6 +4,8 @@
 import difflib
 from collections.abc import Iterable
 
+from resnet_jax.system import text
+
 
 class UserError(Exception):
   """A mistake of the user or of a file; `main` prints it without a traceback.
@@ -14,14 +16,7 @@ class UserError(Exception):
 
   def __init__(self, message: str) -> None:
     # Names in it may come from a hostile file; Python prints it as it is.
-    super().__init__(plain(message))
-
-
-def plain(text: str) -> str:
-  """A text without the control characters that names in a file may have."""
-  return ''.join(
-    c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text
-  )
+    super().__init__(text.plain(message))
 
 
 def unknown(

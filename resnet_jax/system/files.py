@@ -2,24 +2,57 @@
 """Files that are complete or absent, and the one lock."""
 
 import contextlib
+import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, Any
 
 from resnet_jax.system import errors
 
 PART = '.part'
 
 
+def part(path: pathlib.Path) -> pathlib.Path:
+  """The name of a file or folder until it is complete."""
+  return path.with_name(path.name + PART)
+
+
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
   """Replaces a file by `data`; a crash leaves the old file or the new one."""
-  part = path.with_name(path.name + PART)
-  with open(part, 'wb') as file:
+  with open(part(path), 'wb') as file:
     file.write(data)
     file.flush()
     os.fsync(file.fileno())
-  os.replace(part, path)
+  os.replace(part(path), path)
+
+
+def sha256(path: pathlib.Path) -> str:
+  """The digest of a file."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Replaces a file by a value as indented JSON."""
+  write_atomically(path, json.dumps(value, indent=2).encode())
+
+
+def own_folder(text: str, setting: str) -> pathlib.Path:
+  """The path of a folder that a run creates, normalised, links resolved.
+
+  Raises:
+    UserError: the path has no name of its own, as `.` has none.
+  """
+  path = pathlib.Path(os.path.normpath(os.path.expanduser(text)))
+  if path.is_symlink():
+    path = path.resolve()
+  if not text or not path.name or path.name == '..':
+    raise errors.UserError(
+      f"{setting}='{text}': name a folder of its own, such as new."
+    )
+  return path
 
 
 @contextlib.contextmanager
@@ -69,7 +102,7 @@ def lock(file: IO[bytes] | int, path: pathlib.Path, settings: str) -> None:
   Args:
     file: a file, or a descriptor.
     path: its name.
-    settings: that choose another place, for the message.
+    settings: those that choose another place, for the message.
 
   Raises:
     UserError: another process holds it.

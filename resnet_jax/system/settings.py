@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings of a run, stored beside its results for runs that resume it."""
 
+import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +13,23 @@ _RENAMED = {'pictures': 'images', 'pictures_sha256': 'images_sha256'}
 def current(stored: Mapping[str, Any]) -> dict[str, Any]:
   """Stored settings by their present names."""
   return {_RENAMED.get(key, key): value for key, value in stored.items()}
+
+
+def read(path: pathlib.Path, *keys: str) -> dict[str, Any] | None:
+  """The settings under `keys` of a JSON file; None if there are none."""
+  try:
+    value = json.loads(path.read_bytes())
+    for key in keys:
+      value = value[key]
+  except (OSError, ValueError, LookupError, TypeError):
+    return None
+  return current(value) if isinstance(value, dict) else None
+
+
+def batch_rows(stored: Mapping[str, Any]) -> int:
+  """The batch size; 0: they do not say it."""
+  rows = stored.get('batch_rows')
+  return rows if type(rows) is int else 0
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from resnet_jax.models.structure import Kind
+from resnet_jax.system.text import counted
 from resnet_jax.views import graph as graphs
 
 LEVELS = ('layers', 'blocks', 'stages')
@@ -99,11 +100,6 @@ _GROUP_NAMES = {
 def size(shape: Sequence[int]) -> str:
   """`256x56x56`, channels first, as `--job=summary` prints it."""
   return 'x'.join(map(str, shape))
-
-
-def counted(count: int, what: str) -> str:
-  """`1 block`, `2 blocks`."""
-  return f'{count:,} {what}{"s" * (count != 1)}'
 
 
 def _layer(node: graphs.Node) -> Box:

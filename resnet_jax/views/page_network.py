@@ -13,8 +13,8 @@ import itertools
 from collections.abc import Container, Iterable, Sequence
 
 from resnet_jax.models.structure import Kind
+from resnet_jax.system.text import counted
 from resnet_jax.views import graph
-from resnet_jax.views.boxes import counted
 
 # Pixels, as in page.css: the height of a row and of a box, the width of a box
 # and of a column with only a line in it, the space above the first row.

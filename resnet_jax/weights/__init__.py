@@ -11,7 +11,7 @@ import numpy as np
 
 from resnet_jax.data import presets
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.models import resnet, structure
+from resnet_jax.models import resnet
 from resnet_jax.system import errors
 from resnet_jax.system.overrides import AUTO
 from resnet_jax.weights import assemble, formats, random
@@ -111,16 +111,12 @@ def load(
       depth.
   """
   options = options or Options()
+  depth = options.depth or DEFAULT_DEPTH
   if name == RANDOM:
-    return _random(options)
-  record = None
-  if name in lookup.FAMILIES:
-    record = lookup.find(name, options.depth or DEFAULT_DEPTH)
-    path = download.fetch(record.file, record.name, report=report, say=say)
-  elif name == AUTO:
-    path, record = _automatic(options.depth or DEFAULT_DEPTH, report, say)
-  else:
-    path = _existing(name)
+    model = options.applied(resnet.published(depth))
+    loaded = untrained(model, options.seed)
+    return Weights(loaded, loaded.format, (f'{UNTRAINED}.',))
+  path, record = _find(name, depth, report, say)
   loaded = formats.load(path, options)
   if options.depth not in (0, loaded.model.depth):
     raise errors.UserError(
@@ -128,8 +124,7 @@ def load(
       f' set layer_num={loaded.model.depth} (in Python the name'
       f" 'resnet{loaded.model.depth}'), or 0 for that of any file."
     )
-  if record is None:
-    record = lookup.identify(path, loaded.model.depth)
+  record = record or lookup.identify(path, loaded.model.depth)
   source = f'{loaded.format} {path}'
   if loaded.converted_from:
     source += f', converted from {loaded.converted_from.source}'
@@ -137,20 +132,18 @@ def load(
     loaded = _as_recorded(path, loaded, record)
     source += f', {record.name} of the zoo ({record.file.hash or "no hash"})'
   loaded = dataclasses.replace(loaded, model=options.applied(loaded.model))
-  warnings = loaded.warnings
-  if not loaded.trained:
-    warnings = (f'{UNTRAINED}.', *warnings)
+  warnings = (*(() if loaded.trained else (f'{UNTRAINED}.',)), *loaded.warnings)
   result = Weights(loaded, source, warnings, path)
-  if loaded.digest not in ('', result.digest):
-    changed = (
-      f'{path} was changed since it was written: its parameters have the'
-      f' digest {result.digest}, and it states {loaded.digest}. Convert the'
-      ' original again.'
-    )
-    if options.finite:
-      raise errors.UserError(changed)
-    return dataclasses.replace(result, warnings=(*warnings, changed))
-  return result
+  if loaded.digest in ('', result.digest):
+    return result
+  changed = (
+    f'{path} was changed since it was written: its parameters have the digest'
+    f' {result.digest}, and it states {loaded.digest}. Convert the original'
+    ' again.'
+  )
+  if options.finite:
+    raise errors.UserError(changed)
+  return dataclasses.replace(result, warnings=(*warnings, changed))
 
 
 def digest(parameters: Mapping[str, np.ndarray]) -> str:
@@ -165,12 +158,7 @@ def digest(parameters: Mapping[str, np.ndarray]) -> str:
 
 def untrained(model: resnet.ResNet, seed: int = 0) -> assemble.Loaded:
   """Random parameters for a network, in the form of a loaded file."""
-  cifar = model.depth in structure.CIFAR
-  parameters = random.initialise(
-    resnet.parameter_shapes(model),
-    seed,
-    random.CIFAR if cifar else random.IMAGENET,
-  )
+  parameters = random.initialise(model, seed)
   return assemble.Loaded(
     f'random, seed {seed}',
     model,
@@ -185,55 +173,46 @@ def untrained(model: resnet.ResNet, seed: int = 0) -> assemble.Loaded:
   )
 
 
-def _random(options: Options) -> Weights:
-  model = resnet.published(options.depth or DEFAULT_DEPTH)
-  loaded = untrained(options.applied(model), options.seed)
-  return Weights(loaded, loaded.format, (f'{UNTRAINED}.',))
-
-
-def _automatic(
+def _find(
+  name: str,
   depth: int,
   report: Callable[[int, int | None], None] | None,
   say: Callable[[str], None],
 ) -> tuple[pathlib.Path, lookup.Record | None]:
-  """The model directory, else the cache, else a download."""
-  usual = pathlib.Path('model') / f'resnet_{depth}'
-  if usual.is_dir():
-    return usual, None
-  if depth not in lookup.USUAL:
-    raise errors.UserError(
-      f'no weights found: {usual} is not there, and the zoo has no checkpoint'
-      f' of ResNet-{depth}. {_WAYS}'
-    )
-  record = lookup.find(lookup.USUAL[depth], depth)
-  try:
-    return (
-      download.fetch(record.file, record.name, report=report, say=say),
-      record,
-    )
-  except errors.UserError as error:
-    raise errors.UserError(
-      f'no weights found: {usual} is not there. {error} Or name another'
-      f' checkpoint ({", ".join(lookup.FAMILIES)}); or take weights=random,'
-      ' untrained, to try the program.'
-    ) from error
+  """The file or directory of a name, and the zoo's record that it names."""
+  missing = f'weights={name!r}: {name} does not exist.'
+  family = name
+  if name == AUTO:
+    usual = pathlib.Path('model') / f'resnet_{depth}'
+    if usual.is_dir():
+      return usual, None
+    missing = f'no weights found: {usual} does not exist.'
+    family = lookup.USUAL.get(depth, '')
+    if not family:
+      raise errors.UserError(
+        f'{missing} The zoo has no checkpoint of ResNet-{depth}. {_WAYS}'
+      )
+  if family in lookup.FAMILIES:
+    record = lookup.find(family, depth)
+    try:
+      path = download.fetch(record.file, record.name, report=report, say=say)
+    except errors.UserError as error:
+      if name != AUTO:
+        raise
+      raise errors.UserError(f'{missing} {error} {_WAYS}') from error
+    return path, record
+  path = pathlib.Path(name).expanduser()
+  if name and os.path.exists(path):
+    return path, None
+  hint = errors.hint(name, (*lookup.FAMILIES, AUTO, RANDOM))
+  raise errors.UserError(f'{missing}{hint} {_WAYS}')
 
 
 _WAYS = (
   'Give weights=PATH, a file or directory; or weights=NAME, one of'
-  f' {", ".join(lookup.FAMILIES)}; or take weights=random,'
-  ' untrained, to try the program.'
+  f' {", ".join(lookup.FAMILIES)}; or weights=random, untrained, to try the'
+  ' program.'
 )
-
-
-def _existing(name: str) -> pathlib.Path:
-  path = pathlib.Path(name).expanduser()
-  if name and os.path.exists(path):
-    return path
-  hint = errors.hint(name, (*lookup.FAMILIES, AUTO, RANDOM))
-  raise errors.UserError(
-    f"weights='{name}': {path} is not there.{hint} {_WAYS}"
-  )
 
 
 def _as_recorded(

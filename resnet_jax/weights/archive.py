@@ -47,21 +47,20 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     UserError: it is damaged, holds anything but the files of a ResNet, or
       files that `paddle.load` refuses.
   """
-  # Read when all names and sizes are known to be right.
+  # Read once all names and sizes are known to be right.
   contents = functools.cache(
     lambda: {name: data for name, _, data in _files(path, keep=True)}
   )
 
-  def file(name: str, size: int) -> paddle.File:
-    return paddle.File(lambda: size, lambda _: contents()[name])
+  def file(name: str, size: int) -> paddle.ParameterFile:
+    return paddle.ParameterFile(size, lambda: contents()[name])
 
-  sizes: dict[str, int] = {}
+  found: dict[str, paddle.ParameterFile] = {}
   with faults.reported(path):
     for name, size, _ in _files(path, keep=False):
-      if name in sizes:
+      if name in found:
         raise faults.RefusedError(f'it holds {name} twice')
-      sizes[name] = size
-  found = {name: file(name, size) for name, size in sizes.items()}
+      found[name] = file(name, size)
   return paddle.load_files(path, found, 'Paddle archive (tar)', options)
 
 
@@ -92,23 +91,18 @@ def _files(path: pathlib.Path, keep: bool) -> Iterator[tuple[str, int, bytes]]:
 
 def _name(member: tar.Member) -> str:
   """The name of a file without its folders; '' of a folder."""
-  shown, parts = member.name[:99], member.name.split('/')
+  parts = member.name.split('/')
+  why = ''
   if member.kind == 'special':
-    raise faults.RefusedError(
-      f'it holds {shown}, a link, a device or a sparse file'
-    )
-  if member.extended:
-    raise faults.RefusedError(
-      f'it holds an extended header with the name or size of {shown}'
-    )
-  if member.kind == 'folder':
+    why = 'a link, a device or a sparse file'
+  elif member.extended:
+    why = 'whose name or size an extended header states'
+  elif member.kind == 'folder':
     return ''
-  if '' in parts or len(parts) > 1 + _MAX_FOLDERS:
-    raise faults.RefusedError(
-      f'it holds {shown}, which is not a path of at most {_MAX_FOLDERS} folders'
-    )
-  if parts[-1] not in paddle.known_files():
-    raise faults.RefusedError(
-      f'it holds {shown}, which is not a file of a ResNet'
-    )
+  elif '' in parts or len(parts) > 1 + _MAX_FOLDERS:
+    why = f'which is not a path of at most {_MAX_FOLDERS} folders'
+  elif parts[-1] not in paddle.known_files():
+    why = 'which is not a file of a ResNet'
+  if why:
+    raise faults.RefusedError(f'it holds {member.name[:99]}, {why}')
   return parts[-1]

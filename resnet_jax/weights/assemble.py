@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a file's tensors to a network's parameters, checked; for all formats.
 
-A format reads a file's table of contents and maps its names to ours.  Here the
-depth is found, and names, shapes, types and values are checked in this order:
-a tensor is read only once its shape is known to be right.
+A format reads a table of contents and maps its names to ours; here all of it is
+checked, and a tensor is read only once its shape is known to be right.
 """
 
 import dataclasses
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.codecs.tensor import Tensor
-from resnet_jax.data import presets
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import names, resnet, structure
 from resnet_jax.models.variant import Variant
@@ -24,9 +22,6 @@ CONV_ORDERS = ('OHWI', 'OIHW')
 # What becomes float32; weights of any other type are refused.
 DTYPES = ('float16', 'bfloat16', 'float32', 'float64')
 MAX_CLASSES = 100_000
-
-# Of a transposition to (ky, kx, Ci, Co) or (in, out).
-Axes = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,19 +35,16 @@ class KernelLayout:
   """
 
   text: str
-  kernel: Axes
-  dense: Axes
+  kernel: tuple[int, ...]
+  dense: tuple[int, ...]
 
-  def axes(self, rank: int) -> Axes:
+  def axes(self, rank: int) -> tuple[int, ...]:
     """The transposition of a tensor, to ours."""
     return {4: self.kernel, 2: self.dense}.get(rank, tuple(range(rank)))
 
   def stored(self, shape: Sequence[int]) -> tuple[int, ...]:
     """The shape in the file of a parameter of our `shape`."""
-    result = [0] * len(shape)
-    for ours, theirs in enumerate(self.axes(len(shape))):
-      result[theirs] = shape[ours]
-    return tuple(result)
+    return tuple(shape[axis] for axis in np.argsort(self.axes(len(shape))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +75,7 @@ class Options:
     errors.check_choice('conv_order', self.conv_order, CONV_ORDERS)
     if not 0 <= self.seed < 2**32:
       raise errors.UserError(
-        f'seed={self.seed} is not between 0 and 4294967295.'
+        f'seed={self.seed} is not between 0 and 2**32 - 1.'
       )
     Variant().overridden(**self.variant)
 
@@ -92,12 +84,9 @@ class Options:
     return model.clone(variant=model.variant.overridden(**self.variant))
 
 
-# Of a file in a format that states no preprocessing.
-GUESSED_INPUT = (
-  'the file is not a published checkpoint and does not state its preprocessing:'
-  f" that of the authors' networks is used, {presets.CAFFE.describe()}. Set"
-  ' channels, mean, std, resize_size, interpolation if it was trained'
-  ' otherwise.'
+_BIASES = (
+  '{} convolutions have a bias: it goes into the mean of the batch norm after'
+  ' it, so these _conv layers are without their bias.'
 )
 TORCH_LAYOUT = KernelLayout('(Co, Ci, ky, kx), (out, in)', (2, 3, 1, 0), (1, 0))
 KERAS_LAYOUT = KernelLayout('(ky, kx, Ci, Co), (in, out)', (0, 1, 2, 3), (0, 1))
@@ -137,16 +126,15 @@ class Loaded:
 
   Attributes:
     format: for a person: the format that was recognised.
-    model: the network that the weights are for; its variant is the format's
-      usual one if the file does not state it.
+    model: the network; its variant is the format's usual one if not stated.
     parameters: `layer/leaf` float32 arrays in the order of computing; kernels
       (ky, kx, Ci, Co), the classifier's (in, out).
     origins: of each parameter.
     layout: of kernels in the file, for a person.
-    preprocess: the format's usual one if the file does not state it.
+    preprocess: the format's usual one if not stated.
     notes: what the user should know, a sentence each.
-    guesses: notes on what the file does not state; a record of the zoo, or a
-      configuration beside the file, replaces what was guessed.
+    guesses: notes on what is not stated; none once a zoo record or another
+      file states it.
     warnings: what is probably wrong, a sentence each.
     class_names: the classifier's, if the file holds them.
     trained: whether the weights were trained, as far as is known.
@@ -197,11 +185,11 @@ def assemble(
       may have a `bias`, which goes into the mean of its batch norm.
     layout: of kernels.
     format: for a person: 'Keras HDF5'.
-    variant: see `Loaded`, as for the next ones.
-    preprocess: see there.
+    variant: of the network.
+    preprocess: see `Loaded`.
     options: the user's.
-    notes: see there.
-    guesses: see there.
+    notes: see `Loaded`.
+    guesses: see `Loaded`.
 
   Raises:
     UserError: names are missing or unknown, or shapes, types or values are
@@ -210,83 +198,71 @@ def assemble(
   depth = nearest_depth(tensors, naming)
   known = naming(depth)
   _check_names(path, tensors, known, depth, format)
-  source_of = {ours: name for name, ours in known.items() if name in tensors}
-  classes = _classes(path, tensors, source_of, layout)
-  model = resnet.ResNet(depth, classes, variant)
-  shapes = resnet.parameter_shapes(model)
-  for ours in source_of:
-    if ours.endswith('_conv/bias'):
-      shapes[ours] = shapes[ours.replace('bias', 'kernel')][-1:]
-  _check_shapes(path, tensors, source_of, shapes, layout)
-
-  values = {
-    ours: _read(path, name, tensors[name]) for ours, name in source_of.items()
-  }
   origins = {
-    ours: Origin(name, tensors[name].shape, tensors[name].dtype)
-    for ours, name in source_of.items()
+    ours: Origin(name, tuple(tensors[name].shape), tensors[name].dtype)
+    for name, ours in known.items()
+    if name in tensors
+  }
+  classes = _classes(path, origins, layout)
+  model = resnet.ResNet(depth, classes, variant)
+  _check_shapes(path, origins, resnet.parameter_shapes(model), layout)
+  values = {
+    ours: _read(path, origin.name, tensors[origin.name])
+    for ours, origin in origins.items()
   }
   if options.finite:
-    check_values(path, {source_of[ours]: v for ours, v in values.items()})
-    check_variances(path, values, source_of)
-  biases = [name for name in values if name.endswith('_conv/bias')]
-  if count := sum(bool(values[ours].any()) for ours in biases):
-    notes = (
-      *notes,
-      f'{count} convolutions have a bias: it goes into the mean of the batch'
-      ' norm after it, so these _conv layers are without their bias.',
-    )
-  for ours in biases:
-    mean = ours.replace('_conv/bias', '_bn/mean')
-    bias = values.pop(ours).astype(np.float64)
-    values[mean] = (values[mean].astype(np.float64) - bias).astype(np.float32)
-    folded = origins.pop(ours)
-    origins[mean] = dataclasses.replace(
-      origins[mean], name=f'{origins[mean].name} - {folded.name}'
-    )
+    _check_values(path, values, origins)
+  folded = _fold_biases(values, origins)
   order = names.parameter_names(depth, head=classes > 0)
-  parameters = {
-    ours: np.ascontiguousarray(
-      values[ours].transpose(layout.axes(values[ours].ndim))
-    )
-    for ours in order
-  }
   return Loaded(
     format,
     model,
-    parameters,
+    {
+      ours: np.ascontiguousarray(
+        values[ours].transpose(layout.axes(values[ours].ndim))
+      )
+      for ours in order
+    },
     {ours: origins[ours] for ours in order},
     layout.text,
     preprocess,
-    tuple(notes),
+    (*notes, *([_BIASES.format(folded)] if folded else [])),
     tuple(guesses),
   )
 
 
-def check_values(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """Raises a UserError if values are not finite; names the tensors."""
-  faults = []
-  for name, array in arrays.items():
+def _fold_biases(
+  values: dict[str, np.ndarray], origins: dict[str, Origin]
+) -> int:
+  """Subtracts convolutions' biases from means; counts those that are not 0."""
+  count = 0
+  for ours in [name for name in values if name.endswith('_conv/bias')]:
+    mean = ours.replace('_conv/bias', '_bn/mean')
+    bias, folded = values.pop(ours).astype(np.float64), origins.pop(ours)
+    count += bool(bias.any())
+    values[mean] = (values[mean].astype(np.float64) - bias).astype(np.float32)
+    origins[mean] = dataclasses.replace(
+      origins[mean], name=f'{origins[mean].name} - {folded.name}'
+    )
+  return count
+
+
+def _check_values(
+  path: pathlib.Path,
+  values: Mapping[str, np.ndarray],
+  origins: Mapping[str, Origin],
+) -> None:
+  faults, negative = [], []
+  for ours, array in values.items():
     if bad := array.size - int(np.isfinite(array).sum()):
-      faults.append(f'{name} ({bad} of {array.size})')
+      faults.append(f'{origins[ours].name} ({bad} of {array.size})')
+    if ours.endswith('/var') and (array < 0).any():
+      negative.append(origins[ours].name)
   if faults:
     raise errors.UserError(
       f'{path} holds values that are not finite, or too large for float32, in'
-      f' {", ".join(faults)}. Get it again; --job=inspect shows all of it.'
+      f' {", ".join(faults)}. Get it again; --job=inspect lists every tensor.'
     )
-
-
-def check_variances(
-  path: pathlib.Path,
-  values: Mapping[str, np.ndarray],
-  source_of: Mapping[str, str],
-) -> None:
-  """Raises a UserError if a batch norm's variance is negative."""
-  negative = [
-    source_of[ours]
-    for ours, array in values.items()
-    if ours.endswith('/var') and (array < 0).any()
-  ]
   if negative:
     raise errors.UserError(
       f'{path} holds negative variances in {", ".join(negative)}. Get it again.'
@@ -334,71 +310,78 @@ def _check_names(
   unknown = [name for name in tensors if name not in known]
   if len(unknown) == len(tensors):
     first = ', '.join(name[:99] for name in unknown[:5])
-    raise errors.UserError(
-      f'{path}, read as {format}, does not hold a plain ResNet: its names are'
-      f' {first or "none"}, ..., and {", ".join(missing[:3])}, ... are looked'
-      ' for. Give a checkpoint of a ResNet of one of the depths'
-      f' {structure.DEPTHS}.'
+    why = (
+      f': its names are {first or "none"}, ..., where {", ".join(missing[:3])},'
+      ' ... are expected'
     )
-  if missing or unknown:
+  elif missing or unknown:
     parts = [
       f'{len(given)} names are {what} ({", ".join(n[:99] for n in given)})'
       for given, what in ((missing, 'missing'), (unknown, 'unknown'))
       if given
     ]
-    raise errors.UserError(
-      f'{path}, read as {format}, does not hold a plain ResNet; the nearest is'
-      f' ResNet-{depth}: {"; ".join(parts)}. Give a checkpoint of a ResNet of'
-      f' one of the depths {structure.DEPTHS}.'
-    )
+    why = f'; the nearest is ResNet-{depth}: {"; ".join(parts)}'
+  else:
+    return
+  raise errors.UserError(
+    f'{path}, read as {format}, does not hold a plain ResNet{why}. Give a'
+    f' checkpoint of a ResNet of one of the depths {structure.DEPTHS}.'
+  )
 
 
 def _classes(
-  path: pathlib.Path,
-  tensors: Mapping[str, Tensor],
-  source_of: Mapping[str, str],
-  layout: KernelLayout,
+  path: pathlib.Path, origins: Mapping[str, Origin], layout: KernelLayout
 ) -> int:
-  if 'logits/kernel' not in source_of:
+  if (origin := origins.get('logits/kernel')) is None:
     return 0
-  name = source_of['logits/kernel']
-  shape = tensors[name].shape
+  shape = origin.shape
   classes = shape[layout.dense[1]] if len(shape) == 2 else 0
   if not 0 < classes <= MAX_CLASSES:
     raise errors.UserError(
-      f'{path}: the classifier {name} has the shape {shape}; it must have two'
-      f' dimensions and 1 to {MAX_CLASSES} classes.'
+      f'{path}: the classifier {origin.name} has the shape {shape}; it must'
+      f' have two dimensions and 1 to {MAX_CLASSES} classes.'
     )
   return classes
 
 
 def _check_shapes(
   path: pathlib.Path,
-  tensors: Mapping[str, Tensor],
-  source_of: Mapping[str, str],
+  origins: Mapping[str, Origin],
   shapes: Mapping[str, tuple[int, ...]],
   layout: KernelLayout,
 ) -> None:
   faults = []
-  for ours, name in source_of.items():
-    tensor, expected = tensors[name], layout.stored(shapes[ours])
-    if tuple(tensor.shape) != expected:
-      faults.append(f'{name} has the shape {tensor.shape}, not {expected}')
-    if tensor.dtype not in DTYPES:
-      faults.append(f'{name} is {tensor.dtype}, not one of {", ".join(DTYPES)}')
-  if faults:
-    raise errors.UserError(
-      f'{path} does not hold a plain ResNet: {"; ".join(faults)}.'
+  for ours, origin in origins.items():
+    # A convolution's bias has a value for each of the kernel's outputs.
+    expected = layout.stored(
+      shapes.get(ours) or shapes[ours.replace('bias', 'kernel')][-1:]
     )
+    if origin.shape != expected:
+      faults.append(
+        f'{origin.name} has the shape {origin.shape}, not {expected}'
+      )
+    if origin.dtype not in DTYPES:
+      faults.append(
+        f'{origin.name} is {origin.dtype}, not one of {", ".join(DTYPES)}'
+      )
+  if faults:
+    raise not_plain(path, '; '.join(faults))
+
+
+def not_plain(path: pathlib.Path, why: str) -> errors.UserError:
+  """The error for another network."""
+  return errors.UserError(
+    f'{path} does not hold a plain ResNet: {why}. Give a checkpoint of one.'
+  )
 
 
 def _read(path: pathlib.Path, name: str, tensor: Tensor) -> np.ndarray:
   try:
     array = tensor.read()
-  except (OSError, ValueError, EOFError) as error:
+  except (OSError, ValueError) as error:
     raise errors.UserError(
       f'{path} is damaged: {name}: {error}. Get it again.'
     ) from error
-  # Values beyond float32 become infinite, which `check_values` refuses.
+  # Values beyond float32 become infinite, which `_check_values` refuses.
   with np.errstate(over='ignore'):
     return np.asarray(array, dtype=np.float32).reshape(tensor.shape)

@@ -11,11 +11,11 @@ authors' deploy prototxts.  A blob's name is its layer and number:
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from resnet_jax.codecs import blob, faults, protobuf
+from resnet_jax.codecs import blob
 from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data import presets
 from resnet_jax.models import aliases, structure
@@ -23,14 +23,7 @@ from resnet_jax.models.variant import STRIDES, Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, caffe_net
 
-# Fields of ConvolutionParameter, PoolingParameter and BatchNormParameter: first
-# that of both directions, then those of each.
-_STRIDES, _DILATIONS, _POOL_PADS, _EPSILON = (6, 13, 14), (18,), (4, 9, 10), 3
-_DEFAULT_EPSILON = 1e-5
-# Of a layer's settings, where `faults.reported` names path and error.
-_SETTINGS = (
-  '{{path}} is damaged: the settings of a {} layer: {{error}}. Get it again.'
-)
+_Layers = Mapping[str, caffe_net.CaffeLayer]
 
 
 def naming(depth: int, head: str = 'fc1000') -> dict[str, str]:
@@ -81,16 +74,11 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     ),
     preprocess=presets.CAFFE,
     options=options,
-    guesses=(assemble.GUESSED_INPUT,),
+    guesses=(presets.GUESSED_INPUT,),
   )
 
 
-# ------------------------------------------------------------- the weights
-
-
-def _head(
-  path: pathlib.Path, layers: Mapping[str, caffe_net.CaffeLayer]
-) -> str:
+def _head(path: pathlib.Path, layers: _Layers) -> str:
   """The classifier's layer, whatever its name."""
   found = [
     layer.name
@@ -117,26 +105,24 @@ def _roles(head: str) -> dict[str, str]:
 
 def _tensors(
   path: pathlib.Path,
-  layers: Mapping[str, caffe_net.CaffeLayer],
+  layers: _Layers,
   head: str,
   options: assemble.Options,
 ) -> dict[str, Tensor]:
   roles, tensors = _roles(head), {}
   for layer in layers.values():
     statistics = roles.get(f'{layer.name}.0', '').endswith('_bn/mean')
-    factor = 1.0
+    factor = None
     if layer.blobs and statistics:
       factor = _factor(path, layer, options)
     for number, stored in enumerate(layer.blobs):
       name = f'{layer.name}.{number}'
-      if statistics and number == 2:
-        continue
-      rank = _rank(roles.get(name, ''))
-      tensors[name] = Tensor(
-        blob.squeezed(stored.shape, rank),
-        stored.dtype,
-        _reader(stored, factor if statistics else None),
-      )
+      if not statistics or number != 2:
+        tensors[name] = Tensor(
+          blob.squeezed(stored.shape, _rank(roles.get(name, ''))),
+          stored.dtype,
+          functools.partial(_values, stored, factor),
+        )
   return tensors
 
 
@@ -147,16 +133,9 @@ def _rank(ours: str) -> int:
   return 2 if ours == 'logits/kernel' else 4
 
 
-def _reader(
-  stored: blob.Blob, factor: float | None
-) -> Callable[[], np.ndarray]:
-  if factor is None:
-    return stored.values
-
-  def divided() -> np.ndarray:
-    return stored.values().astype(np.float64) / factor
-
-  return divided
+def _values(stored: blob.Blob, factor: float | None) -> np.ndarray:
+  values = stored.values()
+  return values if factor is None else values.astype(np.float64) / factor
 
 
 def _factor(
@@ -184,72 +163,34 @@ def _factor(
   return factor
 
 
-# ------------------------------------------------------------- the variant
-
-
-def _stated(message: memoryview, numbers: tuple[int, ...]) -> set[int]:
-  return {
-    value
-    for field in protobuf.fields(message)
-    if field.number in numbers
-    for value in field.integers(16)
-  }
-
-
-def _settings(
-  path: pathlib.Path,
-  layers: Mapping[str, caffe_net.CaffeLayer],
-  what: str,
-  numbers: tuple[int, ...],
-  default: int,
-) -> dict[str, set[int]]:
-  """The numbers that the settings of each layer state."""
-  with faults.reported(path, _SETTINGS.format(what)):
-    return {
-      layer.name: _stated(layer.settings[what], numbers) or {default}
-      for layer in layers.values()
-      if what in layer.settings
-    }
-
-
-def _check_geometry(
-  path: pathlib.Path, layers: Mapping[str, caffe_net.CaffeLayer]
-) -> None:
-  dilated = _settings(path, layers, 'convolution', _DILATIONS, 1)
-  padded = _settings(path, layers, 'pooling', _POOL_PADS, 0)
-  faults = [
-    f'{name} is dilated' for name, values in dilated.items() if values != {1}
+def _check_geometry(path: pathlib.Path, layers: _Layers) -> None:
+  wrong = [
+    f'{name} is dilated'
+    for name, layer in layers.items()
+    if layer.settings.get('dilation', {1}) != {1}
   ]
-  if padded.get('pool1', {0}) != {0}:
-    faults.append('pool1 is padded')
-  if faults:
-    raise errors.UserError(
-      f'{path} does not hold a plain ResNet: {", ".join(faults)}. Give one of'
-      ' the published form.'
-    )
+  if 'pool1' in layers and layers['pool1'].settings.get('pad', {0}) != {0}:
+    wrong.append('pool1 is padded')
+  if wrong:
+    raise assemble.not_plain(path, ', '.join(wrong))
 
 
-def _stride_in(
-  path: pathlib.Path, layers: Mapping[str, caffe_net.CaffeLayer]
-) -> str:
+def _stride_in(path: pathlib.Path, layers: _Layers) -> str:
   """The position of the stages' strides, as far as the file states it."""
   known = {name.rpartition('.')[0] for name in _roles('fc1000')}
   stated = {
-    name: values
-    for name, values in _settings(
-      path, layers, 'convolution', _STRIDES, 1
-    ).items()
-    if name in known
+    name: layer.settings['stride']
+    for name, layer in layers.items()
+    if name in known and 'stride' in layer.settings
   }
   for choice in STRIDES:
-    others = [
-      name for name in stated if stated[name] != {_stride(name, choice)}
-    ]
+    others = [n for n in stated if stated[n] != {_stride(n, choice)}]
     if not others:
       return choice
-  raise errors.UserError(
-    f'{path} does not hold a plain ResNet: the strides of its convolutions are'
-    f' not those of one ({", ".join(others)}).'
+  raise assemble.not_plain(
+    path,
+    'the strides of its convolutions are not those of one'
+    f' ({", ".join(others)})',
   )
 
 
@@ -261,29 +202,14 @@ def _stride(name: str, stride_in: str) -> int:
   return 2 if name in ('conv1', *halving) else 1
 
 
-def _epsilon(
-  path: pathlib.Path, layers: Mapping[str, caffe_net.CaffeLayer]
-) -> float:
-  """The epsilon of the BatchNorm layers, which must be one."""
-  found = set()
-  with faults.reported(path, _SETTINGS.format('batch norm')):
-    for layer in layers.values():
-      if layer.kind == 'BatchNorm' or 'batch norm' in layer.settings:
-        message = layer.settings.get('batch norm', memoryview(b''))
-        found.add(_float(message, _EPSILON, _DEFAULT_EPSILON))
+def _epsilon(path: pathlib.Path, layers: _Layers) -> float:
+  """The epsilon of the batch norms, which must be one."""
+  stated = [layer.settings.get('epsilon', set()) for layer in layers.values()]
+  found = set().union(*stated) or {Variant().epsilon}
   if len(found) > 1 or not all(0 < value < 1 for value in found):
-    listed = ', '.join(map(str, sorted(found)))
-    raise errors.UserError(
-      f'{path} does not hold a plain ResNet: its BatchNorm layers have the eps'
-      f' {listed}, where one between 0 and 1 is needed.'
+    raise assemble.not_plain(
+      path,
+      f'its BatchNorm layers have the eps {", ".join(map(str, sorted(found)))},'
+      ' where one between 0 and 1 is needed',
     )
-  return found.pop() if found else _DEFAULT_EPSILON
-
-
-def _float(message: memoryview, number: int, default: float) -> float:
-  value = default
-  for field in protobuf.fields(message):
-    if field.number == number:
-      # The shortest decimal of that float32: 1e-05, not 9.9999997e-06.
-      value = float(str(np.float32(field.float32())))
-  return value
+  return found.pop()

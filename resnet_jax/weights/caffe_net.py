@@ -9,8 +9,17 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 
+import numpy as np
+
 from resnet_jax.codecs import blob, faults, protobuf
 from resnet_jax.codecs.tensor import map_file
+
+# By the name of a setting: its field numbers in the message (pads and strides
+# have one for both directions and one for each), and its default.
+_Stated = Mapping[str, tuple[tuple[int, ...], float]]
+_CONVOLUTION: _Stated = {'stride': ((6, 13, 14), 1), 'dilation': ((18,), 1)}
+_POOLING: _Stated = {'pad': ((4, 9, 10), 0)}
+_BATCH_NORM: _Stated = {'epsilon': ((3,), 1e-5)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,19 +30,16 @@ class _Numbers:
   name: int
   kind: int
   blobs: int
-  settings: Mapping[int, str]
+  settings: Mapping[int, _Stated]
+  begins: tuple[int, ...]
 
 
 # By the field of NetParameter that holds the layers.
+_V2 = {106: _CONVOLUTION, 121: _POOLING, 139: _BATCH_NORM}
+_V1 = {10: _CONVOLUTION, 19: _POOLING}
 _LAYERS = {
-  100: _Numbers(
-    'layer',
-    1,
-    2,
-    7,
-    {106: 'convolution', 121: 'pooling', 139: 'batch norm'},
-  ),
-  2: _Numbers('V1 layers', 4, 5, 6, {10: 'convolution', 19: 'pooling'}),
+  100: _Numbers('layer', 1, 2, 7, _V2, (1, 2)),
+  2: _Numbers('V1 layers', 4, 5, 6, _V1, (1, 2, 3, 4, 5)),
 }
 _V0_LAYER = 1  # of a V1 layer
 _V1_INNER_PRODUCT = 14
@@ -43,12 +49,11 @@ INNER_PRODUCT = 'InnerProduct'
 _MAX_LAYERS = 2000
 _MAX_BLOBS = 8
 
-# Wire types of NetParameter's other fields; first fields of a layer by format.
+# Wire types of NetParameter's other fields.
 _NET_WIRES = {
   **dict.fromkeys((1, 3, 6, 8), protobuf.BYTES),
   **dict.fromkeys((4, 5, 7), protobuf.VARINT),
 }
-_LAYER_BEGINS = {100: (1, 2), 2: (1, 2, 3, 4, 5)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +64,14 @@ class CaffeLayer:
     name: the net's.
     kind: its type; in V1 files only 'InnerProduct' or ''.
     blobs: its parameters.
-    settings: messages by the values of `_Numbers.settings`.
+    settings: values of 'stride', 'dilation', 'pad' and 'epsilon', for layers
+      that have them.
   """
 
   name: str
   kind: str
   blobs: tuple[blob.Blob, ...]
-  settings: Mapping[str, memoryview]
+  settings: Mapping[str, set[float]]
 
 
 def recognise(head: bytes) -> bool:
@@ -116,8 +122,8 @@ def _begins_as_net(head: memoryview) -> bool:
       if wire == protobuf.BYTES:
         length, at = protobuf.varint(head, at)
       if number in _LAYERS:
-        begins = _LAYER_BEGINS[number]
-        return wire == protobuf.BYTES and protobuf.key(head, at)[0] in begins
+        first, _, _ = protobuf.key(head, at)
+        return wire == protobuf.BYTES and first in _LAYERS[number].begins
       if _NET_WIRES.get(number) != wire:
         return False
       if wire == protobuf.VARINT:
@@ -132,39 +138,32 @@ def _begins_as_net(head: memoryview) -> bool:
 
 def _layers(view: memoryview) -> tuple[str, dict[str, CaffeLayer]]:
   found: dict[str, CaffeLayer] = {}
-  ways: dict[str, None] = {}
-  count = 0
-  for field in protobuf.fields(view):
-    if field.number not in _LAYERS:
-      continue
-    count += 1
+  texts: set[str] = set()
+  layers = (field for field in protobuf.fields(view) if field.number in _LAYERS)
+  for count, field in enumerate(layers, start=1):
     if count > _MAX_LAYERS:
       raise faults.RefusedError(f'it has more than {_MAX_LAYERS} layers')
     numbers = _LAYERS[field.number]
-    ways[numbers.text] = None
+    texts.add(numbers.text)
     try:
       layer = _layer(field.message(), numbers)
     except ValueError as error:
       raise ValueError(f'layer {count}: {error}') from error
-    if layer.blobs and layer.name in found and found[layer.name].blobs:
-      raise ValueError(f"two layers have the name '{layer.name[:99]}'")
-    if layer.blobs or layer.name not in found:
+    if layer.name not in found or not found[layer.name].blobs:
       found[layer.name] = layer
-  if len(ways) > 1:
-    raise faults.RefusedError(
-      f'it has both {" and ".join(ways)}; Caffe writes one kind'
-    )
+    elif layer.blobs:
+      raise ValueError(f"two layers have the name '{layer.name[:99]}'")
   if not any(layer.blobs for layer in found.values()):
     raise faults.RefusedError(
-      f'it has {count} layers, none with weights. Give a trained network'
+      f'it has {len(found)} layers, none with weights. Give a trained network'
     )
-  return next(iter(ways)), found
+  return ' and '.join(sorted(texts)), found
 
 
 def _layer(message: memoryview, numbers: _Numbers) -> CaffeLayer:
   name = kind = ''
   blobs: list[blob.Blob] = []
-  settings = {}
+  settings: dict[str, set[float]] = {}
   for field in protobuf.fields(message):
     if field.number == numbers.name:
       name = field.text()
@@ -180,13 +179,29 @@ def _layer(message: memoryview, numbers: _Numbers) -> CaffeLayer:
       except ValueError as error:
         raise ValueError(f'{name[:99]}.{len(blobs)}: {error}') from error
     elif field.number in numbers.settings:
-      settings[numbers.settings[field.number]] = field.message()
+      for key, stated in numbers.settings[field.number].items():
+        settings[key] = _stated(field.message(), *stated)
     elif numbers is _LAYERS[2] and field.number == _V0_LAYER:
       raise faults.RefusedError(
         "it is in Caffe's oldest format (V0), which is not supported; upgrade"
         " it with Caffe's upgrade_net_proto_binary"
       )
+  if kind == 'BatchNorm':
+    settings.setdefault('epsilon', {_BATCH_NORM['epsilon'][1]})
   return CaffeLayer(name, kind, tuple(blobs), settings)
+
+
+def _stated(
+  message: memoryview, numbers: tuple[int, ...], default: float
+) -> set[float]:
+  found: set[float] = set()
+  for field in protobuf.fields(message):
+    if field.number in numbers and isinstance(default, int):
+      found.update(field.integers(16))
+    elif field.number in numbers:
+      # The shortest decimal of that float32: 1e-05, not 9.9999997e-06.
+      found.add(float(str(np.float32(field.float32()))))
+  return found or {default}
 
 
 def _kind(field: protobuf.Field) -> str:

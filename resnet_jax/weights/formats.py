@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable
 
 from resnet_jax.system import errors
+from resnet_jax.system.text import some
 from resnet_jax.weights import (
   archive,
   assemble,
@@ -99,7 +100,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
 
 def _looks_like(path: pathlib.Path, head: bytes) -> str:
   if path.is_dir():
-    held = ', '.join(sorted(entry.name for entry in path.iterdir())[:5])
+    held = some(sorted(entry.name for entry in path.iterdir()), 5)
     return (
       'a directory, but not one of Paddle, Hugging Face or timm (it holds'
       f' {held or "nothing"}); name the file in it that has the weights'

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder that Transformers' `save_pretrained` wrote of a ResNet.
+"""A folder of a ResNet from the Hugging Face hub, of Transformers or timm.
 
-`config.json` tells the stride and the class names, `preprocessor_config.json`,
-if it is there, the preprocessing.  Folders of timm
-from the hub have both in `config.json`.  Sources: Transformers 5.23,
+In Transformers' (`save_pretrained`), `config.json` has the stride and the class
+names, and `preprocessor_config.json`, if there is one, the preprocessing; timm
+has it in `config.json`.  Sources: Transformers 5.23,
 `models/resnet/configuration_resnet.py` and
 `models/convnext/image_processing_convnext.py`.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from resnet_jax.data import presets
@@ -24,26 +26,15 @@ _LOADERS = {
   'model.safetensors': safetensors.load,
   'pytorch_model.bin': torch.load,
 }
-# id2label of many classes.
-_MAX_BYTES = 1 << 24
+_MAX_BYTES = 1 << 24  # of a JSON file; most of it is id2label
 # Pillow's numbers of its filters.
 _FILTERS = {1: 'lanczos', 2: 'bilinear', 3: 'bicubic'}
-# Images from this size on are squashed, not cut.
+# Images from this size on are squashed, not cropped.
 _SQUASHED = 384
 _CROP_PCT = 0.875
-# What else a preprocessor may state, and still be the one that is known here.
 _PROCESSORS = ('ConvNextFeatureExtractor', 'ConvNextImageProcessor')
-_USUAL = {
-  'do_normalize': True,
-  'do_rescale': True,
-  'do_resize': True,
-  'do_center_crop': True,
-}
-# What a field of the wrong kind or value raises.
-_WRONG = (
-  *(LookupError, TypeError, ValueError, ArithmeticError),
-  errors.UserError,
-)
+# Steps of a preprocessor that must not be turned off.
+_STEPS = ('do_normalize', 'do_rescale', 'do_resize', 'do_center_crop')
 # Fields of the configuration whose other values are other networks.
 _PLAIN = {
   'model_type': 'resnet',
@@ -61,80 +52,106 @@ def recognise(path: pathlib.Path, head: bytes) -> bool:
 
 
 def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
-  """Reads the weights, and what the files beside them say.
+  """Reads the weights and the files beside them.
 
   Raises:
     UserError: as the loaders of the weights; or a file beside them is damaged,
-      or tells of another network.
+      or describes another network.
   """
   config = _read(path / _CONFIG)
-  if isinstance(config.get('pretrained_cfg'), dict):
-    return _timm(path, config['pretrained_cfg'], options)
-  if config.get('model_type') != _PLAIN['model_type']:
-    raise errors.UserError(
-      f'{path} is no folder of a ResNet: its {_CONFIG} says model_type='
-      f'{str(config.get("model_type"))[:99]}, not {_PLAIN["model_type"]}. Name'
-      ' the file with the weights, if they are those of one.'
+  timms = config.get('pretrained_cfg')
+  if not isinstance(timms, dict):
+    _check_network(path, config)
+  name = next(n for n in _LOADERS if (path / n).is_file())
+  loaded = _LOADERS[name](path / name, options)
+  if isinstance(timms, dict):
+    return dataclasses.replace(
+      loaded,
+      format=f'timm folder, {name}',
+      preprocess=_timm(path / _CONFIG, timms),
+      guesses=(),
     )
-  for key, value in _PLAIN.items():
-    if config.get(key, value) != value:
-      raise errors.UserError(
-        f'{path} holds another network: its {_CONFIG} says {key}='
-        f'{str(config[key])[:99]}, and a plain ResNet has {value}.'
-      )
-  name, loaded = _weights(path, options)
   stride_in = '1x1' if config.get('downsample_in_bottleneck') else '3x3'
-  preprocess, notes = presets.HUGGING_FACE, list(loaded.notes)
+  preprocess, notes = presets.HUGGING_FACE, loaded.notes
   if (path / _PREPROCESSOR).is_file():
-    preprocess = _preprocess(path / _PREPROCESSOR)
+    preprocess = _transformers(path / _PREPROCESSOR)
   else:
-    notes.append(
-      f'{path} has no {_PREPROCESSOR}: the input of microsoft/resnet-* is'
-      ' taken.'
+    notes += (
+      f'{path} has no {_PREPROCESSOR}: that of microsoft/resnet-* is used.',
     )
+  variant = loaded.model.variant.overridden(stride_in=stride_in)
   return dataclasses.replace(
     loaded,
     format=f'Hugging Face folder, {name}',
-    model=loaded.model.clone(
-      variant=loaded.model.variant.overridden(stride_in=stride_in)
-    ),
+    model=loaded.model.clone(variant=variant),
     preprocess=preprocess,
-    notes=tuple(notes),
+    notes=notes,
     guesses=(),
     class_names=_class_names(path, config, loaded.model.classes),
   )
 
 
-def _weights(
-  path: pathlib.Path, options: assemble.Options
-) -> tuple[str, assemble.Loaded]:
-  name = next(n for n in _LOADERS if (path / n).is_file())
-  return name, _LOADERS[name](path / name, options)
+def _check_network(path: pathlib.Path, config: dict[str, Any]) -> None:
+  # Without a model type it is not Transformers'.
+  stated = _PLAIN | {'model_type': None} | config
+  for key, value in _PLAIN.items():
+    if stated[key] != value:
+      raise errors.UserError(
+        f'{path} holds another network: its {_CONFIG} says {key}='
+        f'{str(stated[key])[:99]}, not {value}. If the weights are those of a'
+        ' plain ResNet, give their file instead of the folder.'
+      )
 
 
-def _timm(
-  path: pathlib.Path, stated: dict[str, Any], options: assemble.Options
-) -> assemble.Loaded:
-  """A folder of timm's, whose configuration has the preprocessing in it."""
-  name, loaded = _weights(path, options)
-  try:
-    size = int(stated['input_size'][-1])
-    preprocess = Preprocess(
-      channels='RGB',
-      mean=_scaled(stated['mean']),
-      std=_scaled(stated['std']),
-      resize_size=int(size / float(stated['crop_pct'])),
-      crop_size=size,
-      interpolation=str(stated['interpolation']),
-      rounding='torchvision',
+def _timm(path: pathlib.Path, stated: dict[str, Any]) -> Preprocess:
+  with _supported(path):
+    return _preprocess(
+      stated['mean'],
+      stated['std'],
+      int(stated['input_size'][-1]),
+      float(stated['crop_pct']),
+      str(stated['interpolation']),
     )
-  except _WRONG as error:
-    raise _unknown(path / _CONFIG, error) from error
-  return dataclasses.replace(
-    loaded,
-    format=f'timm folder, {name}',
-    preprocess=preprocess,
-    guesses=(),
+
+
+def _transformers(path: pathlib.Path) -> Preprocess:
+  stated = _read(path)
+  with _supported(path):
+    kind = stated.get(
+      'image_processor_type', stated.get('feature_extractor_type')
+    )
+    if kind is not None and not str(kind).startswith(_PROCESSORS):
+      raise ValueError(kind)
+    for key in _STEPS:
+      if not stated.get(key, True):
+        raise ValueError(f'{key}={stated[key]}')
+    if not math.isclose(float(stated.get('rescale_factor', 1 / 255)), 1 / 255):
+      raise ValueError(f'rescale_factor={stated["rescale_factor"]}')
+    size = stated['size']
+    size = int(size['shortest_edge'] if isinstance(size, dict) else size)
+    resample, share = int(stated['resample']), stated.get('crop_pct')
+    if size >= _SQUASHED or resample not in _FILTERS:
+      raise ValueError(f'size {size}, resample {resample}')
+    return _preprocess(
+      stated['image_mean'],
+      stated['image_std'],
+      size,
+      _CROP_PCT if share is None else float(share),
+      _FILTERS[resample],
+    )
+
+
+def _preprocess(
+  mean: Any, std: Any, size: int, crop_pct: float, interpolation: str
+) -> Preprocess:
+  return Preprocess(
+    channels='RGB',
+    mean=_scaled(mean),
+    std=_scaled(std),
+    resize_size=int(size / crop_pct),
+    crop_size=size,
+    interpolation=interpolation,
+    rounding='torchvision',
   )
 
 
@@ -144,13 +161,21 @@ def _scaled(values: Any) -> tuple[float, float, float]:
   return first, second, third
 
 
-def _unknown(path: pathlib.Path, error: Exception) -> errors.UserError:
-  return errors.UserError(
-    f'{path} tells of a preprocessing that is not known here'
-    f' ({type(error).__name__}: {str(error)[:200]}). Name the file with the'
-    ' weights instead of the folder, and set resize_size, crop_size,'
-    ' interpolation, mean and std.'
-  )
+@contextlib.contextmanager
+def _supported(path: pathlib.Path) -> Iterator[None]:
+  """Turns what fields of a wrong kind or value raise into a UserError."""
+  try:
+    yield
+  except (
+    *(LookupError, TypeError, ValueError, ArithmeticError),
+    errors.UserError,
+  ) as error:
+    raise errors.UserError(
+      f'{path} states a preprocessing that is not supported'
+      f' ({type(error).__name__}: {str(error)[:200]}). Give the file with the'
+      ' weights instead of the folder, and set resize_size, crop_size,'
+      ' interpolation, mean and std.'
+    ) from error
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -159,11 +184,11 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
       raise ValueError(f'it has more than {_MAX_BYTES} bytes')
     found = json.loads(path.read_text('utf-8'))
     if not isinstance(found, dict):
-      raise ValueError('it holds no object')
+      raise ValueError('it is not a JSON object')
     return found
   except (OSError, ValueError, RecursionError) as error:
     raise errors.UserError(
-      f'{path} is damaged: {error}. Save the model again, or name the file with'
+      f'{path} is damaged: {error}. Save the model again, or give the file with'
       ' the weights instead of the folder.'
     ) from error
 
@@ -171,49 +196,17 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 def _class_names(
   path: pathlib.Path, config: dict[str, Any], classes: int
 ) -> tuple[str, ...]:
-  """Of other classes than ImageNet's, if somebody named them."""
-  names = config.get('id2label')
-  # Transformers' own stand-ins are no names.
-  if classes == 1000 or not isinstance(names, dict):
+  """The names of classes other than ImageNet's, if the model has any."""
+  stated = config.get('id2label')
+  if classes == 1000 or not isinstance(stated, dict):
     return ()
-  found = [str(names.get(str(index), '')) for index in range(classes)]
-  if len(names) != classes or not all(found):
+  found = tuple(str(stated.get(str(index), '')) for index in range(classes))
+  if len(stated) != classes or not all(found):
     raise errors.UserError(
-      f'{path / _CONFIG} names {len(names)} classes in id2label, and the'
-      f' classifier has {classes}. Mend it, or name the file with the weights'
-      ' instead of the folder.'
+      f'{path / _CONFIG} names {len(stated)} classes in id2label, and the'
+      f' classifier has {classes}. Correct it, or give the file with the'
+      ' weights instead of the folder.'
     )
-  stand_ins = [f'LABEL_{index}' for index in range(classes)]
-  return () if found == stand_ins else tuple(found)
-
-
-def _preprocess(path: pathlib.Path) -> Preprocess:
-  stated = _read(path)
-  try:
-    kind = stated.get(
-      'image_processor_type', stated.get('feature_extractor_type')
-    )
-    if kind is not None and not str(kind).startswith(_PROCESSORS):
-      raise ValueError(f'{kind}')
-    for key, value in _USUAL.items():
-      if stated.get(key, value) != value:
-        raise ValueError(f'{key}={stated[key]}')
-    if not math.isclose(float(stated.get('rescale_factor', 1 / 255)), 1 / 255):
-      raise ValueError(f'rescale_factor={stated["rescale_factor"]}')
-    size = stated['size']
-    size = int(size['shortest_edge'] if isinstance(size, dict) else size)
-    resample = int(stated['resample'])
-    if size >= _SQUASHED or resample not in _FILTERS:
-      raise ValueError(f'size {size}, resample {resample}')
-    share = stated.get('crop_pct')
-    return Preprocess(
-      channels='RGB',
-      mean=_scaled(stated['image_mean']),
-      std=_scaled(stated['image_std']),
-      resize_size=int(size / (_CROP_PCT if share is None else float(share))),
-      crop_size=size,
-      interpolation=_FILTERS[resample],
-      rounding='torchvision',
-    )
-  except _WRONG as error:
-    raise _unknown(path, error) from error
+  # Transformers' placeholders.
+  unnamed = found == tuple(f'LABEL_{index}' for index in range(classes))
+  return () if unnamed else found

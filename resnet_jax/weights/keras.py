@@ -28,6 +28,7 @@ from resnet_jax.codecs import zip as zip_lib
 from resnet_jax.data import presets
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
+from resnet_jax.system.text import some
 from resnet_jax.weights import assemble, keras_config, keras_names
 
 WEIGHTS = 'Keras HDF5, weights'
@@ -39,8 +40,8 @@ VARIANT = Variant(stem_pool='pad1', epsilon=1.001e-5)
 # Keras' default, which the old network used.
 OLD_EPSILON = 1e-3
 OLD_NOTE = (
-  'its layers have the names that Keras used until 2018: it is run as in Keras-'
-  'Applications from August 2018 on, with a padded max pool and epsilon 0.001;'
+  'its layers have the names that Keras used until 2018: it runs as in Keras-'
+  'Applications since August 2018, with a padded max pool and epsilon 0.001;'
   ' before, the max pool had no padding (55 pixels, not 56), and features'
   ' differed at the edges.'
 )
@@ -122,19 +123,24 @@ def _load(
       named, empty = keras_names.by_layer(found)
     datasets = keras_names.unique(path, named)
     tensors = {name: hdf5.tensor(stream, d) for name, d in datasets.items()}
-  _refuse_v2(path, [name.rpartition('/')[0] for name in datasets])
-
+  owned = {name.rpartition('/')[0] for name in datasets}
+  if v2 := [n for n in owned if n.endswith('_preact_bn') or n == 'post_bn']:
+    raise errors.UserError(
+      f'{path} holds a ResNet v2 (pre-activation: it has {min(v2)}), which is'
+      ' another network. Give ResNet50, ResNet101 or ResNet152 of'
+      ' keras.applications, without V2.'
+    )
   old = any(name.startswith(('res2a_', 'bn_conv1/')) for name in datasets)
   canonical = keras_names.canonical(old)
   keras_config.check(path, layers, canonical)
   epsilon = keras_config.epsilon(path, layers, canonical)
   usual_head = 'fc1000' if old else 'predictions'
   head = _classifier(datasets, usual_head)
-  notes = [
-    *_skipped_notes(path, skipped),
-    *_head_notes(usual_head, head, datasets, layers),
-    *([OLD_NOTE] if old and not layers else []),
-  ]
+  notes = list(_head_notes(usual_head, head, datasets, layers))
+  if any(name.lstrip('_').startswith('optimizer') for name in skipped):
+    notes.append(f"{path} also holds an optimizer's state, which is not read.")
+  if old and not layers:
+    notes.append(OLD_NOTE)
 
   def here(depth: int) -> dict[str, str]:
     usual = (keras_names.old_naming if old else naming)(depth)
@@ -152,22 +158,21 @@ def _load(
     preprocess=presets.CAFFE,
     options=options,
     notes=notes,
-    guesses=(assemble.GUESSED_INPUT,),
+    guesses=(presets.GUESSED_INPUT,),
   )
   if any(layer.snake_kind == 'global_max_pooling2d' for layer in layers):
     raise errors.UserError(
-      f'{path} max-pools its last maps, so it is another network after res5:'
-      ' its avgpool and logits do not exist here. Save the model without its'
-      ' top and without pooling, and extract the last res5_*_addto with'
-      ' pool=max.'
+      f'{path} max-pools its last maps, so after res5 it is another network.'
+      ' Save the model without its top and without pooling, and extract the'
+      ' last res5_*_addto with pool=max.'
     )
-  left_out = _left_out(path, empty, layers, datasets)
-  return dataclasses.replace(loaded, warnings=tuple(left_out))
+  left_out = _left_out(path, empty, layers, owned)
+  return dataclasses.replace(loaded, warnings=left_out)
 
 
 def _contents(
   path: pathlib.Path, file: h5py.File
-) -> tuple[str, hdf5.Contents, tuple[str, ...]]:
+) -> tuple[str, hdf5.Tree, tuple[str, ...]]:
   """The layout, its contents, and what is skipped."""
   found = hdf5.contents(file, _SKIPPED)
   if 'model_weights' in found.groups:
@@ -179,22 +184,12 @@ def _contents(
   if any(name.rpartition('/')[2] == 'vars' for name in found.groups):
     return WEIGHTS_3, found, found.skipped
   held = [*found.datasets, *(n for n in found.groups if '/' not in n)]
-  text = ', '.join(name[:99] for name in held[:20]) or 'nothing'
+  text = some([name[:99] for name in held], 20) or 'nothing'
   raise errors.UserError(
-    f'{path} is an HDF5 file, but not one of Keras: it has neither layer_names'
-    f' nor model_weights nor vars. It holds {text}. Give a file that model.save'
-    ' or model.save_weights wrote.'
+    f'{path} is an HDF5 file, but not of Keras: it has no layer_names,'
+    f' model_weights or vars. It holds {text}. Give a file that model.save or'
+    ' model.save_weights wrote.'
   )
-
-
-def _refuse_v2(path: pathlib.Path, layers: Iterable[str]) -> None:
-  v2 = [n for n in layers if n.endswith('_preact_bn') or n == 'post_bn']
-  if v2:
-    raise errors.UserError(
-      f'{path} holds a ResNet v2 (pre-activation: it has {v2[0]}), which is'
-      ' another network. Give ResNet50, ResNet101 or ResNet152 of'
-      ' keras.applications, without V2.'
-    )
 
 
 def _classifier(datasets: Mapping[str, h5py.Dataset], usual: str) -> str:
@@ -207,28 +202,24 @@ def _classifier(datasets: Mapping[str, h5py.Dataset], usual: str) -> str:
   return matrices[0] if len(matrices) == 1 else usual
 
 
-def _skipped_notes(path: pathlib.Path, skipped: Iterable[str]) -> Iterator[str]:
-  if any(name.lstrip('_').startswith('optimizer') for name in skipped):
-    yield f"{path} also holds an optimizer's state, which is not read."
-
-
 def _left_out(
   path: pathlib.Path,
   empty: Iterable[str],
   layers: Sequence[keras_config.KerasLayer],
-  datasets: Iterable[str],
-) -> Iterator[str]:
-  owned = {name.rpartition('/')[0] for name in datasets}
+  owned: Collection[str],
+) -> tuple[str, ...]:
+  """A warning of layers without arrays that may compute something."""
   if layers:
     empty = [x.name for x in layers if not _expected(x.snake_kind)]
   extra = [n for n in empty if n not in owned and not _expected(n)]
-  if extra:
-    listed = ', '.join(dict.fromkeys(extra))[:300]
-    yield (
-      f'the network in {path} also has the layers {listed}, which are left out:'
-      ' if they preprocess images or change features, the values differ from'
-      " Keras'. Settings such as mean and std can replace preprocessing layers."
-    )
+  if not extra:
+    return ()
+  return (
+    f'the network in {path} also has the layers'
+    f' {", ".join(dict.fromkeys(extra))[:300]}, which are left out: if they'
+    ' preprocess images or change features, the values differ from'
+    " Keras'. Settings such as mean and std can replace preprocessing layers.",
+  )
 
 
 def _expected(name: str) -> bool:

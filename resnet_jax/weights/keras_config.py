@@ -86,18 +86,12 @@ def check(
     layers: of the model; may be empty.
     canonical: the canonical layer of each of the file's.
   """
-  faults = []
-  for layer in layers:
-    expected = _NAMED.get(layer.name, {})
-    if layer.kind == 'Conv2D' and layer.name in canonical:
-      expected = _convolution(canonical[layer.name])
-    elif layer.kind == 'Activation' and layer.name.endswith(('_relu', '_out')):
-      expected = {'activation': 'relu'}
-    faults += [
-      f'{layer.name} has {field}={_short(layer.fields[field])}, not {value}'
-      for field, value in expected.items()
-      if field in layer.fields and _plain(layer.fields[field]) != value
-    ]
+  faults = [
+    f'{layer.name} has {field}={_short(layer.fields[field])}, not {value}'
+    for layer in layers
+    for field, value in _expected(layer, canonical).items()
+    if field in layer.fields and _plain(layer.fields[field]) != value
+  ]
   kinds = {layer.kind for layer in layers}
   if 'MaxPooling2D' in kinds and 'pool1_pad' not in {x.name for x in layers}:
     faults.append(
@@ -106,9 +100,9 @@ def check(
     )
   if faults:
     raise errors.UserError(
-      f"{path} does not hold keras.applications' ResNet, says its own"
-      f' configuration: {"; ".join(faults[:20])}. Give a model of'
-      ' keras.applications.ResNet50, ResNet101 or ResNet152.'
+      f"{path} does not hold keras.applications' ResNet, by its configuration:"
+      f' {"; ".join(faults[:20])}. Give a ResNet50, ResNet101 or ResNet152 of'
+      ' keras.applications.'
     )
 
 
@@ -120,36 +114,44 @@ def epsilon(
   Raises:
     UserError: it is not one number between 0 and 1.
   """
-  stated = {
-    layer.name: layer.fields['epsilon']
+  stated = [
+    layer.fields['epsilon']
     for layer in layers
     if layer.name in canonical and 'epsilon' in layer.fields
-  }
+  ]
   if not stated:
     return None
-  value = next(iter(stated.values()))
-  others = [name for name, other in stated.items() if other != value]
-  if others or not isinstance(value, float) or not 0 < value < 1:
+  value = stated[0]
+  same = stated == [value] * len(stated)
+  if not same or not isinstance(value, float) or not 0 < value < 1:
+    listed = ', '.join(dict.fromkeys(map(_short, stated)))[:200]
     raise errors.UserError(
-      f'{path}: epsilon is {_short(value)} in {next(iter(stated))}, and another'
-      f' in {len(others)} layers. All batch norms must have the same, between 0'
-      ' and 1.'
+      f'{path}: epsilon is {listed}. All batch norms must have the same,'
+      ' between 0 and 1.'
     )
   return value
 
 
-def _convolution(layer: str) -> dict[str, Any]:
-  stride = 2 if _STRIDED.fullmatch(layer) else 1
+def _expected(
+  layer: KerasLayer, canonical: Mapping[str, str]
+) -> dict[str, Any]:
+  """The fields of a layer in a ResNet, if it states them."""
+  if layer.kind == 'Activation' and layer.name.endswith(('_relu', '_out')):
+    return {'activation': 'relu'}
+  ours = canonical.get(layer.name, '')
+  if layer.kind != 'Conv2D' or not ours:
+    return _NAMED.get(layer.name, {})
+  stride = 2 if _STRIDED.fullmatch(ours) else 1
   expected: dict[str, Any] = {
     'strides': (stride, stride),
     'dilation_rate': (1, 1),
     'groups': 1,
     'activation': 'linear',
   }
-  # Of 1x1 both rules are the same.
-  if layer == 'conv1_conv':
+  # For a 1x1 kernel the two are the same.
+  if ours == 'conv1_conv':
     expected['padding'] = 'valid'
-  elif layer.endswith('branch2b_conv'):
+  elif ours.endswith('branch2b_conv'):
     expected['padding'] = 'same'
   return expected
 

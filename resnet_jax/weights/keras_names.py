@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names of a Keras file's arrays, in all layouts.
+"""The names of a Keras file's arrays, `layer/leaf` in all of its layouts.
 
-Every array becomes `layer/leaf`: `conv1_conv/kernel`, `conv1_bn/gamma`.
-Sources: see `keras`.
+`conv1_conv/kernel`, `conv1_bn/gamma`.  Sources: see `keras`.
 """
 
 import collections
@@ -21,10 +20,11 @@ from resnet_jax.weights import keras_config
 Named = list[tuple[str, h5py.Dataset]]
 
 _BN_LEAVES = ('gamma', 'beta', 'moving_mean', 'moving_variance')
-_LEAVES = {
-  'conv': {'kernel': 'kernel', 'bias': 'bias'},
-  'bn': dict(zip(_BN_LEAVES, ('scale', 'bias', 'mean', 'var'), strict=True)),
-}
+# Of other layers, and of batch norms.
+_LEAVES = (
+  {'kernel': 'kernel', 'bias': 'bias'},
+  dict(zip(_BN_LEAVES, ('scale', 'bias', 'mean', 'var'), strict=True)),
+)
 # Keras 1 prefixed weights with the layer's name.  Its standard deviation is the
 # variance.
 _OLD_LEAF = re.compile(
@@ -44,7 +44,6 @@ _CLASSES = {
   'dense': 'Dense',
 }
 _ENDS = {'conv2d': '_conv', 'batch_normalization': '_bn'}
-_DEPTHS = (50, 101, 152)
 
 
 def naming(depth: int) -> dict[str, str]:
@@ -57,33 +56,30 @@ def old_naming(depth: int) -> dict[str, str]:
   return _naming(_old_owners(depth))
 
 
-def _naming(owners: Mapping[str, str]) -> dict[str, str]:
-  return {
-    f'{theirs}/{leaf}': f'{ours}/{canonical}'
-    for ours, theirs in owners.items()
-    for leaf, canonical in _LEAVES[
-      'bn' if ours.endswith('_bn') else 'conv'
-    ].items()
-  }
-
-
-def _old_owners(depth: int) -> dict[str, str]:
-  if depth != 50:
-    return {}
-  # The owner is the common part of Caffe's `bn...` and `scale...`.
-  return {
-    ours: f'bn{theirs}' if ours.endswith('_bn') else theirs
-    for ours, theirs in aliases.owners(depth, 'caffe').items()
-  }
-
-
 def canonical(old: bool) -> dict[str, str]:
   """The canonical layer of each of Keras' layers; ResNet-152 has all."""
   owners = _old_owners(50) if old else aliases.owners(152, 'keras')
   return {theirs: ours for ours, theirs in owners.items()}
 
 
-def by_layer(found: hdf5.Contents) -> tuple[Named, list[str]]:
+def _old_owners(depth: int) -> dict[str, str]:
+  # A batch norm's owner is the common part of Caffe's `bn...` and `scale...`.
+  return {
+    ours: f'bn{theirs}' if ours.endswith('_bn') else theirs
+    for ours, theirs in aliases.owners(depth, 'caffe').items()
+    if depth == 50
+  }
+
+
+def _naming(owners: Mapping[str, str]) -> dict[str, str]:
+  return {
+    f'{theirs}/{leaf}': f'{ours}/{canonical}'
+    for ours, theirs in owners.items()
+    for leaf, canonical in _LEAVES[ours.endswith('_bn')].items()
+  }
+
+
+def by_layer(found: hdf5.Tree) -> tuple[Named, list[str]]:
   """Arrays of a file with one group per layer; layers without arrays."""
   inner = collections.defaultdict(set)
   for name in found.datasets:
@@ -106,7 +102,7 @@ def by_layer(found: hdf5.Contents) -> tuple[Named, list[str]]:
 def by_class(
   path: pathlib.Path,
   stream: BinaryIO,
-  found: hdf5.Contents,
+  found: hdf5.Tree,
   layers: Sequence[keras_config.KerasLayer],
 ) -> tuple[Named, list[str]]:
   """Arrays of Keras 3's files; groups without arrays.
@@ -119,11 +115,11 @@ def by_class(
     parts = name.split('/')
     if 'seed_generator' not in parts:
       members['/'.join(parts[:-2])].append(name)
-  layer_of = {}
-  for group in members:
-    variables = found.groups.get(f'{group}/vars'.lstrip('/'))
-    if variables is not None:
-      layer_of[group] = hdf5.text_attribute(stream, variables, 'name')
+  layer_of = {
+    group: hdf5.text_attribute(stream, variables, 'name')
+    for group in members
+    if (variables := found.groups.get(f'{group}/vars'.lstrip('/'))) is not None
+  }
   nameless = [group for group in members if not layer_of.get(group)]
   derived = _derived_names(path, nameless, layers)
   named = []
@@ -175,9 +171,9 @@ def _derived_names(
     elif members and kind != 'dense':
       raise errors.UserError(
         f'{path} has no names of layers, and its {len(members)} layers of the'
-        f' class {kind} are not the 53, 104 or 155 of ResNet-50, 101 and 152'
-        ' (a ResNet v2, which is another network, has fewer batch norms). Save'
-        ' it as .keras, or give another file.'
+        f' class {kind} are not the 53, 104 or 155 of ResNet-50, 101 and 152 (a'
+        ' ResNet v2 has fewer batch norms). Save it as .keras, or give another'
+        ' file.'
       )
   return result
 
@@ -186,7 +182,7 @@ def _order(kind: str, count: int) -> list[str]:
   """Keras' order of a class's layers in a network with `count` of them."""
   if kind == 'dense':
     return ['predictions']
-  for depth in _DEPTHS:
+  for depth in (50, 101, 152):
     owners = aliases.owners(depth, 'keras').values()
     order = [name for name in owners if name.endswith(_ENDS[kind])]
     if len(order) == count:

@@ -41,16 +41,30 @@ _LAYOUTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class File:
+class ParameterFile:
   """A parameter's file, in a directory or in an archive.
 
   Attributes:
-    size: returns its size, bytes; raises a UserError.
-    read: returns up to so many of its first bytes; raises a UserError.
+    size: bytes.
+    read: returns that many, or fewer if the file shrank; raises a UserError.
   """
 
-  size: Callable[[], int]
-  read: Callable[[int], bytes]
+  size: int
+  read: Callable[[], bytes]
+
+  def values(self) -> np.ndarray:
+    """The values, flat; raises a ValueError if the file is damaged."""
+    data = self.read()
+    if len(data) != self.size:
+      raise ValueError('it changed while it was read')
+    values = np.frombuffer(data, _VALUE, offset=_HEADER.size)
+    header = _HEADER.unpack_from(data)
+    if header != (0, _VALUE.itemsize, values.size):
+      raise ValueError(
+        f'its header (version, bytes per value, values) is {header}, where'
+        f' {(0, _VALUE.itemsize, values.size)} is expected'
+      )
+    return values.astype(np.float32)
 
 
 def naming(depth: int) -> dict[str, str]:
@@ -85,12 +99,30 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   Raises:
     UserError: files are missing or unknown, or have the wrong format or size.
   """
-  return load_files(path, _list(path), 'Paddle directory', options)
+  try:
+    listed = sorted(os.listdir(path))
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot list the weights in {path}: {error.strerror}.'
+    ) from error
+  found = {name: _file(path / name) for name in listed}
+  return load_files(path, found, 'Paddle directory', options)
+
+
+def _file(path: pathlib.Path) -> ParameterFile:
+  with faults.reported(path):
+    size = path.stat().st_size
+
+  def read() -> bytes:
+    with faults.opened(path) as file:
+      return file.read(size)
+
+  return ParameterFile(size, read)
 
 
 def load_files(
   path: pathlib.Path,
-  found: Mapping[str, File],
+  found: Mapping[str, ParameterFile],
   format: str,
   options: assemble.Options,
 ) -> assemble.Loaded:
@@ -106,23 +138,34 @@ def load_files(
     UserError: as `load` does.
   """
   order = options.conv_order
-  beside = found.get(metadata.FILE)
-  text = b'' if beside is None else _text(path, beside)
-  if (stated := metadata.conv_order(text)) in assemble.CONV_ORDERS:
+  text = _text(path, found[metadata.FILE]) if metadata.FILE in found else None
+  if text and (stated := metadata.conv_order(text)) in assemble.CONV_ORDERS:
     order = stated
   layout = _LAYOUTS[order]
   found = {name: f for name, f in found.items() if name != metadata.FILE}
   depth = assemble.nearest_depth(found, naming)
+  model = resnet.ResNet(depth, _classes(path, found))
   shapes = {
     aliases.paddle_parameter(ours): layout.stored(shape)
-    for ours, shape in resnet.parameter_shapes(
-      resnet.ResNet(depth, _classes(path, found))
-    ).items()
+    for ours, shape in resnet.parameter_shapes(model).items()
   }
-  _check_sizes(path, found, shapes)
+  # Before any is read: an archive is read whole, or not at all.
+  wrong = [
+    f'{name}: {found[name].size} bytes, where {_size(shape)} are expected'
+    for name, shape in shapes.items()
+    if name in found and found[name].size != _size(shape)
+  ]
+  if wrong:
+    raise errors.UserError(
+      f'{path} is damaged: {"; ".join(wrong)}. Get it again.'
+    )
+  tensors = {
+    name: Tensor(shapes.get(name, ()), 'float32', file.values)
+    for name, file in found.items()
+  }
   loaded = assemble.assemble(
     path,
-    {name: _tensor(file, shapes.get(name, ())) for name, file in found.items()},
+    tensors,
     naming,
     layout,
     format=format,
@@ -130,26 +173,45 @@ def load_files(
     preprocess=presets.usual(depth),
     options=options,
   )
-  # Non-finite values are there if the user wants to see them.
+  # With `finite=False` there may be non-finite values.
   with np.errstate(invalid='ignore', over='ignore'):
     other = suspect_order(loaded.parameters, order)
   if other:
     warning = (
       f'the filters in {path} are smooth, as trained ones are, if read as'
-      f' {_AXES[other]}, but not as {_AXES[order]}, as they were read now. Set'
+      f' {_AXES[other]}, but not as {_AXES[order]}, the order in use. Set'
       f' conv_order={other}, or the features are probably wrong.'
     )
     loaded = dataclasses.replace(loaded, warnings=(warning,))
-  return loaded if beside is None else metadata.applied(path, loaded, text)
+  return loaded if text is None else metadata.applied(path, loaded, text)
 
 
-def _text(path: pathlib.Path, file: File) -> bytes:
-  if file.size() <= metadata.MAX_BYTES:
-    return file.read(metadata.MAX_BYTES)
+def _text(path: pathlib.Path, file: ParameterFile) -> bytes:
+  if file.size <= metadata.MAX_BYTES:
+    return file.read()
   raise errors.UserError(
-    f'{path} is damaged: {metadata.FILE} has {file.size()} bytes, more than'
+    f'{path} is damaged: {metadata.FILE} has {file.size} bytes, more than'
     f' {metadata.MAX_BYTES}. Convert the original again.'
   )
+
+
+def _classes(path: pathlib.Path, found: Mapping[str, ParameterFile]) -> int:
+  """The size of the classifier's bias; 0 without a classifier."""
+  name = aliases.paddle_parameter('logits/bias')
+  if name not in found:
+    return 0
+  size = found[name].size
+  classes, rest = divmod(size - _HEADER.size, _VALUE.itemsize)
+  if rest or not 0 < classes <= assemble.MAX_CLASSES:
+    raise errors.UserError(
+      f'{path} is damaged: {name}: {size} bytes, where 16 and 4 for each of 1'
+      f' to {assemble.MAX_CLASSES} classes are expected. Get it again.'
+    )
+  return classes
+
+
+def _size(shape: tuple[int, ...]) -> int:
+  return _HEADER.size + _VALUE.itemsize * math.prod(shape)
 
 
 def write(
@@ -194,9 +256,8 @@ def suspect_order(
 ) -> str | None:
   """The other order, if the filters look as if the file used it.
 
-  Neighbouring taps of a trained filter are similar.  Read in the wrong order
-  they are not, and untrained ones never are.  So the correlation of
-  neighbours is compared under both orders.
+  Neighbouring taps of a trained filter are similar, but not in the wrong order,
+  nor in an untrained filter: their correlation is compared under both orders.
 
   Args:
     parameters: `layer/leaf` arrays.
@@ -204,13 +265,15 @@ def suspect_order(
   """
   other = assemble.CONV_ORDERS[1 - assemble.CONV_ORDERS.index(order)]
   kernels = [a for a in parameters.values() if a.ndim == 4 and a.shape[0] > 1]
-  swapped = []
-  for kernel in kernels:
-    values = np.ascontiguousarray(stored(kernel, order))
-    values = values.reshape(_LAYOUTS[other].stored(kernel.shape))
-    swapped.append(values.transpose(_LAYOUTS[other].kernel))
-  gain = np.mean([_smoothness(k) for k in swapped]) - np.mean(
-    [_smoothness(k) for k in kernels]
+  layout = _LAYOUTS[other]
+  swapped = [
+    np.ascontiguousarray(stored(kernel, order))
+    .reshape(layout.stored(kernel.shape))
+    .transpose(layout.kernel)
+    for kernel in kernels
+  ]
+  gain = np.mean(list(map(_smoothness, swapped))) - np.mean(
+    list(map(_smoothness, kernels))
   )
   return other if gain > _SMOOTHER else None
 
@@ -234,86 +297,3 @@ def _smoothness(kernel: np.ndarray) -> float:
 def stored(array: np.ndarray, order: str) -> np.ndarray:
   """A `layer/leaf` array with the axes that it has in its file."""
   return array.transpose(np.argsort(_LAYOUTS[order].axes(array.ndim)))
-
-
-def _list(directory: pathlib.Path) -> dict[str, File]:
-  try:
-    found = sorted(entry.name for entry in os.scandir(directory))
-  except OSError as error:
-    raise errors.UserError(
-      f'cannot list the weights in {directory}: {error.strerror}.'
-    ) from error
-  return {name: _file(directory / name) for name in found}
-
-
-def _file(path: pathlib.Path) -> File:
-  def size() -> int:
-    with faults.reported(path):
-      return path.stat().st_size
-
-  def read(count: int) -> bytes:
-    with faults.opened(path) as file:
-      return file.read(count)
-
-  return File(size, read)
-
-
-def _check_sizes(
-  path: pathlib.Path,
-  found: Mapping[str, File],
-  shapes: Mapping[str, tuple[int, ...]],
-) -> None:
-  """Before any is read: an archive is read whole, or not at all."""
-  sizes = {
-    name: (found[name].size(), _size(shapes[name]))
-    for name in shapes
-    if name in found
-  }
-  wrong = [
-    f'{name}: {size} bytes, where {expected} are expected'
-    for name, (size, expected) in sizes.items()
-    if size != expected
-  ]
-  if wrong:
-    raise errors.UserError(
-      f'{path} is damaged: {"; ".join(wrong)}. Get it again.'
-    )
-
-
-def _size(shape: tuple[int, ...]) -> int:
-  return _HEADER.size + _VALUE.itemsize * math.prod(shape)
-
-
-def _tensor(file: File, shape: tuple[int, ...]) -> Tensor:
-  return Tensor(shape, 'float32', lambda: _read_file(file, _size(shape)))
-
-
-def _read_file(file: File, size: int) -> np.ndarray:
-  """The values, flat; raises a ValueError if the file is damaged."""
-  data = file.read(size)
-  if len(data) != size:
-    raise ValueError('it changed while it was read')
-  version, width, stated = _HEADER.unpack_from(data)
-  if version != 0:
-    raise ValueError(f'format version {version}, where 0 is known')
-  if width != _VALUE.itemsize:
-    raise ValueError(f'{width} bytes per value, where 4 (float32) are known')
-  count = (size - _HEADER.size) // _VALUE.itemsize
-  if stated != count:
-    raise ValueError(f'its header says {stated} values, the file has {count}')
-  return np.frombuffer(data, _VALUE, offset=_HEADER.size).astype(np.float32)
-
-
-def _classes(path: pathlib.Path, found: Mapping[str, File]) -> int:
-  """The size of the classifier's bias; 0 without a classifier."""
-  name = aliases.paddle_parameter('logits/bias')
-  if name not in found:
-    return 0
-  size = found[name].size()
-  classes, rest = divmod(size - _HEADER.size, _VALUE.itemsize)
-  if rest or not 0 < classes <= assemble.MAX_CLASSES:
-    raise errors.UserError(
-      f'{path} is damaged: {name}: {size} bytes, where 16 and 4 for each of 1'
-      f' to {assemble.MAX_CLASSES} classes are expected. Get it again.'
-    )
-  return classes

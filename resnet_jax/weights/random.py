@@ -15,12 +15,12 @@ the last features would be one huge constant for all images.
 """
 
 import concurrent.futures
-import dataclasses
 import math
 import zlib
 
 import numpy as np
 
+from resnet_jax.models import resnet, structure
 from resnet_jax.system import cores
 
 # Draws are rounded to multiples of this: differences in the last bit of another
@@ -33,73 +33,49 @@ _GRAIN = 2.0**-20
 # 0, the same for every image.
 _BRANCH_SCALE = 0.25
 
-
-@dataclasses.dataclass(frozen=True)
-class Stem:
-  """Statistics of a network's input, each a mean and a mean square.
-
-  Attributes:
-    image: of conv1's input.
-    after: of the first block's input.
-  """
-
-  image: tuple[float, float]
-  after: tuple[float, float]
+# A mean and a mean square.
+_Moments = tuple[float, float]
+# Of conv1's input: photographs minus the mean colour, as in tests/reference,
+# and for CIFAR those of 32x32 over their standard deviation.
+_IMAGE, _CIFAR_IMAGE = (0.0, 2300.0), (0.0, 1.25)
+# After pool1: the maximum of nine similar, rectified normal values, measured
+# on photographs.
+_POOLED = (0.58, 0.89)
 
 
-# Photographs minus the mean colour, as in tests/reference; after pool1 the
-# maximum of nine similar, rectified normal values, measured on photographs.
-IMAGENET = Stem((0.0, 2300.0), (0.58, 0.89))
-
-
-def initialise(
-  shapes: dict[str, tuple[int, ...]], seed: int, stem: Stem = IMAGENET
-) -> dict[str, np.ndarray]:
-  """Float32 arrays for `layer/leaf` shapes, in the order of computing.
+def initialise(model: resnet.ResNet, seed: int) -> dict[str, np.ndarray]:
+  """Float32 `layer/leaf` arrays of a network, in the order of computing.
 
   Every kernel has a generator of its own, seeded with `seed` and its name:
   NumPy's `RandomState`, whose stream is guaranteed never to change.
 
   Args:
-    shapes: of the parameters.
+    model: the network.
     seed: 0 to 2**32 - 1.
-    stem: from which the variances are derived.
   """
-  # A block's last batch norm: the one whose name comes last.
-  last = {
-    name.rsplit('_branch2', 1)[0]: name.split('/')[0]
-    for name in shapes
-    if '_branch2' in name
-  }.values()
+  shapes = resnet.parameter_shapes(model)
   kernels = [name for name in shapes if name.endswith('/kernel')]
   # NumPy releases the interpreter lock while it draws.
   with concurrent.futures.ThreadPoolExecutor(cores.count()) as pool:
-    drawn = dict(
-      zip(
-        kernels,
-        pool.map(lambda name: _kernel(seed, name, shapes[name]), kernels),
-        strict=True,
-      )
-    )
-  signal = _Signal(stem)
-  variance = 1.0
-  parameters = {}
+    drawn = pool.map(lambda name: _kernel(seed, name, shapes[name]), kernels)
+    parameters = dict(zip(kernels, drawn, strict=True))
+  blocks = structure.blocks(model.depth, model.variant)
+  scales = {f'{block.branch[-1].name}_bn': _BRANCH_SCALE for block in blocks}
+  variances = _variances(model.depth, blocks)
   for name, shape in shapes.items():
     layer, leaf = name.split('/')
-    if leaf == 'kernel':
-      parameters[name] = drawn[name]
-      if layer.endswith('_conv'):
-        variance = signal.convolved(layer, shape)
-      continue
-    value = {'bias': 0.0, 'scale': 1.0, 'mean': 0.0, 'var': variance}[leaf]
-    if leaf == 'scale' and layer in last:
-      value = _BRANCH_SCALE
-    parameters[name] = np.full(shape, value, np.float32)
-  return parameters
+    if leaf != 'kernel':
+      value = {
+        'scale': scales.get(layer, 1.0),
+        'var': variances.get(layer, 1.0),
+      }.get(leaf, 0.0)
+      parameters[name] = np.full(shape, value, np.float32)
+  return {name: parameters[name] for name in shapes}
 
 
 def _kernel(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
-  kernel = _normal(seed, name, shape)
+  generator = np.random.RandomState([seed, zlib.crc32(name.encode())])
+  kernel = np.round(generator.standard_normal(shape) / _GRAIN) * _GRAIN
   fan_in = math.prod(shape[:-1])
   if not name.startswith('conv1_conv/'):
     axes = tuple(range(len(shape) - 1))
@@ -107,62 +83,49 @@ def _kernel(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
   return (kernel * math.sqrt(2 / fan_in)).astype(np.float32)
 
 
-def _normal(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
-  generator = np.random.RandomState([seed, zlib.crc32(name.encode())])
-  values = generator.standard_normal(shape)
-  return np.round(values / _GRAIN) * _GRAIN
+def _variances(
+  depth: int, blocks: tuple[structure.Block, ...]
+) -> dict[str, float]:
+  """The variance that enters each batch norm, for photographs.
 
-
-class _Signal:
-  """Follows the mean and mean square of a value through the network.
-
-  Every batch norm is assumed to return a standard normal value, which the
-  returned variances make true.
+  Every batch norm is assumed to return a standard normal value, which these
+  variances make true.
   """
-
-  def __init__(self, stem: Stem) -> None:
-    self._stem = stem
-    self._block = ''
-    self._entry = stem.after
-    self._projected = False
-    # Channels that enter the block, and that leave its last convolution.
-    self._channels = (1, 1)
-
-  def convolved(self, layer: str, shape: tuple[int, ...]) -> float:
-    """The variance of the output of a convolution, (ky, kx, Ci, Co)."""
-    if layer == 'conv1_conv':
-      entering = self._stem.image
-    else:
-      block, branch = layer.removesuffix('_conv').rsplit('_', 1)
-      if block != self._block:
-        self._entry = self._leave_block()
-        self._block, self._projected = block, False
-        self._channels = (shape[-2], shape[-1])
-      outer = branch in ('branch1', 'branch2a')
-      entering = self._entry if outer else _rectified(0.0, 1.0)
-      self._projected |= branch == 'branch1'
-      self._channels = (self._channels[0], shape[-1])
-    mean, square = entering
-    return _coarse(2 * (square - mean**2))
-
-  def _leave_block(self) -> tuple[float, float]:
-    if not self._block:
-      return self._stem.after
-    if self._projected:
-      return _rectified(0.0, 1 + _BRANCH_SCALE**2)
-    mean, square = self._entry
-    mean, square = _rectified(mean, square - mean**2 + _BRANCH_SCALE**2)
-    # The channels that pad a shortcut get the branch alone.
-    kept = self._channels[0] / self._channels[1]
-    alone = _rectified(0.0, _BRANCH_SCALE**2)
-    return (
-      kept * mean + (1 - kept) * alone[0],
-      kept * square + (1 - kept) * alone[1],
-    )
+  inner = _rectified(0.0, 1.0)
+  cifar = depth in structure.CIFAR
+  result = {'conv1_bn': _convolved(_CIFAR_IMAGE if cifar else _IMAGE)}
+  entry = inner if cifar else _POOLED
+  for block in blocks:
+    for unit in block.units:
+      outer = unit in (block.shortcut, block.branch[0])
+      result[f'{unit.name}_bn'] = _convolved(entry if outer else inner)
+    entry = _after(block, entry)
+  return result
 
 
-def _rectified(mean: float, variance: float) -> tuple[float, float]:
-  """Mean and mean square of max(0, x) for a normal x."""
+def _convolved(entering: _Moments) -> float:
+  """The variance of a convolution's output."""
+  mean, square = entering
+  return _coarse(2 * (square - mean**2))
+
+
+def _after(block: structure.Block, entry: _Moments) -> _Moments:
+  """The moments of a block's output."""
+  if block.shortcut:
+    return _rectified(0.0, 1 + _BRANCH_SCALE**2)
+  mean, square = entry
+  mean, square = _rectified(mean, square - mean**2 + _BRANCH_SCALE**2)
+  # The channels that pad a shortcut get the branch alone.
+  kept = block.branch[0].inputs / block.outputs
+  alone = _rectified(0.0, _BRANCH_SCALE**2)
+  return (
+    kept * mean + (1 - kept) * alone[0],
+    kept * square + (1 - kept) * alone[1],
+  )
+
+
+def _rectified(mean: float, variance: float) -> _Moments:
+  """The moments of max(0, x) for a normal x."""
   sigma = math.sqrt(variance)
   ratio = mean / sigma
   above = (1 + math.erf(ratio / math.sqrt(2))) / 2
@@ -176,7 +139,3 @@ def _rectified(mean: float, variance: float) -> tuple[float, float]:
 def _coarse(value: float) -> float:
   # Another machine's erf or exp may differ in the last bit.
   return round(value * 1024) / 1024
-
-
-# Images over their standard deviation; measured on photographs of 32x32.
-CIFAR = Stem((0.0, 1.25), _rectified(0.0, 1.0))

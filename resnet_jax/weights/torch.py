@@ -14,13 +14,13 @@ import dataclasses
 import io
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 from resnet_jax.codecs import faults
 from resnet_jax.codecs import zip as zip_lib
 from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.system import errors
+from resnet_jax.system.text import some
 from resnet_jax.weights import assemble, torch_names, torch_tensors
 
 # ResNet-152 with AdamW's state has 2339 members of 60 bytes or so.
@@ -36,7 +36,7 @@ _PICKLE = '/data.pkl'
 # Keys of a state dict among other contents.
 _PLACES = ('state_dict', 'model_state_dict', 'model')
 _CLEAN = (
-  'Where you trust the file, make a clean one in Python:'
+  'If you trust the file, save a clean one in Python:'
   " torch.save(model.state_dict(), 'clean.pth')."
 )
 _REFUSED = (
@@ -80,7 +80,7 @@ def _read_zip(file: BinaryIO) -> Any:
 
 
 def _read_row(file: BinaryIO) -> Any:
-  """The contents of a file of before 1.6."""
+  """The contents of a file from before 1.6."""
   size = os.fstat(file.fileno()).st_size
   file.seek(0)
   stream = io.BytesIO(file.read(torch_tensors.MAX_PICKLE))
@@ -129,12 +129,7 @@ def _kind(head: bytes) -> str:
 
 
 def recognise(path: pathlib.Path, head: bytes) -> bool:
-  """Whether a file is a PyTorch checkpoint, of any age.
-
-  Args:
-    path: of the file.
-    head: its first 512 bytes.
-  """
+  """Whether a file, with its first 512 bytes, is a PyTorch checkpoint."""
   kind = _kind(head)
   # PyTorch writes the pickle first, so that a truncated file is known, too.
   if kind != 'zip' or zip_lib.first_name(head).endswith(_PICKLE.encode()):
@@ -158,11 +153,10 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     kind = _kind(file.read(512))
     if kind == 'tar':
       raise errors.UserError(
-        f'{path} is a tar archive, as PyTorch 0.1 wrote it, and is not read.'
-        ' Take a newer file (torchvision has resnet50-0676ba61.pth in place of'
-        ' resnet50-19c8e357.pth), or, where you trust it, write it again in'
-        ' Python: torch.save(torch.load(FILE, weights_only=False),'
-        " 'clean.pth')."
+        f'{path} is a tar archive of PyTorch 0.1, which is not read. Use a'
+        ' newer file (torchvision has resnet50-0676ba61.pth in place of'
+        ' resnet50-19c8e357.pth), or, if you trust it, save it again in Python:'
+        " torch.save(torch.load(FILE, weights_only=False), 'clean.pth')."
       )
     with faults.reported(path, refused=_REFUSED):
       contents = (_read_zip if kind == 'zip' else _read_row)(file)
@@ -181,43 +175,34 @@ def _state_dict(
     raise errors.UserError(
       f'{path} holds a {type(contents).__name__}, not a state dict. {_CLEAN}'
     )
-  for place in _PLACES:
-    if tensors := _tensors(contents.get(place)):
-      beside = _others(contents[place], tensors)
-      around = [key for key in contents if key != place]
-      notes = [f"The state dict is the one under '{place}'."]
-      return tensors, notes + _unread([*around, *beside])
-  if tensors := _tensors(contents):
-    return tensors, _unread(_others(contents, tensors))
+  for place in (*_PLACES, None):
+    held = contents if place is None else contents.get(place)
+    if not isinstance(held, dict):
+      continue
+    tensors = {
+      name: value
+      for name, value in held.items()
+      if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    if tensors:
+      unread = [key for key in held if key not in tensors]
+      notes = []
+      if place:
+        unread = [*(key for key in contents if key != place), *unread]
+        notes.append(f"The state dict is under '{place}'.")
+      if unread:
+        notes.append(f'Also in the file, but not read: {_listed(unread)}.')
+      return tensors, notes
   raise errors.UserError(
-    f'{path} holds no state dict: there are tensors neither in it nor in its'
+    f'{path} holds no state dict: it has no tensors, nor have its'
     f' {", ".join(_PLACES)}; it holds {_listed(list(contents))}. {_CLEAN}'
   )
-
-
-def _tensors(given: object) -> dict[str, Tensor]:
-  entries = given.items() if isinstance(given, dict) else ()
-  return {
-    name: value
-    for name, value in entries
-    if isinstance(name, str) and isinstance(value, Tensor)
-  }
-
-
-def _others(given: Mapping, tensors: Mapping) -> list:
-  return [key for key in given if key not in tensors]
-
-
-def _unread(keys: list) -> list[str]:
-  return [f'Also in the file, but not read: {_listed(keys)}.'] if keys else []
 
 
 def _listed(keys: list) -> str:
   # Only strings are shown: Python refuses to print very long numbers.
   shown = [
     f'{key!r:.99}' if isinstance(key, str) else type(key).__name__
-    for key in keys[:20]
+    for key in keys
   ]
-  if len(keys) > 20:
-    shown.append(f'and {len(keys) - 20} more')
-  return ', '.join(shown) or 'nothing'
+  return some(shown, 20) or 'nothing'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What PyTorch's programs call a ResNet's tensors, in whatever container.
+"""The tensors of PyTorch's programs by their names, in any container.
 
 Sources: torchvision's and timm's `models/resnet.py` (`layer3.12.conv3.weight`)
 and Transformers' `models/resnet/modeling_resnet.py`
@@ -10,6 +10,7 @@ Kernels are (Co, Ci, ky, kx), the classifier's (out, in).
 
 import collections
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -31,26 +32,25 @@ _LEAVES = {
 }
 _BLOCK = re.compile(r'res(\d)_(\d+)_(branch\w+)_(conv|bn)')
 _KINDS = {'conv': 'convolution', 'bn': 'normalization'}
-# How many batches were seen in training; batch norm does not compute with it.
+# The number of training steps, which batch norm does not compute with.
 _COUNTER = 'num_batches_tracked'
 _BACKBONE = 'resnet.'
-# A network's first tensor, and others that tell it from a block's.
+# A network's first tensor, and others that a block's first one lacks.
 _FIRST = {
   'conv1.weight': ('bn1.weight', 'layer1.0.conv1.weight'),
   'embedder.embedder.convolution.weight': (),
 }
 VARIANT = Variant(stride_in='3x3', stem_pool='pad1')
-# The names tell neither of the two.
 GUESSED = (
-  'the file states neither the place of the strides nor the preprocessing: what'
-  ' is usual for its names is used (stride_in=3x3, and the input that this run'
-  ' logs). Set stride_in, channels, mean, std, resize_size, interpolation if it'
+  'the file states neither the place of the strides nor the preprocessing: the'
+  ' usual ones of its naming are used (stride_in=3x3, and the input in the'
+  ' log). Set stride_in, channels, mean, std, resize_size, interpolation if it'
   ' was trained otherwise.'
 )
 GUESSED_CIFAR = (
-  'the file does not state its preprocessing: what is usual for its names is'
-  ' used, the input that this run logs. Set channels, mean, std, resize if it'
-  ' was trained otherwise.'
+  'the file does not state its preprocessing: the usual one of its naming is'
+  ' used, the input in the log. Set channels, mean, std, resize if it was'
+  ' trained otherwise.'
 )
 
 
@@ -63,12 +63,30 @@ def torchvision(depth: int) -> dict[str, str]:
   return _naming(depth, lambda layer: owner[layer])
 
 
-def hugging_face(depth: int) -> dict[str, str]:
+def hugging_face(depth: int, backbone: str = _BACKBONE) -> dict[str, str]:
   """The canonical `layer/leaf` of each name of ResNetForImageClassification.
 
   Empty for the CIFAR networks, which Transformers does not have.
+
+  Args:
+    depth: of the network.
+    backbone: the prefix of all names but the head's; '' in ResNetModel.
   """
-  return {} if depth in structure.CIFAR else _naming(depth, _hugging_face_owner)
+
+  def owner(layer: str) -> str:
+    if layer == 'logits':
+      return 'classifier.1'
+    kind = _KINDS[layer.rsplit('_', 1)[1]]
+    if (match := _BLOCK.fullmatch(layer)) is None:
+      return f'{backbone}embedder.embedder.{kind}'
+    stage, block, branch, _ = match.groups()
+    inner = 'shortcut'
+    if branch != 'branch1':
+      inner = f'layer.{"abc".index(branch[-1])}'
+    block = f'encoder.stages.{int(stage) - 2}.layers.{int(block) - 1}'
+    return f'{backbone}{block}.{inner}.{kind}'
+
+  return {} if depth in structure.CIFAR else _naming(depth, owner)
 
 
 def _naming(depth: int, owner: Callable[[str], str]) -> dict[str, str]:
@@ -79,38 +97,15 @@ def _naming(depth: int, owner: Callable[[str], str]) -> dict[str, str]:
   return result
 
 
-def _hugging_face_owner(layer: str) -> str:
-  if layer == 'logits':
-    return 'classifier.1'
-  kind = _KINDS[layer.rsplit('_', 1)[1]]
-  if (match := _BLOCK.fullmatch(layer)) is None:
-    return f'{_BACKBONE}embedder.embedder.{kind}'
-  stage, block, branch, _ = match.groups()
-  block = f'encoder.stages.{int(stage) - 2}.layers.{int(block) - 1}'
-  inner = (
-    'shortcut' if branch == 'branch1' else f'layer.{"abc".index(branch[-1])}'
-  )
-  return f'{_BACKBONE}{block}.{inner}.{kind}'
-
-
-def _bare_hugging_face(depth: int) -> dict[str, str]:
-  """As `hugging_face`, of ResNetModel, which has no head."""
-  return {
-    name.removeprefix(_BACKBONE): ours
-    for name, ours in hugging_face(depth).items()
-  }
-
-
 def load_tensors(
   path: pathlib.Path,
   tensors: Mapping[str, Tensor],
   container: str,
   options: assemble.Options,
 ) -> assemble.Loaded:
-  """Makes a network of tensors named as in a PyTorch program.
+  """Loads tensors that have the names of a PyTorch program.
 
-  A batch norm's `num_batches_tracked` is left out: nothing is computed with
-  it.  Of all else, nothing is.
+  A batch norm's `num_batches_tracked` is skipped, and nothing else.
 
   Args:
     path: for messages.
@@ -129,28 +124,28 @@ def load_tensors(
   }
   if prefix := _prefix(tensors):
     tensors = {n.removeprefix(prefix): t for n, t in tensors.items()}
-    notes.append(f"Names begin with '{prefix}'; they are taken without.")
+    notes.append(f"The prefix '{prefix}' of the names was removed.")
   if renamed := _head(tensors):
     tensors = {renamed.get(name, name): t for name, t in tensors.items()}
     notes.append(f'The classifier is {next(iter(renamed))}.')
-  program = _program(tensors)
+  publisher = _publisher(tensors)
   notes += _conversions(tensors)
   return assemble.assemble(
     path,
     tensors,
-    program.naming,
+    publisher.naming,
     assemble.TORCH_LAYOUT,
-    format=f'{container}, {program.name} names',
+    format=f'{container}, {publisher.name} names',
     variant=VARIANT,
-    preprocess=program.preprocess,
+    preprocess=publisher.preprocess,
     options=options,
     notes=notes,
-    guesses=(program.guess,),
+    guesses=(publisher.guess,),
   )
 
 
 def _prefix(tensors: Mapping[str, Tensor]) -> str:
-  """What a module around the network puts before its names; '' if none does.
+  """The prefix of a module around the network; '' without one.
 
   `module.` of torch.nn.DataParallel, `model.` of Lightning's modules, and so
   on; not Transformers' own.
@@ -158,14 +153,14 @@ def _prefix(tensors: Mapping[str, Tensor]) -> str:
   for first, others in _FIRST.items():
     for name in tensors:
       prefix = name.removesuffix(first)
-      found = name == f'{prefix}{first}' and prefix.endswith('.')
-      if found and all(f'{prefix}{other}' in tensors for other in others):
+      needed = [prefix + other for other in (first, *others)]
+      if prefix.endswith('.') and all(name in tensors for name in needed):
         return '' if prefix == _BACKBONE else prefix
   return ''
 
 
 def _head(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-  """New names of the only linear layer in a `fc` of several layers."""
+  """New names of the only linear layer of a head `fc` of several modules."""
   if 'fc.weight' in tensors:
     return {}
   inside = [n for n, t in tensors.items() if n.startswith('fc.')]
@@ -177,14 +172,14 @@ def _head(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Program:
-  """Who wrote a file, as far as its names tell.
+class _Publisher:
+  """The program that wrote a file, judged by the names.
 
   Attributes:
-    name: of the program, for a person.
+    name: for a person.
     naming: as `assemble.assemble` takes it.
-    preprocess: the usual one of the program.
-    guess: a note on what the names do not tell.
+    preprocess: its usual one.
+    guess: a note on what the names do not state.
   """
 
   name: str
@@ -193,19 +188,17 @@ class _Program:
   guess: str = GUESSED
 
 
-def _program(tensors: Mapping[str, Tensor]) -> _Program:
+def _publisher(tensors: Mapping[str, Tensor]) -> _Publisher:
   if any('.convolution.' in name for name in tensors):
-    bare = not any(name.startswith(_BACKBONE) for name in tensors)
-    naming = _bare_hugging_face if bare else hugging_face
-    return _Program("Hugging Face's", naming, presets.HUGGING_FACE)
+    naming: Callable[[int], Mapping[str, str]] = hugging_face
+    if not any(name.startswith(_BACKBONE) for name in tensors):
+      naming = functools.partial(hugging_face, backbone='')
+    return _Publisher("Hugging Face's", naming, presets.HUGGING_FACE)
   if assemble.nearest_depth(tensors, torchvision) in structure.CIFAR:
-    return _Program(
-      "pytorch_resnet_cifar10's",
-      torchvision,
-      presets.CIFAR,
-      GUESSED_CIFAR,
-    )
-  return _Program("torchvision's and timm's", torchvision, presets.TORCHVISION)
+    name = "pytorch_resnet_cifar10's"
+    return _Publisher(name, torchvision, presets.CIFAR, GUESSED_CIFAR)
+  name = "torchvision's and timm's"
+  return _Publisher(name, torchvision, presets.TORCHVISION)
 
 
 def _conversions(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -58,7 +58,7 @@ class Storages(dict[str, Storage]):
   """The storages that a pickle names, by key."""
 
   def set_reader(self, read: Callable[[Storage], bytes]) -> None:
-    """Takes what reads a storage, once the file's layout is known."""
+    """Sets the function that reads a storage, once the layout is known."""
     # Of tensors that share a storage, each would read all of it.
     self.read = functools.lru_cache(maxsize=1)(read)
 
@@ -109,9 +109,7 @@ def _rebuild_tensor(  # noqa: PLR0917, as PyTorch's has them
       f' {storage.count}'
     )
   # Of a single value a stride may be any number.
-  strides = tuple(
-    s if n > 1 and count else 0 for n, s in zip(shape, strides, strict=True)
-  )
+  strides = tuple(s if n > 0 and count else 0 for n, s in steps)
   return Tensor(
     shape,
     storage.dtype.name,
@@ -127,10 +125,8 @@ def _numbers(given: object) -> tuple[int, ...]:
   return tuple(given)
 
 
-def _rebuild_parameter(
-  data: object, requires_grad: object, hooks: object
-) -> object:
-  del requires_grad, hooks
+def _rebuild_parameter(data: object, *rest: object) -> object:
+  del rest  # whether it requires a gradient, and hooks
   return data
 
 
@@ -144,16 +140,16 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 
 
 def unpickle(stream: io.BytesIO, storages: Storages | None = None) -> Any:
-  """The next pickle of a stream, which holds MAX_PICKLE bytes at most.
+  """The next pickle of a stream of MAX_PICKLE bytes at most.
 
   Args:
-    stream: is left behind the pickle.
-    storages: takes those that the pickle names; None: it may hold plain
-      numbers, strings and containers only.
+    stream: is left at the end of the pickle.
+    storages: gets those that the pickle names; None: only numbers, strings and
+      containers are allowed.
 
   Raises:
     RefusedError: it holds anything else.
-    ValueError: it is damaged or too large; says how.
+    ValueError: it is damaged or too large.
   """
   size = stream.getbuffer().nbytes
   admitted, persistent_load = (
@@ -168,10 +164,7 @@ def unpickle(stream: io.BytesIO, storages: Storages | None = None) -> Any:
 
 
 def _values(
-  storage: Storage,
-  offset: int,
-  shape: tuple[int, ...],
-  strides: tuple[int, ...],
+  storage: Storage, offset: int, shape: Sequence[int], strides: Sequence[int]
 ) -> np.ndarray:
   """A view of a storage, known to lie within it; offset, strides in values."""
   dtype = storage.dtype

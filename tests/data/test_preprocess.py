@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from makers import user_error
 from PIL import Image
 
 from resnet_jax.data import crops, decoding, preprocess
@@ -60,12 +61,6 @@ def decoded(data):
 def reason(data):
   with pytest.raises(decoding.ImageError) as caught:
     decoding.decode(data)
-  return str(caught.value)
-
-
-def user_error(function, *arguments, **options):
-  with pytest.raises(errors.UserError) as caught:
-    function(*arguments, **options)
   return str(caught.value)
 
 
@@ -800,7 +795,8 @@ def test_a_file_without_data_mean_is_no_mean(tmp_path, data):
 def zipped(member, name='data_mean.npy', **options):
   file = io.BytesIO()
   with zipfile.ZipFile(file, 'w', **options) as archive:
-    archive.writestr(name, member)
+    # Without the time: two workers have to find tests of the same names.
+    archive.writestr(zipfile.ZipInfo(name), member, archive.compression)
   return file.getvalue()
 
 
@@ -817,13 +813,13 @@ def claim(shape, descr='<f4'):
 @pytest.mark.parametrize(
   ('data', 'what'),
   [
-    (npz(data_mean=np.array([None, 1], object)), 'an array of dtype object'),
+    (npz(data_mean=np.array([None, 1], object)), 'an OBJECT array'),
     (zipped(claim((2**40,))), 'cannot reshape array of size 16'),
     (zipped(claim((2**20, 2**10))), 'cannot reshape array of size 16'),
-    (zipped(claim((3, 1), '|O')), 'an array of dtype object'),
+    (zipped(claim((3, 1), '|O')), 'an OBJECT array'),
     (zipped(npy_header('{}')), 'Header'),
     (zipped(npy_header('__import__("os")')), 'malformed node'),
-    (zipped(npy_header('{}', b'\x09\x00')), 'npy format version (9, 0)'),
+    (zipped(npy_header('{}', b'\x09\x00')), 'EOF: reading array header'),
     (zipped(b'text'), 'magic'),
     (zipped(b''), ''),
   ],
@@ -844,7 +840,7 @@ def test_a_member_that_is_stated_to_be_huge_is_not_read(tmp_path):
   # The size, in the archive's directory.
   struct.pack_into('<I', data, data.rindex(b'PK\1\2') + 24, 1 << 27)
   message = mean_error(tmp_path, data)
-  assert message.endswith('data_mean is too large for a mean.')
+  assert 'its member data_mean.npy states 134217728 bytes' in message
 
 
 def test_a_huge_file_is_not_read(tmp_path):
@@ -870,12 +866,12 @@ def test_no_damage_of_an_npz_goes_unexplained(tmp_path):
   assert damaged > len(data) / 4
 
 
-@pytest.mark.parametrize('size', [1, 40, 2000, 12000])
+@pytest.mark.parametrize('size', [4, 40, 2000, 12000])
 def test_a_truncated_npz_is_an_error(tmp_path, size):
   data = npz(data_mean=VALUES)
   assert len(data) > 12000
   message = mean_error(tmp_path, data[:size])
-  assert 'is not a pickle, or is damaged' in message or 'is refused' in message
+  assert 'is a damaged npz file: ' in message
 
 
 def test_a_mean_that_runs_code_is_refused(tmp_path):
@@ -903,8 +899,8 @@ def test_a_missing_mean_file_says_what_to_give(tmp_path, name, monkeypatch):
   [
     (
       {'multi_crop': True, 'resize': 'squash'},
-      'multi_crop=true needs resize=short_side: a squashed image is no larger'
-      ' than one crop.',
+      'multi_crop=true needs resize=short_side: with resize=squash an image is'
+      ' no larger than one crop.',
     ),
     (
       {'resize_size': 223},
@@ -997,7 +993,7 @@ def test_the_published_archive_of_the_mean_is_read(tmp_path):
   whole = path.read_bytes()
   path.write_bytes(whole[: len(whole) // 2])
   message = user_error(mean_lib.parse_mean, str(path), 32)
-  assert 'damaged' in message
+  assert 'cut off' in message
   path = _archive(tmp_path / 'n.tar.gz', {'other': b'y'})
   message = user_error(mean_lib.parse_mean, str(path), 32)
   assert 'is an archive without mean.meta' in message

@@ -4,6 +4,7 @@
 import os
 
 import pytest
+from makers import user_error
 from PIL import Image
 
 from resnet_jax.data import decoding, sources
@@ -29,9 +30,7 @@ def listed(tmp_path, text, encoding='utf-8'):
 
 
 def error_of(data, **options):
-  with pytest.raises(errors.UserError) as caught:
-    sources.open_source(str(data), **options)
-  return str(caught.value)
+  return user_error(sources.open_source, str(data), **options)
 
 
 # ------------------------------------------------------------------- lists
@@ -138,8 +137,9 @@ def test_what_is_neither_image_nor_list_is_said_so(tmp_path, content):
   path = tmp_path / 'data'
   path.write_bytes(content)
   message = error_of(path)
-  assert message.startswith(f'{path} is neither a readable image nor')
-  assert 'a list of images' in message
+  assert message == (
+    f'{path} is neither a readable image nor a list of images in UTF-8.'
+  )
 
 
 # ----------------------------------------------------------------- folders
@@ -174,7 +174,7 @@ def test_a_folder_is_searched_to_the_bottom_in_order(tmp_path):
 def test_a_folder_of_images_alone_leaves_nothing_out(tmp_path):
   image(tmp_path / 'a.png')
   source = sources.open_source(str(tmp_path))
-  assert source.description == f'1 images in the folder {tmp_path}'
+  assert source.description == f'1 image in the folder {tmp_path}'
 
 
 def test_a_folder_without_images_is_an_error(tmp_path):
@@ -183,7 +183,7 @@ def test_a_folder_without_images_is_an_error(tmp_path):
   )
   (tmp_path / 'a.txt').write_text('-')
   assert error_of(tmp_path) == (
-    f'no images: 0 images in the folder {tmp_path}; 1 other files left out.'
+    f'no images: 0 images in the folder {tmp_path}; 1 other file left out.'
   )
 
 
@@ -229,8 +229,8 @@ def test_a_missing_path_says_what_is_allowed(tmp_path, name, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert error_of(name) == (
     f"data='{name}': there is no such file or folder. Give a list file (one"
-    ' image per line: path, label), a folder, an image, a tar archive, shards (a'
-    " folder of .tar files, or a pattern such as 'val-{000..049}.tar') or"
+    ' image per line: path, label), a folder, an image, a tar archive, shards'
+    " (a folder of .tar files, or a pattern such as 'val-{000..049}.tar') or"
     ' Parquet files.'
   )
 

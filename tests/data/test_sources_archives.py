@@ -15,6 +15,7 @@ import zipfile
 import imagenet_forms as forms
 import numpy as np
 import pytest
+from makers import user_error
 
 from resnet_jax.data import decoding, sources
 from resnet_jax.system import errors
@@ -27,9 +28,7 @@ def open_(data):
 
 
 def error_of(data):
-  with pytest.raises(errors.UserError) as caught:
-    open_(data)
-  return str(caught.value)
+  return user_error(open_, data)
 
 
 def facts(source):
@@ -111,7 +110,7 @@ def test_class_folders_named_by_wordnet_ids_state_labels(
   assert {k: (label, data) for k, label, data in facts(source)} == expected
   assert [i.key for i in source.items] == sorted(expected)
   assert source.description.endswith(
-    '; labels by the WordNet ids in their paths'
+    '; labels from the WordNet ids in their paths'
   )
 
 
@@ -426,8 +425,8 @@ def test_shards_are_read_shard_by_shard_and_described(tmp_path):
   forms.shards(tmp_path, IMAGES)
   (tmp_path / 'readme.md').write_text('-')
   assert open_(tmp_path).description == (
-    f'24 images in 4 tar archives in the folder {tmp_path} (1 other files'
-    ' left out); labels by the members beside them'
+    f'24 images in 4 tar archives in the folder {tmp_path} (1 other file'
+    ' left out); labels from the members beside them'
   )
 
 
@@ -481,8 +480,8 @@ def test_what_a_sample_says_of_its_class(tmp_path, beside, label):
     (sample(('a.cls', b'1' * (2 << 20))), 'it has 2097152 bytes'),
     (sample(('a.json', b'{')), 'a.json does not state a valid label'),
     (sample(('a.json', b'[' * 200_000)), 'a.json does not state a valid label'),
-    (sample(('a.json', b'{"label": 1.5}')), 'its label is not a label'),
-    (sample(('a.json', b'{"label": true}')), 'its label is not a label'),
+    (sample(('a.json', b'{"label": 1.5}')), '1.5 is not a label'),
+    (sample(('a.json', b'{"label": true}')), 'True is not a label'),
     (
       sample(('a.cls', b'1'), ('a.json', b'{"label": 2}')),
       'a.cls states the label 1, and a.json the label 2, for the same image',
@@ -514,6 +513,7 @@ def test_a_shard_that_contradicts_itself_is_an_error(
   [
     ('{0..2}.tar', ['0.tar', '1.tar', '2.tar']),
     ('{08..10}.tar', ['08.tar', '09.tar', '10.tar']),
+    ('{2..0}.tar', ['2.tar', '1.tar', '0.tar']),
     ('{b,a}.tar', ['b.tar', 'a.tar']),
     ('{a,b}{1..2}.tar', ['a1.tar', 'a2.tar', 'b1.tar', 'b2.tar']),
     ('*.tar', ['0.tar', '1.tar']),

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import devices, reductions, runner
 from resnet_jax.models import resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import random
 
-MEAN = np.array([100, 110, 120], np.float32).reshape(3, 1, 1)
+MEAN = (100.0, 110.0, 120.0)
+PREPROCESS = Preprocess(MEAN)
 LAYERS = ('pool1', 'res2_1_addto', 'logits')
 COLLECTIVES = ('all-gather', 'all-reduce', 'collective-permute', 'all-to-all')
 
@@ -112,15 +114,29 @@ def test_a_cpu_is_a_device_a_core_unless_jax_has_started(before):
   assert found == (1 if before else min(cores, 8))
 
 
+def test_the_memory_of_a_program_that_runs_jax_already_is_not_touched(
+  monkeypatch,
+):
+  def refuse(name):
+    raise AssertionError('mallopt')
+
+  monkeypatch.setattr(devices.cores, 'count', lambda: 2)
+  monkeypatch.setattr(devices.ctypes, 'CDLL', refuse)
+  # The setting that the tests started JAX with: no error says so.
+  devices.use_cores()
+
+
 @pytest.fixture(scope='module')
 def network():
   model = resnet.ResNet(18, classes=10)
-  return model, random.initialise(resnet.parameter_shapes(model), 0)
+  return model, random.initialise(model, 0)
 
 
 def on(network, count, layers, **settings):
   execution = runner.Execution(tuple(jax.devices('cpu')[:count]))
-  return runner.Runner(*network, layers, MEAN, execution=execution, **settings)
+  return runner.Runner(
+    *network, layers, PREPROCESS, execution=execution, **settings
+  )
 
 
 def pixels(count):
@@ -167,7 +183,7 @@ def test_whose_value_is_too_large_is_known_on_every_device(network):
     'conv1_conv/kernel': np.full((7, 7, 3, 64), 8, np.float32)
   }
   images = np.zeros((5, 1, 32, 32, 3), np.uint8)
-  images[:] = MEAN.ravel()[::-1].astype(np.uint8)
+  images[:] = np.array(MEAN[::-1], np.uint8)
   images[3] = 255
   half = reductions.Reduction(dtype='float16')
   run = on((model, strong), 2, ['conv1_conv'], reduction=half)
@@ -208,9 +224,19 @@ def test_cores_are_those_that_the_process_may_use():
 import os
 os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
 os.cpu_count = lambda: 64
+import threading, time
+from unittest import mock
+from resnet_jax.data import preprocess, sources
+from resnet_jax.engine import loop
 from resnet_jax.system import cores
-from resnet_jax.jobs import common
-from ml_collections import ConfigDict
-print(cores.count(), common.threads(ConfigDict({'threads': 0})))
+found = set()
+def read():
+  time.sleep(0.01)
+  found.add(threading.current_thread().name)
+  return b''
+items = [sources.Item('key', 'name', 0, read)] * 9
+run = loop.Run(items, preprocess.Preprocess(), mock.MagicMock(), 9)
+run.stream(on_error='record')
+print(cores.count(), len(found))
 """
   assert _printed(code) == ['1', '1']

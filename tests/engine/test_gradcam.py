@@ -8,6 +8,7 @@ from numpy_resnet import NumpyCifar
 
 import resnet_jax
 from resnet_jax.data import presets
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import gradcam, reductions, runner
 from resnet_jax.models import resnet
 from resnet_jax.system import errors
@@ -68,9 +69,7 @@ def test_of_a_middle_layer_it_agrees_with_finite_differences():
     resnet.published(20),
     network.parameters,
     (layer,),
-    MEAN.astype(np.float32),
-    channels='RGB',
-    std=(60.0, 60.0, 60.0),
+    Preprocess(presets.CIFAR.mean, channels='RGB', std=(60.0, 60.0, 60.0)),
     grad_cam=gradcam.GradCam(layer, label),
   )
   found = run.fetch(run(images[:, None]))

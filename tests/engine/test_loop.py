@@ -11,7 +11,6 @@ import pytest
 from makers import HANGS, wait_until
 from PIL import Image
 
-from resnet_jax.data import mean as mean_lib
 from resnet_jax.data import preprocess, sources
 from resnet_jax.engine import loop, runner
 from resnet_jax.models import resnet
@@ -164,10 +163,8 @@ def test_errors_of_the_network_name_the_images():
 
 def test_a_measured_batch_has_the_same_values():
   model = resnet.ResNet(18)
-  parameters = random.initialise(resnet.parameter_shapes(model), 0)
-  run = runner.Runner(
-    model, parameters, ['pool1'], mean_lib.as_array(PREPROCESS.mean)
-  )
+  parameters = random.initialise(model, 0)
+  run = runner.Runner(model, parameters, ['pool1'], PREPROCESS)
   images = np.random.default_rng(0).integers(
     0, 256, (3, 1, 32, 32, 3), np.uint8
   )

@@ -13,12 +13,12 @@ import pytest
 from conftest import ROOT
 
 import resnet_jax
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import runner, sizing
 from resnet_jax.models import resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import random
 
-MEAN = (1.0, 2.0, 3.0)
 CPU = tuple(jax.devices('cpu')[:1])
 EXHAUSTED = 'RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.'
 
@@ -26,11 +26,11 @@ EXHAUSTED = 'RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.'
 @pytest.fixture(scope='module')
 def network18():
   model = resnet.ResNet(18)
-  return model, random.initialise(resnet.parameter_shapes(model), 0)
+  return model, random.initialise(model, 0)
 
 
 def small(network18):
-  return runner.Runner(*network18, ['pool1'], MEAN.values)
+  return runner.Runner(*network18, ['pool1'], Preprocess((1, 2, 3)))
 
 
 def pixels(count):

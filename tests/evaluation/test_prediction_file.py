@@ -8,7 +8,7 @@ import pytest
 
 from resnet_jax.evaluation import prediction_file, prediction_record
 from resnet_jax.evaluation.prediction import ClassScore
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 
 HEADER = prediction_record.Header(
   {'model': 'x', 'classes': 9, 'images': 5, 'images_sha256': 'ff'},
@@ -99,11 +99,8 @@ def test_a_damaged_line_is_named(tmp_path, line, expected):
   _write(path)
   path.write_bytes(path.read_bytes() + line)
   message = f'p.jsonl, line 7, is damaged: .*{expected}'
-  with (
-    prediction_file.Reader(path) as reader,
-    pytest.raises(errors.UserError, match=message),
-  ):
-    list(reader)
+  with pytest.raises(errors.UserError, match=message):
+    list(prediction_file.Reader(path))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +126,7 @@ def test_another_file_is_none_of_predictions(tmp_path, first):
     prediction_file.Reader(path)
   if first:
     # Somebody's file under the name of ours in the making stays as it is.
-    part = prediction_file.part(path)
+    part = files.part(path)
     part.write_bytes(first)
     with pytest.raises(errors.UserError, match='is no file of predictions'):
       prediction_file.Writer(path, HEADER, 2)
@@ -150,7 +147,7 @@ def test_two_processes_do_not_write_one_file(tmp_path):
 def test_a_damaged_line_is_found_before_a_run_resumes(tmp_path):
   path = tmp_path / 'p.jsonl'
   _write(path)
-  part = prediction_file.part(path)
+  part = files.part(path)
   part.write_bytes(path.read_bytes().replace(b'"best"', b'"bets"', 1))
   with pytest.raises(errors.UserError, match='line 2, is damaged'):
     prediction_file.Writer(path, HEADER, 2)
@@ -203,7 +200,7 @@ def test_whole_batches_are_kept(tmp_path, lines, done):
   text = path.read_bytes()
   left = b''.join(text.splitlines(keepends=True)[:lines])
   for torn in (b'', b'{"key": "torn'):
-    prediction_file.part(path).write_bytes(left + (torn if lines else b''))
+    files.part(path).write_bytes(left + (torn if lines else b''))
     with prediction_file.Writer(path, HEADER, 2) as writer:
       assert writer.done == done
       writer.write([_image(f'ü {row}') for row in range(done, 4)])
@@ -223,9 +220,9 @@ def test_other_labels_and_the_same_predictions(tmp_path):
   after = list(prediction_file.images(path, keys))
   assert [image.labels for image in after] == labels
   assert [i.best for i in after] == [i.best for i in before]
-  with prediction_file.Reader(path) as reader:
-    assert reader.header.record == {'labels': 'others'}
-    assert reader.header.settings == HEADER.settings
+  header = prediction_file.Reader(path).header
+  assert header.record == {'labels': 'others'}
+  assert header.settings == HEADER.settings
 
 
 # -------------------------------------------------------- of earlier versions
@@ -263,10 +260,10 @@ def test_a_file_of_format_1_is_read_and_gets_names(tmp_path):
   assert found[1].failed == 'broken'
   labels = [{'real': (2,)}, {'real': ()}]
   prediction_file.relabel(path, ['a', 'b'], labels, {})
-  with prediction_file.Reader(path) as reader:
-    assert reader.format == 2
-    assert reader.header.settings == HEADER.settings
-    assert [i.best for i in reader] == [best, ()]
+  reader = prediction_file.Reader(path)
+  assert reader.format == 2
+  assert reader.header.settings == HEADER.settings
+  assert [i.best for i in reader] == [best, ()]
 
 
 @pytest.mark.parametrize(
@@ -275,11 +272,8 @@ def test_a_file_of_format_1_is_read_and_gets_names(tmp_path):
 def test_a_damaged_line_of_format_1_is_named(tmp_path, best):
   path = tmp_path / 'p.jsonl'
   path.write_bytes(_format_1([*FORMAT_1, FORMAT_1[1] | {'best': best}]))
-  with (
-    prediction_file.Reader(path) as reader,
-    pytest.raises(errors.UserError, match='line 4, is damaged: its best are'),
-  ):
-    list(reader)
+  with pytest.raises(errors.UserError, match='line 4, is damaged: its best'):
+    list(prediction_file.Reader(path))
 
 
 @pytest.mark.parametrize(
@@ -296,7 +290,7 @@ def test_an_unfinished_file_of_an_earlier_version_stays(
   tmp_path, text, expected
 ):
   path = tmp_path / 'p.jsonl'
-  prediction_file.part(path).write_bytes(text)
+  files.part(path).write_bytes(text)
   with pytest.raises(errors.UserError, match=expected):
     prediction_file.Writer(path, HEADER, 2)
-  assert prediction_file.part(path).read_bytes() == text
+  assert files.part(path).read_bytes() == text

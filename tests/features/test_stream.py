@@ -9,74 +9,28 @@ import pickle
 
 import numpy as np
 import pytest
+from feature_runs import (
+  FACTS,
+  LAYERS,
+  open_writer,
+  plan_of,
+  values_of,
+  write,
+  write_batch,
+)
 from makers import contents
 
 from resnet_jax import features
-from resnet_jax.features import output, stream, table
+from resnet_jax.features import stream, table
 from resnet_jax.system import errors
 
-# Not in the order of the alphabet.
-LAYERS = {'wide': (3, 2, 2), 'flat': (5, 1, 1)}
-FACTS = table.Facts({'model': 'x', 'seed': 1}, {'note': 'ü'})
 FORMS = ('pickle', 'text')
 # Rows 0 to 3, 4 to 7 and 8 to 11 in a file each.
 SHORT = dataclasses.replace(stream.PICKLE, rows_per_file=4)
 
 
-def plan_of(rows=8, batch=3, dtype='float32', layers=None):
-  keys = [f'd{i % 2}/猫 {i} ü.png' for i in range(rows)]
-  return table.FeatureTable(keys, [-1] * rows, layers or LAYERS, dtype, batch)
-
-
 def names_of(plan):
   return [key.split('/')[-1] for key in plan.keys]
-
-
-def values_of(plan, failed=()):
-  random = np.random.default_rng(0)
-  values = {
-    name: random.normal(size=(plan.rows, *shape)).astype(plan.dtype)
-    for name, shape in plan.layers.items()
-  }
-  for array in values.values():
-    array[list(failed)] = np.nan
-  return values
-
-
-def open_writer(form, directory, plan):
-  if isinstance(form, str):
-    kind = features.FORMATS[form]
-    path = output.make_part(directory, lambda p: kind.create(p, plan, FACTS))
-    return kind.writer(path, plan)
-  path = output.make_part(directory, lambda p: stream.create(p, plan, FACTS))
-  return stream.StreamWriter(form, path, plan)
-
-
-def write_batch(writer, plan, failed=(), values=None):
-  start = writer.done
-  rows = range(start, min(start + plan.batch_rows, plan.rows))
-  values = values_of(plan, failed) if values is None else values
-  writer.write(
-    start,
-    {k: v[rows.start : rows.stop] for k, v in values.items()},
-    [f'row {i} brökn' if i in failed else '' for i in rows],
-  )
-  assert writer.done == rows.stop
-  assert writer.failed == sum(row < rows.stop for row in failed)
-
-
-def write(form, directory, plan, *, stop=None, failed=(), done=0, values=None):
-  """Resumes at `done`, as it must, and writes up to `stop` or the end."""
-  writer = open_writer(form, directory, plan)
-  assert writer.done == done
-  assert writer.failed == sum(row < done for row in failed)
-  values = values_of(plan, failed) if values is None else values
-  while writer.done < (plan.rows if stop is None else stop):
-    write_batch(writer, plan, failed, values)
-  if writer.done == plan.rows and stop is None:
-    writer.finish()
-    output.publish(directory)
-  return writer
 
 
 def load_plainly(path):
@@ -195,7 +149,7 @@ def test_images_of_one_base_name_keep_their_paths(tmp_path, keys, names, noted):
   assert features.notes('zarr', plan) == features.notes('text', plan) == []
 
 
-def test_a_image_listed_twice_is_refused_by_pickle_only(tmp_path):
+def test_an_image_listed_twice_is_refused_by_pickle_only(tmp_path):
   keys = ['x/a', 'b', 'x/a']
   plan = table.FeatureTable(keys, [-1] * 3, LAYERS, 'float32', 2)
   for attempt in (
@@ -370,13 +324,13 @@ def test_text_is_read_back_row_by_row(tmp_path, dtype, failed):
 @pytest.mark.parametrize(
   ('text', 'says'),
   [
-    ('1 2;3;\n1 2;3\n', 'line 2 does not end with a semicolon'),
-    ('1 2;3;\n1;2;\n1 2;', 'line 3 does not end with a semicolon'),
-    ('1 2;\n\n', 'line 2 does not end with a semicolon'),
+    ('1 2;3;\n1 2;3\n', 'line 2: it does not end with a semicolon'),
+    ('1 2;3;\n1;2;\n1 2;', 'line 3: it does not end with a semicolon'),
+    ('1 2;\n\n', 'line 2: it does not end with a semicolon'),
     ('1 2;\n3;\n1 x 2;\n', "line 3: could not convert string to float: 'x'"),
     ('1,2;\n', "line 1: could not convert string to float: '1,2'"),
-    ('1 2; 3;x\n', 'line 1 does not end with a semicolon'),
-    ('ü;\n', "'ascii' codec"),
+    ('1 2; 3;x\n', 'line 1: it does not end with a semicolon'),
+    ('1;\nü;\n', 'line 2: could not convert string to float'),
   ],
 )
 def test_damaged_text_names_the_line(tmp_path, text, says):
@@ -432,7 +386,7 @@ def test_the_failed_rows_are_noted(tmp_path, form, failed):
 @pytest.mark.parametrize('form', [*FORMS, SHORT], ids=['pickle', 'text', '4'])
 @pytest.mark.parametrize('failed', [(), (1, 4, 9)], ids=str)
 @pytest.mark.parametrize('batch', [2, 3, 4])
-def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, form, failed, batch):
+def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path, form, failed, batch):
   plan = plan_of(10, batch)
   write(form, tmp_path / 'whole', plan, failed=failed)
   for done in range(0, 11, batch):
@@ -510,7 +464,7 @@ def test_garbage_behind_what_is_noted_is_cut_off(tmp_path, done, garbage):
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_a_file_that_lost_rows_does_not_go_on(tmp_path, form):
+def test_a_file_that_lost_rows_does_not_resume(tmp_path, form):
   plan = plan_of()
   write(form, tmp_path / 'out', plan, stop=6)
   part = tmp_path / 'out.part'
@@ -525,7 +479,7 @@ def test_a_file_that_lost_rows_does_not_go_on(tmp_path, form):
 
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('text', ['', '{"rows": 3', '[]', '{"rows": 3}', 'ü'])
-def test_damaged_progress_does_not_go_on(tmp_path, form, text):
+def test_damaged_progress_does_not_resume(tmp_path, form, text):
   write(form, tmp_path / 'out', plan_of(), stop=3)
   part = tmp_path / 'out.part'
   (part / 'progress.json').write_text(text, encoding='utf-8')

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's CIFAR networks: layers, weights, images, settings."""
 
-import runpy
-
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import ROOT
+from makers import config_of
 from numpy_resnet import NumpyCifar
 from PIL import Image
 from scipy import ndimage
@@ -20,7 +18,6 @@ from resnet_jax.weights import paddle, torch_names
 
 # In units of a layer's rms, as in test_network.
 TOLERANCE = 5e-4
-MEAN = np.array(presets.CIFAR.mean, np.float32).reshape(3, 1, 1)
 
 
 def noise(*shape):
@@ -122,9 +119,7 @@ def test_every_layer_agrees_with_a_direct_numpy_network(depth, size):
     model,
     independent.parameters,
     wanted,
-    MEAN,
-    channels='RGB',
-    std=presets.CIFAR.std,
+    presets.CIFAR,
   )
   got = run.fetch(run(images[:, None]))
   shapes = resnet.layer_shapes(model, *size)
@@ -281,7 +276,7 @@ def test_there_is_no_checkpoint_to_download(tmp_path, monkeypatch):
   with pytest.raises(errors.UserError) as caught:
     weights.load('auto', weights.Options(20))
   assert str(caught.value).startswith(
-    'no weights found: model/resnet_20 is not there, and the zoo has no'
+    'no weights found: model/resnet_20 does not exist. The zoo has no'
     ' checkpoint of ResNet-20. Give weights=PATH'
   )
 
@@ -300,9 +295,7 @@ def test_features_of_untrained_networks_are_not_degenerate(depth):
     loaded.model,
     loaded.parameters,
     wanted,
-    MEAN,
-    channels='RGB',
-    std=presets.CIFAR.std,
+    presets.CIFAR,
   )
   values = run.fetch(run(images[:, None]))
   probabilities = values.pop('output').reshape(8, 10)
@@ -340,7 +333,7 @@ def test_images_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize('size', [(33, 32), (32, 31), (64, 64)])
-def test_a_image_of_another_size_is_an_error(size):
+def test_an_image_of_another_size_is_an_error(size):
   how = presets.CIFAR
   with pytest.raises(decoding.ImageError) as caught:
     crops.cut(Image.new('RGB', size), how)
@@ -391,19 +384,14 @@ def test_the_classes_have_names():
 # ------------------------------------------------------------ as a user does
 
 
-def config_of(name, argument=''):
-  path = ROOT / 'configs' / f'{name}.py'
-  return runpy.run_path(str(path))['get_config'](argument)
-
-
 def test_the_config_changes_defaults_and_adds_no_keys():
-  ours, usual = config_of('cifar'), config_of('resnet')
+  ours, usual = config_of(file='cifar'), config_of()
   assert set(ours) == set(usual)
   changed = {key for key in usual if ours[key] != usual[key]}
   assert changed == {'layer_num', 'class_names', 'resize', 'batch_size'}
   assert ours.layer_num == 20
   assert ours.class_names == 'cifar10'
-  other = config_of('cifar', '56,weights=random,batch_size=8')
+  other = config_of('56,weights=random,batch_size=8', 'cifar')
   assert (other.layer_num, other.weights, other.batch_size) == (56, 'random', 8)
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -16,13 +15,12 @@ import numpy as np
 import pytest
 import zarr
 from conftest import ROOT, make_image_folder
-from makers import Started, contents, run_program
+from makers import Started, config_of, contents, run_program
 from PIL import Image
 
 import resnet_jax
 from resnet_jax import jobs
 from resnet_jax.data import crops, preprocess
-from resnet_jax.data import mean as mean_lib
 from resnet_jax.engine import runner
 from resnet_jax.models import resnet
 from resnet_jax.weights import random
@@ -54,7 +52,7 @@ def flags(
 
 @pytest.fixture(scope='module')
 def parameters():
-  return random.initialise(resnet.parameter_shapes(resnet.ResNet(18)), 0)
+  return random.initialise(resnet.ResNet(18), 0)
 
 
 @pytest.fixture(scope='module')
@@ -76,16 +74,13 @@ def whole(tmp_path_factory):
 
 def expected_values(parameters, paths, multi_crop=False):
   """By hand, without pipeline, job and store: one image after another."""
-  mean = mean_lib.MEAN_BGR
-  how = preprocess.Preprocess(
-    mean, resize_size=72, crop_size=64, multi_crop=multi_crop
+  own = preprocess.Preprocess(
+    resize_size=72, crop_size=64, multi_crop=multi_crop
   )
-  run = runner.Runner(
-    resnet.ResNet(18), parameters, LAYERS, mean.values, multi_crop=multi_crop
-  )
+  run = runner.Runner(resnet.ResNet(18), parameters, LAYERS, own)
   rows = []
   for path in paths:
-    cuts = crops.cut(Image.open(path).convert('RGB'), how)
+    cuts = crops.cut(Image.open(path).convert('RGB'), own)
     rows.append(run.fetch(run(cuts[None])))
   return {k: np.concatenate([row[k] for row in rows]) for k in LAYERS}
 
@@ -185,7 +180,7 @@ def test_bytes_do_not_depend_on_threads(run_main, image_folder):
     ('text', 'progress.json'),
   ],
 )
-def test_a_killed_run_goes_on_to_the_same_bytes(
+def test_a_killed_run_resumes_to_the_same_bytes(
   run_main, image_folder, whole, form, marker
 ):
   out = image_folder.parent
@@ -199,7 +194,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
   resumed = run_main(*arguments, check=0)
   assert contents(out / 'out') == contents(whole(form)[0])
   assert not (out / 'out.part').exists()
-  assert 'going on after' in resumed.stderr or 'finished' in resumed.stderr
+  assert 'resuming after' in resumed.stderr or 'finished' in resumed.stderr
 
 
 def test_other_settings_are_refused_and_named(run_main, image_folder):
@@ -260,7 +255,7 @@ def test_ctrl_c_in_the_middle_ends_it_soon_and_the_rest_follows(
   assert 'Traceback' not in process.said
   assert not (out / 'out').exists()
   resumed = run_main(*arguments, check=0)
-  after = re.search(r'going on after (\d+) of 1000', resumed.stderr)
+  after = re.search(r'resuming after (\d+) of 1000', resumed.stderr)
   assert after
   assert 40 <= int(after[1]) < count
   interrupted = contents(out / 'out')
@@ -278,11 +273,11 @@ def test_a_broken_image_is_recorded_if_asked(run_main, image_folder, form):
   assert run_main(*flags(settings)).returncode == 1
   done = run_main(*flags(settings, 'on_error=record'))
   assert done.returncode == 3
-  assert '1 images could not be read' in done.stderr
+  assert '1 image could not be read' in done.stderr
   again = run_main(*flags(settings, 'on_error=record'))
   assert again.returncode == 3
   assert 'finished already' in again.stderr
-  assert '1 images could not be read' in again.stderr
+  assert '1 image could not be read' in again.stderr
   out = image_folder.parent / 'out'
   if form == 'zarr':
     features = resnet_jax.load_features(out)
@@ -305,7 +300,7 @@ def test_a_list_with_a_missing_image_is_refused_before_the_start(
   (image_folder / 'all.list').write_text('a.png 3\nmissing.png 4\nc d.png 5\n')
   done = run_main(*flags('data=images/all.list'))
   assert done.returncode == 1
-  assert '1 of 3 images listed in images/all.list are not' in done.stderr
+  assert '1 of 3 images listed in images/all.list do not exist' in done.stderr
   assert 'images/missing.png' in done.stderr
   done = run_main(*flags('data=images/all.list', 'on_error=record'))
   assert done.returncode == 3
@@ -329,9 +324,8 @@ def test_places_that_cannot_be_written_to(run_main, image_folder):
 
 
 def test_a_full_disk_is_said_before_the_run(image_folder, monkeypatch, capsys):
-  get_config = runpy.run_path(str(ROOT / 'configs/resnet.py'))['get_config']
-  config = get_config(f'{SMALL},data={image_folder}')
-  config.output_dir = str(image_folder.parent / 'out')
+  out = str(image_folder.parent / 'out')
+  config = config_of(SMALL, data=str(image_folder), output_dir=out)
   usage = shutil.disk_usage(image_folder)
   monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage._replace(free=99))
   with pytest.raises(resnet_jax.UserError, match='99 are free there'):

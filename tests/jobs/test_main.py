@@ -38,7 +38,7 @@ def test_help_names_jobs_and_settings_and_does_not_import_jax(run_main):
       ['--jop=extract'],
       "Unknown command line flag 'jop'. Did you mean: job ?. --help lists",
     ),
-    ([], 'say --job=JOB, one of: extract, predict'),
+    ([], 'give --job=JOB, one of: extract, predict'),
     (
       ['--job=extract', 'photos'],
       "unexpected arguments 'photos': --job=extract takes none",
@@ -113,7 +113,7 @@ def test_a_mistake_gets_one_clear_message(run_main, arguments, expected):
     ({'threads': -1}, 'threads=-1: 0 is the least'),
     ({'data': 'nowhere'}, "data='nowhere': there is no such file or folder"),
     ({'mean': 'nowhere.npz'}, "mean='nowhere.npz': there is no such file"),
-    ({'weights': 'nowhere'}, 'nowhere is not there. Give weights=PATH'),
+    ({'weights': 'nowhere'}, 'nowhere does not exist. Give weights=PATH'),
     ({'use_gpu': 1}, "pip install 'resnet-jax-zoo[cuda12]'"),
   ],
 )

@@ -20,7 +20,7 @@ import resnet_jax
 from resnet_jax import weights
 from resnet_jax.jobs import report_folder, visualize
 from resnet_jax.models import resnet
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 from resnet_jax.weights import torch_names
 
 pytestmark = pytest.mark.filterwarnings('ignore:UNTRAINED')
@@ -274,7 +274,10 @@ def test_a_broken_image_ends_it_and_leaves_no_report(folder, tmp_path):
     ({'report': ''}, "report='': name a folder of its own"),
     ({'report': 'list'}, 'report=list is a file; name a folder'),
     ({'report': 'mine'}, 'mine holds something that is not a report of this'),
-    ({'data': 'list'}, r'201 images \(.*\): this job shows 1 to 200. Give'),
+    (
+      {'data': 'list'},
+      r'201 images listed in .*: this job shows 1 to 200. Give',
+    ),
     ({'cam_class': 'tiger'}, "cam_class='tiger' is none of these weights' 10"),
     ({'cam_class': '1000'}, r'Give an index \(0 to 999\), a WordNet id such'),
     ({'cam_layer': 'logits'}, "'logits' stands for logits. Such as res5_2_add"),
@@ -297,7 +300,7 @@ def test_a_report_is_replaced_when_the_new_one_is_whole(tmp_path):
   target = report_folder.checked(str(tmp_path / 'r'))
   for text in ('old', 'new'):
     report_folder.create(target)
-    (report_folder.part(target) / report_folder.PAGE).write_text(text)
+    (files.part(target) / report_folder.PAGE).write_text(text)
     assert (target.exists(), text) in ((False, 'old'), (True, 'new'))
     report_folder.publish(target)
   assert (target / report_folder.PAGE).read_text() == 'new'

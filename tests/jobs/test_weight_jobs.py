@@ -429,7 +429,7 @@ def test_a_wrong_file_is_no_checkpoint(run_main, mirror, online, tmp_path):
   )
   assert 'files failed, for the reasons above' in done.stderr
   assert 'msra-50' in done.stderr
-  assert 'it has 22 bytes, where 102,462,397 are published' in done.stderr
+  assert 'it is not the published file: its sha256 is ' in done.stderr
   left = list((tmp_path / 'cache').rglob('*.caffemodel'))
   assert left == []
 
@@ -477,6 +477,6 @@ def test_offline_and_nothing_there(run_main, online, tmp_path):
     env=online | {'RESNET_JAX_OFFLINE': '1'},
     check=1,
   )
-  assert 'no weights found: model/resnet_50 is not there' in done.stderr
+  assert 'no weights found: model/resnet_50 does not exist' in done.stderr
   assert 'offline' in done.stderr.lower()
   assert 'give weights=PATH' in done.stderr

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import runner
 from resnet_jax.models import convolution, layers, resnet, structure, winograd
 from resnet_jax.models.variant import STEM_POOLS
@@ -172,8 +173,8 @@ def test_the_pool_of_slices_is_the_pool_of_windows(rule, size, dtype):
 def values():
   """A small network's `avgpool`, for each arithmetic."""
   model = resnet.ResNet(18)
-  parameters = random.initialise(resnet.parameter_shapes(model), 0)
-  mean = np.float32([1, 2, 3]).reshape(3, 1, 1)
+  parameters = random.initialise(model, 0)
+  preprocess = Preprocess((1.0, 2.0, 3.0))
   images = np.random.default_rng(0).integers(
     0, 256, (2, 1, 40, 40, 3), np.uint8
   )
@@ -183,7 +184,7 @@ def values():
       tuple(jax.devices('cpu')[:1]), arithmetic=arithmetic
     )
     run = runner.Runner(
-      model, parameters, ['res5_2_addto'], mean, execution=execution
+      model, parameters, ['res5_2_addto'], preprocess, execution=execution
     )
     return run.fetch(run(images))['res5_2_addto']
 

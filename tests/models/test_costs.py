@@ -61,7 +61,7 @@ def test_a_receptive_field_is_what_a_value_depends_on(
     50, variant=Variant(stride_in=stride_in, stem_pool=stem_pool)
   )
   cost = {c.layer: c for c in costs.costs(model, 32, 160)}[layer]
-  parameters = random.initialise(resnet.parameter_shapes(model), 0)
+  parameters = random.initialise(model, 0)
 
   def value(images):
     found = resnet.capture(model, parameters, images, [layer])[layer]

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import piecewise, runner
 from resnet_jax.models import folding, layers, resnet
 from resnet_jax.models.variant import Variant
@@ -15,7 +16,7 @@ from resnet_jax.weights import random
 
 def parameters_of(model):
   """Drawn ones, with batch norms that do something, some of them negative."""
-  drawn = random.initialise(resnet.parameter_shapes(model), 0)
+  drawn = random.initialise(model, 0)
   generator = np.random.default_rng(1)
   for name, array in drawn.items():
     layer, leaf = name.split('/')
@@ -113,13 +114,13 @@ def test_what_is_joined_and_what_is_not_are_kept_apart():
   """The parameters are on the device once, whatever layers are asked for."""
   model = resnet.ResNet(18)
   parameters = parameters_of(model)
-  mean = np.array([100, 110, 120], np.float32).reshape(3, 1, 1)
+  preprocess = Preprocess((100.0, 110.0, 120.0))
   images = np.random.default_rng(0).integers(
     0, 256, (1, 1, 32, 32, 3), np.uint8
   )
 
   def values(layer, shared):
-    run = runner.Runner(model, parameters, [layer], mean, shared=shared)
+    run = runner.Runner(model, parameters, [layer], preprocess, shared=shared)
     return run.fetch(run(images))[layer]
 
   # The batch norm alone, behind its convolution, and with the pool behind it.
@@ -129,7 +130,7 @@ def test_what_is_joined_and_what_is_not_are_kept_apart():
   for layer in (*chosen, *chosen[::-1]):
     np.testing.assert_array_equal(values(layer, shared), alone[layer], layer)
   both = runner.Runner(
-    model, parameters, ['conv1_conv', 'conv1_bn'], mean, shared=shared
+    model, parameters, ['conv1_conv', 'conv1_bn'], preprocess, shared=shared
   )
   found = both.fetch(both(images))
   alone = {layer: alone[layer] for layer in found}

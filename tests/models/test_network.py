@@ -14,6 +14,7 @@ from PIL import Image
 from reference_weights import parameters_crc32, reference_parameters
 
 from resnet_jax.data import mean as mean_lib
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import reductions, runner
 from resnet_jax.models import aliases, layers, names, resnet
 from resnet_jax.models.variant import Variant
@@ -121,7 +122,7 @@ def test_every_layer_agrees_with_a_direct_numpy_network(
   )
   wanted = names.layer_names(depth)
   assert set(wanted) == set(expected)
-  run = runner.Runner(model, independent.parameters, wanted, MEAN)
+  run = runner.Runner(model, independent.parameters, wanted, Preprocess())
   got = run.fetch(run(images[:, None]))
   shapes = resnet.layer_shapes(model, *size)
   for name in wanted:
@@ -146,11 +147,11 @@ def test_the_pool_rules_differ_on_odd_sizes_and_in_their_grid(size, ceil, pad1):
 
 def test_what_lies_behind_the_deepest_layer_costs_nothing():
   model = resnet.ResNet(50)
-  parameters = random.initialise(resnet.parameter_shapes(model), 0)
+  parameters = random.initialise(model, 0)
   images = (1, 1, 64, 64, 3)
 
   def cost(layer):
-    run = runner.Runner(model, parameters, [layer], MEAN)
+    run = runner.Runner(model, parameters, [layer], Preprocess())
     compiled = run.compile(images)
     taken = compiled.memory_analysis().argument_size_in_bytes
     return compiled.cost_analysis()['flops'], taken
@@ -162,7 +163,7 @@ def test_what_lies_behind_the_deepest_layer_costs_nothing():
   assert whole[1] - front[1] == _joined_bytes(parameters, behind)
   # Not even there to be read.
   less = {k: v for k, v in parameters.items() if k not in behind}
-  run = runner.Runner(model, less, ['res2_3_addto'], MEAN)
+  run = runner.Runner(model, less, ['res2_3_addto'], Preprocess())
   assert run.fetch(run(np.zeros(images, np.uint8)))['res2_3_addto'].any()
 
 
@@ -182,8 +183,8 @@ def _joined_bytes(parameters, chosen):
 
 def test_a_branch_that_does_not_lead_to_the_layer_is_not_computed():
   model = resnet.ResNet(50)
-  parameters = random.initialise(resnet.parameter_shapes(model), 0)
-  run = runner.Runner(model, parameters, ['res2_1_branch2a_bn'], MEAN)
+  parameters = random.initialise(model, 0)
+  run = runner.Runner(model, parameters, ['res2_1_branch2a_bn'], Preprocess())
   taken = run.compile((1, 1, 32, 32, 3)).memory_analysis()
   front = ('conv1_', 'res2_1_branch2a_')
   needed = _joined_bytes(
@@ -194,11 +195,11 @@ def test_a_branch_that_does_not_lead_to_the_layer_is_not_computed():
 
 def test_pool_dtype_and_ten_crops_are_what_numpy_makes_of_single_maps():
   model = resnet.ResNet(18)
-  parameters = random.initialise(resnet.parameter_shapes(model), 0)
+  parameters = random.initialise(model, 0)
   cuts = np.random.default_rng(0).integers(0, 256, (2, 5, 40, 40, 3), np.uint8)
   layer = 'res3_1_addto'
   ten = np.concatenate([cuts, cuts[:, :, :, ::-1]], axis=1)
-  single = runner.Runner(model, parameters, [layer], MEAN)
+  single = runner.Runner(model, parameters, [layer], Preprocess())
   maps = np.stack([single.fetch(single(t[:, None]))[layer] for t in ten])
   for pool, expected in (
     ('none', maps.mean(axis=1)),
@@ -209,8 +210,7 @@ def test_pool_dtype_and_ten_crops_are_what_numpy_makes_of_single_maps():
       model,
       parameters,
       [layer],
-      MEAN,
-      multi_crop=True,
+      Preprocess(multi_crop=True),
       reduction=reductions.Reduction(pool, 'float32'),
     )
     got = run.fetch(run(cuts))[layer]
@@ -220,18 +220,22 @@ def test_pool_dtype_and_ten_crops_are_what_numpy_makes_of_single_maps():
 
 def test_float16_rounds_and_refuses_what_does_not_fit():
   model = resnet.ResNet(18)
-  parameters = random.initialise(resnet.parameter_shapes(model), 0)
+  parameters = random.initialise(model, 0)
   images = np.full((1, 1, 32, 32, 3), 200, np.uint8)
   half = reductions.Reduction(dtype='float16')
-  run = runner.Runner(model, parameters, ['pool1'], MEAN, reduction=half)
-  exact = runner.Runner(model, parameters, ['pool1'], MEAN)
+  run = runner.Runner(
+    model, parameters, ['pool1'], Preprocess(), reduction=half
+  )
+  exact = runner.Runner(model, parameters, ['pool1'], Preprocess())
   got = run.fetch(run(images))['pool1']
   assert got.dtype == np.float16
   expected = exact.fetch(exact(images))['pool1'].astype(np.float16)
   np.testing.assert_array_equal(got, expected)
 
   parameters['conv1_bn/scale'] = parameters['conv1_bn/scale'] * 1e6
-  run = runner.Runner(model, parameters, ['pool1'], MEAN, reduction=half)
+  run = runner.Runner(
+    model, parameters, ['pool1'], Preprocess(), reduction=half
+  )
   with pytest.raises(errors.UserError, match=r'pool1 .*65504.*dtype=float32'):
     run.fetch(run(images))
   # Padding may be what it likes.

@@ -68,8 +68,8 @@ def test_the_files_beside_the_weights_tell_the_rest(folder):
 
 
 def test_without_a_preprocessor_the_usual_input_is_taken_and_said(folder):
-  stand_ins = {str(i): f'LABEL_{i}' for i in range(3)}
-  loaded = weights.load(folder({'id2label': stand_ins}, None))
+  placeholders = {str(i): f'LABEL_{i}' for i in range(3)}
+  loaded = weights.load(folder({'id2label': placeholders}, None))
   assert loaded.model.variant.stride_in == '3x3'
   assert loaded.preprocess == presets.HUGGING_FACE
   assert loaded.loaded.class_names == ()
@@ -88,11 +88,11 @@ def test_another_preprocessing_is_taken(folder):
       }
     )
   )
-  how = loaded.preprocess
-  assert how.mean == (127.5, 127.5, 127.5)
-  assert how.std == (127.5, 63.75, 31.875)
-  assert (how.resize_size, how.crop_size) == (128, 128)
-  assert how.interpolation == 'bilinear'
+  preprocess = loaded.preprocess
+  assert preprocess.mean == (127.5, 127.5, 127.5)
+  assert preprocess.std == (127.5, 63.75, 31.875)
+  assert (preprocess.resize_size, preprocess.crop_size) == (128, 128)
+  assert preprocess.interpolation == 'bilinear'
 
 
 @pytest.mark.parametrize(
@@ -100,12 +100,12 @@ def test_another_preprocessing_is_taken(folder):
   [
     ({'model_type': 'vit'}, None, 'says model_type=vit, not resnet'),
     ({'downsample_in_first_stage': True}, None, 'another network'),
-    ({'hidden_act': 'gelu'}, None, 'hidden_act=gelu, and a plain ResNet'),
+    ({'hidden_act': 'gelu'}, None, 'hidden_act=gelu, not relu'),
     ({'id2label': {'0': 'a'}}, None, 'names 1 classes in id2label, and the'),
-    ({}, PREPROCESSOR | {'resample': 0}, 'not known here.*resample 0'),
-    ({}, PREPROCESSOR | {'size': 384}, 'not known here.*size 384'),
-    ({}, PREPROCESSOR | {'size': {}}, 'not known here.*KeyError'),
-    ({}, PREPROCESSOR | {'image_mean': [1, 2]}, 'not known here.*ValueError'),
+    ({}, PREPROCESSOR | {'resample': 0}, 'not supported.*resample 0'),
+    ({}, PREPROCESSOR | {'size': 384}, 'not supported.*size 384'),
+    ({}, PREPROCESSOR | {'size': {}}, 'not supported.*KeyError'),
+    ({}, PREPROCESSOR | {'image_mean': [1, 2]}, 'not supported.*ValueError'),
     ({}, PREPROCESSOR | {'image_std': [1, 0, 1]}, 'std=.* is not three'),
     ({}, PREPROCESSOR | {'do_normalize': False}, 'do_normalize=False'),
     ({}, PREPROCESSOR | {'rescale_factor': 0.1}, 'rescale_factor=0.1'),
@@ -117,11 +117,11 @@ def test_another_preprocessing_is_taken(folder):
     (
       {},
       PREPROCESSOR | {'size': {'height': 224, 'width': 224}},
-      'not known here.*KeyError',
+      'not supported.*KeyError',
     ),
     ({}, PREPROCESSOR | {'crop_pct': -1}, 'resize_size=-224 is not'),
     ({}, PREPROCESSOR | {'crop_pct': 0}, 'ZeroDivisionError'),
-    ({}, [], 'preprocessor_config.json is damaged: it holds no object'),
+    ({}, [], 'preprocessor_config.json is damaged: it is not a JSON object'),
   ],
 )
 def test_what_is_not_known_is_one_error(folder, config, preprocessor, message):

@@ -295,7 +295,7 @@ def test_what_is_no_tensor_is_refused_by_name(
 def test_a_tar_archive_is_refused_by_name(refusal):
   head = b'sys_info'.ljust(257, b'\0') + b'ustar\x0000'
   message = refusal(head.ljust(10240, b'\0'))
-  assert 'is a tar archive, as PyTorch 0.1 wrote it, and is not' in message
+  assert 'is a tar archive of PyTorch 0.1, which is not' in message
   assert 'resnet50-0676ba61.pth' in message
 
 
@@ -314,14 +314,14 @@ def test_big_endian_values_are_refused(refusal):
 @pytest.mark.parametrize(
   ('contents', 'message'),
   [
-    ([1, 2], 'holds a list, not a state dict. Where you trust'),
+    ([1, 2], 'holds a list, not a state dict. If you trust'),
     (tensor('0', (1,)), 'holds a Tensor, not a state dict'),
-    ({}, 'holds no state dict: there are tensors neither in it nor in its'),
+    ({}, 'holds no state dict: it has no tensors, nor have its'),
     (
       {'epoch': 3, 'net': {}, 9**9999: 0},
       "it holds 'epoch', 'net', int. Where you",
     ),
-    ({f'{i}': i for i in range(25)}, "'19', and 5 more. Where"),
+    ({f'{i}': i for i in range(25)}, "'19' and 5 more. Where"),
     ({'state_dict': 3, 'model': [1]}, "it holds 'state_dict', 'model'. Where"),
     ({'a': storage('0', 1)}, "it holds 'a'. Where"),
   ],

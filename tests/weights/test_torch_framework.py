@@ -229,7 +229,7 @@ def test_data_parallel_is_taken_off_and_told(tmp_path, network18):
   parallel = torch.nn.DataParallel(network18)
   loaded = load(tmp_path, parallel.state_dict())
   assert_holds(loaded, network18)
-  assert "Names begin with 'module.'" in loaded.notes[0]
+  assert "The prefix 'module.'" in loaded.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_training_checkpoint(tmp_path, network18, place, how):
   loaded = load(tmp_path, contents, **how)
   assert_holds(loaded, network18)
   assert loaded.notes[:2] == (
-    f"The state dict is the one under '{place}'.",
+    f"The state dict is under '{place}'.",
     "Also in the file, but not read: 'epoch', 'best_acc1', 'optimizer'.",
   )
 

@@ -10,6 +10,7 @@ from reference_weights import reference_parameters, write_paddle_directory
 from scipy import ndimage
 
 from resnet_jax import weights
+from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import runner
 from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import errors
@@ -17,12 +18,12 @@ from resnet_jax.weights import assemble, paddle, random
 
 MODEL = resnet.ResNet(18)
 SHAPES = resnet.parameter_shapes(MODEL)
-MEAN = np.zeros((3, 1, 1), np.float32)
+UNCHANGED = Preprocess((0.0, 0.0, 0.0))
 
 
 @pytest.fixture(scope='module')
 def untrained():
-  return random.initialise(SHAPES, 0)
+  return random.initialise(MODEL, 0)
 
 
 # ------------------------------------------------------------------ random
@@ -33,8 +34,8 @@ def test_a_seed_gives_the_same_bytes_everywhere(untrained):
   for name in names.parameter_names(18):
     total.update(untrained[name].astype('<f4').tobytes())
   assert total.hexdigest()[:16] == '62d648149aea3ef2'
-  again = random.initialise(SHAPES, 0)
-  other = random.initialise(SHAPES, 1)
+  again = random.initialise(MODEL, 0)
+  other = random.initialise(MODEL, 1)
   name = 'res3_1_branch2a_conv/kernel'
   assert again[name].tobytes() == untrained[name].tobytes()
   assert other[name].tobytes() != untrained[name].tobytes()
@@ -59,13 +60,15 @@ def test_kernels_are_he_normal_and_batch_norm_starts_as_identity(untrained):
 @pytest.mark.parametrize('depth', [18, 152])
 def test_features_of_untrained_networks_are_not_degenerate(depth):
   model = resnet.ResNet(depth)
-  parameters = random.initialise(resnet.parameter_shapes(model), 0)
+  parameters = random.initialise(model, 0)
   layers = [n for n in names.layer_names(depth) if n.endswith(('addto', 'put'))]
   # Smooth, as photographs are.
   noise = np.random.default_rng(0).normal(0, 1, (6, 96, 96, 3))
   smooth = ndimage.gaussian_filter(noise, (0, 4, 4, 0))
   images = np.clip(128 + 60 * smooth / smooth.std(), 0, 255).astype(np.uint8)
-  run = runner.Runner(model, parameters, layers, MEAN + 128)
+  run = runner.Runner(
+    model, parameters, layers, Preprocess((128.0, 128.0, 128.0))
+  )
   values = run.fetch(run(images[:, None]))
   probabilities = values.pop('output').reshape(6, -1)
   for name, value in values.items():
@@ -122,7 +125,7 @@ def test_write_read_run_is_exact(tmp_path, untrained):
   images = np.random.default_rng(0).integers(
     0, 256, (2, 1, 40, 40, 3), np.uint8
   )
-  run = runner.Runner(MODEL, untrained, ['output'], MEAN)
+  run = runner.Runner(MODEL, untrained, ['output'], UNCHANGED)
   before = run.fetch(run(images))['output']
   for order in assemble.CONV_ORDERS:
     path = tmp_path / order
@@ -130,7 +133,7 @@ def test_write_read_run_is_exact(tmp_path, untrained):
     loaded = weights.load(str(path), weights.Options(conv_order=order))
     assert loaded.trained
     assert loaded.digest == weights.digest(untrained)
-    run = runner.Runner(MODEL, loaded.parameters, ['output'], MEAN)
+    run = runner.Runner(MODEL, loaded.parameters, ['output'], UNCHANGED)
     np.testing.assert_array_equal(run.fetch(run(images))['output'], before)
 
 
@@ -218,11 +221,11 @@ def test_another_depth_is_recognised(tmp_path, untrained):
     (lambda d: d[:-4], '268 bytes, where 272 are expected'),
     (lambda d: d + b'1234', '276 bytes, where 272'),
     (lambda d: b'', '0 bytes, where 272'),
-    (lambda d: struct.pack('<i', 1) + d[4:], 'format version 1, where 0'),
-    (lambda d: d[:4] + struct.pack('<I', 8) + d[8:], '8 bytes per value'),
+    (lambda d: struct.pack('<i', 1) + d[4:], 'its header (version'),
+    (lambda d: d[:4] + struct.pack('<I', 8) + d[8:], 'its header (version'),
     (
       lambda d: d[:8] + struct.pack('<Q', 2**60) + d[16:],
-      'its header says 1152921504606846976 values, the file has 64',
+      'its header (version, bytes per value, values) is (0, 4, 11529215046',
     ),
   ],
 )
@@ -246,7 +249,7 @@ def test_without_weights_the_ways_out_are_named(tmp_path, monkeypatch):
   with pytest.raises(errors.UserError) as caught:
     weights.load('auto', weights.Options(18))
   message = str(caught.value)
-  assert 'model/resnet_18 is not there' in message
+  assert 'model/resnet_18 does not exist' in message
   assert 'torchvision.v1-18 is not in the cache' in message
   assert 'RESNET_JAX_OFFLINE forbids' in message
   assert 'give weights=PATH' in message

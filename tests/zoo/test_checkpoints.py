@@ -55,7 +55,7 @@ def test_without_a_head_features_work(run_main, headless, tmp_path):
   )
   assert 'ResNet-18, no head' in done.stderr
   assert "safetensors, torchvision's and timm's names" in done.stderr
-  assert 'NOTE: the file tells neither where its network has' in done.stderr
+  assert 'NOTE: the file states neither the place of the strides' in done.stderr
   assert 'RGB, minus (123.675, 116.28, 103.53), over' in done.stderr
   store = resnet_jax.load_features(tmp_path / 'features')
   assert store['avgpool'].shape == (1, 512, 1, 1)

@@ -15,6 +15,7 @@ from resnet_jax.codecs import tar
 from resnet_jax.data.sources import archives, parquet, paths, patterns
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source, file_item
 from resnet_jax.system import errors
+from resnet_jax.system.text import counted
 
 __all__ = ['NO_LABEL', 'Item', 'Source', 'file_item', 'open_source']
 
@@ -29,11 +30,11 @@ _PACKED = {
   rb'PK\x03\x04': ('zip', 'unzip'),
 }
 
-# Containers that may come in several files: suffix and reader.
-_Opener = Callable[[Sequence[pathlib.Path], str], Source]
-_OPENERS: dict[str, tuple[str, _Opener]] = {
-  'tar archive': ('.tar', archives.open_archives),
-  'Parquet file': ('.parquet', parquet.open_files),
+# Containers that may come in several files.
+_SUFFIXES = ('.tar', '.parquet')
+_OPENERS: dict[str, Callable[[Sequence[pathlib.Path], str], Source]] = {
+  'tar archive': archives.open_archives,
+  'Parquet file': parquet.open_files,
 }
 
 
@@ -62,8 +63,7 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
       source = _folder(path)
     elif data and not path.exists() and patterns.is_pattern(data):
       found = patterns.expand(os.fspath(path))
-      plural = 's' if len(found) != 1 else ''
-      source = _several(found, f'{len(found)} {{}}{plural} named {data}')
+      source = _several(found, f'named {data}')
     elif not data or not path.exists():
       raise errors.UserError(
         f"data='{data}': there is no such file or folder. Give a list file"
@@ -89,7 +89,7 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
 def _file(path: pathlib.Path, must_exist: bool) -> Source:
   form = _form(path)
   if form:
-    return _OPENERS[form][1]([path], f'the {form} {path}')
+    return _OPENERS[form]([path], f'the {form} {path}')
   if paths.is_image(path):
     return paths.image(path)
   return paths.list_file(path, must_exist)
@@ -98,41 +98,27 @@ def _file(path: pathlib.Path, must_exist: bool) -> Source:
 def _folder(root: pathlib.Path) -> Source:
   files = list(paths.walk(root))
   source = paths.folder(root, files)
-  if source.items:
+  found = sorted(path for path in files if path.suffix.lower() in _SUFFIXES)
+  if source.items or not found:
     return source
-  by_form = {
-    form: sorted(p for p in files if p.suffix.lower() == suffix)
-    for form, (suffix, _) in _OPENERS.items()
-  }
-  forms = [form for form, found in by_form.items() if found]
-  if len(forms) > 1:
-    raise errors.UserError(
-      f'the folder {root} holds no images but {" and ".join(forms)}s. Name'
-      f" one kind, as in data='{root}/*.tar'."
-    )
-  if not forms:
-    return source
-  found = by_form[forms[0]]
   others = len(files) - len(found)
-  left_out = f' ({others} other files left out)' if others else ''
-  plural = 's' if len(found) != 1 else ''
-  what = f'{len(found)} {{}}{plural} in the folder {root}{left_out}'
-  return _several(found, what)
+  left_out = f' ({counted(others, "other file")} left out)' if others else ''
+  return _several(found, f'in the folder {root}{left_out}')
 
 
-def _several(found: Sequence[pathlib.Path], what: str) -> Source:
-  """Files that must be of one kind; {} in `what` is its name."""
-  forms = {path: _form(path) for path in found}
-  first = forms[found[0]]
-  odd = [path for path, form in forms.items() if not form or form != first]
-  if odd:
-    raise errors.UserError(
-      f'{odd[0]} is {forms[odd[0]] or "neither a tar archive nor Parquet"}'
-      f'{f", and {found[0]} a {first}" if first else ""}. Several files must'
-      ' all be tar archives or all Parquet files; for images give a folder or a'
-      ' list.'
-    )
-  return _OPENERS[first][1](found, what.replace('{}', first))
+def _several(found: Sequence[pathlib.Path], where: str) -> Source:
+  """The images of files that must be of one kind."""
+  forms = [_form(path) for path in found]
+  first = forms[0]
+  for path, form in zip(found, forms, strict=True):
+    if not form or form != first:
+      raise errors.UserError(
+        f'{path} is {form or "neither a tar archive nor Parquet"}'
+        f'{f", and {found[0]} a {first}" if first else ""}. Several files must'
+        ' all be tar archives or all Parquet files, as in'
+        f" data='{path.parent}/*.tar'; for images give a folder or a list."
+      )
+  return _OPENERS[first](found, f'{counted(len(found), first)} {where}')
 
 
 def _form(path: pathlib.Path) -> str:

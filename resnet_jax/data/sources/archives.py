@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import BinaryIO
 
 from resnet_jax.codecs import tar
@@ -20,10 +20,11 @@ from resnet_jax.data import decoding
 from resnet_jax.data.sources import item as item_lib
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source
 from resnet_jax.system import errors
+from resnet_jax.system.text import counted, some
 
 _MAX_LABEL_BYTES = 1 << 20
+_LABEL_SUFFIXES = ('.cls', '.json', '.txt')
 _JSON_KEYS = ('label', 'cls', 'wnid')
-_EXAMPLES = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,10 +56,7 @@ class Slice:
     with open(self.path, 'rb') as file:
       check_unchanged(file, self.stamp)
       file.seek(self.offset)
-      data = file.read(self.size)
-    if len(data) != self.size:
-      raise decoding.ImageError('the archive ends inside it')
-    return data
+      return file.read(self.size)
 
 
 def stamp_of(file: BinaryIO) -> tuple[int, int]:
@@ -68,11 +66,7 @@ def stamp_of(file: BinaryIO) -> tuple[int, int]:
 
 
 def check_unchanged(file: BinaryIO, stamp: tuple[int, int]) -> None:
-  """Checks that a file is still the one that was indexed.
-
-  Raises:
-    ImageError: it is not.
-  """
+  """Raises an ImageError unless a file is still the one that was indexed."""
   if stamp_of(file) != stamp:
     raise decoding.ImageError(
       'its archive was changed while the program was running'
@@ -83,10 +77,8 @@ def check_unchanged(file: BinaryIO, stamp: tuple[int, int]) -> None:
 class _Archive:
   """The result of one pass over an archive's headers.
 
-  Attributes:
-    images: in the order of their names.
-    stated: labels that members state, by sample.
-    others: the number of members that are neither.
+  `stated` has the labels that members state, by sample; `others` counts the
+  members that are neither images nor labels.
   """
 
   path: pathlib.Path
@@ -124,24 +116,16 @@ def open_archives(paths: Sequence[pathlib.Path], what: str) -> Source:
     for one in archives
     for member in one.images
   ]
-  described = f'{item_lib.plural(len(items), "image", "images")} in {what}'
-  others = sum(one.others for one in archives)
-  if others:
-    plural = item_lib.plural(others, 'other member', 'other members')
-    described += f'; {plural} left out'
+  described = f'{counted(len(items), "image")} in {what}'
+  if others := sum(one.others for one in archives):
+    described += f'; {counted(others, "other member")} left out'
   if recur:
     described += '; keys begin with the names of the archives'
   if any(one.stated for one in archives):
-    return Source(items, f'{described}; labels by the members beside them')
-  stated = item_lib.labels_of_keys(
-    i.key for i in items
-  ) or item_lib.labels_of_keys(
-    f'{one.path.stem}/-' for one in archives for _ in one.images
-  )
-  if items and stated:
-    items = item_lib.labelled(items, stated)
-    described += '; labels by the WordNet ids in their paths'
-  return Source(items, described)
+    return Source(items, f'{described}; labels from the members beside them')
+  folders = [f'{one.path.stem}/-' for one in archives for _ in one.images]
+  items, labelled = item_lib.labelled(items, [i.key for i in items], folders)
+  return Source(items, f'{described}{labelled}')
 
 
 def _scan(path: pathlib.Path) -> _Archive:
@@ -152,7 +136,12 @@ def _scan(path: pathlib.Path) -> _Archive:
       if member.kind == 'folder':
         continue
       if item_lib.is_image_name(member.name):
-        _check_regular(member, path)
+        if member.kind != 'file':
+          raise errors.UserError(
+            f'{path}: {member.name} is a link, a device or a sparse file, and'
+            ' only regular files are read. Make the archive again with the'
+            ' files themselves (GNU tar: --dereference --hard-dereference).'
+          )
         result.images.append(member)
         continue
       label = _stated(file, member, path)
@@ -172,22 +161,13 @@ def _scan(path: pathlib.Path) -> _Archive:
   return result
 
 
-def _check_regular(member: tar.Member, path: pathlib.Path) -> None:
-  if member.kind != 'file':
-    raise errors.UserError(
-      f'{path}: {member.name} is a link, a device or a sparse file, and only'
-      ' regular files are read. Make the archive again with the files'
-      ' themselves (GNU tar: --dereference --hard-dereference).'
-    )
-
-
 def _check_names(archive: _Archive) -> None:
-  """Checks for one image per name, and with labels one per sample."""
+  """Checks that there is one image per name and, with labels, per sample."""
   used = collections.Counter(member.name for member in archive.images)
   twice = [name for name, count in used.items() if count > 1]
   if twice:
     raise errors.UserError(
-      f'{archive.path} holds {", ".join(twice[:_EXAMPLES])} more than once, so'
+      f'{archive.path} holds {some(twice)} more than once, so'
       ' names do not identify images. Make the archive again.'
     )
   if not archive.stated:
@@ -203,10 +183,8 @@ def _check_names(archive: _Archive) -> None:
   unused = archive.stated.keys() - samples.keys()
   if unused:
     raise errors.UserError(
-      f'{archive.path} has labels for'
-      f' {item_lib.plural(len(unused), "sample", "samples")} without an'
-      f' image: {", ".join(sorted(unused)[:_EXAMPLES])}. Get or make the'
-      ' shard again.'
+      f'{archive.path} has labels for {counted(len(unused), "sample")} without'
+      f' an image: {some(sorted(unused))}. Get or make the shard again.'
     )
 
 
@@ -216,49 +194,36 @@ def _sample(name: str) -> str:
   return f'{folder}{slash}{file.partition(".")[0]}'
 
 
-def _from_class(text: str) -> int:
-  label = item_lib.label_of(text)
-  if label is None:
-    raise ValueError(f'{text[:20]!r} is not a label')
-  return label
-
-
-def _from_json(text: str) -> int | None:
-  values = json.loads(text)
-  if not isinstance(values, dict):
-    return None
-  for key in _JSON_KEYS:
-    if key in values:
-      label = item_lib.label_of(values[key])
-      if label is None:
-        raise ValueError(f'its {key} is not a label')
-      return label
-  return None
-
-
-# A text may be a caption and JSON anything, so they need not state a label.
-_READERS: dict[str, Callable[[str], int | None]] = {
-  '.cls': _from_class,
-  '.json': _from_json,
-  '.txt': item_lib.label_of,
-}
-
-
 def _stated(
   file: BinaryIO, member: tar.Member, path: pathlib.Path
 ) -> int | None:
   """The label that a member states, or None."""
-  reader = _READERS.get(os.path.splitext(member.name)[1].lower())
-  if reader is None or member.kind != 'file':
+  suffix = os.path.splitext(member.name)[1].lower()
+  if suffix not in _LABEL_SUFFIXES or member.kind != 'file':
     return None
   try:
     if member.size > _MAX_LABEL_BYTES:
       raise ValueError(f'it has {member.size} bytes')
     file.seek(member.offset)
-    return reader(file.read(member.size).decode('utf-8'))
+    return _parse(suffix, file.read(member.size).decode('utf-8'))
   except (ValueError, RecursionError) as error:
     raise errors.UserError(
       f'{path}: {member.name} does not state a valid label:'
       f' {str(error) or type(error).__name__}. A label is a whole number from'
       ' 0, or -1 for none, or a WordNet id of ILSVRC 2012.'
     ) from error
+
+
+def _parse(suffix: str, text: str) -> int | None:
+  value: object = text
+  if suffix == '.json':
+    values = json.loads(text)
+    keys = [k for k in _JSON_KEYS if isinstance(values, dict) and k in values]
+    if not keys:
+      return None
+    value = values[keys[0]]
+  label = item_lib.label_of(value)
+  # A text may be a caption.
+  if label is None and suffix != '.txt':
+    raise ValueError(f'{value!r:.20} is not a label')
+  return label

@@ -18,12 +18,12 @@ from resnet_jax.system import errors
 ImageLike: TypeAlias = str | PathLike[str] | Image.Image
 ImagesLike: TypeAlias = ImageLike | Sequence[ImageLike | Item] | np.ndarray
 
-# The stem and four halvings leave one position of it.
+# The network reduces this to a single position.
 _MIN_SIZE = 32
 
 
 def is_single(images: ImagesLike) -> bool:
-  """Whether it is one image and no list or array of them."""
+  """Whether this is one image, not a list or an array."""
   return isinstance(images, str | PathLike | Image.Image)
 
 
@@ -33,8 +33,8 @@ def checked(
   """Items to read, or the array of cropped images.
 
   Args:
-    images: a path, a Pillow image, an item, a list of them; or a uint8 array
-      (N, H, W, 3), RGB, of cropped images.
+    images: a path, a Pillow image, or a list of these or of items; or a uint8
+      array (N, H, W, 3), RGB, of cropped images.
     preprocess: what an array must fit.
 
   Raises:
@@ -53,13 +53,8 @@ def checked(
 
 def _check_array(images: np.ndarray, preprocess: Preprocess) -> None:
   shape = images.shape
-  if (
-    images.dtype != np.uint8
-    or len(shape) != 4
-    or shape[3] != 3
-    or min(shape[1:3]) < _MIN_SIZE
-    or not len(images)
-  ):
+  fits = len(shape) == 4 and shape[3] == 3 and min(shape[1:3]) >= _MIN_SIZE
+  if images.dtype != np.uint8 or not fits or not len(images):
     raise errors.UserError(
       f'cannot take an array of {images.dtype} {shape} as images. Give uint8'
       f' (N, H, W, 3), RGB, H and W {_MIN_SIZE} or more.'

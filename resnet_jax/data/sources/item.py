@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 
@@ -37,7 +37,7 @@ class Item:
   Attributes:
     key: its path relative to the list file, the folder or the archive, with
       slashes.
-    name: for a person: its path from the working directory.
+    name: its path from the working directory, for messages.
     label: its class, or NO_LABEL.
     read: returns the file's bytes or a Pillow image; thread-safe.
     size: of its file in bytes; -1 if unknown.
@@ -56,7 +56,7 @@ class Source:
 
   Attributes:
     items: the images.
-    description: for a person: what is included and what is left out.
+    description: what is included and what is left out, for messages.
   """
 
   items: Sequence[Item]
@@ -87,21 +87,13 @@ def _read(path: pathlib.Path) -> bytes:
 
 
 def check_size(size: int) -> None:
-  """Checks the size of an image's file, in bytes.
-
-  Raises:
-    ImageError: it is too large.
-  """
+  """Raises an ImageError if an image's file has too many bytes."""
   if size > MAX_BYTES:
     raise decoding.ImageError(f'its {size} bytes are more than {MAX_BYTES}')
 
 
 def check_text(key: str) -> None:
-  """Checks that a key can be written.
-
-  Raises:
-    UserError: it is not UTF-8.
-  """
+  """Raises a UserError if a key is not UTF-8, and thus cannot be written."""
   try:
     key.encode('utf-8')
   except UnicodeEncodeError as error:
@@ -127,35 +119,36 @@ def label_of(value: object) -> int | None:
   return value if NO_LABEL <= value <= MAX_LABEL else None
 
 
-def labels_of_keys(keys: Iterable[str]) -> list[int] | None:
-  """Labels from WordNet ids in the keys; None unless all keys have one."""
+def labelled(
+  items: list[Item], *stating: Sequence[str]
+) -> tuple[list[Item], str]:
+  """Labels items by WordNet ids in paths.
+
+  Args:
+    items: without labels.
+    *stating: paths, one per item; the first of these lists in which every path
+      has an id is used.
+
+  Returns:
+    The items, with labels if there is such a list; and a note of that.
+  """
+  for paths in stating:
+    found = list(map(_label_of_path, paths))
+    if items and NO_LABEL not in found:
+      items = [
+        dataclasses.replace(item, label=label)
+        for item, label in zip(items, found, strict=True)
+      ]
+      return items, '; labels from the WordNet ids in their paths'
+  return items, ''
+
+
+def _label_of_path(path: str) -> int:
+  above, _, name = path.rpartition('/')
+  matches = [pattern.fullmatch(name) for pattern in _WNID_OF_NAME]
+  wnids = [above.rpartition('/')[2], *(match[1] for match in matches if match)]
   index = _index_of_wnid()
-  found = []
-  for key in keys:
-    above, _, name = key.rpartition('/')
-    matches = [pattern.fullmatch(name) for pattern in _WNID_OF_NAME]
-    stated = [
-      label
-      for wnid in (above.rpartition('/')[2], *(m[1] for m in matches if m))
-      if (label := index.get(wnid)) is not None
-    ]
-    if not stated:
-      return None
-    found.append(stated[0])
-  return found
-
-
-def labelled(items: Sequence[Item], found: Sequence[int]) -> list[Item]:
-  """The items with these labels."""
-  return [
-    dataclasses.replace(item, label=label)
-    for item, label in zip(items, found, strict=True)
-  ]
-
-
-def plural(count: int, singular: str, several: str) -> str:
-  """A count and its noun."""
-  return f'{count} {singular if count == 1 else several}'
+  return next((index[wnid] for wnid in wnids if wnid in index), NO_LABEL)
 
 
 @functools.cache

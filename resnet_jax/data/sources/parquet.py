@@ -23,13 +23,12 @@ from resnet_jax.data.sources import archives
 from resnet_jax.data.sources import item as item_lib
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source
 from resnet_jax.system import errors
+from resnet_jax.system.text import counted
 
-_MAGIC = b'PAR1'
-# The next byte begins a Thrift structure, unlike a list of images.
-MAGIC = _MAGIC + b'\x15'
+# The last byte begins a Thrift structure, unlike a list of images.
+MAGIC = b'PAR1\x15'
 _MAX_GROUP_BYTES = 1 << 30
 _MAX_TEXT_BYTES = 1 << 28
-_MAX_METADATA_BYTES = 1 << 26
 # Of the images that stay in memory.
 _KEEP_BYTES = 1 << 28
 # Rows decoded at once, between checks of the sum of their bytes.
@@ -52,7 +51,7 @@ def open_files(paths: Sequence[pathlib.Path], what: str) -> Source:
       exactly one column of images, or is part of an incomplete split.
   """
   _check_split(paths)
-  rows = [row for path in paths for row in _rows(path, _Groups(path))]
+  rows = [row for path in paths for row in _rows(path)]
   paths_of_rows = {row.path for row in rows}
   by_path = len(paths_of_rows) == len(rows) and all(
     path and tar.is_relative(path) for path in paths_of_rows
@@ -62,9 +61,8 @@ def open_files(paths: Sequence[pathlib.Path], what: str) -> Source:
     key = row.path if by_path and row.path else f'{row.file.stem}/{row.row:08d}'
     item_lib.check_text(key)
     items.append(Item(key, f'{row.file}:{key}', row.label, row.read))
-  count = item_lib.plural(len(items), 'image', 'images')
   keyed = '' if by_path else '; keys are FILE/ROW, as paths are not unique'
-  return Source(items, f'{count} in {what}{keyed}')
+  return Source(items, f'{counted(len(items), "image")} in {what}{keyed}')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,65 +74,54 @@ class _Row:
   read: functools.partial[bytes]
 
 
-def _rows(path: pathlib.Path, groups: '_Groups') -> list[_Row]:
+def _rows(path: pathlib.Path) -> list[_Row]:
   """The rows of a file, without their images."""
-  result: list[_Row] = []
-  for group, (names, labels) in enumerate(groups.names_and_labels()):
-    for within, (name, stated) in enumerate(zip(names, labels, strict=True)):
-      row = len(result)
-      label = NO_LABEL if stated is None else stated
-      if not NO_LABEL <= label <= item_lib.MAX_LABEL:
-        raise errors.UserError(
-          f'{path}: row {row} has the label {label}; a label is a whole number'
-          ' from 0, or -1 for none.'
-        )
-      read = functools.partial(groups.read, group, within)
-      result.append(_Row(path, row, name, label, read))
+  parquet = _pyarrow()
+  try:
+    with open(path, 'rb') as file:
+      stamp = archives.stamp_of(file)
+      opened = parquet.ParquetFile(file)
+      # With run lengths a byte can stand for a thousand rows.
+      if opened.metadata.num_rows > stamp[0]:
+        raise ValueError(f'it claims {opened.metadata.num_rows} rows')
+      image, label_column = _columns(opened.schema_arrow, path)
+      texts = _texts(opened, image, label_column, path)
+  except errors.UserError:
+    raise
+  except Exception as error:
+    # pyarrow raises nearly any exception for damaged files.
+    raise errors.UserError(
+      f'{path} is a Parquet file that cannot be read: {_first_line(error)}. Get'
+      ' it again.'
+    ) from error
+  groups = _Groups(path, stamp, image)
+  result = []
+  for row, (group, within, name, stated) in enumerate(texts):
+    label = NO_LABEL if stated is None else stated
+    if not NO_LABEL <= label <= item_lib.MAX_LABEL:
+      raise errors.UserError(
+        f'{path}: row {row} has the label {label}; a label is a whole number'
+        ' from 0, or -1 for none.'
+      )
+    read = functools.partial(groups.read, group, within)
+    result.append(_Row(path, row, name, label, read))
   return result
 
 
-_Kept = collections.OrderedDict[int, tuple[list[bytes | None], int]]
-
-
 class _Groups:
-  """The row groups of a file."""
+  """The row groups of a file, the last few of them in memory."""
 
-  def __init__(self, path: pathlib.Path) -> None:
-    self._path = path
+  def __init__(
+    self, path: pathlib.Path, stamp: tuple[int, int], image: str
+  ) -> None:
+    self._path, self._stamp, self._image = path, stamp, image
     self._lock = threading.Lock()
     # The images of a group, and the sum of their bytes.
-    self._kept: _Kept = collections.OrderedDict()
-    parquet = _pyarrow()
-    try:
-      with open(path, 'rb') as file:
-        self._stamp = archives.stamp_of(file)
-        _check_metadata(file, self._stamp[0])
-        opened = parquet.ParquetFile(file)
-        # With run lengths a byte can stand for a thousand rows.
-        if opened.metadata.num_rows > self._stamp[0]:
-          raise ValueError(f'it claims {opened.metadata.num_rows} rows')
-        self._image, self._label = _columns(opened.schema_arrow, path)
-        self._texts = _texts(opened, self._image, self._label, path)
-    except errors.UserError:
-      raise
-    except Exception as error:
-      # pyarrow raises nearly any exception for damaged files.
-      raise errors.UserError(
-        f'{path} is a Parquet file that cannot be read:'
-        f' {_first_line(error)}. Get it again.'
-      ) from error
-
-  def names_and_labels(self) -> list[tuple[list[Any], list[Any]]]:
-    """Each group's paths and labels; can be called once."""
-    texts, self._texts = self._texts, []
-    return texts
+    self._kept: collections.OrderedDict[int, tuple[list[bytes | None], int]]
+    self._kept = collections.OrderedDict()
 
   def read(self, group: int, row: int) -> bytes:
-    """The bytes of the image in a row of a group.
-
-    Raises:
-      ImageError: it cannot be read.
-    """
+    """The bytes of a row's image; an ImageError if it cannot be read."""
     with self._lock:
       images, size = self._kept.get(group) or self._load(group)
       self._kept[group] = images, size
@@ -188,18 +175,6 @@ def _pyarrow() -> Any:
   return pyarrow.parquet
 
 
-def _check_metadata(file: Any, size: int) -> None:
-  """Checks the length of the metadata before pyarrow allocates it."""
-  file.seek(max(size - 8, 0))
-  tail = file.read(8)
-  length = int.from_bytes(tail[:4], 'little')
-  if tail[4:] != _MAGIC or length > size - 8:
-    raise ValueError('its end is missing, so it is cut off')
-  if length > _MAX_METADATA_BYTES:
-    raise ValueError(f'it claims {length} bytes of metadata')
-  file.seek(0)
-
-
 def _columns(schema: Any, path: pathlib.Path) -> tuple[str, str]:
   """The names of the columns of images and of labels ('' if there is none)."""
   import pyarrow  # noqa: PLC0415
@@ -229,14 +204,13 @@ def _columns(schema: Any, path: pathlib.Path) -> tuple[str, str]:
 
 def _texts(
   opened: Any, image: str, label: str, path: pathlib.Path
-) -> list[tuple[list[Any], list[Any]]]:
-  """Each group's paths and labels (None where there is none)."""
+) -> list[tuple[int, int, str | None, int | None]]:
+  """Each row's group, place in it, path and label (None: there is none)."""
   columns = [f'{image}.path', *([label] if label else [])]
-  found = []
+  found: list[tuple[int, int, str | None, int | None]] = []
   total = 0
   for group in range(opened.metadata.num_row_groups):
-    names: list[Any] = []
-    labels: list[Any] = []
+    start = len(found)
     for batch in opened.iter_batches(_TEXT_ROWS, [group], columns, False):
       total += batch.nbytes
       if total > _MAX_TEXT_BYTES:
@@ -244,11 +218,10 @@ def _texts(
           f'{path}: its paths and labels have more than {_MAX_TEXT_BYTES}'
           ' bytes.'
         )
-      (column,) = batch.column(image).flatten()
-      names += column.to_pylist()
-      nothing = [None] * len(column)
-      labels += batch.column(label).to_pylist() if label else nothing
-    found.append((names, labels))
+      (names,) = (part.to_pylist() for part in batch.column(image).flatten())
+      labels = batch.column(label).to_pylist() if label else [None] * len(names)
+      for name, stated in zip(names, labels, strict=True):
+        found.append((group, len(found) - start, name, stated))
   return found
 
 
@@ -273,4 +246,5 @@ def _check_split(paths: Sequence[pathlib.Path]) -> None:
 
 
 def _first_line(error: Exception) -> str:
-  return (str(error) or type(error).__name__).partition('\n')[0]
+  text = str(error) or type(error).__name__
+  return text.partition('\n')[0].removesuffix('.')

@@ -12,6 +12,7 @@ from resnet_jax.data import decoding
 from resnet_jax.data.sources import item as item_lib
 from resnet_jax.data.sources.item import NO_LABEL, Source, file_item
 from resnet_jax.system import errors
+from resnet_jax.system.text import counted, some
 
 # A path in double quotes, or anything; then, perhaps, a label.
 _LINE = re.compile(
@@ -47,13 +48,11 @@ def folder(root: pathlib.Path, files: list[pathlib.Path]) -> Source:
     if item_lib.is_image_name(path.name)
   )
   others = len(files) - len(found)
-  left_out = f'; {others} other files left out' if others else ''
+  left_out = f'; {counted(others, "other file")} left out' if others else ''
   items = [file_item(path, key) for key, path in found]
-  stated = item_lib.labels_of_keys(key for key, _ in found)
-  if items and stated:
-    items = item_lib.labelled(items, stated)
-    left_out += '; labels by the WordNet ids in their paths'
-  return Source(items, f'{len(found)} images in the folder {root}{left_out}')
+  items, labelled = item_lib.labelled(items, [item.key for item in items])
+  images = counted(len(items), 'image')
+  return Source(items, f'{images} in the folder {root}{left_out}{labelled}')
 
 
 def walk(
@@ -78,14 +77,12 @@ def list_file(path: pathlib.Path, must_exist: bool) -> Source:
   """
   try:
     text = path.read_text('utf-8-sig')
-  except UnicodeDecodeError as error:
+    if '\0' in text:
+      raise ValueError('a binary file')
+  except ValueError as error:
     raise errors.UserError(
       f'{path} is neither a readable image nor a list of images in UTF-8.'
     ) from error
-  if '\0' in text:
-    raise errors.UserError(
-      f'{path} is neither a readable image nor a list of images.'
-    )
   items = []
   for line in text.split('\n'):
     if not line.strip():
@@ -97,19 +94,16 @@ def list_file(path: pathlib.Path, must_exist: bool) -> Source:
     label = int(match['label']) if match['label'] else NO_LABEL
     key = pathlib.PurePath(name).as_posix()
     items.append(file_item(path.parent / name, key, label))
-  source = Source(items, f'{len(items)} images listed in {path}')
   if must_exist:
-    _check_present(source, path)
-  return source
+    _check_present([item.name for item in items], path)
+  return Source(items, f'{counted(len(items), "image")} listed in {path}')
 
 
-def _check_present(source: Source, path: pathlib.Path) -> None:
-  missing = [i.name for i in source.items if not os.path.isfile(i.name)]
+def _check_present(names: list[str], path: pathlib.Path) -> None:
+  missing = [name for name in names if not os.path.isfile(name)]
   if missing:
-    shown = ', '.join(missing[:5])
-    more = f' and {len(missing) - 5} more' if len(missing) > 5 else ''
     raise errors.UserError(
-      f'{len(missing)} of {len(source.items)} images listed in {path} do not'
-      f' exist: {shown}{more}. Paths are relative to the list. Correct it, or'
-      ' set on_error=record to continue without them.'
+      f'{len(missing)} of {len(names)} images listed in {path} do not exist:'
+      f' {some(missing, 5)}. Paths are relative to the list. Correct it, or set'
+      ' on_error=record to continue without them.'
     )

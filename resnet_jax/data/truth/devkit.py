@@ -6,9 +6,9 @@ mistaken for labels, gives almost no hits.  Sources: the kit's readme.txt
 (`ILSVRC2012_ID`, `WNID`, `num_children`); MAT-File Format, Level 5, for the
 elements that are checked before SciPy reads them.
 
-The file beside this module holds the published kit's order, one WordNet id a
-line.  It serves to diagnose ids that were mistaken for labels; a ground truth
-is mapped by its own meta.mat only.
+The file beside this module holds the published kit's order, one WordNet id per
+line.  It only serves to diagnose ids that were mistaken for labels: a ground
+truth is mapped by its own meta.mat.
 """
 
 import functools
@@ -65,7 +65,7 @@ def label_of_id(path: pathlib.Path, wnids: Sequence[str]) -> np.ndarray:
     (len(wnids),) int64; the label of the id i + 1 is at i.
 
   Raises:
-    UserError: the file is missing, is no meta.mat, or has other classes.
+    UserError: the file is missing, not a meta.mat, or has other classes.
   """
   try:
     if path.stat().st_size > _MAX_BYTES:
@@ -74,9 +74,9 @@ def label_of_id(path: pathlib.Path, wnids: Sequence[str]) -> np.ndarray:
     rows = _rows(path)
   except FileNotFoundError as error:
     raise errors.UserError(
-      f'{path} is not there. The ground truth of the development kit is ILSVRC'
-      f' ids, and only the {NAME} of the kit says which classes they are: put'
-      ' it beside the ground truth (both are in the folder data of'
+      f'{path} does not exist. The ground truth of the development kit is'
+      f' ILSVRC ids, and only the {NAME} of the kit says which classes they'
+      ' are: put it beside the ground truth (both are in the folder data of'
       ' ILSVRC2012_devkit_t12.tar.gz).'
     ) from error
   except Exception as error:
@@ -86,10 +86,10 @@ def label_of_id(path: pathlib.Path, wnids: Sequence[str]) -> np.ndarray:
       f' {str(error) or type(error).__name__}. Unpack it again from'
       ' ILSVRC2012_devkit_t12.tar.gz.'
     ) from error
+  wnid_of = dict(rows)
   index = {wnid: label for label, wnid in enumerate(wnids)}
-  found = {number: index.get(wnid) for number, wnid in rows}
-  labels = [found.get(number) for number in range(1, len(wnids) + 1)]
-  if len(rows) != len(wnids) or None in labels or len(set(labels)) != len(rows):
+  labels = [index.get(wnid_of.get(n + 1, '')) for n in range(len(wnids))]
+  if set(labels) != set(range(len(wnids))):
     raise errors.UserError(
       f'{path} has {len(rows)} classes without children, whose ids and WordNet'
       f' ids are not those of the {len(wnids)} classes of ILSVRC 2012. Take the'
@@ -99,15 +99,10 @@ def label_of_id(path: pathlib.Path, wnids: Sequence[str]) -> np.ndarray:
 
 
 def _check_unpacked(data: bytes) -> None:
-  """Refuses a file that would unpack to too much memory.
-
-  Raises:
-    ValueError: it would, or it is no Level 5 file.
-    zlib.error: its compressed parts are damaged.
-  """
+  """Raises a ValueError if a file would unpack to too much memory."""
   words = _WORDS.get(data[126:_HEADER_BYTES])
   if words is None:
-    raise ValueError('it is no MAT-file of level 5')
+    raise ValueError('it is not a Level 5 MAT-file')
   start, total = _HEADER_BYTES, 0
   while start + 8 <= len(data) and total < _MAX_UNPACKED:
     kind, size = map(int, np.frombuffer(data, words, 2, start))
@@ -122,12 +117,10 @@ def _check_unpacked(data: bytes) -> None:
 
 def _rows(path: pathlib.Path) -> list[tuple[int, str]]:
   """The ids and the WordNet ids of the classes without children."""
-  content: dict[str, Any] = io.loadmat(
-    path, variable_names=['synsets'], squeeze_me=True
-  )
-  synsets = content.get('synsets')
+  content = io.loadmat(path, variable_names=['synsets'], squeeze_me=True)
+  synsets: Any = content.get('synsets')
   names = getattr(getattr(synsets, 'dtype', None), 'names', None) or ()
-  if synsets is None or not set(_FIELDS) <= set(names):
+  if not set(_FIELDS) <= set(names):
     raise ValueError(f'it has no synsets with {", ".join(_FIELDS)}')
   return [
     (int(number), str(wnid))

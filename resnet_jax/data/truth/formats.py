@@ -2,10 +2,10 @@
 """Readers of label files.
 
 Caffe's `val.txt` (NAME LABEL; Caffe's ImageNet page), the development kit's
-ground truth (an ILSVRC id a line; its readme.txt), TensorFlow's
-`imagenet_2012_validation_synset_labels.txt` (a WordNet id a line) and ReaL's
-`real.json` (a list of lists by file number; Beyer et al., "Are we done with
-ImageNet?", 2020, and the repository google-research/reassessed-imagenet).
+ground truth (one ILSVRC id per line; its readme.txt), TensorFlow's
+`imagenet_2012_validation_synset_labels.txt` (one WordNet id per line) and
+ReaL's `real.json` (a list of lists by file number; Beyer et al., "Are we done
+with ImageNet?", 2020, and the repository google-research/reassessed-imagenet).
 """
 
 import dataclasses
@@ -19,19 +19,18 @@ from resnet_jax.system import errors
 
 _MAX_BYTES = 1 << 26
 _MAX_JSON_BYTES = 1 << 24
-WNID = re.compile(r'n[0-9]{8}')
+_WNID = re.compile(r'n[0-9]{8}')
 _NUMBER = re.compile(r'[0-9]{1,9}')
 _PAIR = re.compile(
   r'(?:"(?P<quoted>[^"]+)"|(?P<plain>\S.*?))\s+(?P<label>[0-9]{1,9})'
 )
 
-ALLOWED = (
-  "Label files are: lines of NAME LABEL (Caffe's val.txt), an ILSVRC id a line"
-  " with meta.mat beside it (the development kit's ground truth), a WordNet id"
-  " a line (TensorFlow's), or a JSON list of lists of labels (ReaL's real.json)"
+_ALLOWED = (
+  "Label files are: lines of NAME LABEL (Caffe's val.txt), one ILSVRC id per"
+  " line with meta.mat beside it (the development kit's ground truth), one"
+  " WordNet id per line (TensorFlow's), or a JSON list of lists of labels"
+  " (ReaL's real.json)"
 )
-
-Answer = frozenset[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +38,21 @@ class Entries:
   """The contents of a label file.
 
   Attributes:
-    names: the names of the images; None: the file goes by their numbers.
+    names: the names of the images; None: the entries go by their numbers.
     answers: the labels of each image.
-    form: for a person.
+    form: the form of the file, for messages.
   """
 
   names: list[str] | None
-  answers: list[Answer]
+  answers: list[frozenset[int]]
   form: str
+
+
+def error(
+  path: pathlib.Path, what: str, advice: str = _ALLOWED
+) -> errors.UserError:
+  """The error for a label file."""
+  return errors.UserError(f'the label file {path} {what}. {advice}.')
 
 
 def read(path: pathlib.Path, wnids: Sequence[str]) -> Entries:
@@ -57,28 +63,26 @@ def read(path: pathlib.Path, wnids: Sequence[str]) -> Entries:
     wnids: the classes' WordNet ids, or other names, in the order of labels.
 
   Raises:
-    UserError: the file is in no known form, a line is not in the form of the
-      first, or the ids cannot be mapped.
+    UserError: the form is unknown, a line has another form than the first, or
+      the ids cannot be mapped.
   """
   text = _text(path)
-  if text.lstrip()[:1] in ('[', '{'):
+  if text.lstrip().startswith(('[', '{')):
     return Entries(None, _lists(text, path), 'lists of labels (ReaL)')
   lines = [line.strip() for line in text.split('\n')]
   filled = [line for line in lines if line]
-  form = next(
-    (form for form in _FORMS if filled and form.line.fullmatch(filled[0])), None
-  )
+  first = filled[0] if filled else ''
+  form = next((form for form in _FORMS if form.line.fullmatch(first)), None)
   if form is None:
-    given = repr(filled[0][:60]) if filled else 'nothing'
-    raise errors.UserError(
-      f'the label file {path} begins with {given}, which is no label.'
-      f' {ALLOWED}.'
-    )
+    given = repr(first[:60]) if first else 'nothing'
+    raise error(path, f'begins with {given}, which is not a label')
   for number, line in enumerate(lines, 1):
     if line and not form.line.fullmatch(line):
-      raise errors.UserError(
-        f'the label file {path} has {line[:60]!r} in line {number}, which is'
-        f' not {form.what}, as the first line is. Mend it. {ALLOWED}.'
+      raise error(
+        path,
+        f'has {line[:60]!r} in line {number}, which is not {form.what}, as the'
+        ' first line is',
+        f'Correct it. {_ALLOWED}',
       )
   return form.read(filled, path, wnids)
 
@@ -87,44 +91,35 @@ def _text(path: pathlib.Path) -> str:
   try:
     if not path.is_file():
       raise errors.UserError(
-        f"labels='{path}': there is no such file. {ALLOWED}; 'folders' takes"
+        f"labels='{path}': there is no such file. {_ALLOWED}; 'folders' takes"
         " the names of the images' folders, '' what the source itself says."
       )
     if path.stat().st_size > _MAX_BYTES:
-      raise errors.UserError(
-        f'the label file {path} has more than {_MAX_BYTES} bytes. {ALLOWED}.'
-      )
-    text = path.read_text('utf-8-sig')
-  except OSError as error:
+      raise error(path, f'has more than {_MAX_BYTES} bytes')
+    return path.read_text('utf-8-sig')
+  except OSError as fault:
     raise errors.UserError(
-      f'the label file {path} cannot be read: {error.strerror or error}.'
-    ) from error
-  except UnicodeDecodeError as error:
-    raise errors.UserError(
-      f'the label file {path} is not text in UTF-8. {ALLOWED}.'
-    ) from error
-  return text
+      f'the label file {path} cannot be read: {fault.strerror or fault}.'
+    ) from fault
+  except UnicodeDecodeError as fault:
+    raise error(path, 'is not text in UTF-8') from fault
 
 
-def _lists(text: str, path: pathlib.Path) -> list[Answer]:
+def _lists(text: str, path: pathlib.Path) -> list[frozenset[int]]:
   try:
     if len(text) > _MAX_JSON_BYTES:
       raise ValueError(f'it has more than {_MAX_JSON_BYTES} bytes')
     values = json.loads(text)
-  except (ValueError, RecursionError) as error:
-    raise errors.UserError(
-      f'the label file {path} begins as JSON and cannot be read:'
-      f' {str(error) or type(error).__name__}. Get it again.'
-    ) from error
+  except (ValueError, RecursionError) as fault:
+    reason = str(fault) or type(fault).__name__
+    what = f'begins as JSON and cannot be read: {reason}'
+    raise error(path, what, 'Get it again') from fault
   whole = isinstance(values, list) and all(
     isinstance(one, list) and all(type(label) is int for label in one)
     for one in values
   )
   if not whole:
-    raise errors.UserError(
-      f'the label file {path} is JSON, but no list of lists of whole numbers.'
-      f' {ALLOWED}.'
-    )
+    raise error(path, 'is JSON, but not a list of lists of whole numbers')
   return [frozenset(one) for one in values]
 
 
@@ -147,25 +142,28 @@ def _numbers(
   numbers = [int(line) for line in lines]
   meta = path.with_name(devkit.NAME)
   if not are_wnids(wnids) and meta.exists():
-    raise errors.UserError(
-      f'the label file {path} has {devkit.NAME} beside it, so its numbers are'
-      ' ILSVRC ids, and the classes of this network have no WordNet ids to map'
-      ' them to. Give lines of NAME LABEL; for an ImageNet network leave out'
-      ' class_names.'
+    raise error(
+      path,
+      f'has {devkit.NAME} beside it, so its numbers are ILSVRC ids, and the'
+      ' classes of this network have no WordNet ids to map them to',
+      'Give lines of NAME LABEL; for an ImageNet network leave out class_names',
     )
   if 0 in numbers or not are_wnids(wnids):
-    return Entries(None, [frozenset([n]) for n in numbers], 'a label a line')
-  for line, number in enumerate(numbers, 1):
+    return Entries(
+      None, [frozenset([n]) for n in numbers], 'one label per line'
+    )
+  for image, number in enumerate(numbers, 1):
     if number > len(wnids):
-      raise errors.UserError(
-        f'the label file {path}: image {line} has the ILSVRC id {number}, and'
-        f' they end at {len(wnids)}. {ALLOWED}.'
+      raise error(
+        path,
+        f'gives image {image} the ILSVRC id {number}, and they end at'
+        f' {len(wnids)}',
       )
   labels = devkit.label_of_id(meta, wnids)
   return Entries(
     None,
     [frozenset([int(labels[number - 1])]) for number in numbers],
-    f'an ILSVRC id a line, mapped by {devkit.NAME} (development kit)',
+    f'one ILSVRC id per line, mapped by {devkit.NAME} (development kit)',
   )
 
 
@@ -173,22 +171,23 @@ def _wnids(
   lines: list[str], path: pathlib.Path, wnids: Sequence[str]
 ) -> Entries:
   index = {wnid: label for label, wnid in enumerate(wnids)}
-  for number, line in enumerate(lines, 1):
+  for image, line in enumerate(lines, 1):
     if line not in index:
-      raise errors.UserError(
-        f'the label file {path}: image {number} has the WordNet id {line},'
-        f' which is none of the {len(wnids)} classes of this network.'
+      raise error(
+        path,
+        f'gives image {image} the WordNet id {line}, which is none of the'
+        f' {len(wnids)} classes of this network',
       )
   return Entries(
     None,
     [frozenset([index[line]]) for line in lines],
-    'a WordNet id a line (TensorFlow)',
+    'one WordNet id per line (TensorFlow)',
   )
 
 
 def are_wnids(names: Sequence[str]) -> bool:
   """Whether the names of the classes are WordNet ids."""
-  return bool(names) and all(WNID.fullmatch(name) for name in names)
+  return bool(names) and all(map(_WNID.fullmatch, names))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +201,6 @@ class _Form:
 
 _FORMS = (
   _Form(_NUMBER, 'a number', _numbers),
-  _Form(WNID, 'a WordNet id', _wnids),
+  _Form(_WNID, 'a WordNet id', _wnids),
   _Form(_PAIR, 'NAME LABEL', _pairs),
 )

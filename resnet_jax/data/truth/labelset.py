@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from resnet_jax.data.sources import NO_LABEL, Item
 from resnet_jax.data.truth import formats
 from resnet_jax.system import errors
+from resnet_jax.system.text import counted, some
 
 FOLDERS = 'folders'
-_EXAMPLES = 3
 
-# The number in a name of ILSVRC's validation images, whatever is behind it.
+# The number in a name of ILSVRC's validation images, whatever follows it.
 _VAL_NUMBER = re.compile(r'ILSVRC2012_val_([0-9]{8})(?![0-9])')
 
 
@@ -28,9 +28,9 @@ class LabelSet:
   Attributes:
     name: for tables: 'labels', 'folders' or the label file's name without
       its suffix.
-    answers: the accepted labels of each item, in the source's order; empty:
-      the item has no label and is not counted.
-    description: for a person: the number of labels and their source.
+    answers: the accepted labels of each item, in the source's order; an item
+      without any is not counted.
+    description: the number of labels and their source, for messages.
   """
 
   name: str
@@ -76,14 +76,13 @@ def load(text: str, items: Sequence[Item], wnids: Sequence[str]) -> LabelSet:
     result = LabelSet(path.stem, answers, f'{path}: {entries.form}')
   _check_range(result, items, len(wnids))
   without = sum(not answer for answer in result.answers)
-  left_out = f'; {without} images without a label left out' if without else ''
-  count = len(items) - without
-  if not count:
+  if without == len(items):
     raise errors.UserError(f'no image has a label: {result.description}.')
-  return dataclasses.replace(
-    result,
-    description=f'{count} images labelled by {result.description}{left_out}',
-  )
+  images = counted(len(items) - without, 'image')
+  description = f'{images} labelled by {result.description}'
+  if without:
+    description += f'; {counted(without, "image")} without a label left out'
+  return dataclasses.replace(result, description=description)
 
 
 def _own(items: Sequence[Item]) -> LabelSet:
@@ -91,7 +90,7 @@ def _own(items: Sequence[Item]) -> LabelSet:
   if missing:
     raise errors.UserError(
       f'{len(missing)} of {len(items)} images have no label of their own:'
-      f' {_some(missing)}. Labels come from a list (PATH LABEL), from folders'
+      f' {some(missing)}. Labels come from a list (PATH LABEL), from folders'
       ' named by WordNet ids, from shards or from Parquet files; name a label'
       f" file, or '{FOLDERS}' for other folders."
     )
@@ -109,7 +108,7 @@ def _by_folders(items: Sequence[Item], wnids: Sequence[str]) -> LabelSet:
   if bare:
     raise errors.UserError(
       f'{len(bare)} of {len(items)} images lie in no folder that could name'
-      f' their class: {_some(bare)}. Name a label file.'
+      f' their class: {some(bare)}. Name a label file.'
     )
   index, naming = _folder_labels(sorted(set(names)), wnids)
   return LabelSet(
@@ -130,14 +129,14 @@ def _folder_labels(
     numbers = {name: int(name) for name in folders}
     if len(set(numbers.values())) != len(folders):
       raise errors.UserError(
-        f'of the folders {_some(folders)} two are the same number.'
+        f'of the folders {some(folders)} two are the same number.'
       )
     return numbers, 'named by the numbers of the classes'
   if formats.are_wnids(wnids):
     strange = [name for name in folders if name not in known]
     raise errors.UserError(
       f'{len(strange)} of {len(folders)} folders are not named by a WordNet id'
-      f' of the {len(wnids)} classes: {_some(strange)}. Rename them, or name a'
+      f' of the {len(wnids)} classes: {some(strange)}. Rename them, or name a'
       ' label file.'
     )
   if wnids and len(folders) != len(wnids):
@@ -160,11 +159,12 @@ def _matched(
   if entries.names is not None:
     _check_distinct(entries.names, f'the label file {path} has')
   if len(entries.answers) != len(items):
-    raise errors.UserError(
-      f'the label file {path} has labels for {len(entries.answers)} images,'
-      f' and the source has {len(items)}.{_difference(entries, keys)} Give the'
-      ' images that belong to it, or for a part of them a list with their'
-      ' labels (PATH LABEL).'
+    raise formats.error(
+      path,
+      f'has labels for {len(entries.answers)} images, and the source has'
+      f' {len(items)}{_difference(entries.names or (), keys)}',
+      'Give the images that belong to it, or for a part of them a list with'
+      ' their labels (PATH LABEL)',
     )
   if entries.names is None:
     return _by_number(entries.answers, keys, path)
@@ -176,22 +176,20 @@ def _check_distinct(names: Sequence[str], what: str) -> None:
   twice = [name for name, count in counts.items() if count > 1]
   if twice:
     raise errors.UserError(
-      f'{what} {_some(twice)} more than once. Leave the others out.'
+      f'{what} {some(twice)} more than once. Leave the others out.'
     )
 
 
-def _difference(entries: formats.Entries, keys: Sequence[str]) -> str:
-  """The names without a counterpart, for the message."""
-  if entries.names is None:
-    return ''
-  ours, theirs = map(
-    set, (map(_file_name, keys), map(_file_name, entries.names))
-  )
+def _difference(names: Sequence[str], keys: Sequence[str]) -> str:
+  """The names without a counterpart, if there are names, for the message."""
+  ours, theirs = (set(map(_file_name, side)) for side in (keys, names))
   sides = (
     ('Without a label', sorted(ours - theirs)),
     ('Without an image', sorted(theirs - ours)),
   )
-  return ''.join(f' {what}: {_some(names)}.' for what, names in sides if names)
+  return ''.join(
+    f'. {what}: {some(odd)}' for what, odd in sides if odd and names
+  )
 
 
 def _by_number(
@@ -200,19 +198,19 @@ def _by_number(
   numbers = [_val_number(key) for key in keys]
   if not any(numbers):
     return tuple(answers)
+  index = {f'{number:08d}': answer for number, answer in enumerate(answers, 1)}
   strange = [
-    key
-    for key, number in zip(keys, numbers, strict=True)
-    if not number or not 1 <= int(number) <= len(keys)
+    key for key, n in zip(keys, numbers, strict=True) if n not in index
   ]
   if strange or len(set(numbers)) != len(keys):
-    raise errors.UserError(
-      f'the label file {path} goes by the numbers of the images, 1 to'
-      f' {len(keys)} as in ILSVRC2012_val_00000001.JPEG, which'
-      f' {_some(strange or keys)} do not have, or not each its own. Give the'
-      ' images that belong to it, or a file with lines of NAME LABEL.'
+    raise formats.error(
+      path,
+      f'goes by the numbers of the images, 1 to {len(keys)} as in'
+      f' ILSVRC2012_val_00000001.JPEG; {some(strange or keys)} have no such'
+      ' number, or share one',
+      'Give the images that belong to it, or a file with lines of NAME LABEL',
     )
-  return tuple(answers[int(number) - 1] for number in numbers)
+  return tuple(index[number] for number in numbers)
 
 
 def _by_name(
@@ -221,21 +219,22 @@ def _by_name(
   keys: Sequence[str],
   path: pathlib.Path,
 ) -> tuple[frozenset[int], ...]:
-  fewest: list[str] = list(keys)
+  fewest = keys
   for view in _VIEWS:
     index = dict(zip(map(view, names), answers, strict=True))
     seen = [view(key) for key in keys]
-    alike = len(index) != len(names) or len(set(seen)) != len(keys)
-    if alike or '' in index or '' in seen:
+    distinct = len(index) == len(names) and len(set(seen)) == len(keys)
+    if not distinct or '' in index or '' in seen:
       continue
     unknown = [key for key, s in zip(keys, seen, strict=True) if s not in index]
     if not unknown:
       return tuple(index[s] for s in seen)
     fewest = min(fewest, unknown, key=len)
-  raise errors.UserError(
-    f'the label file {path} has no label for {len(fewest)} of {len(keys)}'
-    f' images: {_some(fewest)}. It has labels for {_some(names)}. Give the'
-    ' images that belong to it.'
+  raise formats.error(
+    path,
+    f'has no label for {len(fewest)} of {len(keys)} images: {some(fewest)}. It'
+    f' has labels for {some(names)}',
+    'Give the images that belong to it',
   )
 
 
@@ -264,29 +263,15 @@ def _path(path: str) -> str:
 
 # What is compared of a label file's name and a key; the first that matches all
 # images is used.
-_VIEWS: tuple[Callable[[str], str], ...] = (
-  _path,
-  _file_name,
-  _stem,
-  _number,
-)
-
-
-# ------------------------------------------------------------------ checks
+_VIEWS: tuple[Callable[[str], str], ...] = (_path, _file_name, _stem, _number)
 
 
 def _check_range(labels: LabelSet, items: Sequence[Item], classes: int) -> None:
   for item, answer in zip(items, labels.answers, strict=True):
-    wrong = [n for n in answer if n < 0 or (classes and n >= classes)]
-    if wrong:
-      last = f' to {classes - 1}' if classes else ''
-      raise errors.UserError(
-        f'the label {wrong[0]} of {item.name} is out of range (0{last}), by'
-        f' {labels.description}. Give labels of the classes of this network.'
-      )
-
-
-def _some(names: Sequence[str]) -> str:
-  more = len(names) - _EXAMPLES
-  behind = f' and {more} more' if more > 0 else ''
-  return ', '.join(names[:_EXAMPLES]) + behind
+    for label in answer:
+      if label < 0 or (classes and label >= classes):
+        last = f' to {classes - 1}' if classes else ''
+        raise errors.UserError(
+          f'the label {label} of {item.name} is out of range (0{last}), by'
+          f' {labels.description}. Give labels of the classes of this network.'
+        )
