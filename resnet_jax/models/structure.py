@@ -215,7 +215,8 @@ def blocks(depth: int, variant: Variant) -> tuple[Block, ...]:
         Unit(
           kernel,
           stride if place == strided else 1,
-          *channels[place : place + 2],
+          channels[place],
+          channels[place + 1],
           f'{name}_branch2{"abc"[place]}',
           relu=place < last,
         )
