@@ -20,6 +20,7 @@ from resnet_jax.jobs import report_folder
 from resnet_jax.jobs import setup as setup_lib
 from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import console, errors, files, timing, version
+from resnet_jax.system.text import counted
 from resnet_jax.views import colours, graph, maps, page
 
 MAX_IMAGES = 200
