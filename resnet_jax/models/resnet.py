@@ -75,10 +75,9 @@ class ResNet(nn.Module):
       ValueError: the images are too small.
       UserError: no ResNet has this depth.
     """
-    if begin == 1:
-      _check_size(*x.shape[1:3])
     x = x.astype(self.inference.rules.dtype)
     if begin == 1:
+      _check_size(*x.shape[1:3])
       # 112 at 224, and 56 after the pool.
       x = self._conv_bn(x, structure.stem(self.depth))
     for block in structure.blocks(self.depth, self.variant):  # 56, 28, 14, 7

@@ -97,9 +97,9 @@ _GROUP_NAMES = {
 }
 
 
-def size(shape: Sequence[int]) -> str:
+def size(shape: Sequence[int], sign: str = 'x') -> str:
   """`256x56x56`, channels first, as `--job=summary` prints it."""
-  return 'x'.join(map(str, shape))
+  return sign.join(map(str, shape))
 
 
 def _layer(node: graphs.Node) -> Box:

@@ -15,6 +15,7 @@ from collections.abc import Container, Iterable, Sequence
 from resnet_jax.models.structure import Kind
 from resnet_jax.system.text import counted
 from resnet_jax.views import graph
+from resnet_jax.views.boxes import size
 
 # Pixels, as in page.css: the height of a row and of a box, the width of a box
 # and of a column with only a line in it, the space above the first row.
@@ -23,6 +24,8 @@ _BOX_HEIGHT = 24
 _BOX = 126
 _LANE = 22
 _TOP = 14
+
+_TIMES = '\N{MULTIPLICATION SIGN}'
 
 
 def diagram(network: graph.Graph, shown: Container[str]) -> str:
@@ -46,7 +49,7 @@ def _stage(
 ) -> str:
   blocks = itertools.groupby(nodes, key=lambda node: node.block)
   cards = [_card(network, block, own, shown) for block, own in blocks]
-  facts = f'ends with {size(nodes[-1].shape)}'
+  facts = f'ends with {size(nodes[-1].shape, _TIMES)}'
   if nodes[0].block:
     facts = f'{counted(len(cards), "block")}, {facts}'
   return (
@@ -170,17 +173,12 @@ def _around(start: _Box | None, box: _Box, lane: int) -> str:
   return f'{begin}V{box.top + _BOX_HEIGHT // 2}H{lane}'
 
 
-def size(shape: Sequence[int]) -> str:
-  """`64x112x112`, with multiplication signs."""
-  return '\N{MULTIPLICATION SIGN}'.join(map(str, shape))
-
-
 def describe(node: graph.Node) -> str:
   """A layer in a few words, for a person."""
   parts = [node.title]
   if node.activation:
     parts.append(f'then {node.activation}')
-  parts.append(f'gives {size(node.shape)} (channels, height, width)')
+  parts.append(f'gives {size(node.shape, _TIMES)} (channels, height, width)')
   if node.learned:
     parts.append(counted(node.learned, 'parameter'))
   return ', '.join(parts)
