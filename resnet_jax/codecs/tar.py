@@ -82,11 +82,11 @@ def members(
   """
   if end is None:
     end = file.seek(0, io.SEEK_END)
-  return _Reader(file, path, end).members()
+  return _Headers(file, path, end).members()
 
 
-class _Reader:
-  """The position in an archive."""
+class _Headers:
+  """A position in an archive."""
 
   def __init__(self, file: BinaryIO, path: pathlib.Path, end: int) -> None:
     self._file = file
@@ -160,10 +160,8 @@ class _Reader:
       raise self._error(
         f'the name {name!r} is not a path relative to the archive'
       )
-    form = 'file' if kind in _REGULAR else 'special'
-    if 'sparse' in stated:
-      form = 'special'
-    form = 'folder' if is_folder else form
+    is_file = kind in _REGULAR and 'sparse' not in stated
+    form = 'folder' if is_folder else 'file' if is_file else 'special'
     return Member(name, self._offset, size, form, bool(stated))
 
   def _extension(self, kind: bytes, data: bytes) -> dict[str, str]:
@@ -180,10 +178,8 @@ class _Reader:
         if not re.fullmatch(rb'[0-9]{1,18}', value):
           raise self._error(f'{value[:20]!r} is not a size')
         stated['size'] = value.decode()
-      elif name == b'linkpath':
-        stated['linkpath'] = ''
-      elif name.startswith(b'GNU.sparse.'):
-        stated['sparse'] = ''
+      elif name == b'linkpath' or name.startswith(b'GNU.sparse.'):
+        stated['linkpath' if name == b'linkpath' else 'sparse'] = ''
     if kind == b'g' and stated:
       raise self._error(
         f'a header for all members states their {next(iter(stated))}'

@@ -30,15 +30,6 @@ def first_name(head: bytes) -> bytes:
   return head[30 : 30 + int.from_bytes(head[26:28], 'little')]
 
 
-def is_stored(info: zipfile.ZipInfo) -> bool:
-  """Whether a member is neither compressed nor encrypted."""
-  return (
-    info.compress_type == zipfile.ZIP_STORED
-    and not info.flag_bits & _ENCRYPTED
-    and info.compress_size == info.file_size
-  )
-
-
 class Archive:
   """An open archive.
 
@@ -85,7 +76,11 @@ class Archive:
       OSError: the file cannot be read.
     """
     info, shown = self.members[name], f'{name!r:.99}'
-    if not is_stored(info):
+    if (
+      info.compress_type != zipfile.ZIP_STORED
+      or info.flag_bits & _ENCRYPTED
+      or info.compress_size != info.file_size
+    ):
       raise ValueError(f'{shown} is compressed or encrypted, not stored as is')
     self._file.seek(info.header_offset)
     header = self._file.read(_LOCAL.size)
