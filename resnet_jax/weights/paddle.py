@@ -220,10 +220,10 @@ def write(
   order: str = 'OHWI',
   text: str = '',
 ) -> None:
-  """Writes `layer/leaf` arrays as a new directory, whole or not at all.
+  """Writes a new directory, whole or not at all.
 
   Args:
-    parameters: the arrays.
+    parameters: `layer/leaf` arrays.
     directory: the new one.
     order: of convolutions.
     text: of `metadata.written`; '': no such file is written.

@@ -39,9 +39,10 @@ def _tables(
   loaded: assemble.Loaded,
 ) -> dict[str, dict[str, tuple[str, ...]]]:
   known = loaded.parameters
-  canonical: dict[str, tuple[str, ...]] = {name: (name,) for name in known}
-  canonical |= {aliases.paddle_parameter(name): (name,) for name in known}
-  tables: dict[str, dict[str, tuple[str, ...]]] = {aliases.CANONICAL: canonical}
+  tables: dict[str, dict[str, tuple[str, ...]]] = {
+    aliases.CANONICAL: {name: (name,) for name in known}
+    | {aliases.paddle_parameter(name): (name,) for name in known}
+  }
   for scheme, naming in _NAMINGS.items():
     tables[scheme] = {
       theirs: (ours,)
