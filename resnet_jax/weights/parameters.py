@@ -40,8 +40,11 @@ def _tables(
 ) -> dict[str, dict[str, tuple[str, ...]]]:
   known = loaded.parameters
   tables: dict[str, dict[str, tuple[str, ...]]] = {
-    aliases.CANONICAL: {name: (name,) for name in known}
-    | {aliases.paddle_parameter(name): (name,) for name in known}
+    aliases.CANONICAL: {
+      alias: (name,)
+      for name in known
+      for alias in (name, aliases.paddle_parameter(name))
+    }
   }
   for scheme, naming in _NAMINGS.items():
     tables[scheme] = {
