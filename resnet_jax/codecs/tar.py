@@ -37,14 +37,12 @@ class Member:
     offset: of its first byte in the archive.
     size: in bytes.
     kind: 'file', 'folder', or 'special': a link, a device, a sparse file.
-    extended: whether another header states its name, size or target.
   """
 
   name: str
   offset: int
   size: int
   kind: str
-  extended: bool
 
 
 def is_tar(head: bytes) -> bool:
@@ -160,9 +158,9 @@ class _Headers:
       raise self._error(
         f'the name {name!r} is not a path relative to the archive'
       )
-    is_file = kind in _REGULAR and 'sparse' not in stated
+    is_file = kind in _REGULAR and not any('sparse' in key for key in stated)
     form = 'folder' if is_folder else 'file' if is_file else 'special'
-    return Member(name, self._offset, size, form, bool(stated))
+    return Member(name, self._offset, size, form)
 
   def _extension(self, kind: bytes, data: bytes) -> dict[str, str]:
     """What an extended header states of the next member."""
@@ -179,7 +177,7 @@ class _Headers:
           raise self._error(f'{value[:20]!r} is not a size')
         stated['size'] = value.decode()
       elif name == b'linkpath' or name.startswith(b'GNU.sparse.'):
-        stated['linkpath' if name == b'linkpath' else 'sparse'] = ''
+        stated[name.decode(errors='replace')] = ''
     if kind == b'g' and stated:
       raise self._error(
         f'a header for all members states their {next(iter(stated))}'

@@ -62,7 +62,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   """
   text, layers = caffe_net.read(path)
   _check_geometry(path, layers)
-  head = _head(path, layers)
+  head = _head(layers)
   return assemble.assemble(
     path,
     _tensors(path, layers, head, options),
@@ -78,20 +78,14 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   )
 
 
-def _head(path: pathlib.Path, layers: _Layers) -> str:
-  """The classifier's layer, whatever its name."""
+def _head(layers: _Layers) -> str:
+  """The only fully connected layer, whatever its name."""
   found = [
     layer.name
     for layer in layers.values()
     if layer.blobs and layer.kind == caffe_net.INNER_PRODUCT
   ]
-  if len(found) > 1:
-    raise errors.UserError(
-      f'{path} holds {len(found)} InnerProduct layers'
-      f' ({", ".join(name[:99] for name in found)}); a ResNet has at most one,'
-      ' its classifier. Give a plain ResNet-50, 101 or 152.'
-    )
-  return found[0] if found else 'fc1000'
+  return found[0] if len(found) == 1 else 'fc1000'
 
 
 def _roles(head: str) -> dict[str, str]:

@@ -144,7 +144,7 @@ def load_files(
   layout = _LAYOUTS[order]
   found = {name: f for name, f in found.items() if name != metadata.FILE}
   depth = assemble.nearest_depth(found, naming)
-  model = resnet.ResNet(depth, _classes(path, found))
+  model = resnet.ResNet(depth, _classes(found))
   shapes = {
     aliases.paddle_parameter(ours): layout.stored(shape)
     for ours, shape in resnet.parameter_shapes(model).items()
@@ -195,19 +195,12 @@ def _text(path: pathlib.Path, file: ParameterFile) -> bytes:
   )
 
 
-def _classes(path: pathlib.Path, found: Mapping[str, ParameterFile]) -> int:
+def _classes(found: Mapping[str, ParameterFile]) -> int:
   """The size of the classifier's bias; 0 without a classifier."""
-  name = aliases.paddle_parameter('logits/bias')
-  if name not in found:
+  bias = found.get(aliases.paddle_parameter('logits/bias'))
+  if bias is None:
     return 0
-  size = found[name].size
-  classes, rest = divmod(size - _HEADER.size, _VALUE.itemsize)
-  if rest or not 0 < classes <= assemble.MAX_CLASSES:
-    raise errors.UserError(
-      f'{path} is damaged: {name}: {size} bytes, where 16 and 4 for each of 1'
-      f' to {assemble.MAX_CLASSES} classes are expected. Get it again.'
-    )
-  return classes
+  return max(1, (bias.size - _HEADER.size) // _VALUE.itemsize)
 
 
 def _size(shape: tuple[int, ...]) -> int:
