@@ -28,7 +28,7 @@ class Field(NamedTuple):
   """A field of a message; the methods check the wire type.
 
   Attributes:
-    number: of the field in the message's description.
+    number: in the message's description.
     wire: VARINT, FIXED64, BYTES or FIXED32.
     value: of a VARINT, unsigned; else 0.
     data: of the other types, little-endian; empty for a VARINT.

@@ -64,15 +64,13 @@ def members(
 ) -> Iterator[Member]:
   """Yields the members in the order of the archive; reads headers only.
 
-  The file is read forward, so it may be a stream that is being unpacked.
-  Between two members the caller may read it anywhere, a stream up to the end
-  of the member.
+  The file is read forward, so it may be a gzip stream.  Between two members the
+  caller may read it anywhere, a stream up to the end of the member.
 
   Args:
     file: the archive, open.
     path: its name in messages.
-    end: bytes that it has, of a stream those that it may unpack to; None: to
-      the end of the file.
+    end: its size, of a stream the largest allowed; None: the file's.
 
   Raises:
     UserError: the archive is damaged or cut off, or a member's name is

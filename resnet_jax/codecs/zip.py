@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Zip archives on the standard library's `zipfile`, bounded.
 
-`zipfile` makes an object of every entry that an archive states, and inflates
-as far as bytes come out; here the directory's size and every member's are
-checked first.  Stored members are read in place.  Source: PKWARE's APPNOTE
-6.3, section 4.3.
+`zipfile` makes an object of every entry of the directory, and inflates without
+a limit; here the sizes of both are checked first.  Stored members are read in
+place.  Source: PKWARE's APPNOTE 6.3, section 4.3.
 """
 
 import contextlib
@@ -124,9 +123,9 @@ class Archive:
 
 
 class _Bounded:
-  """A file that refuses to read more at once than `most` bytes.
+  """A file that refuses to read more than `most` bytes at once.
 
-  `zipfile` reads the directory at once, and as large as the file states it.
+  `zipfile` reads the whole directory at once, by its stated size.
   """
 
   def __init__(self, file: BinaryIO, most: int) -> None:
