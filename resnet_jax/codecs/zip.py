@@ -8,10 +8,11 @@ place.  Source: PKWARE's APPNOTE 6.3, section 4.3.
 
 import contextlib
 import io
+import pathlib
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from resnet_jax.codecs import faults
@@ -22,11 +23,26 @@ _LOCAL = struct.Struct('<4s5H3L2H')
 _ENCRYPTED = 1
 
 
-def first_name(head: bytes) -> bytes:
-  """The name of an archive's first member; b'' if these bytes begin none."""
+def holds(
+  path: pathlib.Path,
+  head: bytes,
+  wanted: Callable[[str], bool],
+  max_directory: int,
+) -> bool:
+  """Whether a file is a zip archive with a member of a wanted name.
+
+  The head has the first one's name, so that a truncated file is recognised.
+  """
   if not head.startswith(MAGIC):
-    return b''
-  return head[30 : 30 + int.from_bytes(head[26:28], 'little')]
+    return False
+  first = head[30 : 30 + int.from_bytes(head[26:28], 'little')]
+  if wanted(first.decode(errors='replace')):
+    return True
+  try:
+    with open(path, 'rb') as file:
+      return any(map(wanted, Archive(file, max_directory).members))
+  except (OSError, ValueError):
+    return False
 
 
 class Archive:

@@ -171,29 +171,29 @@ def _check_geometry(path: pathlib.Path, layers: _Layers) -> None:
 
 def _stride_in(path: pathlib.Path, layers: _Layers) -> str:
   """The position of the stages' strides, as far as the file states it."""
-  known = {name.rpartition('.')[0] for name in _roles('fc1000')}
-  stated = {
-    name: layer.settings['stride']
-    for name, layer in layers.items()
-    if name in known and 'stride' in layer.settings
-  }
   for choice in STRIDES:
-    others = [n for n in stated if stated[n] != {_stride(n, choice)}]
+    expected = _strides(choice)
+    others = [
+      name
+      for name in expected.keys() & layers.keys()
+      if layers[name].settings.get('stride', expected[name]) != expected[name]
+    ]
     if not others:
       return choice
   raise assemble.not_plain(
     path,
     'the strides of its convolutions are not those of one'
-    f' ({", ".join(others)})',
+    f' ({", ".join(sorted(others))})',
   )
 
 
-def _stride(name: str, stride_in: str) -> int:
-  branch = {'1x1': 'branch2a', '3x3': 'branch2b'}[stride_in]
-  halving = [
-    f'res{stage}a_{end}' for stage in (3, 4, 5) for end in ('branch1', branch)
-  ]
-  return 2 if name in ('conv1', *halving) else 1
+def _strides(stride_in: str) -> dict[str, set[int]]:
+  """The stride of each convolution, by Caffe's names, of all depths."""
+  return {
+    aliases.owners(depth, 'caffe')[f'{unit.name}_conv']: {unit.stride}
+    for depth in (50, 101, 152)
+    for unit in structure.units(depth, Variant(stride_in))
+  }
 
 
 def _epsilon(path: pathlib.Path, layers: _Layers) -> float:
