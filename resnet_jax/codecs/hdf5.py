@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """HDF5 files of other people.
 
-An HDF5 file can point out of itself (external links, external and virtual
-storage), load code (plugins for filters), form cycles, and state any size.
-Only plain groups and plain arrays are read here, and an array only if the file
-has its bytes.  Source: the HDF5 File Format Specification 3.0.
+An HDF5 file can refer to other files (links, external and virtual storage),
+load code (plugins for filters), form cycles, and state any size.  Only plain
+groups and arrays are read, and arrays only if the file has their bytes.
+Source: the HDF5 File Format Specification 3.0.
 """
 
 import contextlib
@@ -90,7 +90,7 @@ def contents(group: h5py.Group, skip: Collection[str] = ()) -> Tree:
 
   Raises:
     ValueError: the file is damaged.
-    RefusedError: it holds what is not read from an HDF5 file.
+    RefusedError: it holds links, or arrays that are not plain.
   """
   with translated():
     # `in` would follow a link.

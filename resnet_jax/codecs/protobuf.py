@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The wire format of Protocol Buffers, read strictly and without copies.
 
-Source: protobuf.dev/programming-guides/encoding.  A message is a row of
-fields, each a key (field number and wire type) and a value; the meaning of the
-numbers is not in it.  Any error is a ValueError.
+A message is a sequence of fields, each a key (field number and wire type) and a
+value; it does not state the meaning of the numbers.  Every error is a
+ValueError.  Source: protobuf.dev/programming-guides/encoding.
 """
 
 import struct

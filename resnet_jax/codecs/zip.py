@@ -131,7 +131,7 @@ class Archive:
           ' and methods 0 and 8, are allowed'
         )
       with self._zip.open(info) as member:
-        # Reading to the end would take memory for whatever comes out.
+        # Reading to the end would inflate without a limit.
         data = member.read(info.file_size)
       if len(data) != info.file_size:
         raise EOFError(f'{name} has {len(data)} bytes, not {info.file_size}')

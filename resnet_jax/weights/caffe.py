@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Caffe's `.caffemodel`: layers by the authors' names, each with its blobs.
 
-Source: BVLC Caffe, src/caffe/proto/caffe.proto (field numbers) and
-src/caffe/layers/batch_norm_layer.cpp (what its blobs are: mean and variance,
-both multiplied by the third one, a factor); the names are those of the
-authors' deploy prototxts.  A blob's name is its layer and number:
-`res2a_branch2a.0`.
+A blob's name is its layer and number: `res2a_branch2a.0`.  Sources: the
+authors' deploy prototxts (names) and BVLC Caffe,
+src/caffe/layers/batch_norm_layer.cpp (a batch norm's blobs: mean and variance,
+both multiplied by the third one, a factor).
 """
 
 import functools

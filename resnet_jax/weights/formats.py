@@ -52,7 +52,7 @@ FORMATS = {
 }
 
 _HEAD = 512
-# The first bytes of files that are mistaken for weights, and what these are.
+# Files that are mistaken for weights: their first bytes and a description.
 _MISTAKEN = (
   (
     b'version https://git-lfs',

@@ -108,7 +108,7 @@ def by_class(
   """Arrays of Keras 3's files; groups without arrays.
 
   Raises:
-    UserError: layers have no names, and their order does not identify them.
+    UserError: layers have neither names nor the order of a ResNet.
   """
   members: dict[str, list[str]] = collections.defaultdict(list)
   for name in found.datasets:

@@ -18,10 +18,8 @@ from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble
 
-# In a Paddle directory.
-FILE = 'resnet_jax.json'
-# Most of it are class names.
-MAX_BYTES = 1 << 24
+FILE = 'resnet_jax.json'  # in a Paddle directory
+MAX_BYTES = 1 << 24  # for the names of many classes
 
 # Fields of every version.  Older files lack later ones, and have the defaults.
 _ALWAYS = (

@@ -126,13 +126,7 @@ def load_files(
   format: str,
   options: assemble.Options,
 ) -> assemble.Loaded:
-  """Reads the files of a directory or of an archive.
-
-  Args:
-    path: for messages.
-    found: by name, all of them.
-    format: for a person.
-    options: the user's.
+  """Reads the files of a directory or of an archive, given by name.
 
   Raises:
     UserError: as `load` does.
