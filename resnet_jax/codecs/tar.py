@@ -117,10 +117,15 @@ class _Headers:
     block = self._file.read(_BLOCK)
     if len(block) < _BLOCK:
       raise self._error('it ends there without an end mark, so it is cut off')
-    self._offset += _BLOCK
-    if self._offset > self._end:
-      raise self._too_long()
+    self._advance(_BLOCK)
     return block
+
+  def _advance(self, count: int) -> None:
+    self._offset += count
+    if self._offset > self._end:
+      raise self._error(
+        f'it unpacks to more than {self._end} bytes, the limit for its size'
+      )
 
   def _data(self, size: int) -> bytes:
     """The contents of an extended header; the position stays."""
@@ -215,20 +220,13 @@ class _Headers:
     start = self._offset
     self._file.seek(start)
     while chunk := self._file.read(1 << 20):
-      self._offset += len(chunk)
-      if self._offset > self._end:
-        raise self._too_long()
+      self._advance(len(chunk))
       if chunk.count(0) != len(chunk):
         self._offset = start + _BLOCK
         raise self._error(
           'its end is marked there, and more follows, as in concatenated'
           ' archives'
         )
-
-  def _too_long(self) -> errors.UserError:
-    return self._error(
-      f'it unpacks to more than the {self._end} bytes that one of its size may'
-    )
 
   def _error(self, what: str) -> errors.UserError:
     at = max(self._offset - _BLOCK, 0)

@@ -136,9 +136,9 @@ def _load(
     notes.append(OLD_NOTE)
 
   def here(depth: int) -> dict[str, str]:
-    usual = (keras_names.old_naming if old else naming)(depth)
     return {
-      name.replace(usual_head, head): ours for name, ours in usual.items()
+      name.replace(usual_head, head): ours
+      for name, ours in naming(depth, old).items()
     }
 
   loaded = assemble.assemble(

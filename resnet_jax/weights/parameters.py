@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters by the names of any program."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from resnet_jax.models import aliases, names
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, caffe, keras, torch_names
 
-_NAMINGS = {
+_NAMINGS: dict[str, Callable[[int], dict[str, str]]] = {
   'caffe': caffe.naming,
   'keras': keras.naming,
   'torchvision': torch_names.torchvision,
