@@ -42,10 +42,8 @@ class Blob:
 
   def values(self) -> np.ndarray:
     """The array, copied, so that the file can be unmapped."""
-    little = np.dtype(self.dtype).newbyteorder('<')
-    return (
-      np.frombuffer(self.data, little).astype(self.dtype).reshape(self.shape)
-    )
+    stored = np.frombuffer(self.data, np.dtype(self.dtype).newbyteorder('<'))
+    return stored.astype(self.dtype).reshape(self.shape)
 
 
 def parse_blob(message: memoryview) -> Blob:
@@ -55,29 +53,27 @@ def parse_blob(message: memoryview) -> Blob:
     ValueError: it is damaged, or its values do not match its shape.
   """
   legacy: dict[int, int] = {}
-  dims: list[int] | None = None
+  shapes: list[list[int]] = []
   held: dict[int, memoryview | bytearray] = {}
   for field in protobuf.fields(message):
     if field.number in _LEGACY:
       legacy[field.number] = field.integer()
     elif field.number == _SHAPE:
-      if dims is not None:
-        raise ValueError('an array states its shape twice')
-      dims = _dims(field.message())
+      shapes.append(_dims(field.message()))
     elif field.number in _DATA:
       more = field.fixed(_DATA[field.number][0])
       held[field.number] = _joined(held.get(field.number), more)
-  if dims is not None and legacy:
+  if legacy:
+    shapes.append([legacy.get(number, 0) for number in _LEGACY])
+  if len(shapes) > 1:
     raise ValueError('an array states its shape twice')
   if len(held) > 1:
     raise ValueError('an array has both float32 and float64 values')
-  shape = tuple(dims or ())
-  if legacy:
-    shape = tuple(legacy.get(number, 0) for number in _LEGACY)
+  shape = tuple(shapes[0]) if shapes else ()
   number, data = next(iter(held.items()), (5, b''))
   dtype = np.dtype(_DATA[number][1])
   if math.prod(shape) != (count := len(data) // dtype.itemsize):
-    sizes = ', '.join(str(size) for size in shape)
+    sizes = ', '.join(map(str, shape))
     raise ValueError(f'an array of shape ({sizes}) holds {count} values')
   return Blob(shape, dtype.name, memoryview(data))
 

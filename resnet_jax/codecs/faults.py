@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a file: unreadable, damaged or refused; one message.
+"""Faults of a file: unreadable, damaged or refused, in one message.
 
 A parser does not know its file's name: it raises a ValueError for damage and a
 RefusedError for what is never read, and `reported` names the file.
@@ -14,7 +14,7 @@ from resnet_jax.system import errors
 
 
 class RefusedError(Exception):
-  """A sound file that holds what is never read."""
+  """An undamaged file with contents that are never read."""
 
 
 @contextlib.contextmanager

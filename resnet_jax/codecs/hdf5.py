@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HDF5 files, read with distrust.
+"""HDF5 files of other people.
 
-An HDF5 file can point out of itself (external links, external and virtual
-storage), load code (plugins for filters), form cycles, and state any size.
-Only plain groups and plain arrays are read here, and an array only if the file
-has its bytes.  Source: the HDF5 File Format Specification 3.0.
+An HDF5 file can refer to other files (links, external and virtual storage),
+load code (plugins for filters), form cycles, and state any size.  Only plain
+groups and arrays are read, and arrays only if the file has their bytes.
+Source: the HDF5 File Format Specification 3.0.
 """
 
 import contextlib
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import BinaryIO
 
 import h5py
@@ -32,10 +32,6 @@ _SMALL = 2**16  # bytes that are always allowed
 
 _DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3
 _FILTERS = {_DEFLATE: 'gzip', _SHUFFLE: 'shuffle', _FLETCHER32: 'fletcher32'}
-_LINKS = {
-  h5py.h5l.TYPE_SOFT: 'a soft link',
-  h5py.h5l.TYPE_EXTERNAL: 'a link to another file',
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +90,13 @@ def contents(group: h5py.Group, skip: Collection[str] = ()) -> Tree:
 
   Raises:
     ValueError: the file is damaged.
-    RefusedError: it holds what is not read from an HDF5 file.
+    RefusedError: it holds links, or arrays that are not plain.
   """
   with translated():
     # `in` would follow a link.
     links = group.id.links
-    there = tuple(name for name in skip if links.exists(name.encode()))
-    found = Tree({}, {}, there)
+    skipped = tuple(name for name in skip if links.exists(name.encode()))
+    found = Tree({}, {}, skipped)
     _walk(group, '', frozenset(skip), found)
     stored = sum(d.id.get_storage_size() for d in found.datasets.values())
     size = group.file.id.get_filesize()
@@ -144,7 +140,10 @@ def text_attribute(
 def tensor(stream: BinaryIO, dataset: h5py.Dataset) -> Tensor:
   """An array of the file, not read yet."""
   dtype = dataset.dtype
-  if _is_bfloat16(stream, dataset):
+  # HDF5 lacks bfloat16: Keras writes two opaque bytes and this attribute.
+  if dtype.str == '|V2' and (
+    text_attribute(stream, dataset, 'dtype') == 'bfloat16'
+  ):
     dtype = np.dtype(ml_dtypes.bfloat16)
 
   def read() -> np.ndarray:
@@ -176,10 +175,9 @@ def _walk(
       continue
     full = f'{prefix}{name}'
     # h5py's high-level interface follows the link.
-    kind = group.id.links.get_info(name.encode()).type
-    if kind != h5py.h5l.TYPE_HARD:
-      what = _LINKS.get(kind, 'a link of an unknown kind')
-      raise _refused(f'{full} is {what}')
+    link = group.id.links.get_info(name.encode())
+    if link.type != h5py.h5l.TYPE_HARD:
+      raise _refused(f'{full} is a soft link or a link to another file')
     entry = group[name]
     if isinstance(entry, h5py.Group):
       found.groups[full] = entry
@@ -199,10 +197,11 @@ def _check_dataset(name: str, dataset: h5py.Dataset) -> None:
     raise _refused(f'{name} is made of other arrays (virtual)')
   if dataset.shape is None:
     raise _refused(f'{name} has no shape')
-  for code in _filters(dataset):
-    if code not in _FILTERS:
-      allowed = ', '.join(_FILTERS.values())
-      raise _refused(f'{name} has the filter {code}, where {allowed} are known')
+  if unknown := set(_filters(dataset)) - set(_FILTERS):
+    raise _refused(
+      f'{name} has the filter {min(unknown)}, where'
+      f' {", ".join(_FILTERS.values())} are known'
+    )
   if dataset.dtype.hasobject:
     return  # never read: not weights, and of unknown size
   stored = dataset.id.get_storage_size()
@@ -210,13 +209,10 @@ def _check_dataset(name: str, dataset: h5py.Dataset) -> None:
   if dataset.chunks is None:
     complete = stored == stated
   else:
-    chunk = _chunk_bytes(dataset)
-    counts = [
-      -(-size // step)
-      for size, step in zip(dataset.shape, dataset.chunks, strict=True)
-    ]
+    chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    counts = -(-np.array(dataset.shape) // dataset.chunks)
     complete = (
-      dataset.id.get_num_chunks() == math.prod(counts)
+      dataset.id.get_num_chunks() == math.prod(counts.tolist())
       and max(stated, chunk) <= MAX_EXPANSION * stored + _SMALL
     )
   if not complete:
@@ -231,33 +227,28 @@ def _filters(dataset: h5py.Dataset) -> list[int]:
   return [creation.get_filter(i)[0] for i in range(creation.get_nfilters())]
 
 
-def _chunk_bytes(dataset: h5py.Dataset) -> int:
-  return math.prod(dataset.chunks) * dataset.dtype.itemsize
-
-
-def _is_bfloat16(stream: BinaryIO, dataset: h5py.Dataset) -> bool:
-  # HDF5 lacks the type: Keras writes two opaque bytes and this attribute.
-  return (
-    dataset.dtype.str == '|V2'
-    and text_attribute(stream, dataset, 'dtype') == 'bfloat16'
-  )
-
-
 def _values(dataset: h5py.Dataset) -> np.ndarray:
   if _DEFLATE not in _filters(dataset):
     return dataset[()]
   # HDF5's own gzip allocates as much as the stream expands to.
   result = np.empty(dataset.shape, dataset.dtype)
+  limit = math.prod(dataset.chunks) * dataset.dtype.itemsize
   for index in range(dataset.id.get_num_chunks()):
     info = dataset.id.get_chunk_info(index)
-    limit = _chunk_bytes(dataset)
     if info.filter_mask or info.size > limit + limit // 8 + _SMALL:
       raise ValueError(
         f'the chunk at {info.chunk_offset} is larger than stated'
       )
     _, data = dataset.id.read_direct_chunk(info.chunk_offset)
     for code in reversed(_filters(dataset)):
-      data = _UNDO[code](bytes(data), dataset)
+      if code == _DEFLATE:
+        # Of a checksum, four bytes may be inside.
+        data = zlib.decompressobj().decompress(data, limit + 5)
+      elif code == _SHUFFLE:
+        planes = np.frombuffer(data, np.uint8)
+        data = planes.reshape(dataset.dtype.itemsize, -1).T.tobytes()
+      else:
+        data = data[:-4]
     chunk = np.frombuffer(data, dataset.dtype).reshape(dataset.chunks)
     where = tuple(
       slice(start, min(start + step, size))
@@ -267,25 +258,3 @@ def _values(dataset: h5py.Dataset) -> np.ndarray:
     )
     result[where] = chunk[tuple(slice(0, s.stop - s.start) for s in where)]
   return result
-
-
-def _inflate(data: bytes, dataset: h5py.Dataset) -> bytes:
-  limit = _chunk_bytes(dataset) + 4  # a checksum may be inside
-  return zlib.decompressobj().decompress(data, limit + 1)
-
-
-def _unshuffle(data: bytes, dataset: h5py.Dataset) -> bytes:
-  width = dataset.dtype.itemsize
-  return np.frombuffer(data, np.uint8).reshape(width, -1).T.tobytes()
-
-
-def _without_checksum(data: bytes, dataset: h5py.Dataset) -> bytes:
-  del dataset
-  return data[:-4]
-
-
-_UNDO: dict[int, Callable[[bytes, h5py.Dataset], bytes]] = {
-  _DEFLATE: _inflate,
-  _SHUFFLE: _unshuffle,
-  _FLETCHER32: _without_checksum,
-}

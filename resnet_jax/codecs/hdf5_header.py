@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of HDF5's bytes, where the library trusts them.
 
-HDF5 2.0 allocates a string by its stated length, up to 4 GiB, and loops for
-ever over a damaged heap.  So lengths are looked up in the object header here,
+HDF5 2.0 allocates up to 4 GiB for a string by its stated length, and loops
+forever over a damaged heap.  So lengths are read from the object header first,
 and heaps are walked once.  Source: the HDF5 File Format Specification 3.0,
 III.E (global heap) and IV.A (object headers, messages 0x0C and 0x10).
 """

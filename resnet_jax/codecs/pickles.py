@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pickles that may hold NumPy arrays, strings, numbers and containers only.
+"""Pickles of NumPy arrays, strings, numbers and containers, and nothing else.
 
-The original program's feature and mean files are pickles, and a pickle can run
-any code.  This reader admits the few functions that NumPy needs to rebuild an
-array, and refuses anything else by name; it also reads Python 2's pickles.
-`load` takes another table of functions, for PyTorch's files.
+The original program's feature and mean files are pickles, also Python 2's, and
+a pickle can run any code.  This reader calls the few functions that rebuild an
+array, its own, and refuses any other name.  `load` takes another table of
+functions, for PyTorch's files.
 """
 
 import codecs
@@ -20,10 +20,8 @@ import numpy as np
 
 from resnet_jax.codecs import faults
 
-# Stands for numpy.ndarray: called, that would make arrays of any size or kind.
+# Stands for numpy.ndarray, which could be called for arrays of any size.
 _NDARRAY = object()
-
-
 # The object for a module and a name.
 Admitted = Mapping[tuple[str, str], Any]
 
@@ -72,9 +70,9 @@ def _frombuffer(
   if not isinstance(data, bytes | bytearray):
     raise faults.RefusedError(f'an array made of a {type(data).__name__}')
   array = np.frombuffer(data, dtype.value)
-  if axes is not None:
-    return array.reshape(shape).transpose(axes)
-  return array.reshape(shape, order=order)
+  if axes is None:
+    return array.reshape(shape, order=order)
+  return array.reshape(shape).transpose(axes)
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -82,11 +80,6 @@ def _encode(text: str, encoding: str) -> bytes:
   if encoding != 'latin1':
     raise faults.RefusedError(f'bytes encoded as {encoding!r}')
   return codecs.encode(text, 'latin1')
-
-
-def _no_bytes() -> bytes:
-  # Old protocols' bytes of an array of size 0.
-  return b''
 
 
 def _scalar(dtype: _Dtype, data: bytes | str) -> np.generic:
@@ -98,7 +91,8 @@ _ADMITTED: dict[tuple[str, str], Any] = {
   ('numpy', 'ndarray'): _NDARRAY,
   ('numpy', 'dtype'): _Dtype,
   ('_codecs', 'encode'): _encode,
-  ('builtins', 'bytes'): _no_bytes,
+  # Old protocols' bytes of an array of size 0.
+  ('builtins', 'bytes'): lambda: b'',
 }
 for _core in ('numpy.core', 'numpy._core'):
   _ADMITTED[f'{_core}.multiarray', '_reconstruct'] = _reconstruct
@@ -195,8 +189,8 @@ class _Unpickler(pickle._Unpickler):
     _fill(self.stack[-1], entries)
 
   def load_setitem(self) -> None:
-    value, key = self.stack.pop(), self.stack.pop()
-    _fill(self.stack[-1], [key, value])
+    entries = [self.stack.pop(), self.stack.pop()]
+    _fill(self.stack[-1], entries[::-1])
 
   def load_dict(self) -> None:
     entries = self.pop_mark()
@@ -221,17 +215,15 @@ def _fill(target: object, entries: list[Any]) -> None:
     target[key] = value
 
 
-def _refuse(name: str) -> None:
-  code = getattr(pickle, name)[0]
-
+def _refuse(name: str) -> Callable[[_Unpickler], None]:
   def refuse(unpickler: _Unpickler) -> None:
     raise faults.RefusedError(f'the opcode {name}')
 
-  _Unpickler.dispatch[code] = refuse
+  return refuse
 
 
 for _name in _REFUSED_OPCODES:
-  _refuse(_name)
+  _Unpickler.dispatch[getattr(pickle, _name)[0]] = _refuse(_name)
 
 
 def load(
@@ -256,10 +248,10 @@ def load(
     return _Unpickler(stream, size, admitted, persistent_load).load()
   except faults.RefusedError:
     raise
+  except EOFError as error:
+    raise ValueError('it breaks off') from error
   except Exception as error:
     # A damaged pickle can raise nearly any exception.
-    if isinstance(error, EOFError):
-      raise ValueError('it breaks off') from error
     raise ValueError(f'{type(error).__name__}: {error}'[:99]) from error
 
 

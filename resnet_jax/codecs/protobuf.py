@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The wire format of Protocol Buffers, read strictly and without copies.
 
-Source: protobuf.dev/programming-guides/encoding.  A message is a row of
-fields, each a key (field number and wire type) and a value; the meaning of the
-numbers is not in it.  Any error is a ValueError.
+A message is a sequence of fields, each a key (field number and wire type) and a
+value; it does not state the meaning of the numbers.  Every error is a
+ValueError.  Source: protobuf.dev/programming-guides/encoding.
 """
 
 import struct
@@ -28,7 +28,7 @@ class Field(NamedTuple):
   """A field of a message; the methods check the wire type.
 
   Attributes:
-    number: of the field in the message's description.
+    number: in the message's description.
     wire: VARINT, FIXED64, BYTES or FIXED32.
     value: of a VARINT, unsigned; else 0.
     data: of the other types, little-endian; empty for a VARINT.

@@ -37,14 +37,12 @@ class Member:
     offset: of its first byte in the archive.
     size: in bytes.
     kind: 'file', 'folder', or 'special': a link, a device, a sparse file.
-    extended: whether another header states its name, size or target.
   """
 
   name: str
   offset: int
   size: int
   kind: str
-  extended: bool
 
 
 def is_tar(head: bytes) -> bool:
@@ -66,15 +64,13 @@ def members(
 ) -> Iterator[Member]:
   """Yields the members in the order of the archive; reads headers only.
 
-  The file is read forward, so it may be a stream that is being unpacked.
-  Between two members the caller may read it anywhere, a stream up to the end
-  of the member.
+  The file is read forward, so it may be a gzip stream.  Between two members the
+  caller may read it anywhere, a stream up to the end of the member.
 
   Args:
     file: the archive, open.
     path: its name in messages.
-    end: bytes that it has, of a stream those that it may unpack to; None: to
-      the end of the file.
+    end: its size, of a stream the largest allowed; None: the file's.
 
   Raises:
     UserError: the archive is damaged or cut off, or a member's name is
@@ -82,11 +78,11 @@ def members(
   """
   if end is None:
     end = file.seek(0, io.SEEK_END)
-  return _Reader(file, path, end).members()
+  return _Headers(file, path, end).members()
 
 
-class _Reader:
-  """The position in an archive."""
+class _Headers:
+  """A position in an archive."""
 
   def __init__(self, file: BinaryIO, path: pathlib.Path, end: int) -> None:
     self._file = file
@@ -121,10 +117,15 @@ class _Reader:
     block = self._file.read(_BLOCK)
     if len(block) < _BLOCK:
       raise self._error('it ends there without an end mark, so it is cut off')
-    self._offset += _BLOCK
-    if self._offset > self._end:
-      raise self._too_long()
+    self._advance(_BLOCK)
     return block
+
+  def _advance(self, count: int) -> None:
+    self._offset += count
+    if self._offset > self._end:
+      raise self._error(
+        f'it unpacks to more than {self._end} bytes, the limit for its size'
+      )
 
   def _data(self, size: int) -> bytes:
     """The contents of an extended header; the position stays."""
@@ -160,11 +161,9 @@ class _Reader:
       raise self._error(
         f'the name {name!r} is not a path relative to the archive'
       )
-    form = 'file' if kind in _REGULAR else 'special'
-    if 'sparse' in stated:
-      form = 'special'
-    form = 'folder' if is_folder else form
-    return Member(name, self._offset, size, form, bool(stated))
+    is_file = kind in _REGULAR and not any('sparse' in key for key in stated)
+    form = 'folder' if is_folder else 'file' if is_file else 'special'
+    return Member(name, self._offset, size, form)
 
   def _extension(self, kind: bytes, data: bytes) -> dict[str, str]:
     """What an extended header states of the next member."""
@@ -180,10 +179,8 @@ class _Reader:
         if not re.fullmatch(rb'[0-9]{1,18}', value):
           raise self._error(f'{value[:20]!r} is not a size')
         stated['size'] = value.decode()
-      elif name == b'linkpath':
-        stated['linkpath'] = ''
-      elif name.startswith(b'GNU.sparse.'):
-        stated['sparse'] = ''
+      elif name == b'linkpath' or name.startswith(b'GNU.sparse.'):
+        stated[name.decode(errors='replace')] = ''
     if kind == b'g' and stated:
       raise self._error(
         f'a header for all members states their {next(iter(stated))}'
@@ -223,20 +220,13 @@ class _Reader:
     start = self._offset
     self._file.seek(start)
     while chunk := self._file.read(1 << 20):
-      self._offset += len(chunk)
-      if self._offset > self._end:
-        raise self._too_long()
+      self._advance(len(chunk))
       if chunk.count(0) != len(chunk):
         self._offset = start + _BLOCK
         raise self._error(
           'its end is marked there, and more follows, as in concatenated'
           ' archives'
         )
-
-  def _too_long(self) -> errors.UserError:
-    return self._error(
-      f'it unpacks to more than the {self._end} bytes that one of its size may'
-    )
 
   def _error(self, what: str) -> errors.UserError:
     at = max(self._offset - _BLOCK, 0)

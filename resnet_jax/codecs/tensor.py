@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tensor of a file, read when its values are asked for."""
+"""A tensor of a file, read on demand."""
 
 import dataclasses
 import mmap
@@ -16,8 +16,8 @@ class Tensor:
   Attributes:
     shape: as the file states it.
     dtype: NumPy's name, 'float32'.
-    read: returns the values; raises a UserError, OSError or ValueError if the
-      file does not hold what it states.
+    read: returns the values; raises a UserError, OSError or ValueError if they
+      are not in the file.
   """
 
   shape: tuple[int, ...]

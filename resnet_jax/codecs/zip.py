@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Zip archives on the standard library's `zipfile`, bounded.
 
-`zipfile` makes an object of every entry that an archive states, and inflates
-as far as bytes come out; here the directory's size and every member's are
-checked first.  Stored members are read in place.  Source: PKWARE's APPNOTE
-6.3, section 4.3.
+`zipfile` makes an object of every entry of the directory, and inflates without
+a limit; here the sizes of both are checked first.  Stored members are read in
+place.  Source: PKWARE's APPNOTE 6.3, section 4.3.
 """
 
 import contextlib
 import io
+import pathlib
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from resnet_jax.codecs import faults
@@ -23,20 +23,26 @@ _LOCAL = struct.Struct('<4s5H3L2H')
 _ENCRYPTED = 1
 
 
-def first_name(head: bytes) -> bytes:
-  """The name of an archive's first member; b'' if these bytes begin none."""
+def holds(
+  path: pathlib.Path,
+  head: bytes,
+  wanted: Callable[[str], bool],
+  max_directory: int,
+) -> bool:
+  """Whether a file is a zip archive with a member of a wanted name.
+
+  The head has the first one's name, so that a truncated file is recognised.
+  """
   if not head.startswith(MAGIC):
-    return b''
-  return head[30 : 30 + int.from_bytes(head[26:28], 'little')]
-
-
-def is_stored(info: zipfile.ZipInfo) -> bool:
-  """Whether a member is neither compressed nor encrypted."""
-  return (
-    info.compress_type == zipfile.ZIP_STORED
-    and not info.flag_bits & _ENCRYPTED
-    and info.compress_size == info.file_size
-  )
+    return False
+  first = head[30 : 30 + int.from_bytes(head[26:28], 'little')]
+  if wanted(first.decode(errors='replace')):
+    return True
+  try:
+    with open(path, 'rb') as file:
+      return any(map(wanted, Archive(file, max_directory).members))
+  except (OSError, ValueError):
+    return False
 
 
 class Archive:
@@ -85,7 +91,11 @@ class Archive:
       OSError: the file cannot be read.
     """
     info, shown = self.members[name], f'{name!r:.99}'
-    if not is_stored(info):
+    if (
+      info.compress_type != zipfile.ZIP_STORED
+      or info.flag_bits & _ENCRYPTED
+      or info.compress_size != info.file_size
+    ):
       raise ValueError(f'{shown} is compressed or encrypted, not stored as is')
     self._file.seek(info.header_offset)
     header = self._file.read(_LOCAL.size)
@@ -121,7 +131,7 @@ class Archive:
           ' and methods 0 and 8, are allowed'
         )
       with self._zip.open(info) as member:
-        # Reading to the end would take memory for whatever comes out.
+        # Reading to the end would inflate without a limit.
         data = member.read(info.file_size)
       if len(data) != info.file_size:
         raise EOFError(f'{name} has {len(data)} bytes, not {info.file_size}')
@@ -129,9 +139,9 @@ class Archive:
 
 
 class _Bounded:
-  """A file that refuses to read more at once than `most` bytes.
+  """A file that refuses to read more than `most` bytes at once.
 
-  `zipfile` reads the directory at once, and as large as the file states it.
+  `zipfile` reads the whole directory at once, by its stated size.
   """
 
   def __init__(self, file: BinaryIO, most: int) -> None:

@@ -45,8 +45,8 @@ class Weights:
   Attributes:
     loaded: the contents of the file, with the zoo's and the user's variant.
     source: for a person: the file, and the checkpoint that it is.
-    warnings: what is probably wrong, a sentence each.
-    path: of the file or directory; None: there is none.
+    warnings: probable mistakes, a sentence each.
+    path: of the file or directory; None: random weights.
     digest: SHA-256 of names, shapes and values, 64 hexadecimal digits.
   """
 
@@ -107,8 +107,7 @@ def load(
     report: called with a download's bytes, so far and in all.
 
   Raises:
-    UserError: there is no such file, or it does not hold a ResNet of the
-      depth.
+    UserError: the file does not exist, or holds no ResNet of the depth.
   """
   options = options or Options()
   depth = options.depth or DEFAULT_DEPTH

@@ -95,8 +95,6 @@ def _name(member: tar.Member) -> str:
   why = ''
   if member.kind == 'special':
     why = 'a link, a device or a sparse file'
-  elif member.extended:
-    why = 'whose name or size an extended header states'
   elif member.kind == 'folder':
     return ''
   elif '' in parts or len(parts) > 1 + _MAX_FOLDERS:

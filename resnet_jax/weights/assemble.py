@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a file's tensors to a network's parameters, checked; for all formats.
 
-A format reads a table of contents and maps its names to ours; here all of it is
-checked, and a tensor is read only once its shape is known to be right.
+A format reads a table of contents and maps its names to ours; it is checked
+here, and a tensor is read only once its shape is known to be right.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ class Options:
     depth: one of `structure.ARCHITECTURES`; 0: the file's, else 50.
     variant: fields of `Variant` that override the checkpoint's; see
       `overrides.given`.
-    conv_order: how convolutions lie in a Paddle directory; see `paddle`.
+    conv_order: the axes of convolutions in a Paddle directory; see `paddle`.
     seed: for `random`, 0 to 2**32 - 1.
     finite: whether values that are not finite are an error.
 
@@ -133,9 +133,8 @@ class Loaded:
     layout: of kernels in the file, for a person.
     preprocess: the format's usual one if not stated.
     notes: what the user should know, a sentence each.
-    guesses: notes on what is not stated; none once a zoo record or another
-      file states it.
-    warnings: what is probably wrong, a sentence each.
+    guesses: notes on settings that no file or zoo record states.
+    warnings: probable mistakes, a sentence each.
     class_names: the classifier's, if the file holds them.
     trained: whether the weights were trained, as far as is known.
     digest: of the parameters, if the file states it.
@@ -186,8 +185,8 @@ def assemble(
     layout: of kernels.
     format: for a person: 'Keras HDF5'.
     variant: of the network.
-    preprocess: see `Loaded`.
     options: the user's.
+    preprocess: see `Loaded`.
     notes: see `Loaded`.
     guesses: see `Loaded`.
 

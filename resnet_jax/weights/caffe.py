@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Caffe's `.caffemodel`: layers by the authors' names, each with its blobs.
 
-Source: BVLC Caffe, src/caffe/proto/caffe.proto (field numbers) and
-src/caffe/layers/batch_norm_layer.cpp (what its blobs are: mean and variance,
-both multiplied by the third one, a factor); the names are those of the
-authors' deploy prototxts.  A blob's name is its layer and number:
-`res2a_branch2a.0`.
+A blob's name is its layer and number: `res2a_branch2a.0`.  Sources: the
+authors' deploy prototxts (names) and BVLC Caffe,
+src/caffe/layers/batch_norm_layer.cpp (a batch norm's blobs: mean and variance,
+both multiplied by the third one, a factor).
 """
 
 import functools
@@ -62,7 +61,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   """
   text, layers = caffe_net.read(path)
   _check_geometry(path, layers)
-  head = _head(path, layers)
+  head = _head(layers)
   return assemble.assemble(
     path,
     _tensors(path, layers, head, options),
@@ -78,20 +77,14 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   )
 
 
-def _head(path: pathlib.Path, layers: _Layers) -> str:
-  """The classifier's layer, whatever its name."""
+def _head(layers: _Layers) -> str:
+  """The only fully connected layer, whatever its name."""
   found = [
     layer.name
     for layer in layers.values()
     if layer.blobs and layer.kind == caffe_net.INNER_PRODUCT
   ]
-  if len(found) > 1:
-    raise errors.UserError(
-      f'{path} holds {len(found)} InnerProduct layers'
-      f' ({", ".join(name[:99] for name in found)}); a ResNet has at most one,'
-      ' its classifier. Give a plain ResNet-50, 101 or 152.'
-    )
-  return found[0] if found else 'fc1000'
+  return found[0] if len(found) == 1 else 'fc1000'
 
 
 def _roles(head: str) -> dict[str, str]:
@@ -177,29 +170,29 @@ def _check_geometry(path: pathlib.Path, layers: _Layers) -> None:
 
 def _stride_in(path: pathlib.Path, layers: _Layers) -> str:
   """The position of the stages' strides, as far as the file states it."""
-  known = {name.rpartition('.')[0] for name in _roles('fc1000')}
-  stated = {
-    name: layer.settings['stride']
-    for name, layer in layers.items()
-    if name in known and 'stride' in layer.settings
-  }
   for choice in STRIDES:
-    others = [n for n in stated if stated[n] != {_stride(n, choice)}]
+    expected = _strides(choice)
+    others = [
+      name
+      for name in expected.keys() & layers.keys()
+      if layers[name].settings.get('stride', expected[name]) != expected[name]
+    ]
     if not others:
       return choice
   raise assemble.not_plain(
     path,
     'the strides of its convolutions are not those of one'
-    f' ({", ".join(others)})',
+    f' ({", ".join(sorted(others))})',
   )
 
 
-def _stride(name: str, stride_in: str) -> int:
-  branch = {'1x1': 'branch2a', '3x3': 'branch2b'}[stride_in]
-  halving = [
-    f'res{stage}a_{end}' for stage in (3, 4, 5) for end in ('branch1', branch)
-  ]
-  return 2 if name in ('conv1', *halving) else 1
+def _strides(stride_in: str) -> dict[str, set[int]]:
+  """The stride of each convolution, by Caffe's names, of all depths."""
+  return {
+    aliases.owners(depth, 'caffe')[f'{unit.name}_conv']: {unit.stride}
+    for depth in (50, 101, 152)
+    for unit in structure.units(depth, Variant(stride_in))
+  }
 
 
 def _epsilon(path: pathlib.Path, layers: _Layers) -> float:

@@ -35,29 +35,24 @@ class WeightFormat:
 
 
 FORMATS = {
-  'paddle': WeightFormat(
-    'Paddle model directory', paddle.recognise, paddle.load
-  ),
-  'archive': WeightFormat(
-    'Paddle model directory as .tar.gz', archive.recognise, archive.load
-  ),
-  'caffe': WeightFormat('Caffe .caffemodel', caffe.recognise, caffe.load),
-  'keras': WeightFormat(
-    'Keras .h5, .weights.h5, .keras', keras.recognise, keras.load
-  ),
-  'torch': WeightFormat('PyTorch .pth', torch.recognise, torch.load),
-  'hugging_face': WeightFormat(
-    'a Hugging Face folder', hugging_face.recognise, hugging_face.load
-  ),
-  'safetensors': WeightFormat(
-    'safetensors (ours, torchvision, timm, Hugging Face)',
-    safetensors.recognise,
-    safetensors.load,
-  ),
+  name: WeightFormat(description, reader.recognise, reader.load)
+  for name, description, reader in (
+    ('paddle', 'Paddle model directory', paddle),
+    ('archive', 'Paddle model directory as .tar.gz', archive),
+    ('caffe', 'Caffe .caffemodel', caffe),
+    ('keras', 'Keras .h5, .weights.h5, .keras', keras),
+    ('torch', 'PyTorch .pth', torch),
+    ('hugging_face', 'a Hugging Face folder', hugging_face),
+    (
+      'safetensors',
+      'safetensors (ours, torchvision, timm, Hugging Face)',
+      safetensors,
+    ),
+  )
 }
 
 _HEAD = 512
-# What is mistaken for weights: its first bytes and its description.
+# Files that are mistaken for weights: their first bytes and a description.
 _MISTAKEN = (
   (
     b'version https://git-lfs',

@@ -75,16 +75,9 @@ def recognise(path: pathlib.Path, head: bytes) -> bool:
   """Whether a file is HDF5 or a zip of Keras, by content."""
   if head.startswith(hdf5.SIGNATURE):
     return True
-  if not head.startswith(zip_lib.MAGIC):
-    return False
-  # Keras writes it first, so that a truncated file is known, too.
-  if zip_lib.first_name(head) == b'metadata.json':
-    return True
-  try:
-    with open(path, 'rb') as file:
-      return _WEIGHTS in zip_lib.Archive(file, _MAX_DIRECTORY).members
-  except (OSError, ValueError):
-    return False
+  # Keras writes the metadata first.
+  wanted = ('metadata.json', _WEIGHTS)
+  return zip_lib.holds(path, head, lambda name: name in wanted, _MAX_DIRECTORY)
 
 
 def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
@@ -143,9 +136,9 @@ def _load(
     notes.append(OLD_NOTE)
 
   def here(depth: int) -> dict[str, str]:
-    usual = (keras_names.old_naming if old else naming)(depth)
     return {
-      name.replace(usual_head, head): ours for name, ours in usual.items()
+      name.replace(usual_head, head): ours
+      for name, ours in naming(depth, old).items()
     }
 
   loaded = assemble.assemble(

@@ -46,9 +46,7 @@ class KerasLayer:
 
 
 def parse(path: pathlib.Path, text: str | None) -> tuple[KerasLayer, ...]:
-  """The layers, with those of nested models in their places.
-
-  Returns none without a configuration.
+  """The layers, with those of nested models in their places; () for no text.
 
   Raises:
     UserError: it is not in Keras' format.
@@ -84,7 +82,7 @@ def check(
   Args:
     path: for messages.
     layers: of the model; may be empty.
-    canonical: the canonical layer of each of the file's.
+    canonical: of each layer of the file, the canonical one.
   """
   faults = [
     f'{layer.name} has {field}={_short(layer.fields[field])}, not {value}'

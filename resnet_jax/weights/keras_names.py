@@ -7,7 +7,7 @@
 import collections
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import BinaryIO
 
 import h5py
@@ -46,36 +46,34 @@ _CLASSES = {
 _ENDS = {'conv2d': '_conv', 'batch_normalization': '_bn'}
 
 
-def naming(depth: int) -> dict[str, str]:
-  """The `layer/leaf` of each of the file's names: `conv1_conv/kernel`."""
-  return _naming(aliases.owners(depth, 'keras'))
+def naming(depth: int, old: bool = False) -> dict[str, str]:
+  """The `layer/leaf` of each of the file's names: `conv1_conv/kernel`.
 
-
-def old_naming(depth: int) -> dict[str, str]:
-  """As `naming`, with the names until 2018; ResNet-50 only."""
-  return _naming(_old_owners(depth))
+  Args:
+    depth: of the network.
+    old: whether in the names until 2018; ResNet-50 only.
+  """
+  return {
+    f'{theirs}/{leaf}': f'{ours}/{canonical}'
+    for ours, theirs in _owners(depth, old).items()
+    for leaf, canonical in _LEAVES[ours.endswith('_bn')].items()
+  }
 
 
 def canonical(old: bool) -> dict[str, str]:
   """The canonical layer of each of Keras' layers; ResNet-152 has all."""
-  owners = _old_owners(50) if old else aliases.owners(152, 'keras')
+  owners = _owners(50 if old else 152, old)
   return {theirs: ours for ours, theirs in owners.items()}
 
 
-def _old_owners(depth: int) -> dict[str, str]:
+def _owners(depth: int, old: bool) -> dict[str, str]:
+  if not old:
+    return aliases.owners(depth, 'keras')
   # A batch norm's owner is the common part of Caffe's `bn...` and `scale...`.
   return {
     ours: f'bn{theirs}' if ours.endswith('_bn') else theirs
     for ours, theirs in aliases.owners(depth, 'caffe').items()
     if depth == 50
-  }
-
-
-def _naming(owners: Mapping[str, str]) -> dict[str, str]:
-  return {
-    f'{theirs}/{leaf}': f'{ours}/{canonical}'
-    for ours, theirs in owners.items()
-    for leaf, canonical in _LEAVES[ours.endswith('_bn')].items()
   }
 
 
@@ -108,7 +106,7 @@ def by_class(
   """Arrays of Keras 3's files; groups without arrays.
 
   Raises:
-    UserError: layers have no names, and their order does not identify them.
+    UserError: layers have neither names nor the order of a ResNet.
   """
   members: dict[str, list[str]] = collections.defaultdict(list)
   for name in found.datasets:

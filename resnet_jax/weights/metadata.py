@@ -18,17 +18,13 @@ from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble
 
-# In a Paddle directory.
-FILE = 'resnet_jax.json'
-# Most of it are class names.
-MAX_BYTES = 1 << 24
+FILE = 'resnet_jax.json'  # in a Paddle directory
+MAX_BYTES = 1 << 24  # for the names of many classes
 
-# What has been written from the first version on.  Fields that came later are
-# missing in older files, whose networks have the defaults.
+# Fields of every version.  Older files lack later ones, and have the defaults.
 _ALWAYS = (
-  *('stride_in', 'stem_pool', 'epsilon'),
-  *('channels', 'mean', 'std', 'resize_size', 'crop_size', 'interpolation'),
-  'rounding',
+  *('stride_in', 'stem_pool', 'epsilon', 'rounding', 'interpolation'),
+  *('channels', 'mean', 'std', 'resize_size', 'crop_size'),
 )
 
 Fields = TypeVar('Fields', Variant, Preprocess)
@@ -44,11 +40,10 @@ def written(
   """The metadata as text.
 
   Args:
-    loaded: the network; of one that was converted before, the first source is
-      stated.
-    source: where the weights were loaded from, for a person.
+    loaded: the network; if it was converted before, its first source is stated.
+    source: of the weights, for a person.
     digest: SHA-256 of the parameters.
-    file_sha256: of the file that they were loaded from; '': there is none.
+    file_sha256: of the source; '': it is not a file.
     conv_order: of a Paddle directory.
   """
   first = loaded.converted_from
@@ -72,7 +67,7 @@ def written(
 def applied(
   path: pathlib.Path, loaded: assemble.Loaded, text: str | bytes
 ) -> assemble.Loaded:
-  """A file's parameters with the variant, preprocessing, ... of its metadata.
+  """A file's contents with the variant, preprocessing, ... of its metadata.
 
   Raises:
     UserError: the text is damaged, or of another network.
@@ -81,15 +76,24 @@ def applied(
     stated = json.loads(text)
     if stated.pop('checksum') != checksum(stated):
       raise ValueError('it was changed since: the checksum differs')
+    class_names = tuple(map(str, stated['class_names']))
+    if len(class_names) not in (0, loaded.model.classes):
+      raise ValueError(
+        f'{len(class_names)} class names for {loaded.model.classes} classes'
+      )
     variant = _restored(Variant, stated)
-    preprocess = _restored(Preprocess, stated['preprocessing'])
-    first = assemble.Converted(
-      str(stated['source']), str(stated['source_sha256'])
+    return dataclasses.replace(
+      loaded,
+      model=loaded.model.clone(variant=variant),
+      preprocess=_restored(Preprocess, stated['preprocessing']),
+      notes=tuple(map(str, stated['notes'])),
+      converted_from=assemble.Converted(
+        str(stated['source']), str(stated['source_sha256'])
+      ),
+      class_names=class_names,
+      trained=bool(stated['trained']),
+      digest=str(stated['digest']),
     )
-    digest = str(stated['digest'])
-    notes = tuple(str(note) for note in stated['notes'])
-    class_names = tuple(str(name) for name in stated['class_names'])
-    trained = bool(stated['trained'])
   except (
     *(ValueError, KeyError, TypeError, AttributeError),
     *(RecursionError, errors.UserError),
@@ -98,25 +102,10 @@ def applied(
       f'{path} is damaged: the metadata that --job=convert wrote cannot be read'
       f' ({type(error).__name__}: {error}). Convert the original again.'
     ) from error
-  if class_names and len(class_names) != loaded.model.classes:
-    raise errors.UserError(
-      f'{path} is damaged: {len(class_names)} class names for'
-      f' {loaded.model.classes} classes. Convert the original again.'
-    )
-  return dataclasses.replace(
-    loaded,
-    model=loaded.model.clone(variant=variant),
-    preprocess=preprocess,
-    notes=notes,
-    converted_from=first,
-    class_names=class_names,
-    trained=trained,
-    digest=digest,
-  )
 
 
 def conv_order(text: str | bytes) -> str:
-  """The order of convolutions that the text states; '': none."""
+  """The stated order of convolutions; '': none."""
   try:
     return str(json.loads(text).get('conv_order', ''))
   except (ValueError, AttributeError, RecursionError):

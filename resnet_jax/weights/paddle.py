@@ -126,13 +126,7 @@ def load_files(
   format: str,
   options: assemble.Options,
 ) -> assemble.Loaded:
-  """Reads the files of a directory or of an archive.
-
-  Args:
-    path: for messages.
-    found: by name, all of them.
-    format: for a person.
-    options: the user's.
+  """Reads the files of a directory or of an archive, given by name.
 
   Raises:
     UserError: as `load` does.
@@ -144,7 +138,7 @@ def load_files(
   layout = _LAYOUTS[order]
   found = {name: f for name, f in found.items() if name != metadata.FILE}
   depth = assemble.nearest_depth(found, naming)
-  model = resnet.ResNet(depth, _classes(path, found))
+  model = resnet.ResNet(depth, _classes(found))
   shapes = {
     aliases.paddle_parameter(ours): layout.stored(shape)
     for ours, shape in resnet.parameter_shapes(model).items()
@@ -195,19 +189,12 @@ def _text(path: pathlib.Path, file: ParameterFile) -> bytes:
   )
 
 
-def _classes(path: pathlib.Path, found: Mapping[str, ParameterFile]) -> int:
+def _classes(found: Mapping[str, ParameterFile]) -> int:
   """The size of the classifier's bias; 0 without a classifier."""
-  name = aliases.paddle_parameter('logits/bias')
-  if name not in found:
+  bias = found.get(aliases.paddle_parameter('logits/bias'))
+  if bias is None:
     return 0
-  size = found[name].size
-  classes, rest = divmod(size - _HEADER.size, _VALUE.itemsize)
-  if rest or not 0 < classes <= assemble.MAX_CLASSES:
-    raise errors.UserError(
-      f'{path} is damaged: {name}: {size} bytes, where 16 and 4 for each of 1'
-      f' to {assemble.MAX_CLASSES} classes are expected. Get it again.'
-    )
-  return classes
+  return max(1, (bias.size - _HEADER.size) // _VALUE.itemsize)
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -220,10 +207,10 @@ def write(
   order: str = 'OHWI',
   text: str = '',
 ) -> None:
-  """Writes `layer/leaf` arrays as a new directory, whole or not at all.
+  """Writes a new directory, whole or not at all.
 
   Args:
-    parameters: the arrays.
+    parameters: `layer/leaf` arrays.
     directory: the new one.
     order: of convolutions.
     text: of `metadata.written`; '': no such file is written.

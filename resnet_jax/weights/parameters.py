@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters by the names of any program."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from resnet_jax.models import aliases, names
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, caffe, keras, torch_names
 
-_NAMINGS = {
+_NAMINGS: dict[str, Callable[[int], dict[str, str]]] = {
   'caffe': caffe.naming,
   'keras': keras.naming,
   'torchvision': torch_names.torchvision,
@@ -39,9 +39,13 @@ def _tables(
   loaded: assemble.Loaded,
 ) -> dict[str, dict[str, tuple[str, ...]]]:
   known = loaded.parameters
-  canonical: dict[str, tuple[str, ...]] = {name: (name,) for name in known}
-  canonical |= {aliases.paddle_parameter(name): (name,) for name in known}
-  tables: dict[str, dict[str, tuple[str, ...]]] = {aliases.CANONICAL: canonical}
+  tables: dict[str, dict[str, tuple[str, ...]]] = {
+    aliases.CANONICAL: {
+      alias: (name,)
+      for name in known
+      for alias in (name, aliases.paddle_parameter(name))
+    }
+  }
   for scheme, naming in _NAMINGS.items():
     tables[scheme] = {
       theirs: (ours,)

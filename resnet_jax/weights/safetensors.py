@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Safetensors: our own files, and those of torchvision, timm, Hugging Face.
 
-Our own have canonical names and layouts, and, in the metadata under the key
-`resnet_jax`, the variant, preprocessing, source, and the digest of the
-parameters.  They need no other information.
+Our own have canonical names and layouts, and all other information in the
+metadata under the key `resnet_jax`; see `metadata`.
 """
 
 import pathlib
@@ -31,7 +30,7 @@ _DTYPES = {
   'F64': 'float64',
   'I64': 'int64',
 }
-# Bytes.  The format allows 100 million; ResNet-152 has 0.1 million, plus the
+# Bytes; the format allows 100 million, and ResNet-152 has 0.1 million and the
 # names of its classes.
 _MAX_HEADER = 1 << 24
 
@@ -53,9 +52,19 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     with safetensors.safe_open(path, 'numpy') as file:
       stated = file.metadata() or {}
       tensors = {name: _tensor(file, name) for name in file.keys()}  # noqa: SIM118
-      if _KEY in stated:
-        return _own(path, tensors, stated[_KEY], options)
-      return torch_names.load_tensors(path, tensors, 'safetensors', options)
+      if _KEY not in stated:
+        return torch_names.load_tensors(path, tensors, 'safetensors', options)
+      loaded = assemble.assemble(
+        path,
+        tensors,
+        lambda depth: {name: name for name in names.parameter_names(depth)},
+        assemble.KERAS_LAYOUT,
+        format=FORMAT,
+        variant=Variant(),
+        preprocess=presets.CAFFE,
+        options=options,
+      )
+      return metadata.applied(path, loaded, stated[_KEY])
   except (safetensors.SafetensorError, OSError) as error:
     raise errors.UserError(
       f'{path} is damaged: {error}. Get it again.'
@@ -66,25 +75,6 @@ def _tensor(file: Any, name: str) -> Tensor:
   view = file.get_slice(name)
   dtype = _DTYPES.get(view.get_dtype(), view.get_dtype())
   return Tensor(tuple(view.get_shape()), dtype, lambda: file.get_tensor(name))
-
-
-def _own(
-  path: pathlib.Path,
-  tensors: dict[str, Tensor],
-  text: str,
-  options: assemble.Options,
-) -> assemble.Loaded:
-  loaded = assemble.assemble(
-    path,
-    tensors,
-    lambda depth: {name: name for name in names.parameter_names(depth)},
-    assemble.KERAS_LAYOUT,
-    format=FORMAT,
-    variant=Variant(),
-    preprocess=presets.CAFFE,
-    options=options,
-  )
-  return metadata.applied(path, loaded, text)
 
 
 def write(

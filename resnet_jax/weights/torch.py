@@ -130,16 +130,9 @@ def _kind(head: bytes) -> str:
 
 def recognise(path: pathlib.Path, head: bytes) -> bool:
   """Whether a file, with its first 512 bytes, is a PyTorch checkpoint."""
-  kind = _kind(head)
-  # PyTorch writes the pickle first, so that a truncated file is known, too.
-  if kind != 'zip' or zip_lib.first_name(head).endswith(_PICKLE.encode()):
-    return bool(kind)
-  try:
-    with open(path, 'rb') as file:
-      members = zip_lib.Archive(file, _MAX_DIRECTORY).members
-      return any(name.endswith(_PICKLE) for name in members)
-  except (OSError, ValueError):
-    return False
+  return _kind(head) not in ('', 'zip') or zip_lib.holds(
+    path, head, lambda name: name.endswith(_PICKLE), _MAX_DIRECTORY
+  )
 
 
 def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:

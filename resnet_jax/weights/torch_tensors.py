@@ -59,7 +59,7 @@ class Storages(dict[str, Storage]):
 
   def set_reader(self, read: Callable[[Storage], bytes]) -> None:
     """Sets the function that reads a storage, once the layout is known."""
-    # Of tensors that share a storage, each would read all of it.
+    # Each tensor that shares a storage would read the whole storage.
     self.read = functools.lru_cache(maxsize=1)(read)
 
   def persistent_load(self, given: object) -> Storage:
@@ -102,13 +102,13 @@ def _rebuild_tensor(  # noqa: PLR0917, as PyTorch's has them
     raise faults.RefusedError('a tensor that repeats values (a stride of 0)')
   count = math.prod(shape)
   end = offset + (1 + sum(n * s for n, s in steps) if count else 0)
-  # Overlapping strides could make many values of few.
+  # Overlapping strides could expand a few values.
   if max(end, count) > storage.count:
     raise ValueError(
       f'a tensor of {count} values that ends at value {end} has a storage of'
       f' {storage.count}'
     )
-  # Of a single value a stride may be any number.
+  # The stride of a dimension of size 1 may be any number.
   strides = tuple(s if n > 0 and count else 0 for n, s in steps)
   return Tensor(
     shape,
@@ -171,7 +171,7 @@ def _values(
   data = storage.owner.read(storage)
   if len(data) != storage.size:
     raise ValueError('its storage breaks off')
-  # Copied: of a view, all the storage would stay in memory.
+  # A view would keep the whole storage in memory.
   return np.ndarray(
     shape,
     dtype,

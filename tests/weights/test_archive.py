@@ -206,8 +206,8 @@ def test_the_filters_order_is_the_users(tmp_path, untrained):
       lambda d: d[:8] + struct.pack('<Q', 2**60) + d[16:],
       'its header (version, bytes per value, values) is (0, 4, 11529215046',
     ),
-    ('_output.wbias', lambda d: d[:-1], '4015 bytes, where 16 and 4 for each'),
-    ('_output.wbias', lambda d: d[:16], '16 bytes, where 16 and 4 for each'),
+    ('_output.wbias', lambda d: d[:-1], '4015 bytes, where 4012 are'),
+    ('_output.wbias', lambda d: d[:16], '16 bytes, where 20 are'),
   ],
 )
 def test_damaged_files_are_named(tmp_path, directory, packed, damage):
@@ -217,7 +217,8 @@ def test_damaged_files_are_named(tmp_path, directory, packed, damage):
   path = pack(tmp_path / 'a', path) if packed else path
   with pytest.raises(errors.UserError) as caught:
     load_either(path)
-  assert f'{path} is damaged: {name}: {fault}' in str(caught.value)
+  assert f'{path} is damaged: ' in str(caught.value)
+  assert f'{name}: {fault}' in str(caught.value)
 
 
 @pytest.mark.parametrize('packed', [True, False])
@@ -301,7 +302,7 @@ def test_a_pipe_or_a_device_is_not_read(tmp_path, directory):
 
 FILE = '_conv1_bn.w0'
 SPECIAL = 'refused: it holds r/_conv1_bn.w0, a link, a device or a sparse'
-EXTENDED = 'whose name or size an extended header states'
+EXTENDED = '_conv1_bn.w0: 0 bytes, where 80 are expected'
 
 
 @pytest.mark.parametrize(
@@ -504,7 +505,7 @@ def test_zeros_behind_the_end_are_a_bomb_too(tmp_path):
     file.write(member('r/' + FILE, b'x'))
     for _ in range(100):
       file.write(bytes(1 << 20))
-  with pytest.raises(errors.UserError, match='it unpacks to more than the'):
+  with pytest.raises(errors.UserError, match='it unpacks to more than '):
     load(path)
 
 

@@ -410,7 +410,7 @@ def _statistics(factor):
   [
     (
       _second_head,
-      r'2 InnerProduct layers \(fc1000, fc2\); a ResNet has at',
+      r'names are unknown \(fc2',
     ),
     (_statistics(0), 'is untrained: the factor bn2a_branch2a.2 is 0'),
     (_statistics(-1), 'damaged: the factor bn2a_branch2a.2 is -1.0'),

@@ -644,8 +644,8 @@ def named_type(group):
   [
     (external_storage, 'the values of conv1_conv/a are in another file'),
     (virtual, r'conv1_conv/a is made of other arrays \(virtual\)'),
-    (link(h5py.SoftLink, '/'), 'conv1_conv/a is a soft link'),
-    (link(h5py.SoftLink, '/nowhere'), 'conv1_conv/a is a soft link'),
+    (link(h5py.SoftLink, '/'), 'conv1_conv/a is a soft link or'),
+    (link(h5py.SoftLink, '/nowhere'), 'conv1_conv/a is a soft link or'),
     (cycle, 'its groups are nested deeper than 12'),
     (deep, 'its groups are nested deeper than 12'),
     (many, 'it holds more than 20000 groups and arrays'),

@@ -319,11 +319,11 @@ def test_big_endian_values_are_refused(refusal):
     ({}, 'holds no state dict: it has no tensors, nor have its'),
     (
       {'epoch': 3, 'net': {}, 9**9999: 0},
-      "it holds 'epoch', 'net', int. Where you",
+      "it holds 'epoch', 'net', int. If you",
     ),
-    ({f'{i}': i for i in range(25)}, "'19' and 5 more. Where"),
-    ({'state_dict': 3, 'model': [1]}, "it holds 'state_dict', 'model'. Where"),
-    ({'a': storage('0', 1)}, "it holds 'a'. Where"),
+    ({f'{i}': i for i in range(25)}, "'19' and 5 more. If"),
+    ({'state_dict': 3, 'model': [1]}, "it holds 'state_dict', 'model'. If"),
+    ({'a': storage('0', 1)}, "it holds 'a'. If"),
   ],
 )
 def test_without_a_state_dict_it_says_what_is_there(refusal, contents, message):
