@@ -129,7 +129,7 @@ def compare(first: pathlib.Path, second: pathlib.Path) -> Comparison:
 
 
 def _load(path: pathlib.Path) -> list[ImagePrediction]:
-  found = list(prediction_file.Reader(path))
+  found = list(prediction_file.PredictionReader(path))
   if not found:
     raise errors.UserError(f'{path} has no predictions; predict again.')
   return found

@@ -29,7 +29,7 @@ from resnet_jax.system import settings as settings_lib
 _MAX_LINE = 1 << 24
 
 
-class Reader:
+class PredictionReader:
   """Iterates over the images of a file.
 
   Attributes:
@@ -81,7 +81,7 @@ def batch_rows(path: pathlib.Path) -> int:
   """The batch size of a finished or unfinished file; 0: there is none."""
   for place in (path, files.part(path)):
     with contextlib.suppress(errors.UserError):
-      return settings_lib.batch_rows(Reader(place).header.run)
+      return settings_lib.batch_rows(PredictionReader(place).header.run)
   return 0
 
 
@@ -93,11 +93,11 @@ def is_finished(path: pathlib.Path, header: Header) -> bool:
   """
   if not path.exists():
     return False
-  _check_same(path, Reader(path).header.settings, header.settings)
+  _check_same(path, PredictionReader(path).header.settings, header.settings)
   return True
 
 
-class Writer:
+class PredictionWriter:
   """Appends images to an unfinished file, in order; a context manager.
 
   Attributes:
@@ -168,7 +168,7 @@ def images(
   Raises:
     UserError: the file has other images, or is damaged.
   """
-  pairs = itertools.zip_longest(keys, Reader(path))
+  pairs = itertools.zip_longest(keys, PredictionReader(path))
   for row, (key, image) in enumerate(pairs):
     if image is None or image.key != key:
       found = image.key if image else 'missing'
@@ -202,7 +202,7 @@ def relabel(
   pairs = zip(images(path, keys), labels, strict=True)
   if all(image.labels == wanted for image, wanted in pairs):
     return False
-  header = dataclasses.replace(Reader(path).header, record=record)
+  header = dataclasses.replace(PredictionReader(path).header, record=record)
   new = path.with_name(f'{path.name}.new')
   with files.writing('predictions', new), open(new, 'wb') as file:
     file.write(header.line())
@@ -243,7 +243,7 @@ def _resumable(
       if line.endswith(b'\n'):
         ends.append(file.tell())
   done = len(ends) - 1
-  reader = Reader(path)
+  reader = PredictionReader(path)
   if reader.format == 1:
     raise errors.UserError(
       f'{path} was begun by an earlier version of this program. Finish it with'

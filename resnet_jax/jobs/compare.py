@@ -98,7 +98,9 @@ def _compare_predictions(
 
 def _differences(first: pathlib.Path, second: pathlib.Path) -> list[str]:
   """The settings in which two files differ, a line each."""
-  headers = [prediction_file.Reader(path).header for path in (first, second)]
+  headers = [
+    prediction_file.PredictionReader(path).header for path in (first, second)
+  ]
   one, other = ({**header.settings, **header.run} for header in headers)
   return [
     f'{key}: {one.get(key)!r} in the first, {other.get(key)!r} in the second'

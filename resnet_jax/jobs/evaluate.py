@@ -20,7 +20,7 @@ from resnet_jax.evaluation import (
   published,
   report,
 )
-from resnet_jax.jobs import classifier
+from resnet_jax.jobs import predictor
 from resnet_jax.model import Model
 from resnet_jax.system import console, errors, files
 from resnet_jax.zoo import lookup
@@ -34,15 +34,15 @@ _CHECKPOINTS = {record.name: record for record in lookup.RECORDS}
 def run(config: ConfigDict) -> int:
   """Evaluates, or resumes an interrupted run with the same settings."""
   folder = _folder(config)
-  path = classifier.file_setting(config, 'predictions')
+  path = predictor.file_setting(config, 'predictions')
   path = path or folder / 'predictions.jsonl'
-  if record := classifier.file_setting(config, 'record'):
+  if record := predictor.file_setting(config, 'record'):
     # A damaged record should not be found after hours.
     evidence.read(record)
   texts = _label_texts(config.labels)
   if config.checkpoint:
     errors.check_choice('checkpoint', config.checkpoint, _CHECKPOINTS)
-  job = classifier.Classifier(config, path)
+  job = predictor.Predictor(config, path)
   sets = _label_sets(job, texts)
   model = job.setup.model
   against = published.standard(
@@ -118,7 +118,7 @@ def _checkpoint(config: ConfigDict, model: Model) -> lookup.Record | None:
 
 
 def _label_sets(
-  job: classifier.Classifier, texts: Sequence[str]
+  job: predictor.Predictor, texts: Sequence[str]
 ) -> list[truth.LabelSet]:
   sets = [truth.load(text, job.setup.source.items, job.names) for text in texts]
   for found in sets:
@@ -134,7 +134,7 @@ def _label_sets(
 
 def _results(
   config: ConfigDict,
-  job: classifier.Classifier,
+  job: predictor.Predictor,
   sets: Sequence[truth.LabelSet],
   against: published.Standard,
 ) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _results(
         predicted, job.keys, own, job.names, texts
       )
   return {
-    **prediction_file.Reader(job.path).header.run,
+    **prediction_file.PredictionReader(job.path).header.run,
     'failed': int((predicted < 0).sum()),
     'predictions_sha256': files.sha256(job.path),
     'labels': found,

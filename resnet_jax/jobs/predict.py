@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.data import sources
 from resnet_jax.evaluation import prediction_file, prediction_record
-from resnet_jax.jobs import classifier
+from resnet_jax.jobs import predictor
 from resnet_jax.system import console, text
 
 # As the label set of --job=evaluate with labels=''.
@@ -16,8 +16,8 @@ _LABEL_SET = 'labels'
 
 def run(config: ConfigDict) -> int:
   """Predicts; prints an image's label, and names with probabilities."""
-  path = classifier.file_setting(config, 'predictions')
-  job = classifier.Classifier(config, path)
+  path = predictor.file_setting(config, 'predictions')
+  job = predictor.Predictor(config, path)
   header = job.header({_LABEL_SET: 'stated by the data'})
   labels: list[prediction_record.Labels] = [
     {} if item.label == sources.NO_LABEL else {_LABEL_SET: (item.label,)}

@@ -284,7 +284,7 @@ def _write_plots(
 # ------------------------------------------------------------------ the page
 
 
-def _page_run(config: ConfigDict, plan: _Plan) -> page.Run:
+def _page_run(config: ConfigDict, plan: _Plan) -> page.Overview:
   model, source = plan.setup.model, plan.setup.source
   weights, size = model.weights, model.preprocess.crop_size
   versions = version.versions() | {
@@ -306,7 +306,7 @@ def _page_run(config: ConfigDict, plan: _Plan) -> page.Run:
     ('Arithmetic', model.execution.arithmetic),
     ('Versions', ', '.join(f'{k} {v}' for k, v in versions.items())),
   )
-  return page.Run(
+  return page.Overview(
     f'ResNet-{model.module.depth} on {counted(len(source.items), "image")}',
     weights.warnings,
     graph.build(model.module, size, size),

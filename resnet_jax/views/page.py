@@ -87,7 +87,7 @@ class ImageResult:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Run:
+class Overview:
   """A run, as the page describes it.
 
   Attributes:
@@ -177,7 +177,7 @@ def entry(image: ImageResult, side: int) -> dict[str, Any]:
   return result
 
 
-def document(run: Run, entries: Sequence[Mapping[str, Any]]) -> str:
+def document(run: Overview, entries: Sequence[Mapping[str, Any]]) -> str:
   """The page.
 
   Args:
@@ -218,7 +218,7 @@ def document(run: Run, entries: Sequence[Mapping[str, Any]]) -> str:
   )
 
 
-def _page_facts(run: Run) -> dict[str, Any]:
+def _page_facts(run: Overview) -> dict[str, Any]:
   count, height, width, _ = run.filters.shape
   columns = min(count, 8)
   return {

@@ -25,7 +25,7 @@ def _image(key, best=BEST, failed=''):
 
 
 def _write(path, count=5):
-  with prediction_file.Writer(path, HEADER, 2) as writer:
+  with prediction_file.PredictionWriter(path, HEADER, 2) as writer:
     writer.write([_image(f'ü {row}') for row in range(count - 1)])
     writer.write([_image('last', (), 'it is\nbroken')])
     writer.publish()
@@ -100,7 +100,7 @@ def test_a_damaged_line_is_named(tmp_path, line, expected):
   path.write_bytes(path.read_bytes() + line)
   message = f'p.jsonl, line 7, is damaged: .*{expected}'
   with pytest.raises(errors.UserError, match=message):
-    list(prediction_file.Reader(path))
+    list(prediction_file.PredictionReader(path))
 
 
 @pytest.mark.parametrize(
@@ -123,24 +123,24 @@ def test_another_file_is_none_of_predictions(tmp_path, first):
   path = tmp_path / 'p.jsonl'
   path.write_bytes(first)
   with pytest.raises(errors.UserError, match='is no file of predictions'):
-    prediction_file.Reader(path)
+    prediction_file.PredictionReader(path)
   if first:
     # Somebody's file under the name of ours in the making stays as it is.
     part = files.part(path)
     part.write_bytes(first)
     with pytest.raises(errors.UserError, match='is no file of predictions'):
-      prediction_file.Writer(path, HEADER, 2)
+      prediction_file.PredictionWriter(path, HEADER, 2)
     assert part.read_bytes() == first
 
 
 def test_two_processes_do_not_write_one_file(tmp_path):
   path = tmp_path / 'p.jsonl'
   with (
-    prediction_file.Writer(path, HEADER, 2),
+    prediction_file.PredictionWriter(path, HEADER, 2),
     pytest.raises(errors.UserError, match='another process is at work'),
   ):
-    prediction_file.Writer(path, HEADER, 2)
-  with prediction_file.Writer(path, HEADER, 2) as writer:
+    prediction_file.PredictionWriter(path, HEADER, 2)
+  with prediction_file.PredictionWriter(path, HEADER, 2) as writer:
     assert writer.done == 0
 
 
@@ -150,7 +150,7 @@ def test_a_damaged_line_is_found_before_a_run_resumes(tmp_path):
   part = files.part(path)
   part.write_bytes(path.read_bytes().replace(b'"best"', b'"bets"', 1))
   with pytest.raises(errors.UserError, match='line 2, is damaged'):
-    prediction_file.Writer(path, HEADER, 2)
+    prediction_file.PredictionWriter(path, HEADER, 2)
 
 
 # ------------------------------------------------------------------ its fields
@@ -201,7 +201,7 @@ def test_whole_batches_are_kept(tmp_path, lines, done):
   left = b''.join(text.splitlines(keepends=True)[:lines])
   for torn in (b'', b'{"key": "torn'):
     files.part(path).write_bytes(left + (torn if lines else b''))
-    with prediction_file.Writer(path, HEADER, 2) as writer:
+    with prediction_file.PredictionWriter(path, HEADER, 2) as writer:
       assert writer.done == done
       writer.write([_image(f'ü {row}') for row in range(done, 4)])
       if done < 5:
@@ -220,7 +220,7 @@ def test_other_labels_and_the_same_predictions(tmp_path):
   after = list(prediction_file.images(path, keys))
   assert [image.labels for image in after] == labels
   assert [i.best for i in after] == [i.best for i in before]
-  header = prediction_file.Reader(path).header
+  header = prediction_file.PredictionReader(path).header
   assert header.record == {'labels': 'others'}
   assert header.settings == HEADER.settings
 
@@ -260,7 +260,7 @@ def test_a_file_of_format_1_is_read_and_gets_names(tmp_path):
   assert found[1].failed == 'broken'
   labels = [{'real': (2,)}, {'real': ()}]
   prediction_file.relabel(path, ['a', 'b'], labels, {})
-  reader = prediction_file.Reader(path)
+  reader = prediction_file.PredictionReader(path)
   assert reader.format == 2
   assert reader.header.settings == HEADER.settings
   assert [i.best for i in reader] == [best, ()]
@@ -273,7 +273,7 @@ def test_a_damaged_line_of_format_1_is_named(tmp_path, best):
   path = tmp_path / 'p.jsonl'
   path.write_bytes(_format_1([*FORMAT_1, FORMAT_1[1] | {'best': best}]))
   with pytest.raises(errors.UserError, match='line 4, is damaged: its best'):
-    list(prediction_file.Reader(path))
+    list(prediction_file.PredictionReader(path))
 
 
 @pytest.mark.parametrize(
@@ -292,5 +292,5 @@ def test_an_unfinished_file_of_an_earlier_version_stays(
   path = tmp_path / 'p.jsonl'
   files.part(path).write_bytes(text)
   with pytest.raises(errors.UserError, match=expected):
-    prediction_file.Writer(path, HEADER, 2)
+    prediction_file.PredictionWriter(path, HEADER, 2)
   assert files.part(path).read_bytes() == text

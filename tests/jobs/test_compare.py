@@ -28,7 +28,7 @@ def _compare(first, second, **settings):
 
 def _write(path, images, classes=6, **facts):
   header = prediction_record.Header({'classes': classes} | facts, {}, {})
-  with prediction_file.Writer(path, header, 1) as writer:
+  with prediction_file.PredictionWriter(path, header, 1) as writer:
     writer.write(images)
     writer.publish()
   return path

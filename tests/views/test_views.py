@@ -258,7 +258,7 @@ def test_even_noise_does_not_make_the_page_larger_than_promised():
   everything = [node.name for node in network.nodes]
   kernel = np.random.default_rng(0).normal(size=(7, 7, 3, 64))
   filters = maps.true_colours(kernel, 'BGR')
-  run = page.Run('t', [], network, everything, filters, '', '', [], {})
+  run = page.Overview('t', [], network, everything, filters, '', '', [], {})
   whole = page.document(run, [])
   assert len(whole.encode()) + 200 * len(page._json(entry)) < page.MAX_BYTES
   assert (

@@ -17,7 +17,7 @@ from resnet_jax.jobs import setup as setup_lib
 from resnet_jax.system import console, errors, files
 
 
-class Classifier:
+class Predictor:
   """A network with classes, its images, and the file of their predictions.
 
   Attributes:
@@ -97,10 +97,10 @@ class Classifier:
     with contextlib.ExitStack() as stack:
       if self.path:
         writer = stack.enter_context(
-          prediction_file.Writer(self.path, header, self.run.rows)
+          prediction_file.PredictionWriter(self.path, header, self.run.rows)
         )
         start = writer.done
-        for image in prediction_file.Reader(files.part(self.path)):
+        for image in prediction_file.PredictionReader(files.part(self.path)):
           show(image)
       if start:
         console.say(f'resuming after {start} of {len(self.keys)} images')
