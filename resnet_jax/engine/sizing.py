@@ -72,6 +72,7 @@ def is_exhausted(error: BaseException) -> bool:
   """Whether the error means that memory ran out."""
   return isinstance(error, MemoryError) or (
     isinstance(error, jax.errors.JaxRuntimeError)
+    # The status code is only in the text.
     and 'RESOURCE_EXHAUSTED' in str(error)
   )
 
