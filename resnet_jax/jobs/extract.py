@@ -94,7 +94,7 @@ def _say_plan(
   directory: pathlib.Path,
   rows: int,
 ) -> None:
-  notes = features.notes(config.feature_format, plan)
+  notes = form.notes(plan)
   needed = features.FORMATS[config.feature_format].planned_bytes(plan, rows)
   free = output.check_space(directory, needed)
   console.say(f'features: {plan.dtype}, {plan.batch_rows} images at a time')
