@@ -45,9 +45,9 @@ $(LOWEST)/installed: Makefile pyproject.toml
 	  --resolution lowest-direct --editable '.[test]'
 	@touch $@
 
-# Old versions use what newer ones of their own dependencies deprecate.
+# Old versions warn of what newer ones of their own dependencies deprecate.
 lowest: $(LOWEST)/installed ## the tests, with the lowest versions allowed (TESTS=FILES: some)
-	$(LOWEST)/bin/python -m pytest -W default::DeprecationWarning $(TESTS)
+	$(LOWEST)/bin/python -m pytest -W default $(TESTS)
 
 frameworks: $(VENV)/test-installed ## tests against PyTorch (hundreds of megabytes to install)
 	$(BIN)/python -m pip install --quiet --editable '.[frameworks]'

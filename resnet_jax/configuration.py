@@ -24,6 +24,7 @@ _AUTOMATIC = (
   *('batch_size', 'threads'),
 )
 
+_AUTO_FLAG = re.compile(rf'^(--?config\.(?:{"|".join(_AUTOMATIC)}))=auto$')
 _BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}
 
 
@@ -64,25 +65,16 @@ def resolve_flags(arguments: Sequence[str]) -> list[str]:
     elif match := re.fullmatch(r'--?config=(.*)', flag):
       path = match[1]
     else:
-      others.append(_automatic(flag))
+      others.append(_AUTO_FLAG.sub(r'\1=0', flag))
   return [program, f'--config={find(path)}', *others]
 
 
 def settings_text() -> str:
   """Every key of the default file, with its comment and default value."""
   text = pathlib.Path(find(DEFAULT)).read_text('utf-8')
-  body = re.search(r'ConfigDict\(\)\n\n(.*)\n\n  return ', text, re.S)
-  if body is None:
-    raise ValueError(f'{DEFAULT} has no block of settings')
-  lines = textwrap.dedent(body[1]).splitlines()
+  (body,) = re.findall(r'ConfigDict\(\)\n\n(.*)\n\n  return ', text, re.S)
+  lines = textwrap.dedent(body).splitlines()
   return '\n'.join(line.removeprefix('config.') for line in lines)
-
-
-def _automatic(flag: str) -> str:
-  """Replaces `--config.batch_size=auto` by its number."""
-  return re.sub(
-    rf'^(--?config\.(?:{"|".join(_AUTOMATIC)}))=auto$', r'\1=0', flag
-  )
 
 
 def check_overrides(arguments: Sequence[str]) -> None:

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
   """Runs the job that the flags name; returns the exit status."""
   if _JOB.value is None:
     raise errors.UserError(
-      f'say --job=JOB, one of: {", ".join(jobs.JOBS)}. --help says more.'
+      f'give --job=JOB, one of: {", ".join(jobs.JOBS)}. --help says more.'
     )
   configuration.check_complete(_CONFIG.value)
   jobs.take(_JOB.value, arguments[1:], _CONFIG.value)

@@ -237,7 +237,7 @@ class Model:
 
     Args:
       layers: as for `features`.
-      note: hears what the user should know of them.
+      note: called with each remark on their names.
 
     Raises:
       UserError: a layer does not exist.

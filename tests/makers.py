@@ -4,12 +4,16 @@
 import io
 import os
 import pathlib
+import runpy
 import signal
 import subprocess
 import sys
 import time
 
+import pytest
 from PIL import Image
+
+from resnet_jax.system import errors
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -33,6 +37,13 @@ def encoded(image, form, **options):
   file = io.BytesIO()
   image.save(file, form, **options)
   return file.getvalue()
+
+
+def user_error(function, *arguments, **options):
+  """The message of the UserError that a call raises."""
+  with pytest.raises(errors.UserError) as caught:
+    function(*arguments, **options)
+  return str(caught.value)
 
 
 def _environment(env=None):
@@ -59,6 +70,14 @@ def run_python(folder, *arguments, check=None, env=None):
 def run_program(folder, *arguments, **keywords):
   """The same for the program, as a user runs it."""
   return run_python(folder, '-m', 'resnet_jax.main', *arguments, **keywords)
+
+
+def config_of(argument='', file='resnet', **settings):
+  """The settings of `configs/`, with some of them changed."""
+  path = ROOT / 'configs' / f'{file}.py'
+  config = runpy.run_path(str(path))['get_config'](argument)
+  config.update(settings)
+  return config
 
 
 class Started:

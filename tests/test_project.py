@@ -92,7 +92,7 @@ def test_every_package_has_a_level():
     (r'jax\.jit\(|device_put\(', {'resnet_jax.engine'}),
     (
       r'\bsocket\b|urllib\.request|http\.client|requests',
-      {'resnet_jax.zoo.transfer'},
+      {'resnet_jax.zoo.download'},
     ),
     (r'ConfigDict', {'resnet_jax.configuration', 'resnet_jax.jobs'}),
     (r'pickle\.Unpickler|pickle\.load', {'resnet_jax.codecs.pickles'}),

@@ -205,7 +205,7 @@ def normalise(
       mean image is not mirrored with them, as in the original.
     numpy: the module to compute with, numpy or jax.numpy.
     channels: 'BGR' or 'RGB', of the mean, the std and the result.
-    std: what is divided by.
+    std: the divisor, after the mean.
 
   Returns:
     (N * crops, H, W, 3) float32, minus the mean, over the std.

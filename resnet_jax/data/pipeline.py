@@ -198,7 +198,7 @@ class _Decoders:
       try:
         self._fill(batch, row)
       except BaseException as error:
-        # Any error ends the run, so the other threads begin no further image
+        # Any error ends the run, so the other threads start no other image
         # until `wait_for` has raised it.
         self._stopped = True
         error.add_note(f'It was at the image {batch.items[row].name}.')

@@ -66,10 +66,7 @@ class Preprocess:
     for name, allowed in _CHOICES.items():
       errors.check_choice(name, getattr(self, name), allowed)
     mean_lib.check_std(self.std)
-    if not 32 <= self.crop_size <= 4096:
-      raise errors.UserError(
-        f'crop_size={self.crop_size} is not between 32 and 4096.'
-      )
+    check_crop_size(self.crop_size)
     if self.multi_crop and self.resize != 'short_side':
       raise errors.UserError(
         'multi_crop=true needs resize=short_side: with'
@@ -156,6 +153,12 @@ class Preprocess:
 FIELDS = tuple(field.name for field in dataclasses.fields(Preprocess))
 # Chosen for each run, and not stored with weights.
 RUN_FIELDS = ('multi_crop', 'decode')
+
+
+def check_crop_size(size: int) -> None:
+  """Raises a UserError for a size that no network takes."""
+  if not 32 <= size <= 4096:
+    raise errors.UserError(f'crop_size={size} is not between 32 and 4096.')
 
 
 def check_overrides(**given: Any) -> None:

@@ -79,12 +79,11 @@ def keep_programs(wanted: bool, say: Say, *, application: bool) -> None:
   Args:
     wanted: as for `folder`.
     say: as for `folder`.
-    application: whether the process is ours: then every program is kept, and a
-      damaged file is an error, which `compiled` mends.  In somebody else's
-      process JAX's own thresholds stay.
+    application: whether the process is the program's own: then every program is
+      kept, and a damaged file is an error, which `compiled` repairs.  In a
+      notebook JAX's own thresholds stay.
   """
-  path = folder(wanted, say)
-  if path is None or _jax('jax_compilation_cache_dir'):
+  if _jax('jax_compilation_cache_dir') or (path := folder(wanted, say)) is None:
     return
   settings = {'jax_compilation_cache_dir': str(path)}
   for name, value in (settings | (_APPLICATION if application else {})).items():

@@ -29,8 +29,8 @@ Computed: TypeAlias = tuple[pipeline.Batch, dict[str, np.ndarray]]
 # Of one batch's features, on the device and again on the host.
 _MAX_BATCH_BYTES = 512 << 20
 
-# A warm-up takes as long as a batch, on a CPU some seconds: in a run of so many
-# batches, a twentieth.
+# Batches of a run that is long enough for a warm-up, which takes as long as one
+# batch, on a CPU some seconds.
 _WARM_UP_FROM = 20
 
 # Batches, by their number, whose transfer and computation are timed: few, since
@@ -87,7 +87,7 @@ class Run:
     network: gives the layers.
     rows: images a batch.
     check_decoding: whether to report how far an inexact decoding is off.
-    say: hears of that.
+    say: prints the report.
     warm_up_from: batches from which a warm-up pays.
   """
 

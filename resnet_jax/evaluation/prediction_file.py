@@ -235,7 +235,7 @@ def _resumable(
   """
   with open(path, 'rb') as file:
     first = file.readline(_MAX_LINE)
-    # Any other file is somebody's, and stays.
+    # A file of anything else stays.
     if not first.endswith(b'\n') and begins_header(first):
       return 0, 0
     ends = [file.tell()]

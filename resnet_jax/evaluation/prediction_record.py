@@ -28,7 +28,7 @@ Labels = Mapping[str, tuple[int, ...]]
 
 
 class DamageError(Exception):
-  """A line is not as it was written; the message says what is wrong."""
+  """A line is damaged; the message says how."""
 
 
 @dataclasses.dataclass(frozen=True)

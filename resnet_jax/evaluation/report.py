@@ -14,6 +14,7 @@ from resnet_jax.evaluation import (
   published,
   statistics,
 )
+from resnet_jax.system.text import counted
 
 # Rows of a table on the screen; the JSON has all classes.
 _SHOWN = 10
@@ -135,13 +136,14 @@ def title(name: str) -> str:
 def remarks(name: str, found: Mapping[str, Any]) -> list[str]:
   """The remarks on a label set's errors, a line each."""
   of = f'{title(name)}: '
-  lines = [f'{of}{found["images"]} images']
+  images, unlabelled, failed = (
+    counted(found[key], 'image') for key in ('images', 'unlabelled', 'failed')
+  )
+  lines = [f'{of}{images}']
   if found['unlabelled']:
-    lines.append(f'{of}{found["unlabelled"]} images without a label left out')
+    lines.append(f'{of}{unlabelled} without a label left out')
   if found['failed']:
-    lines.append(
-      f'{of}{found["failed"]} images that could not be read count as wrong'
-    )
+    lines.append(f'{of}{failed} could not be read, counted as wrong')
   source = found['published']
   if isinstance(source, str):
     lines.append(f'{of}{source}')

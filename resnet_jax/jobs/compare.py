@@ -41,7 +41,7 @@ def _existing(config: ConfigDict, key: str) -> pathlib.Path:
   path = pathlib.Path(config[key]).expanduser()
   if not config[key] or not path.exists():
     raise errors.UserError(
-      f"{key}='{config[key]}': there is nothing there. Name two files of"
+      f"{key}='{config[key]}' does not exist. Name two files of"
       ' predictions (of --job=evaluate or predict), or two feature stores'
       ' (of --job=extract).'
     )

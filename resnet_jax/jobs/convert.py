@@ -41,22 +41,19 @@ def run(config: ConfigDict) -> int:
     )
   given = setup.preprocess_overrides(config)
   loaded = setup.load_weights(config)
-  held = _overridden(config, given, loaded)
-  source = loaded.path
+  order, source = config.conv_order, loaded.path
   text = metadata.written(
-    held,
+    _overridden(config, given, loaded),
     loaded.source,
     loaded.digest,
     files.sha256(source) if source and source.is_file() else '',
-    config.conv_order if config.convert_to == 'paddle' else '',
+    '' if is_file else order,
   )
-  if config.convert_to == 'paddle':
-    paddle.write(loaded.parameters, target, config.conv_order, text)
-  else:
+  if is_file:
     safetensors.write(target, loaded.parameters, text)
-  again = weights.load(
-    str(target), weights.Options(conv_order=config.conv_order)
-  )
+  else:
+    paddle.write(loaded.parameters, target, order, text)
+  again = weights.load(str(target), weights.Options(conv_order=order))
   if again.digest != loaded.digest:
     raise errors.UserError(
       f'{target} reads back with digest {again.digest} instead of'
@@ -79,12 +76,10 @@ def _overridden(
       ' values for mean=, and give the mean image where the weights are used.'
     )
   held = loaded.loaded
-  class_names = held.class_names
   if config.class_names:
     classes = labels.classes(held.model.classes, config.class_names)
     class_names = tuple(c.name for c in classes)
+    held = dataclasses.replace(held, class_names=class_names)
   own = {name: getattr(loaded.preprocess, name) for name in RUN_FIELDS}
   preprocess = dataclasses.replace(preprocess, **own)
-  return dataclasses.replace(
-    held, preprocess=preprocess, class_names=class_names
-  )
+  return dataclasses.replace(held, preprocess=preprocess)

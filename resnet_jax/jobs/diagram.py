@@ -21,13 +21,7 @@ def run(config: ConfigDict) -> int:
   target = pathlib.Path(config.output).expanduser() if config.output else None
   kind = _kind(target) if target else ''
   model, size, _ = setup.described_network(config)
-  drawn = graphviz.draw(
-    model,
-    size,
-    size,
-    level=config.diagram_level,
-    highlight=config.highlight,
-  )
+  drawn = graphviz.draw(model, size, config.diagram_level, config.highlight)
   for note in drawn.notes:
     console.say(f'NOTE: {note}')
   if not target:

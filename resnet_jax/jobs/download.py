@@ -9,7 +9,8 @@ from resnet_jax import weights
 from resnet_jax.data import mean
 from resnet_jax.models import names, structure
 from resnet_jax.system import console, errors, folders
-from resnet_jax.zoo import cache, download, lookup, records
+from resnet_jax.zoo import cache, download, lookup
+from resnet_jax.zoo.records import File
 
 ALL = 'all'
 _MEAN_SIZE = 224
@@ -21,8 +22,8 @@ def run(config: ConfigDict) -> int:
   After a failure the others are still downloaded.
   """
   chosen = _chosen(config.weights, config.layer_num)
-  checkpoints = {record.name: record for record in chosen}
-  files = {name: record.file for name, record in checkpoints.items()}
+  records = {record.name: record for record in chosen}
+  files = {name: record.file for name, record in records.items()}
   for family in dict.fromkeys(record.family for record in chosen):
     if family in lookup.MEANS:
       files[f'{family}-mean'] = lookup.MEANS[family]
@@ -40,11 +41,13 @@ def run(config: ConfigDict) -> int:
       with console.Bytes() as bar:
         path = download.fetch(file, name, report=bar.set, say=console.say)
       print(path, flush=True)
-      if name in checkpoints:
-        _check(checkpoints[name])
+      # Some publishers give no hash, so the contents are read, too.
+      if record := records.get(name):
+        loaded = weights.load(record.family, weights.Options(record.depth))
+        held = f'ResNet-{record.depth}, digest {loaded.digest}'
       else:
-        subtracted = mean.parse_mean(path, _MEAN_SIZE)
-        console.say(f'{name} holds a {mean.describe(subtracted)}')
+        held = f'a {mean.describe(mean.parse_mean(path, _MEAN_SIZE))}'
+      console.say(f'{name} holds {held}')
     except errors.UserError as error:
       failed.append(name)
       console.say(f'FAILED: {error}')
@@ -56,7 +59,7 @@ def run(config: ConfigDict) -> int:
   return 0
 
 
-def _check_offline(files: Mapping[str, records.File]) -> None:
+def _check_offline(files: Mapping[str, File]) -> None:
   """Raises one UserError, not one a file, if downloads are forbidden."""
   missing = [
     f'{name}/{file.name}'
@@ -72,33 +75,16 @@ def _check_offline(files: Mapping[str, records.File]) -> None:
     )
 
 
-def _check(record: lookup.Record) -> None:
-  """Loads a downloaded checkpoint: some publishers give no hash."""
-  loaded = weights.load(record.family, weights.Options(record.depth))
-  console.say(
-    f'{record.name} holds ResNet-{record.depth}, digest {loaded.digest}'
-  )
-
-
 def _chosen(text: str, depth: int) -> list[lookup.Record]:
   """The checkpoints for `msra`, `msra,keras`, `all` or `auto`."""
   if depth:
     structure.check_depth(depth)
   if text == ALL:
     return [r for r in lookup.RECORDS if depth in (0, r.depth)]
-  if text == 'auto':
+  if text == weights.AUTO:
     depths = [depth] if depth else list(lookup.USUAL)
     return [lookup.find(lookup.USUAL[d], d) for d in depths]
-  chosen = []
-  for family in names.split_list(text):
-    if family not in lookup.FAMILIES:
-      raise errors.unknown(
-        'checkpoint', family, (*lookup.FAMILIES, ALL, 'auto')
-      )
-    if depth:
-      chosen.append(lookup.find(family, depth))
-    else:
-      chosen += [r for r in lookup.RECORDS if r.family == family]
+  chosen = lookup.select(names.split_list(text), depth, (ALL, weights.AUTO))
   if not chosen:
     raise errors.UserError(
       f"weights='{text}' names no checkpoint. Give one or several of"

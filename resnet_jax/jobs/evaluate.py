@@ -84,7 +84,7 @@ def run(config: ConfigDict) -> int:
     f'predictions are in {path}',
     f'results are in {target}',
     failed=results['failed'],
-    meaning='; they count as wrong',
+    meaning=', counted as wrong',
   )
 
 

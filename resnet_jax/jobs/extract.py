@@ -84,7 +84,7 @@ def run(config: ConfigDict) -> int:
 def _end(setup: setup_lib.Setup, writer: table.Writer) -> int:
   return setup.end(
     failed=writer.failed,
-    meaning=': their rows are NaN, the reasons are beside them',
+    meaning=': NaN in the features, with the reason beside',
   )
 
 

@@ -28,13 +28,8 @@ def run(config: ConfigDict) -> int:
       _show_values(name, loaded, config)
     return 0
   rows = [_row(name, loaded) for name in loaded.parameters]
-  console.show(
-    rows,
-    config.as_json,
-    heads=1,
-    digest=loaded.digest,
-    source=loaded.source,
-  )
+  facts = {'digest': loaded.digest, 'source': loaded.source}
+  console.show(rows, config.as_json, heads=1, **facts)
   bad = sum(row['non-finite'] for row in rows)
   console.say(
     f'{len(rows)} parameters, {sum(row["count"] for row in rows)} values,'
@@ -46,7 +41,6 @@ def run(config: ConfigDict) -> int:
 def _row(name: str, loaded: weights.Weights) -> dict[str, Any]:
   array, origin = loaded.parameters[name], loaded.loaded.origins[name]
   finite = array[np.isfinite(array)].astype(np.float64)
-  has = finite.size > 0
   return {
     'parameter': name,
     'in the file': origin.name,
@@ -54,10 +48,10 @@ def _row(name: str, loaded: weights.Weights) -> dict[str, Any]:
     'stored': f'{_shape(origin.shape)} {origin.dtype}',
     'layout': loaded.loaded.layout if array.ndim > 1 else '(C,)',
     'count': array.size,
-    'mean': float(finite.mean()) if has else None,
-    'std': float(finite.std()) if has else None,
-    'min': float(finite.min()) if has else None,
-    'max': float(finite.max()) if has else None,
+    **{
+      key: float(getattr(finite, key)()) if finite.size else None
+      for key in ('mean', 'std', 'min', 'max')
+    },
     'non-finite': array.size - finite.size,
   }
 

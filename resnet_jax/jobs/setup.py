@@ -19,10 +19,8 @@ from resnet_jax.engine import devices, gradcam, loop, reductions, runner
 from resnet_jax.model import Model
 from resnet_jax.models import resnet, variant
 from resnet_jax.system import console, errors, timing, version
+from resnet_jax.system.text import counted
 from resnet_jax.zoo import lookup
-
-# Exit status of a run that finished without some of the images.
-SOME_FAILED = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,15 +145,15 @@ class Setup:
       console.say(line)
     if not failed:
       return 0
-    console.say(f'{failed} images could not be read{meaning}')
-    return SOME_FAILED
+    console.say(f'{counted(failed, "image")} could not be read{meaning}')
+    return 3
 
 
 def set_up(config: ConfigDict, most: int | None = None) -> Setup:
   """Checks the config, cheap things first, and loads the weights.
 
   Args:
-    config: all of it.
+    config: the settings.
     most: images that the job takes; None: any number.
 
   Raises:
@@ -172,9 +170,8 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
   )
   if most and len(source.items) > most:
     raise errors.UserError(
-      f'{len(source.items)} images ({source.description}): this job shows'
-      f' 1 to {most}. Give a list file with those that you want to see, or a'
-      ' smaller folder.'
+      f'{source.description}: this job shows 1 to {most}. Give a list file with'
+      ' those that you want to see, or a smaller folder.'
     )
   execution = runner.start(
     config.use_gpu,
@@ -233,7 +230,7 @@ def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
 def described_network(
   config: ConfigDict,
 ) -> tuple[resnet.ResNet, int, dict[str, str]]:
-  """A network to describe, and what is known of its weights.
+  """A network to describe, and facts about its weights.
 
   A file of weights is read, as only it tells the network; a checkpoint of the
   zoo, `auto` and `random` need none.
@@ -258,10 +255,7 @@ def described_network(
     module, preset = loaded.model, loaded.preprocess
     facts = {'digest': loaded.digest, 'source': loaded.source}
   size = config.crop_size or preset.crop_size
-  if not resnet.MIN_SIZE <= size <= 4096:
-    raise errors.UserError(
-      f'crop_size={size} is not between {resnet.MIN_SIZE} and 4096.'
-    )
+  preprocess.check_crop_size(size)
   return weight_options(config).applied(module), size, facts
 
 

@@ -15,11 +15,13 @@ def run(config: ConfigDict) -> int:
   """Prints a row for each layer, and the totals."""
   model, size, facts = setup.described_network(config)
   found = costs.costs(model, size, size)
-  usual = _usual_names(model)
+  # A layer's first alias of a scheme is the usual one.
+  named = reversed(aliases.aliases(model.depth, head=model.classes > 0))
+  usual = {(alias.scheme, alias.layer): alias.name for alias in named}
   rows = [
     {
       'layer': cost.layer,
-      **{scheme: usual[scheme].get(cost.layer, '-') for scheme in usual},
+      **{s: usual.get((s, cost.layer), '-') for s in aliases.OTHERS},
       'C x H x W': 'x'.join(map(str, cost.shape)),
       'parameters': cost.parameters,
       'multiply-adds': cost.multiply_adds,
@@ -51,17 +53,6 @@ def run(config: ConfigDict) -> int:
   if not config.as_json:
     print(_total_line(model, size, totals))
   return 0
-
-
-def _usual_names(model: resnet.ResNet) -> dict[str, dict[str, str]]:
-  """By scheme, the usual name of each layer."""
-  usual: dict[str, dict[str, str]] = {
-    scheme: {} for scheme in aliases.SCHEMES if scheme != aliases.CANONICAL
-  }
-  for alias in aliases.aliases(model.depth, head=model.classes > 0):
-    if alias.scheme in usual:
-      usual[alias.scheme].setdefault(alias.layer, alias.name)
-  return usual
 
 
 def _total_line(model: resnet.ResNet, size: int, totals: dict[str, int]) -> str:

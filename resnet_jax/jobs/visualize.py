@@ -54,6 +54,16 @@ class _Plan:
   side: int
   folder: pathlib.Path
 
+  @property
+  def first_kernel(self) -> np.ndarray:
+    """The kernel of the first convolution."""
+    return self.setup.model.weights.parameters['conv1_conv/kernel']
+
+  def class_name(self, label: int) -> str:
+    """A class for a person: its index, and its name if known."""
+    known = self.classes[label].name if label < len(self.classes) else ''
+    return f'{label} {known}'.strip()
+
 
 def run(config: ConfigDict) -> int:
   """Writes the report, in place of an earlier one."""
@@ -70,16 +80,11 @@ def run(config: ConfigDict) -> int:
     (plan.folder / report_folder.PAGE).write_text(text, 'utf-8')
     report_folder.publish(target)
   setup_lib.report_stages(clock)
-  for warning in setup.model.weights.warnings:
-    console.say(f'WARNING: {warning}')
-  console.say(
+  return setup.end(
     f'the report is {target / report_folder.PAGE}'
-    f' ({len(text.encode()) / 1e6:.1f} MB)'
+    f' ({len(text.encode()) / 1e6:.1f} MB)',
+    failed=sum(bool(entry['reason']) for entry in entries),
   )
-  if failed := sum(bool(entry['reason']) for entry in entries):
-    console.say(f'{counted(failed, "image")} could not be read')
-    return setup_lib.SOME_FAILED
-  return 0
 
 
 # ----------------------------------------------------------- before it starts
@@ -104,37 +109,35 @@ def _check(config: ConfigDict) -> None:
 def _prepared(
   config: ConfigDict, setup: setup_lib.Setup, folder: pathlib.Path
 ) -> _Plan:
-  model = setup.model.module
-  layers, notes = _map_layers(config.map_layers, model.depth)
-  for note in notes:
+  module = setup.model.module
+  selection = _map_layers(config.map_layers, module.depth)
+  layers = selection.layers
+  for note in selection.notes:
     console.say(f'NOTE: {note}')
   classes: Sequence[labels.ImageNetClass] = ()
   grad_cam = None
-  if model.classes:
+  if module.classes:
     classes = setup.model.classes
     label = _label(config.cam_class, classes)
-    grad_cam = gradcam.checked_grad_cam(model, config.cam_layer, label)
+    grad_cam = gradcam.checked_grad_cam(module, config.cam_layer, label)
   elif config.cam_class != PREDICTED or config.cam_layer:
     # Asked for explicitly, so this raises.
-    gradcam.checked_grad_cam(model)
+    gradcam.checked_grad_cam(module)
   size = setup.model.preprocess.crop_size
-  shapes = resnet.layer_shapes(model, size, size)
-  side = page.map_side(
-    [shapes[name] for name in layers],
-    config.map_count,
-    len(setup.source.items),
-  )
-  return _Plan(setup, classes, layers, config.map_count, grad_cam, side, folder)
+  shapes = resnet.layer_shapes(module, size, size)
+  with_maps = [shapes[name] for name in layers]
+  count, images = config.map_count, len(setup.source.items)
+  side = page.map_side(with_maps, count, images)
+  return _Plan(setup, classes, layers, count, grad_cam, side, folder)
 
 
-def _map_layers(
-  text: str, depth: int
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """The layers with maps, and notes."""
+def _map_layers(text: str, depth: int) -> aliases.Selection:
+  """The layers with maps."""
   with_maps = names.map_layers(depth)
   if not text:
-    ends = {name.split('_')[0]: name for name in with_maps}
-    return ('conv1_bn', *(ends[s] for s in ends if s.startswith('res'))), ()
+    # The last layer of each stage.
+    ends = {name.split('_')[0]: name for name in with_maps if name != 'pool1'}
+    return aliases.Selection(tuple(ends.values()), ())
   selection = aliases.select_layers(text, depth)
   chosen = tuple(name for name in selection.layers if name in with_maps)
   if not chosen:
@@ -146,31 +149,31 @@ def _map_layers(
   notes = selection.notes
   if left_out:
     notes += (f'{", ".join(left_out)}: no positions, so no maps',)
-  return chosen, notes
+  return aliases.Selection(chosen, notes)
 
 
 def _label(text: str, classes: Sequence[labels.ImageNetClass]) -> int | None:
   """The class for Grad-CAM by its index or WordNet id; None: the predicted."""
   if text == PREDICTED:
     return None
-  found = [i for i, known in enumerate(classes) if known.wnid == text != '']
-  if found:
-    return found[0]
-  if not text.isdecimal() or int(text) >= len(classes):
-    raise errors.UserError(
-      f"cam_class='{text}' is none of these weights' {len(classes)} classes."
-      f' Give an index (0 to {len(classes) - 1}), a WordNet id such as'
-      f" n02123045 where the classes are ImageNet's, or '{PREDICTED}'."
-    )
-  return int(text)
+  wnids = [known.wnid for known in classes]
+  if text and text in wnids:
+    return wnids.index(text)
+  if text.isdecimal() and int(text) < len(classes):
+    return int(text)
+  raise errors.UserError(
+    f"cam_class='{text}' is none of these weights' {len(classes)} classes."
+    f' Give an index (0 to {len(classes) - 1}), a WordNet id such as n02123045'
+    f" where the classes are ImageNet's, or '{PREDICTED}'."
+  )
 
 
 def _say_plan(plan: _Plan, target: pathlib.Path) -> None:
-  console.say(f'maps: the {plan.count} strongest of {", ".join(plan.layers)}')
+  console.say(f'maps: {_maps_fact(plan)}')
   if plan.grad_cam:
     label = plan.grad_cam.label
-    of = 'the predicted class' if label is None else _name(plan, label)
-    console.say(f'Grad-CAM: {plan.grad_cam.layer}, for {of}')
+    whose = 'the predicted class' if label is None else plan.class_name(label)
+    console.say(f'Grad-CAM: {plan.grad_cam.layer}, for {whose}')
   else:
     console.say(f'NOTE: {_NO_HEAD}')
   console.say(
@@ -182,6 +185,10 @@ def _say_plan(plan: _Plan, target: pathlib.Path) -> None:
   console.say(f'to write: the page and at most {count} PNG files, to {target}')
 
 
+def _maps_fact(plan: _Plan) -> str:
+  return f'the {plan.count} strongest of {", ".join(plan.layers)}'
+
+
 # ----------------------------------------------------------------- the images
 
 
@@ -189,20 +196,16 @@ def _draw(plan: _Plan, clock: timing.Clock) -> list[dict[str, Any]]:
   """Writes the PNG files; returns the images' entries for the page."""
   setup = plan.setup
   channels = setup.model.preprocess.channels
-  figure = views.filters(_first_kernel(setup), channels=channels)
+  figure = views.filters(plan.first_kernel, channels=channels)
   figure.savefig(plan.folder / 'filters.png')
   head = ('output',) if plan.classes else ()
-  layers = (*plan.layers, *head)
   entries: list[dict[str, Any]] = []
-  run = setup.prepared(layers, grad_cam=plan.grad_cam)
-  computed = setup.stream(run, clock)
+  run = setup.prepared((*plan.layers, *head), grad_cam=plan.grad_cam)
   with console.Progress(len(setup.source.items)) as bar:
-    for batch, values in computed:
-      for row, (item, reason) in enumerate(
-        zip(batch.items, batch.reasons, strict=True)
-      ):
+    for batch, values in setup.stream(run, clock):
+      for row, item in enumerate(batch.items):
         folder = _folder_name(batch.start + row, item.key)
-        if reason:
+        if reason := batch.reasons[row]:
           console.say(f'FAILED: {item.name}: {reason}')
           result = page.ImageResult(item.key, folder, reason)
         else:
@@ -229,29 +232,28 @@ def _result(
   values: Mapping[str, np.ndarray],
 ) -> page.ImageResult:
   best: tuple[page.PredictedClass, ...] = ()
-  cam_class = ''
   if len(plan.classes) > 1:
-    scores = prediction.from_probabilities(
-      values['output'].ravel(), plan.classes
-    ).best
+    probabilities = values['output'].ravel()
+    scores = prediction.from_probabilities(probabilities, plan.classes).best
     best = tuple(
       page.PredictedClass(s.label, s.name, s.probability, s.label == item.label)
       for s in scores
     )
+  true_class = cam_class = ''
+  if item.label != sources.NO_LABEL:
+    true_class = plan.class_name(item.label)
+  cam = None
   if plan.grad_cam:
     label = plan.grad_cam.label
     label = (best[0].label if best else 0) if label is None else label
-    cam_class = _name(plan, label)
-  cam = values.get(gradcam.GRAD_CAM)
+    cam, cam_class = values[gradcam.GRAD_CAM][0], plan.class_name(label)
   return page.ImageResult(
     item.key,
     folder,
     crop=crop,
-    true_class=''
-    if item.label == sources.NO_LABEL
-    else _name(plan, item.label),
+    true_class=true_class,
     best=best,
-    cam=None if cam is None else cam[0],
+    cam=cam,
     cam_class=cam_class,
     layers={
       name: maps.strongest(values[name], plan.count) for name in plan.layers
@@ -259,22 +261,16 @@ def _result(
   )
 
 
-def _name(plan: _Plan, label: int) -> str:
-  """A class for a person: its index, and its name if known."""
-  known = plan.classes[label].name if label < len(plan.classes) else ''
-  return f'{label} {known}'.strip()
-
-
 def _write_plots(
   plan: _Plan, result: page.ImageResult, values: Mapping[str, np.ndarray]
 ) -> None:
   folder = plan.folder / result.folder
   folder.mkdir()
-  if result.best:
+  if best := result.best:
     views.bars(
-      [f'{predicted.label} {predicted.name}' for predicted in result.best],
-      [predicted.probability for predicted in result.best],
-      marked=[predicted.is_true for predicted in result.best],
+      [f'{predicted.label} {predicted.name}' for predicted in best],
+      [predicted.probability for predicted in best],
+      marked=[predicted.is_true for predicted in best],
     ).savefig(folder / 'predictions.png')
   if plan.grad_cam and result.crop is not None and result.cam is not None:
     title = f'{plan.grad_cam.layer}: {result.cam_class}'
@@ -285,22 +281,16 @@ def _write_plots(
     figure.savefig(folder / f'maps_{name}.png')
 
 
-def _first_kernel(setup: setup_lib.Setup) -> np.ndarray:
-  return setup.model.weights.parameters['conv1_conv/kernel']
-
-
 # ------------------------------------------------------------------ the page
 
 
 def _page_run(config: ConfigDict, plan: _Plan) -> page.Run:
-  setup, model = plan.setup, plan.setup.model
+  model, source = plan.setup.model, plan.setup.source
   weights, size = model.weights, model.preprocess.crop_size
-  no_predictions = _ONE_OUTPUT if plan.classes else _NO_HEAD
   versions = version.versions() | {
     'matplotlib': importlib.metadata.version('matplotlib')
   }
   now = datetime.datetime.now(datetime.UTC)
-  images = counted(len(setup.source.items), 'image')
   facts = (
     ('Date', f'{now:%Y-%m-%d %H:%M} UTC'),
     ('Network', resnet.describe(model.module)),
@@ -308,22 +298,22 @@ def _page_run(config: ConfigDict, plan: _Plan) -> page.Run:
     ('Trained', 'yes' if weights.trained else 'no: random numbers'),
     ('SHA-256 of the parameters', weights.digest),
     ('Notes', ' '.join(weights.notes) or 'none'),
-    ('Images', setup.source.description),
+    ('Images', source.description),
     ('Preprocessing', model.preprocess.describe()),
-    ('Maps', f'the {plan.count} strongest of {", ".join(plan.layers)}'),
+    ('Maps', _maps_fact(plan)),
     ('Grad-CAM', _cam_fact(plan)),
     ('Device', devices.describe(model.execution.devices)),
     ('Arithmetic', model.execution.arithmetic),
     ('Versions', ', '.join(f'{k} {v}' for k, v in versions.items())),
   )
   return page.Run(
-    f'ResNet-{model.module.depth} on {images}',
+    f'ResNet-{model.module.depth} on {counted(len(source.items), "image")}',
     weights.warnings,
     graph.build(model.module, size, size),
     plan.layers,
-    maps.true_colours(_first_kernel(setup), model.preprocess.channels),
+    maps.true_colours(plan.first_kernel, model.preprocess.channels),
     plan.grad_cam.layer if plan.grad_cam else '',
-    no_predictions,
+    _ONE_OUTPUT if plan.classes else _NO_HEAD,
     facts,
     dict(sorted(config.items())),
   )
@@ -333,5 +323,7 @@ def _cam_fact(plan: _Plan) -> str:
   if not plan.grad_cam:
     return 'none: there is no classifier'
   label = plan.grad_cam.label
-  of = 'predicted class' if label is None else f'class {_name(plan, label)}'
-  return f"of {plan.grad_cam.layer}, gradient of the {of}'s logit"
+  whose = 'predicted class'
+  if label is not None:
+    whose = f'class {plan.class_name(label)}'
+  return f"of {plan.grad_cam.layer}, gradient of the {whose}'s logit"

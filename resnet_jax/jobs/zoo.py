@@ -7,26 +7,19 @@ from ml_collections import ConfigDict
 
 from resnet_jax import weights
 from resnet_jax.models import names, structure
-from resnet_jax.system import console, errors
+from resnet_jax.system import console
 from resnet_jax.zoo import lookup
 
 
 def run(config: ConfigDict) -> int:
   """Prints the checkpoints of `weights` and `layer_num`: a table, or JSON."""
-  if config.layer_num:
-    structure.check_depth(config.layer_num)
-  families = list(lookup.FAMILIES)
-  if config.weights != weights.AUTO:
-    families = names.split_list(config.weights)
-  for family in families:
-    errors.check_choice('checkpoint', family, lookup.FAMILIES)
-    if config.layer_num and config.weights != weights.AUTO:
-      lookup.find(family, config.layer_num)
-  chosen = tuple(
-    record
-    for record in lookup.RECORDS
-    if config.layer_num in (0, record.depth) and record.family in families
-  )
+  depth = config.layer_num
+  if depth:
+    structure.check_depth(depth)
+  if config.weights == weights.AUTO:
+    chosen = [r for r in lookup.RECORDS if depth in (0, r.depth)]
+  else:
+    chosen = lookup.select(names.split_list(config.weights), depth)
   rows = (
     [dataclasses.asdict(record) for record in chosen]
     if config.as_json

@@ -12,6 +12,7 @@ Plain Python, so that a command line can be checked without JAX.
 import dataclasses
 import fnmatch
 import functools
+import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -20,7 +21,8 @@ from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 
 CANONICAL = 'paddle'
-SCHEMES = (CANONICAL, 'caffe', 'keras', 'torchvision')
+OTHERS = ('caffe', 'keras', 'torchvision')
+SCHEMES = (CANONICAL, *OTHERS)
 
 # A layer, the layer of another program that holds its parameters (or ''), and
 # its names there, the usual one first.
@@ -54,6 +56,36 @@ _STEM_AND_HEAD: dict[str, tuple[_Row, ...]] = {
   ),
 }
 _CIFAR_CLASSIFIER: _Row = ('logits', 'linear', ('linear',))
+
+# By scheme, of a convolution in a block: its name, its batch norm's owner, and
+# the batch norm's names, those of a ReLU only where one follows.  timm numbers
+# the ReLUs; torchvision calls one module several times.
+_UNITS = {
+  'caffe': (
+    *('res{block}_{branch}', '{block}_{branch}', 'res{block}_{branch}_relu'),
+    *('scale{block}_{branch}', 'bn{block}_{branch}'),
+  ),
+  'keras': (
+    *('{block}_{number}_conv', '{block}_{number}_bn'),
+    *('{block}_{number}_relu', '{block}_{number}_bn'),
+  ),
+  'torchvision': (
+    *('{block}.conv{number}', '{block}.bn{number}', '{block}.bn{number}'),
+    *('{block}.act{number}', '{block}.relu'),
+  ),
+}
+_PROJECTIONS = _UNITS | {
+  'torchvision': (
+    *('{block}.downsample.0', '{block}.downsample.1'),
+    *('{block}.downsample.1', '{block}.downsample'),
+  ),
+}
+_SUMS = {
+  'caffe': ('res{block}', 'res{block}_relu'),
+  'keras': ('{block}_out', '{block}_add'),
+  'torchvision': ('{block}', '{block}.act{number}', '{block}.relu'),
+}
+_RELU = re.compile(r'(relu|act\d)$')
 
 # What a parameter's file ends with in Paddle; `bias` is 'wbias'.
 _PADDLE_SUFFIXES = {'kernel': 'w0', 'scale': 'w0', 'mean': 'w1', 'var': 'w2'}
@@ -114,7 +146,7 @@ def owners(depth: int, scheme: str) -> dict[str, str]:
 
 def _programs(depth: int) -> tuple[str, ...]:
   """The other programs that have a network of a depth."""
-  return SCHEMES[1:] if depth in (50, 101, 152) else ('torchvision',)
+  return OTHERS if depth in (50, 101, 152) else ('torchvision',)
 
 
 @functools.lru_cache(maxsize=32)
@@ -147,11 +179,25 @@ def _rows(depth: int, scheme: str) -> Iterator[_Row]:
   *stem, average, classifier, output = _STEM_AND_HEAD[scheme]
   yield from stem
   for block in structure.blocks(depth, Variant()):
-    for unit in block.units:
-      conv, norm, several = _unit_names(depth, scheme, block, unit)
+    name = _block_name(depth, scheme, block)
+    for number, unit in enumerate(
+      block.units, start=0 if block.shortcut else 1
+    ):
+      table = _PROJECTIONS if unit is block.shortcut else _UNITS
+      branch = unit.name.removeprefix(f'{block.name}_')
+      conv, norm, *several = (
+        text.format(block=name, branch=branch, number=number)
+        for text in table[scheme]
+      )
+      if not unit.relu:
+        several = [text for text in several if not _RELU.search(text)]
       yield f'{unit.name}_conv', conv, (conv,)
-      yield f'{unit.name}_bn', norm, several
-    yield f'{block.name}_addto', '', _sum_names(depth, scheme, block)
+      yield f'{unit.name}_bn', norm, tuple(several)
+    sums = [text.format(block=name, number=number) for text in _SUMS[scheme]]
+    count = structure.ARCHITECTURES[depth].blocks[block.stage - 2]
+    if scheme == 'torchvision' and block.number == count:
+      sums.append(name.partition('.')[0])
+    yield f'{block.name}_addto', '', tuple(sums)
   yield average
   yield _CIFAR_CLASSIFIER if depth in structure.CIFAR else classifier
   yield output
@@ -168,45 +214,6 @@ def _block_name(depth: int, scheme: str, block: structure.Block) -> str:
   if number == 1 or depth == 50 or stage in (2, 5):
     return f'{stage}{string.ascii_lowercase[number - 1]}'
   return f'{stage}b{number - 1}'
-
-
-def _unit_names(
-  depth: int, scheme: str, block: structure.Block, unit: structure.Unit
-) -> tuple[str, str, tuple[str, ...]]:
-  """The owners in a block, and the names of the batch norm's value."""
-  name, place = _block_name(depth, scheme, block), block.units.index(unit)
-  number = place if block.shortcut else place + 1
-  if scheme == 'caffe':
-    norm = name + unit.name.removeprefix(block.name)
-    relu = (f'res{norm}_relu',) * unit.relu
-    return f'res{norm}', norm, (*relu, f'scale{norm}', f'bn{norm}')
-  if scheme == 'keras':
-    norm, relu = f'{name}_{number}_bn', (f'{name}_{number}_relu',) * unit.relu
-    return f'{name}_{number}_conv', norm, (*relu, norm)
-  if unit is block.shortcut:
-    name += '.downsample'
-    return f'{name}.0', f'{name}.1', (f'{name}.1', name)
-  norm = f'{name}.bn{number}'
-  relu = _torchvision_relus(name, number) * unit.relu
-  return f'{name}.conv{number}', norm, (norm, *relu)
-
-
-def _sum_names(
-  depth: int, scheme: str, block: structure.Block
-) -> tuple[str, ...]:
-  name = _block_name(depth, scheme, block)
-  if scheme == 'caffe':
-    return f'res{name}', f'res{name}_relu'
-  if scheme == 'keras':
-    return f'{name}_out', f'{name}_add'
-  count = structure.ARCHITECTURES[depth].blocks[block.stage - 2]
-  stage = (f'layer{block.stage - 1}',) * (block.number == count)
-  return (name, *_torchvision_relus(name, len(block.branch)), *stage)
-
-
-def _torchvision_relus(block: str, number: int) -> tuple[str, ...]:
-  # timm numbers them; torchvision calls one module several times.
-  return f'{block}.act{number}', f'{block}.relu'
 
 
 def is_several(text: str) -> bool:

@@ -59,52 +59,39 @@ DEFINITION = Inference(joins=False)
 
 
 class Conv(nn.Module):
-  """A square convolution without bias, padded by kernel // 2 on every side."""
+  """A square convolution without bias, padded by kernel // 2 on every side.
+
+  Attributes:
+    unit: its shape.
+    inference: the arithmetic and the platform.
+    folded: whether its batch norm and ReLU are folded in.  It then has the name
+      of the last layer that it replaces.
+    pool: the padding of the pool after these; '': no pool.  It runs before the
+      offset is added, which then adds a quarter of the numbers; the maximum of
+      x + c is the maximum of x, plus c, to the bit.
+  """
 
   unit: structure.Unit
   inference: Inference = DEFINITION
-
-  def convolved(self, x: jax.Array) -> jax.Array:
-    """(N, H, W, Ci) to (N, ceil(H / stride), ceil(W / stride), Co)."""
-    shape = self.inference.kernel_shape(self.unit)
-    return convolution.convolve(
-      x,
-      self.param('kernel', initializers.zeros, shape).astype(x.dtype),
-      self.unit,
-      self.inference.rules.precision,
-      self.inference.algorithm(self.unit),
-    )
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """(N, H, W, Ci) to (N, ceil(H / stride), ceil(W / stride), Co)."""
-    return self.convolved(x)
-
-
-class FoldedConv(Conv):
-  """A convolution with its batch norm, ReLU and pool folded in.
-
-  It has the name of the last layer that it replaces.
-
-  Attributes:
-    pool: the padding of the pool after the ReLU; '': no pool.  It runs before
-      the offset is added, which then adds a quarter of the numbers; the maximum
-      of x + c is the maximum of x, plus c, to the bit.
-  """
-
+  folded: bool = False
   pool: str = ''
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """(N, H, W, Ci) to (N, H', W', Co)."""
-    x = self.convolved(x)
+    """(N, H, W, Ci) to (N, ceil(H / stride), ceil(W / stride), Co)."""
+    unit, inference = self.unit, self.inference
+    shape = inference.kernel_shape(unit)
+    kernel = self.param('kernel', initializers.zeros, shape).astype(x.dtype)
+    precision, algorithm = inference.rules.precision, inference.algorithm(unit)
+    x = convolution.convolve(x, kernel, unit, precision, algorithm)
+    if not self.folded:
+      return x
     if self.pool:
-      x = stem_pool(x, self.pool, self.inference.platform)
+      x = stem_pool(x, self.pool, inference.platform)
     # Not `bias`: that is the batch norm's, with other values.
-    offset = self.param('offset', initializers.zeros, (self.unit.outputs,))
-    return convolution.shifted(
-      x, offset.astype(x.dtype), self.unit.relu, self.inference.platform
-    )
+    offset = self.param('offset', initializers.zeros, (unit.outputs,))
+    offset = offset.astype(x.dtype)
+    return convolution.shifted(x, offset, unit.relu, inference.platform)
 
 
 class BatchNorm(nn.Module):
@@ -192,7 +179,7 @@ class StemPool(nn.Module):
 
 
 class GlobalAveragePool(nn.Module):
-  """The mean over all positions, whatever the size."""
+  """The mean over all positions of a map of any size."""
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(N, H, W, C) to (N, 1, 1, C)."""

@@ -47,15 +47,12 @@ class ResNet(nn.Module):
   def _conv_bn(self, x: jax.Array, unit: structure.Unit) -> jax.Array:
     inference, rule = self.inference, self.variant.stem_pool
     last = inference.last_joined(unit)
-    if last == f'{unit.name}_conv':
-      x = layers.Conv(unit, inference, name=last)(x)
-      norm = layers.BatchNorm(
-        self.variant.epsilon, unit.relu, name=f'{unit.name}_bn'
-      )
-      x = norm(x)
-    else:
-      joined = rule if last == unit.pool else ''
-      x = layers.FoldedConv(unit, inference, joined, name=last)(x)
+    folded = last != f'{unit.name}_conv'
+    joined = rule if last == unit.pool else ''
+    x = layers.Conv(unit, inference, folded, joined, name=last)(x)
+    if not folded:
+      norm = f'{unit.name}_bn'
+      x = layers.BatchNorm(self.variant.epsilon, unit.relu, name=norm)(x)
     if unit.pool not in ('', last):
       x = layers.StemPool(rule, inference, name=unit.pool)(x)
     return x
@@ -78,11 +75,10 @@ class ResNet(nn.Module):
       ValueError: the images are too small.
       UserError: no ResNet has this depth.
     """
-    if begin == 1:
-      _check_size(*x.shape[1:3])
     x = x.astype(self.inference.rules.dtype)
     if begin == 1:
-      # 112 at 224, and behind the pool 56.
+      _check_size(*x.shape[1:3])
+      # 112 at 224, and 56 after the pool.
       x = self._conv_bn(x, structure.stem(self.depth))
     for block in structure.blocks(self.depth, self.variant):  # 56, 28, 14, 7
       if block.stage < begin or (end is not None and block.stage > end):
@@ -212,8 +208,8 @@ def capture(
     wanted: canonical layer names.
     added: arrays to add to layers' values: the gradient with respect to a
       zero that is added is the gradient with respect to the value.
-    begin: as for `ResNet.__call__`.
-    end: the same.
+    begin: the first stage, see `ResNet.__call__`.
+    end: the last stage.
   """
   added = added or {}
   tree: dict = {'params': {}, 'batch_stats': {}}

@@ -11,8 +11,7 @@ Recognition", 2015, table 1 (ImageNet) and section 4.2 (CIFAR).
 import dataclasses
 import enum
 import functools
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from resnet_jax.models.variant import Variant
@@ -76,14 +75,11 @@ CIFAR = {
   for n in (3, 5, 7, 9)
 }
 ARCHITECTURES = IMAGENET | CIFAR
-
-
-def _listed(depths: Iterable[int]) -> str:
-  return ', '.join(map(str, depths))
-
-
 # For messages.
-DEPTHS = f'{_listed(IMAGENET)} (ImageNet), {_listed(CIFAR)} (CIFAR)'
+DEPTHS = (
+  f'{", ".join(map(str, IMAGENET))} (ImageNet),'
+  f' {", ".join(map(str, CIFAR))} (CIFAR)'
+)
 
 
 def check_depth(depth: int) -> int:
@@ -214,18 +210,17 @@ def blocks(depth: int, variant: Variant) -> tuple[Block, ...]:
     for number in range(1, count + 1):
       name = f'res{stage}_{number}'
       stride = 2 if stage > 2 and number == 1 else 1
-      channels = itertools.pairwise((inputs, *[width] * last, outputs))
+      channels = (inputs, *[width] * last, outputs)
       branch = tuple(
         Unit(
           kernel,
           stride if place == strided else 1,
-          *own,
+          channels[place],
+          channels[place + 1],
           f'{name}_branch2{"abc"[place]}',
           relu=place < last,
         )
-        for place, (kernel, own) in enumerate(
-          zip(kernels, channels, strict=True)
-        )
+        for place, kernel in enumerate(kernels)
       )
       shortcut = None
       if architecture.projections and (stride, inputs) != (1, outputs):

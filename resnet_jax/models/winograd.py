@@ -68,15 +68,8 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """
   n, height, width, channels = x.shape
   rows, columns = -(-height // SIZE), -(-width // SIZE)
-  x = jnp.pad(
-    x,
-    (
-      (0, 0),
-      (1, rows * SIZE + 1 - height),
-      (1, columns * SIZE + 1 - width),
-      (0, 0),
-    ),
-  )
+  below, right = rows * SIZE + 1 - height, columns * SIZE + 1 - width
+  x = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
   # The first direction as a small matrix product over all pixels, the second
   # as sums of slices: the fastest on a CPU of all combinations measured.
   x = jnp.stack(_every(x, 1, rows))

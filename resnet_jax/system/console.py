@@ -8,7 +8,6 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Self, TextIO
 
 from tqdm import tqdm
@@ -102,9 +101,9 @@ def show(
   heads: int = 0,
   **facts: Any,
 ) -> None:
-  """Prints rows of the same keys: a table, or JSON with `facts` beside them.
+  """Prints rows with the same keys: a table, or JSON with `facts` beside them.
 
-  The table aligns numbers to the right, and gives floats six digits.
+  The table aligns numbers to the right and shows six digits of a float.
 
   Args:
     rows: cells by the name of their column.
@@ -165,18 +164,15 @@ class Progress:
     self._first, self._done = done, done
     self._begin = time.monotonic()
     self._spoke = self._begin
-    self._bar = (
-      tqdm(
-        total=total,
-        initial=done,
-        unit=' images',
-        bar_format=_BAR,
-        # The line at the end replaces it.
-        leave=False,
-        file=sys.stderr,
-      )
-      if sys.stderr.isatty()
-      else None
+    self._bar = tqdm(
+      total=total,
+      initial=done,
+      unit=' images',
+      bar_format=_BAR,
+      # The line at the end replaces it.
+      leave=False,
+      file=sys.stderr,
+      disable=not sys.stderr.isatty(),
     )
 
   def __enter__(self) -> Self:
@@ -185,11 +181,9 @@ class Progress:
   def __exit__(
     self,
     kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
+    *others: object,
   ) -> None:
-    if self._bar is not None:
-      self._bar.close()
+    self._bar.close()
     seconds = time.monotonic() - self._begin
     if kind is None:
       images = counted(self._done - self._first, 'image')
@@ -199,7 +193,7 @@ class Progress:
     """Counts `count` more images."""
     self._done += count
     now = time.monotonic()
-    if self._bar is not None:
+    if not self._bar.disable:
       self._bar.update(count)
     elif now - self._spoke > _SECONDS_A_LINE and self._done < self._total:
       self._spoke = now

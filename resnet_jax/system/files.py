@@ -102,7 +102,7 @@ def lock(file: IO[bytes] | int, path: pathlib.Path, settings: str) -> None:
   Args:
     file: a file, or a descriptor.
     path: its name.
-    settings: that choose another place, for the message.
+    settings: those that choose another place, for the message.
 
   Raises:
     UserError: another process holds it.

@@ -6,7 +6,7 @@ its sum, so that the shortcut around the branch stays visible.
 """
 
 import dataclasses
-import itertools
+import os
 from collections.abc import Mapping, Sequence
 
 from resnet_jax.models.structure import Kind
@@ -97,24 +97,24 @@ _GROUP_NAMES = {
 }
 
 
-def size(shape: Sequence[int]) -> str:
+def size(shape: Sequence[int], sign: str = 'x') -> str:
   """`256x56x56`, channels first, as `--job=summary` prints it."""
-  return 'x'.join(map(str, shape))
+  return sign.join(map(str, shape))
 
 
 def _layer(node: graphs.Node) -> Box:
-  parts = [node.title]
+  text = node.title
   if node.activation and node.activation != node.kind:
-    parts.append(node.activation)
+    text += f', {node.activation}'
   elif node.learned:
-    parts.append('linear')
+    text += ', linear'
   end = size(node.shape)
   if node.learned:
     end += f' · {counted(node.learned, "parameter")}'
   return Box(
     node.name,
     node.kind,
-    (', '.join(parts), end),
+    (text, end),
     (node.name,),
     node.block,
     node.stage,
@@ -125,14 +125,12 @@ def _layer(node: graphs.Node) -> Box:
 def _group(name: str, nodes: Sequence[graphs.Node]) -> Box:
   first, last = nodes[0], nodes[-1]
   is_stage = not first.block or last.kind == Kind.SUM
-  learned = sum(node.learned for node in nodes)
+  lines = _stage_lines(nodes) if is_stage else _convolution_lines(nodes)
+  learned = counted(sum(node.learned for node in nodes), 'parameter')
   return Box(
     name,
     STAGE if is_stage else PROJECTION if first.in_shortcut else BRANCH,
-    (
-      *(_stage_lines(nodes) if is_stage else _convolution_lines(nodes)),
-      f'{size(last.shape)} · {counted(learned, "parameter")}',
-    ),
+    (*lines, f'{size(last.shape)} · {learned}'),
     tuple(node.name for node in nodes),
     '' if is_stage else first.block,
     first.stage,
@@ -178,16 +176,16 @@ def _lines(graph: graphs.Graph, found: Sequence[Box]) -> tuple[Line, ...]:
       shortcut &= start is end
     if start is not end or (shortcut and end.kind == STAGE):
       merged.setdefault((start.name, end.name, shortcut), []).append(edge)
-  layers = {box.name: box.layers for box in found}
   lines = []
   for (start_name, end_name, shortcut), edges in merged.items():
+    end = home[edges[0].end]
     if start_name == end_name:
       label = _loop_label(edges, nodes)
     elif edges[0].padded:
       padded = size(nodes[edges[0].end].shape)
       label = f'every second pixel,\nzeros added: {padded}'
     else:
-      parameters = (nodes[layer].parameters for layer in layers[end_name])
+      parameters = (nodes[layer].parameters for layer in end.layers)
       label = _parameters_label(sorted(sum(parameters, ())))
     lines.append(Line(start_name, end_name, label, shortcut, tuple(edges)))
   return tuple(lines)
@@ -209,9 +207,7 @@ def _parameters_label(parameters: Sequence[str]) -> str:
   """`_conv1_bn.w0 .w1 .w2 .wbias`; of several layers their names' glob."""
   owners = {name.rpartition('.')[0] for name in parameters}
   if len(owners) > 1:
-    # Sorted: what the first and the last begin with, all begin with.
-    pairs = zip(parameters[0], parameters[-1], strict=False)
-    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
-    return ''.join(character for character, _ in alike) + '*'
+    prefix = os.path.commonprefix(parameters)  # noqa: RUF071 - of any strings
+    return f'{prefix}*'
   others = ' '.join(f'.{name.rpartition(".")[2]}' for name in parameters[1:])
   return '\n'.join(filter(None, (*parameters[:1], others)))

@@ -7,10 +7,11 @@ at its top, as lines across the columns could not be followed.
 """
 
 import dataclasses
+import functools
 import html
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
-from resnet_jax.models import structure
 from resnet_jax.models.structure import Kind
 from resnet_jax.views import boxes, graph
 
@@ -45,6 +46,18 @@ _LINE = '#5a6875'
 _SHORTCUT = '#c8500a'
 _PALE_INK, _PALE_LINE, _PALE_FILL = '#8b949e', '#d3d8dd', '#fcfcfd'
 _FONT = 'Helvetica,Arial,sans-serif'
+_GRAPH = (
+  f'labelloc="t", labeljust="l", bgcolor="white", fontname="{_FONT}",'
+  ' nodesep="0.3", ranksep="0.28", pad="0.25"'
+)
+_NODE = (
+  f'shape="box", style="filled,rounded", fontname="{_FONT}", fontsize="12",'
+  f' fontcolor="{_INK}", margin="0.1,0.04", height="0.3"'
+)
+_EDGE = (
+  f'fontname="{_FONT}", fontsize="9", fontcolor="{_LINE}", color="{_LINE}",'
+  ' arrowsize="0.7"'
+)
 
 
 def dot(
@@ -57,9 +70,6 @@ def dot(
     title: a line above it.
     level: one of `boxes.LEVELS`.
     highlight: a layer; layers that are not computed for it are drawn pale.
-
-  Raises:
-    KeyError: there is no such level or layer.
   """
   found, lines = boxes.boxes(network, level)
   everything = frozenset(node.name for node in network.nodes)
@@ -72,13 +82,10 @@ def dot(
       f' computed for it, of {len(everything) - 1}'
     )
   columns = _columns(found, _COLUMN[level])
-  place = {
-    box.name: index for index, column in enumerate(columns) for box in column
-  }
-  drawing = _Drawing(columns, place, lines, level, needed, highlight)
+  drawing = _Drawing(columns, lines, level, needed, highlight)
   body = [
-    *(s for index in range(len(columns)) for s in drawing.column(index)),
-    *(drawing.line(line) for line in lines),
+    *itertools.chain(*map(drawing.column, range(len(columns)))),
+    *map(drawing.line, lines),
   ]
   kinds = {box.kind: None for box in found if box.kind != Kind.IMAGE}
   head = _head(facts, list(kinds), any(x.shortcut for x in lines))
@@ -115,37 +122,12 @@ def _head(
     _cell(' &#160; '.join(legend), 12),
   ]
   label = ''.join(f'<tr><td align="left">{row}</td></tr>' for row in rows)
-  statements = {
-    'graph': _attributes(
-      label=f'<<table border="0" cellspacing="3">{label}</table>>',
-      labelloc='t',
-      labeljust='l',
-      bgcolor='white',
-      fontname=_FONT,
-      nodesep=0.3,
-      ranksep=0.28,
-      pad=0.25,
-    ),
-    'node': _attributes(
-      shape='box',
-      style='filled,rounded',
-      fontname=_FONT,
-      fontsize=12,
-      fontcolor=_INK,
-      margin='0.1,0.04',
-      height=0.3,
-    ),
-    'edge': _attributes(
-      fontname=_FONT,
-      fontsize=9,
-      fontcolor=_LINE,
-      color=_LINE,
-      arrowsize=0.7,
-    ),
-  }
   return [
     f'digraph {_quoted(facts[0])} {{',
-    *(f'  {what} [{values}];' for what, values in statements.items()),
+    f'  graph [label=<<table border="0" cellspacing="3">{label}</table>>,'
+    f' {_GRAPH}];',
+    f'  node [{_NODE}];',
+    f'  edge [{_EDGE}];',
   ]
 
 
@@ -154,48 +136,53 @@ class _Drawing:
   """Writes boxes and lines as statements, pale where they are not needed."""
 
   columns: Sequence[Sequence[boxes.Box]]
-  place: Mapping[str, int]
   lines: Sequence[boxes.Line]
   level: str
   needed: frozenset[str]
   highlight: str
+
+  @functools.cached_property
+  def _home(self) -> dict[str, tuple[boxes.Box, int]]:
+    """Every box and its column, by the box's name."""
+    columns = enumerate(self.columns)
+    return {box.name: (box, i) for i, column in columns for box in column}
+
+  def _column(self, name: str) -> int:
+    return self._home[name][1]
 
   def _is_needed(self, box: boxes.Box) -> bool:
     return not self.needed.isdisjoint(box.layers)
 
   def column(self, index: int) -> list[str]:
     """A column's boxes, in clusters, and the signs above and below them."""
-    known = {box.name: box for every in self.columns for box in every}
-    across = [
-      line
-      for line in self.lines
-      if self.place[line.start] != self.place[line.end]
-    ]
-    entering = dict.fromkeys(
-      line.start for line in across if self.place[line.end] == index
-    )
+    entering: dict[str, None] = {}
+    leaving: dict[str, dict[str, None]] = {}
+    for line in self.lines:
+      start, end = self._column(line.start), self._column(line.end)
+      if start != index == end:
+        entering[line.start] = None
+      elif start == index != end:
+        box, _ = self._home[line.end]
+        leaving.setdefault(line.start, {})[box.block or box.name] = None
     result = []
     for name in entering:
-      again = dataclasses.replace(known[name], lines=('continued',))
+      box, _ = self._home[name]
+      again = dataclasses.replace(box, lines=('continued',))
       result.append(self._box(again, again_in=index))
     clusters: dict[str, list[boxes.Box]] = {}
     for box in self.columns[index]:
-      of = box.block if self.level == 'layers' else box.stage
-      clusters.setdefault(of if box.block else '', []).append(box)
+      cluster = box.block if self.level == 'layers' else box.stage
+      clusters.setdefault(cluster if box.block else '', []).append(box)
     for name, members in clusters.items():
       loose = [self._box(box) for box in members]
       result += self._cluster(members) if name else loose
-    leaving: dict[str, dict[str, None]] = {}
-    for line in across:
-      if self.place[line.start] == index:
-        end = known[line.end]
-        leaving.setdefault(line.start, {})[end.block or end.name] = None
     for name, ends in leaving.items():
-      result += self._onward(known[name], list(ends))
+      result += self._onward(name, ends)
     return result
 
-  def _onward(self, box: boxes.Box, ends: Sequence[str]) -> list[str]:
+  def _onward(self, name: str, ends: Iterable[str]) -> list[str]:
     """A sign at the foot of a column: where it continues."""
+    box, column = self._home[name]
     colour = _LINE if self._is_needed(box) else _PALE_INK
     facts = _attributes(
       label=f'continues at {", ".join(ends)}',
@@ -203,18 +190,15 @@ class _Drawing:
       style='',
       fontsize=11,
       fontcolor=colour,
-      group=f'column {self.place[box.name]}',
+      group=f'column {column}',
     )
-    sign = _quoted(box.name + ONWARD)
+    sign = _quoted(name + ONWARD)
     look = _attributes(color=colour, weight=20)
-    return [
-      f'{sign} [{facts}];',
-      f'{_quoted(box.name)} -> {sign} [{look}];',
-    ]
+    return [f'{sign} [{facts}];', f'{_quoted(name)} -> {sign} [{look}];']
 
   def _box(self, box: boxes.Box, again_in: int | None = None) -> str:
     """A box, or its second drawing in another column."""
-    column, suffix = self.place[box.name], ''
+    column, suffix = self._column(box.name), ''
     if again_in is not None:
       column, suffix = again_in, AGAIN
     needed = self._is_needed(box)
@@ -269,7 +253,7 @@ class _Drawing:
   def line(self, line: boxes.Line) -> str:
     """A connection; from the second drawing of a box in another column."""
     start = line.start
-    if self.place[line.start] != self.place[line.end]:
+    if self._column(start) != self._column(line.end):
       start += AGAIN
     look: dict[str, str | float] = {'weight': 1 if line.shortcut else 20}
     if line.shortcut:
@@ -311,11 +295,10 @@ def _stages(found: Sequence[boxes.Box]) -> list[list[boxes.Box]]:
   stages: dict[str, list[boxes.Box]] = {}
   for box in found:
     stages.setdefault(box.stage, []).append(box)
-  stem, head = stages.pop(structure.STEM), stages.pop(structure.HEAD)
-  first, *others = stages.values()
-  result = [stem + first, *others]
-  result[-1] = result[-1] + head
-  return result
+  stem, *middle, head = stages.values()
+  middle[0] = stem + middle[0]
+  middle[-1] = middle[-1] + head
+  return middle
 
 
 def _length(column: Iterable[boxes.Box]) -> int:

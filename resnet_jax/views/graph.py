@@ -62,13 +62,7 @@ class Graph:
   edges: tuple[Edge, ...]
 
   def needed(self, name: str) -> frozenset[str]:
-    """The nodes that lead to one, itself included.
-
-    Raises:
-      KeyError: there is no node of that name.
-    """
-    if name not in {node.name for node in self.nodes}:
-      raise KeyError(name)
+    """The nodes that lead to one, itself included."""
     found = {name}
     # Backwards: all edges into a layer come after those that lead to its
     # inputs.

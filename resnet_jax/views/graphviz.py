@@ -15,7 +15,7 @@ PROGRAM = 'dot'
 FORMATS = ('svg', 'png', 'pdf')
 
 # ResNet-152 with all layers takes a few seconds.
-_TIMEOUT_SECONDS = 300
+_SECONDS = 300
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -86,49 +86,40 @@ def draw_warning(
   model: resnet.ResNet, size: int, level: str, highlight: str
 ) -> Diagram:
   """Draws as `draw`; the notes are warnings at the caller's caller."""
-  drawn = draw(model, size, size, level=level, highlight=highlight)
+  drawn = draw(model, size, level, highlight)
   for note in drawn.notes:
     warnings.warn(note, stacklevel=3)
   return drawn
 
 
 def draw(
-  model: resnet.ResNet,
-  height: int,
-  width: int,
-  *,
-  level: str = 'blocks',
-  highlight: str = '',
+  model: resnet.ResNet, size: int, level: str, highlight: str
 ) -> Diagram:
-  """Draws a network for images of a size.
+  """Draws a network for square images.
 
   Args:
     model: the network.
-    height: of the images.
-    width: of the images.
+    size: of the images, pixels.
     level: one of `boxes.LEVELS`.
     highlight: a layer, by any of its names; layers that are not computed for
-      it are pale.
+      it are pale.  '': none.
 
   Raises:
     UserError: the level or the layer is unknown, or the name is ambiguous.
   """
   errors.check_choice('diagram_level', level, boxes.LEVELS)
-  layer, notes = _layer(highlight, model) if highlight else ('', ())
-  title = resnet.describe(model)
-  network = graph.build(model, height, width)
-  return Diagram(title, diagram_lib.dot(network, title, level, layer), notes)
-
-
-def _layer(name: str, model: resnet.ResNet) -> tuple[str, tuple[str, ...]]:
-  """The canonical name of the highlighted layer, and notes."""
-  found = aliases.select_layers(name, model.depth, head=model.classes > 0)
-  if len(found.layers) > 1:
+  found = aliases.Selection(('',), ())
+  if highlight:
+    found = aliases.select_layers(highlight, model.depth, model.classes > 0)
+  layer, *others = found.layers
+  if others:
     raise errors.UserError(
-      f"highlight='{name}' stands for {len(found.layers)} layers, from"
-      f' {found.layers[0]} to {found.layers[-1]}. Name one of them.'
+      f"highlight='{highlight}' stands for {len(found.layers)} layers, from"
+      f' {layer} to {others[-1]}. Name one of them.'
     )
-  return found.layers[0], found.notes
+  title, network = resnet.describe(model), graph.build(model, size, size)
+  text = diagram_lib.dot(network, title, level, layer)
+  return Diagram(title, text, found.notes)
 
 
 def run(text: str, kind: str) -> bytes:
@@ -149,13 +140,10 @@ def run(text: str, kind: str) -> bytes:
       ' graphviz, conda install graphviz, winget install graphviz; or'
       ' https://graphviz.org/download) and run this again.'
     )
+  command = [program, f'-T{kind}']
   try:
-    done = subprocess.run(
-      [program, f'-T{kind}'],
-      input=text.encode(),
-      capture_output=True,
-      timeout=_TIMEOUT_SECONDS,
-      check=False,
+    done = subprocess.run(  # noqa: PLW1510 - the message quotes its errors
+      command, input=text.encode(), capture_output=True, timeout=_SECONDS
     )
   except (OSError, subprocess.TimeoutExpired) as error:
     raise errors.UserError(f'{program} failed: {error}.') from error

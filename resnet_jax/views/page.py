@@ -15,7 +15,7 @@ import importlib.resources
 import io
 import json
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,14 +127,12 @@ def map_side(
     UserError: no size fits.
   """
   for side in _SIDES:
-    each = _IMAGE_BYTES + sum(
-      _encoded(
-        min(count, channels) * min(side, height) * min(side, width)
-        + _SPRITE_BYTES
-      )
-      + min(count, channels) * _MAP_BYTES
-      for channels, height, width in shapes
-    )
+    each = _IMAGE_BYTES
+    for channels, height, width in shapes:
+      shown = min(count, channels)
+      sprite = shown * min(side, height) * min(side, width) + _SPRITE_BYTES
+      # In base64.
+      each += -(-sprite // 3) * 4 + shown * _MAP_BYTES
     if _FIXED_BYTES + images * each <= MAX_BYTES:
       return side
   fit = (MAX_BYTES - _FIXED_BYTES) // each
@@ -145,11 +143,6 @@ def map_side(
   )
 
 
-def _encoded(count: int) -> int:
-  """Bytes of `count` bytes in base64."""
-  return -(-count // 3) * 4
-
-
 def entry(image: ImageResult, side: int) -> dict[str, Any]:
   """An image's part of the page, as JSON values.
 
@@ -157,20 +150,21 @@ def entry(image: ImageResult, side: int) -> dict[str, Any]:
     image: the result.
     side: see `map_side`.
   """
+  best = [
+    {
+      'label': predicted.label,
+      'name': _short(predicted.name),
+      'probability': predicted.probability,
+      'isTrue': predicted.is_true,
+    }
+    for predicted in image.best
+  ]
   result: dict[str, Any] = {
     'key': _short(image.key),
     'folder': image.folder,
     'reason': _short(image.reason),
     'trueClass': _short(image.true_class),
-    'best': [
-      {
-        'label': predicted.label,
-        'name': _short(predicted.name),
-        'probability': predicted.probability,
-        'isTrue': predicted.is_true,
-      }
-      for predicted in image.best
-    ],
+    'best': best,
   }
   if image.crop is not None:
     result['image'] = _jpeg(image.crop, _IMAGE_SIDE, _IMAGE_JPEG)
@@ -200,6 +194,7 @@ def document(run: Run, entries: Sequence[Mapping[str, Any]]) -> str:
     for part in entries
   ]
   style, script = _asset('page.css'), _asset('page.js')
+  settings = ((name, str(value)) for name, value in run.settings.items())
   return string.Template(_asset('page.html')).substitute(
     policy=_policy(style, script),
     style=style,
@@ -210,10 +205,8 @@ def document(run: Run, entries: Sequence[Mapping[str, Any]]) -> str:
       for text in run.warnings
     ),
     diagram=page_network.diagram(run.network, set(run.layers)),
-    facts=''.join(_row(name, value) for name, value in run.facts),
-    settings=''.join(
-      _row(name, str(value)) for name, value in run.settings.items()
-    ),
+    facts=_rows(run.facts),
+    settings=_rows(settings),
     diverging=_scale(colours.DIVERGING),
     heat=_scale(colours.HEAT),
     run=_json(_page_facts(run)),
@@ -253,14 +246,13 @@ def _asset(name: str) -> str:
 
 def _policy(style: str, script: str) -> str:
   """Forbids all loading, and all scripts and styles but the page's own."""
-
-  def source(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
-
+  style, script = (
+    base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    for text in (style, script)
+  )
   return (
-    f"default-src 'none'; img-src data:; style-src {source(style)}; script-src"
-    f" {source(script)}; base-uri 'none'; form-action 'none'"
+    f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src"
+    f" 'sha256-{script}'; base-uri 'none'; form-action 'none'"
   )
 
 
@@ -272,10 +264,11 @@ def _json(value: Any) -> str:
   return text
 
 
-def _row(name: str, value: str) -> str:
-  return (
+def _rows(facts: Iterable[tuple[str, str]]) -> str:
+  return ''.join(
     f'<tr><th scope="row">{html.escape(name)}</th>'
     f'<td>{html.escape(value)}</td></tr>'
+    for name, value in facts
   )
 
 
@@ -324,10 +317,9 @@ def _cam(cam: np.ndarray, name: str) -> dict[str, Any]:
   peak = float(cam.max())
   height, width = (max(_HEAT_SIDE, side) for side in cam.shape)
   heat = colours.heat(maps.resized(cam, height, width), peak)
+  image = _coloured(heat, colours.HEAT)
   return {
-    'png': _png(
-      _coloured(heat, colours.HEAT), transparency=bytes(colours.opacity())
-    ),
+    'png': _png(image, transparency=bytes(colours.opacity())),
     'peak': f'{peak:.3g}' if peak else '',
     'name': name,
     'rows': cam.shape[0],

@@ -15,6 +15,7 @@ from collections.abc import Container, Iterable, Sequence
 from resnet_jax.models.structure import Kind
 from resnet_jax.system.text import counted
 from resnet_jax.views import graph
+from resnet_jax.views.boxes import size
 
 # Pixels, as in page.css: the height of a row and of a box, the width of a box
 # and of a column with only a line in it, the space above the first row.
@@ -23,6 +24,8 @@ _BOX_HEIGHT = 24
 _BOX = 126
 _LANE = 22
 _TOP = 14
+
+_TIMES = '\N{MULTIPLICATION SIGN}'
 
 
 def diagram(network: graph.Graph, shown: Container[str]) -> str:
@@ -44,20 +47,14 @@ def _stage(
   nodes: Sequence[graph.Node],
   shown: Container[str],
 ) -> str:
-  blocks = [
-    (block, tuple(own))
-    for block, own in itertools.groupby(nodes, key=lambda node: node.block)
-  ]
-  title = html.escape(name)
-  facts = [f'ends with {size(nodes[-1].shape)}']
-  if blocks[0][0]:
-    facts.insert(0, counted(len(blocks), 'block'))
-  cards = ''.join(
-    f'<li>{_card(network, block, own, shown)}</li>' for block, own in blocks
-  )
+  blocks = itertools.groupby(nodes, key=lambda node: node.block)
+  cards = [_card(network, block, own, shown) for block, own in blocks]
+  facts = f'ends with {size(nodes[-1].shape, _TIMES)}'
+  if nodes[0].block:
+    facts = f'{counted(len(cards), "block")}, {facts}'
   return (
-    f'<section class="stage"><h3>{title} <small>{", ".join(facts)}</small></h3>'
-    f'<ol class="blocks">{cards}</ol></section>\n'
+    f'<section class="stage"><h3>{html.escape(name)} <small>{facts}</small>'
+    f'</h3><ol class="blocks">{"".join(cards)}</ol></section>\n'
   )
 
 
@@ -75,25 +72,33 @@ class _Box:
   row: int
   aside: bool
 
+  @property
+  def top(self) -> int:
+    """Pixels from the card's upper edge."""
+    return _TOP + self.row * _ROW
+
+  @property
+  def bottom(self) -> int:
+    """Pixels from the card's upper edge."""
+    return self.top + _BOX_HEIGHT
+
 
 def _boxes(nodes: Iterable[graph.Node]) -> list[_Box]:
   found: list[_Box] = []
-  rows = {False: 0, True: 0}
   for node in nodes:
-    aside = node.in_shortcut
     if node.kind == Kind.BATCH_NORM:
       box = found.pop()
       found.append(dataclasses.replace(box, nodes=(*box.nodes, node)))
     else:
-      found.append(_Box((node,), rows[aside], aside))
-      rows[aside] += 1
+      row = sum(box.aside == node.in_shortcut for box in found)
+      found.append(_Box((node,), row, node.in_shortcut))
   return found
 
 
 def _card(
   network: graph.Graph,
   block: str,
-  nodes: Sequence[graph.Node],
+  nodes: Iterable[graph.Node],
   shown: Container[str],
 ) -> str:
   boxes = _boxes(nodes)
@@ -101,9 +106,10 @@ def _card(
   heading = f'<h4>{html.escape(block)}</h4>' if block else ''
   inside = ''.join(_box(box, block, shown) for box in boxes)
   shape = 'wide' if wide else 'narrow' if block else 'single'
+  lane = 0 if not block else _BOX + 14 if wide else _LANE
   return (
-    f'<div class="card">{heading}<div class="wired {shape}">'
-    f'{_wires(network, boxes, wide, bool(block))}{inside}</div></div>'
+    f'<li><div class="card">{heading}<div class="wired {shape}">'
+    f'{_wires(network, boxes, lane)}{inside}</div></div></li>'
   )
 
 
@@ -111,30 +117,32 @@ def _box(box: _Box, block: str, shown: Container[str]) -> str:
   halves = []
   for index, node in enumerate(box.nodes):
     text = node.name.removeprefix(f'{block}_').replace('_', ' ')
-    text = text.rsplit(' ', 1)[-1] if index else text
-    hint = html.escape(f'{node.name}: {describe(node)}')
+    text = html.escape(text.rsplit(' ', 1)[-1] if index else text)
+    name, hint = html.escape(node.name), html.escape(describe(node))
     if node.name in shown:
       halves.append(
         f'<button type="button" class="node" tabindex="-1" aria-pressed="false"'
-        f' data-layer="{html.escape(node.name)}" title="{hint}"'
-        f' aria-label="{html.escape(node.name)}">{html.escape(text)}</button>'
+        f' data-layer="{name}" title="{name}: {hint}" aria-label="{name}">'
+        f'{text}</button>'
       )
     else:
       halves.append(
-        f'<span class="node none" title="{hint}">{html.escape(text)}</span>'
+        f'<span class="node none" title="{name}: {hint}">{text}</span>'
       )
   place = 'aside' if box.aside else 'main'
   return f'<div class="box {place} row-{box.row}">{"".join(halves)}</div>'
 
 
-def _wires(
-  network: graph.Graph, boxes: Sequence[_Box], wide: bool, is_block: bool
-) -> str:
-  """The connections, as decoration behind the boxes."""
-  rows = 1 + max(box.row for box in boxes)
-  lane = (_BOX + 14 if wide else _LANE) if is_block else 0
+def _wires(network: graph.Graph, boxes: Sequence[_Box], lane: int) -> str:
+  """The connections, as decoration behind the boxes.
+
+  Args:
+    network: that has them.
+    boxes: of a card.
+    lane: pixels to the left of the branch.
+  """
   centre = lane + _BOX // 2
-  height = _TOP + rows * _ROW
+  height = _TOP + _ROW * (1 + max(box.row for box in boxes))
   places = {node.name: box for box in boxes for node in box.nodes}
   lines = []
   for edge in network.edges:
@@ -145,11 +153,10 @@ def _wires(
       kind = 'shortcut padded' if edge.padded else 'shortcut'
       lines.append((kind, _around(start, box, lane)))
     else:
-      top = _TOP + box.row * _ROW
-      begin = _bottom(start) if start else 0
-      lines.append(('flow', f'M{centre} {begin}V{top}'))
-  last = max((box for box in boxes if not box.aside), key=lambda box: box.row)
-  lines.append(('flow', f'M{centre} {_bottom(last)}V{height}'))
+      begin = start.bottom if start else 0
+      lines.append(('flow', f'M{centre} {begin}V{box.top}'))
+  last = max(box.bottom for box in boxes if not box.aside)
+  lines.append(('flow', f'M{centre} {last}V{height}'))
   paths = ''.join(f'<path class="{kind}" d="{d}"/>' for kind, d in lines)
   return (
     f'<svg aria-hidden="true" width="{lane + _BOX}" height="{height}">'
@@ -157,27 +164,13 @@ def _wires(
   )
 
 
-def _bottom(box: _Box) -> int:
-  return _TOP + box.row * _ROW + _BOX_HEIGHT
-
-
 def _around(start: _Box | None, box: _Box, lane: int) -> str:
   """The path of a part of the shortcut, from a box or from where it forks."""
-  fork = lane + _BOX // 2
-  top = _TOP + box.row * _ROW
+  x = _BOX // 2 if start or box.aside else _LANE // 2
+  begin = f'M{x} {start.bottom}' if start else f'M{lane + _BOX // 2} 5H{x}'
   if box.aside:
-    begin = _bottom(start) if start else None
-    x = _BOX // 2
-    return f'M{fork} 5H{x}V{top}' if begin is None else f'M{x} {begin}V{top}'
-  middle = top + _BOX_HEIGHT // 2
-  if start:
-    return f'M{_BOX // 2} {_bottom(start)}V{middle}H{lane}'
-  return f'M{fork} 5H{_LANE // 2}V{middle}H{lane}'
-
-
-def size(shape: Sequence[int]) -> str:
-  """`64x112x112`, with multiplication signs."""
-  return '\N{MULTIPLICATION SIGN}'.join(map(str, shape))
+    return f'{begin}V{box.top}'
+  return f'{begin}V{box.top + _BOX_HEIGHT // 2}H{lane}'
 
 
 def describe(node: graph.Node) -> str:
@@ -185,7 +178,7 @@ def describe(node: graph.Node) -> str:
   parts = [node.title]
   if node.activation:
     parts.append(f'then {node.activation}')
-  parts.append(f'gives {size(node.shape)} (channels, height, width)')
+  parts.append(f'gives {size(node.shape, _TIMES)} (channels, height, width)')
   if node.learned:
     parts.append(counted(node.learned, 'parameter'))
   return ', '.join(parts)

@@ -58,42 +58,20 @@ class _Sheet:
     self.figure.set_facecolor('white')
 
   def axes(self, x: float, y: float, width: float, height: float) -> Axes:
-    full_width, full_height = self._size
-    return self.figure.add_axes(
-      (
-        x / full_width,
-        1 - (y + height) / full_height,
-        width / full_width,
-        height / full_height,
-      )
-    )
+    w, h = self._size
+    place = x / w, 1 - (y + height) / h, width / w, height / h
+    return self.figure.add_axes(place)
 
-  def text(
-    self,
-    x: float,
-    y: float,
-    text: str,
-    *,
-    size: float = 8,
-    colour: str = _QUIET,
-    **options: Any,
-  ) -> None:
+  def text(self, x: float, y: float, text: str, **options: Any) -> None:
     """Text from its upper left corner; `$` has no meaning."""
-    full_width, full_height = self._size
+    w, h = self._size
     self.figure.text(
-      x / full_width,
-      1 - y / full_height,
-      text,
-      size=size,
-      color=colour,
-      va='top',
-      parse_math=False,
-      **options,
+      x / w, 1 - y / h, text, va='top', parse_math=False, **options
     )
 
   def heading(self, title: str, note: str) -> None:
-    self.text(_MARGIN, 10, title, size=11, colour=_INK, weight='bold')
-    self.text(_MARGIN, _TITLE, note)
+    self.text(_MARGIN, 10, title, size=11, color=_INK, weight='bold')
+    self.text(_MARGIN, _TITLE, note, size=8, color=_QUIET)
 
 
 def _show(axes: Axes, image: np.ndarray) -> None:
@@ -313,10 +291,10 @@ def neighbours(
   cells, labels = [], []
   for row, others in enumerate(order):
     cells += [row, *others]
-    labels.append(short[row])
+    pairs = zip(others, cosines[row], strict=True)
     labels += [
-      f'{short[other]}  {cosine:.3f}'
-      for other, cosine in zip(others, cosines[row], strict=True)
+      short[row],
+      *(f'{short[i]}  {cosine:.3f}' for i, cosine in pairs),
     ]
   sheet, *_ = _grid(
     small[cells],

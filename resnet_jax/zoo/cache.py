@@ -8,8 +8,8 @@ receipt is JSON: `address`, null where the user put the file there; `bytes`;
 """
 
 import contextlib
-import dataclasses
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -20,18 +20,6 @@ from resnet_jax.system import errors, files, folders
 from resnet_jax.zoo import records
 
 _YES, _NO = ('1', 'true', 'yes'), ('', '0', 'false', 'no')
-# The largest file that is accepted where the publisher states no size.
-_MAX_BYTES = 2 << 30
-_BLOCK_BYTES = 1 << 20
-_RECEIPT = {'address', 'bytes', 'sha256', 'date', 'verified'}
-
-
-@dataclasses.dataclass(frozen=True)
-class Contents:
-  """Size and hexadecimal digests (always 'sha256') of a file."""
-
-  bytes: int
-  digests: dict[str, str]
 
 
 def is_offline() -> bool:
@@ -40,13 +28,13 @@ def is_offline() -> bool:
   Raises:
     UserError: the variable is neither yes nor no.
   """
-  given = os.environ.get('RESNET_JAX_OFFLINE', '')
-  if given.strip().lower() in (*_YES, *_NO):
-    return given.strip().lower() in _YES
-  raise errors.UserError(
-    f"RESNET_JAX_OFFLINE='{given}': set it to 1, true or yes to forbid"
-    ' downloads, to 0, false or no (or unset it) to allow them.'
-  )
+  given = os.environ.get('RESNET_JAX_OFFLINE', '').strip().lower()
+  if given not in (*_YES, *_NO):
+    raise errors.UserError(
+      f"RESNET_JAX_OFFLINE='{given}': set it to 1, true or yes to forbid"
+      ' downloads, to 0, false or no (or unset it) to allow them.'
+    )
+  return given in _YES
 
 
 def place(file: records.File, name: str) -> pathlib.Path:
@@ -61,111 +49,59 @@ def cached(file: records.File, name: str) -> pathlib.Path | None:
     UserError: it differs from its receipt or from what is published.
   """
   path = place(file, name)
-  if not os.path.exists(path):
+  if not path.exists():
     return None
-  if not path.is_file():
-    raise errors.UserError(f'{path} is not a file. Remove it.')
-  again = f'Remove it to download it again, or give weights={path}'
+  receipt = read_json(path, 'sha256')
+  known = file.hash
+  if receipt and not known:
+    known = records.Hash('sha256', receipt['sha256'])
+  wrong: str | None = 'it has no receipt and no published hash'
   try:
-    found = contents(path, file)
+    if known:
+      wrong = fault(path, known)
   except OSError as error:
     raise errors.UserError(
-      f'cannot read {path}: {error.strerror}. Make it readable, or name'
-      ' another folder in RESNET_JAX_CACHE.'
+      f'cannot read {path}: {error.strerror}. Remove it, make it readable, or'
+      ' name another folder in RESNET_JAX_CACHE.'
     ) from error
-  receipt = read_json(path, _RECEIPT)
-  now = (found.bytes, found.digests['sha256'])
-  if receipt and now != (receipt['bytes'], receipt['sha256']):
+  if wrong:
     raise errors.UserError(
-      f'{path} has changed since its receipt was written ({receipt["date"]}):'
-      f' it has {now[0]} bytes and SHA-256 {now[1]}, and had'
-      f' {receipt["bytes"]} and {receipt["sha256"]}. {again} to use it as it'
-      ' is.'
+      f'{path} is not the published file: {wrong}. Remove it to download it'
+      f' again, or give weights={path} to use it as it is.'
     )
-  if wrong := fault(found, file):
-    raise errors.UserError(
-      f'{path} is not the published file: {wrong}. {again} to use it as it is.'
-    )
-  if receipt is None and file.hash is None:
-    raise errors.UserError(
-      f'{path} has no receipt of a download, and no hash is published to check'
-      f' it against. {again} if it is yours.'
-    )
-  if receipt is None:
+  if not receipt:
     # A shared cache may be read-only: then each use verifies without one.
     with contextlib.suppress(OSError):
-      write_receipt(path, None, found, file)
+      write_receipt(path, file)
   return path
 
 
-def contents(path: pathlib.Path, file: records.File) -> Contents:
-  """Reads a file once, for SHA-256 and for the hash that is published."""
-  algorithms = {'sha256'} | ({file.hash.algorithm} if file.hash else set())
+def digest(path: pathlib.Path, algorithm: str) -> str:
+  """The hexadecimal hash of a file."""
   # MD5 finds damage; it is what some publishers give.
-  sums = {a: hashlib.new(a, usedforsecurity=False) for a in algorithms}
-  size = 0
+  new = functools.partial(hashlib.new, algorithm, usedforsecurity=False)
   with open(path, 'rb') as opened:
-    while block := opened.read(_BLOCK_BYTES):
-      size += len(block)
-      for digest in sums.values():
-        digest.update(block)
-  return Contents(size, {a: digest.hexdigest() for a, digest in sums.items()})
+    return hashlib.file_digest(opened, new).hexdigest()
 
 
-def size_limits(file: records.File) -> tuple[int, int]:
-  """The smallest and the largest size that a published file may have."""
-  if file.size is None:
-    return 1, _MAX_BYTES
-  # 2 percent, where the publisher rounded it.
-  slack = 0 if file.exact else file.size // 50
-  return file.size - slack, file.size + slack
-
-
-def size_fault(size: int, file: records.File) -> str | None:
-  """How a file's size differs from the published one; None: it does not."""
-  low, high = size_limits(file)
-  if low <= size <= high:
+def fault(path: pathlib.Path, known: records.Hash) -> str | None:
+  """How a file's hash differs from the known one; None: it does not."""
+  found = digest(path, known.algorithm)
+  if found.startswith(known.digits):
     return None
-  if file.size is None:
-    return f'{size:,} bytes, where {low:,} to {high:,} are accepted'
-  about = '' if file.exact else 'about '
-  return f'{size:,} bytes, where {about}{file.size:,} are published'
-
-
-def fault(found: Contents, file: records.File) -> str | None:
-  """How a file differs from the published one; None: it does not."""
-  wrong = size_fault(found.bytes, file)
-  if wrong or file.hash is None:
-    return wrong
-  digits = found.digests[file.hash.algorithm]
-  if digits.startswith(file.hash.digits):
-    return None
-  return f'its {file.hash.algorithm} is {digits}, published is {file.hash}'
-
-
-def verdict(file: records.File, found: Contents) -> str:
-  """What a file without a fault was verified against, and what not."""
-  if file.hash is None:
-    size = '' if file.size is None else ' (its size fits)'
-    return (
-      f'NOT verified: no hash of it is published{size}; its SHA-256 is'
-      f' {found.digests["sha256"]}'
-    )
-  if file.hash.is_full:
-    return f'verified: {file.hash}'
-  return f'verified as far as is published, {file.hash}'
+  return f'its {known.algorithm} is {found}, not {known.digits}'
 
 
 def write_receipt(
-  path: pathlib.Path, address: str | None, found: Contents, file: records.File
+  path: pathlib.Path, file: records.File, address: str | None = None
 ) -> None:
-  """Writes the receipt of a verified file; an OSError if that fails."""
+  """Writes the receipt of a verified file."""
   receipt = {
     'address': address,
-    'bytes': found.bytes,
-    'sha256': found.digests['sha256'],
+    'bytes': path.stat().st_size,
+    'sha256': digest(path, 'sha256'),
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'verified': str(file.hash or ('its size' if file.size else 'nothing')),
+    'verified': str(file.hash or 'nothing'),
   }
   write_json(path, receipt)
 
@@ -176,10 +112,10 @@ def write_json(path: pathlib.Path, data: dict[str, Any]) -> None:
   files.write_atomically(path.with_name(f'{path.name}.json'), text.encode())
 
 
-def read_json(path: pathlib.Path, keys: set[str]) -> dict[str, Any] | None:
-  """The object of `keys` in `NAME.json`; None: it is missing or damaged."""
+def read_json(path: pathlib.Path, key: str) -> dict[str, Any]:
+  """The object in `NAME.json`; empty if it has no `key` or is missing."""
   try:
     data = json.loads(path.with_name(f'{path.name}.json').read_bytes())
-  except (OSError, ValueError, RecursionError):
-    return None
-  return data if isinstance(data, dict) and set(data) == keys else None
+  except (OSError, ValueError):
+    return {}
+  return data if isinstance(data, dict) and key in data else {}

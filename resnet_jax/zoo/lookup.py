@@ -1,28 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published checkpoints, found by name or by a file's hash, and as a table."""
 
-import hashlib
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import structure
 from resnet_jax.system import errors
+from resnet_jax.zoo import cache
 from resnet_jax.zoo.checkpoints import FAMILIES, MEANS, RECORDS, USUAL
-from resnet_jax.zoo.records import Accuracy, File, Hash, Record
+from resnet_jax.zoo.records import Accuracy, File, Record
 
 __all__ = [
   'FAMILIES',
   'MEANS',
   'RECORDS',
   'USUAL',
-  'Accuracy',
-  'File',
-  'Hash',
   'Record',
   'find',
   'identify',
+  'select',
   'table',
 ]
 
@@ -46,6 +44,30 @@ def find(family: str, depth: int) -> Record:
   )
 
 
+def select(
+  families: Iterable[str], depth: int = 0, others: tuple[str, ...] = ()
+) -> list[Record]:
+  """The checkpoints of some families, of one depth or, with 0, of all.
+
+  Args:
+    families: their names.
+    depth: that each of them must have.
+    others: words that the caller allows as well, for the message.
+
+  Raises:
+    UserError: a family is unknown, or has no network of this depth.
+  """
+  chosen = []
+  for family in families:
+    if family not in FAMILIES:
+      raise errors.unknown('checkpoint', family, (*FAMILIES, *others))
+    if depth:
+      chosen.append(find(family, depth))
+    else:
+      chosen += [record for record in RECORDS if record.family == family]
+  return chosen
+
+
 def identify(path: pathlib.Path, depth: int) -> Record | None:
   """The published checkpoint that a file is, by its hash; None: no record's.
 
@@ -55,23 +77,21 @@ def identify(path: pathlib.Path, depth: int) -> Record | None:
   """
   if not path.is_file():
     return None
-  size = path.stat().st_size
-  known: dict[str, str] = {}
+  digests: dict[str, str] = {}
   for record in RECORDS:
     file = record.file
-    fits = not file.exact or file.size in (None, size)
-    if record.depth != depth or file.hash is None or not fits:
+    is_size = not file.exact or file.size in (None, path.stat().st_size)
+    if record.depth != depth or file.hash is None or not is_size:
       continue
     algorithm = file.hash.algorithm
-    if algorithm not in known:
-      with open(path, 'rb') as opened:
-        known[algorithm] = hashlib.file_digest(opened, algorithm).hexdigest()
-    if known[algorithm].startswith(file.hash.digits):
+    if algorithm not in digests:
+      digests[algorithm] = cache.digest(path, algorithm)
+    if digests[algorithm].startswith(file.hash.digits):
       return record
   return None
 
 
-def table(records: tuple[Record, ...] = RECORDS) -> list[Mapping[str, str]]:
+def table(records: Sequence[Record] = RECORDS) -> list[Mapping[str, str]]:
   """The rows of the table of checkpoints, by column."""
   return [
     {

@@ -83,16 +83,11 @@ class Protocol:
 
   def differences(self, run: 'Protocol') -> list[str]:
     """How a run departs from it, where it states something."""
-    pairs = zip(
-      dataclasses.fields(self),
-      dataclasses.astuple(run),
-      dataclasses.astuple(self),
-      strict=True,
-    )
+    theirs = dataclasses.asdict(run)
     return [
-      f'{field.name} {theirs} for {own}'
-      for field, theirs, own in pairs
-      if own not in (None, theirs)
+      f'{name} {theirs[name]} for {own}'
+      for name, own in dataclasses.asdict(self).items()
+      if own not in (None, theirs[name])
     ]
 
 

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from makers import HANGS, encoded, run_python, wait_until
+from makers import HANGS, encoded, run_python, user_error, wait_until
 from PIL import Image
 
 from resnet_jax.data import crops, pipeline, preprocess, sources
@@ -99,9 +99,7 @@ def test_start_skips_what_was_done(start, labels):
 )
 def test_fail_names_the_file_and_the_reason_and_what_to_do(data, reason):
   items = items_of(png(0), png(1), data, png(3))
-  with pytest.raises(errors.UserError) as caught:
-    list(pipeline.batches(items, HOW, rows=2))
-  message = str(caught.value)
+  message = user_error(list, pipeline.batches(items, HOW, rows=2))
   assert message.startswith(f'cannot read the image in/2.png: {reason}')
   assert 'leave it out' in message
   assert 'on_error=record' in message

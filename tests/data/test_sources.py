@@ -4,6 +4,7 @@
 import os
 
 import pytest
+from makers import user_error
 from PIL import Image
 
 from resnet_jax.data import decoding, sources
@@ -29,9 +30,7 @@ def listed(tmp_path, text, encoding='utf-8'):
 
 
 def error_of(data, **options):
-  with pytest.raises(errors.UserError) as caught:
-    sources.open_source(str(data), **options)
-  return str(caught.value)
+  return user_error(sources.open_source, str(data), **options)
 
 
 # ------------------------------------------------------------------- lists

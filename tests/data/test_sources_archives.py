@@ -15,6 +15,7 @@ import zipfile
 import imagenet_forms as forms
 import numpy as np
 import pytest
+from makers import user_error
 
 from resnet_jax.data import decoding, sources
 from resnet_jax.system import errors
@@ -27,9 +28,7 @@ def open_(data):
 
 
 def error_of(data):
-  with pytest.raises(errors.UserError) as caught:
-    open_(data)
-  return str(caught.value)
+  return user_error(open_, data)
 
 
 def facts(source):
@@ -111,7 +110,7 @@ def test_class_folders_named_by_wordnet_ids_state_labels(
   assert {k: (label, data) for k, label, data in facts(source)} == expected
   assert [i.key for i in source.items] == sorted(expected)
   assert source.description.endswith(
-    '; labels by the WordNet ids in their paths'
+    '; labels from the WordNet ids in their paths'
   )
 
 
@@ -427,7 +426,7 @@ def test_shards_are_read_shard_by_shard_and_described(tmp_path):
   (tmp_path / 'readme.md').write_text('-')
   assert open_(tmp_path).description == (
     f'24 images in 4 tar archives in the folder {tmp_path} (1 other file'
-    ' left out); labels by the members beside them'
+    ' left out); labels from the members beside them'
   )
 
 

@@ -7,10 +7,10 @@ import imagenet_forms as forms
 import numpy as np
 import pytest
 import scipy.io
+from makers import user_error
 
 from resnet_jax.data import sources, truth
 from resnet_jax.data.truth import devkit
-from resnet_jax.system import errors
 
 IMAGES = forms.images()
 LABELS = tuple(frozenset([one.label]) for one in IMAGES)
@@ -33,9 +33,7 @@ ITEMS = items_of([one.name for one in IMAGES])
 
 
 def error_of(text, items=ITEMS, wnids=forms.WNIDS):
-  with pytest.raises(errors.UserError) as caught:
-    truth.load(str(text), items, wnids)
-  return str(caught.value)
+  return user_error(truth.load, str(text), items, wnids)
 
 
 def write(tmp_path, text, name='labels.txt'):
@@ -142,7 +140,7 @@ def test_the_devkits_ids_are_not_labels(tmp_path):
 def test_numbers_that_cannot_be_ids_are_labels(tmp_path, text, wnids):
   found = truth.load(str(write(tmp_path, text)), items_of('abc'), wnids)
   assert found.answers == tuple(frozenset([int(n)]) for n in text.split())
-  assert found.description.endswith('a label a line')
+  assert found.description.endswith('one label per line')
 
 
 @pytest.mark.parametrize(
@@ -316,17 +314,17 @@ def test_a_label_file_without_a_single_label_is_an_error(tmp_path):
   ('content', 'message'),
   [
     ('', 'begins with nothing'),
-    ('a.jpg\n', "begins with 'a.jpg', which is no label"),
+    ('a.jpg\n', "begins with 'a.jpg', which is not a label"),
     ('-5\n', "begins with '-5'"),
     ('1\n2\nn01440764\n', "has 'n01440764' in line 3, which is not a number"),
     ('n01440764\n\n5\n', "has '5' in line 3, which is not a WordNet id"),
     ('a 1\nb\n', "has 'b' in line 2, which is not NAME LABEL"),
     ('n99999999\n', 'gives image 1 the WordNet id n99999999'),
     ('1001\n', 'gives image 1 the ILSVRC id 1001, and they end at 1000'),
-    ('[[1], 2]', 'is JSON, but no list of lists of whole numbers'),
-    ('[[1.0]]', 'no list of lists of whole numbers'),
-    ('[[true]]', 'no list of lists of whole numbers'),
-    ('{"a": [1]}', 'no list of lists of whole numbers'),
+    ('[[1], 2]', 'is JSON, but not a list of lists of whole numbers'),
+    ('[[1.0]]', 'not a list of lists of whole numbers'),
+    ('[[true]]', 'not a list of lists of whole numbers'),
+    ('{"a": [1]}', 'not a list of lists of whole numbers'),
     ('[[1]', 'begins as JSON and cannot be read'),
     ('[' * 100_000, 'begins as JSON and cannot be read'),
     ('[[' + '9' * 9999 + ']]', 'begins as JSON and cannot be read'),
@@ -357,7 +355,7 @@ def test_ground_truth_without_its_meta_mat_is_an_error(tmp_path):
   path = forms.devkit(tmp_path, IMAGES)
   (tmp_path / 'meta.mat').unlink()
   message = error_of(path)
-  assert message.startswith(f'{tmp_path / "meta.mat"} is not there.')
+  assert message.startswith(f'{tmp_path / "meta.mat"} does not exist.')
   assert 'ILSVRC2012_devkit_t12.tar.gz' in message
 
 
@@ -377,8 +375,8 @@ def _large(path):
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
-    (lambda path: path.write_bytes(b''), 'no MAT-file of level 5'),
-    (lambda path: path.write_bytes(b'x' * 999), 'no MAT-file of level 5'),
+    (lambda path: path.write_bytes(b''), 'not a Level 5 MAT-file'),
+    (lambda path: path.write_bytes(b'x' * 999), 'not a Level 5 MAT-file'),
     (_large, 'it has more than 16777216 bytes'),
     (_bomb, 'unpacked it has 134217728 bytes or more'),
     (lambda path: scipy.io.savemat(path, {'x': 1}), 'it has no synsets with'),
@@ -452,17 +450,17 @@ RANK = np.argsort(AS_TEXT)
 @pytest.mark.parametrize(
   ('labels', 'said'),
   [
-    (IDS[TRUE], "the development kit's ILSVRC ids were taken for labels; were"),
-    (IDS[TRUE] - 1, 'ILSVRC ids were taken for labels, less one; were'),
+    (IDS[TRUE], "the development kit's ILSVRC ids were taken for labels; if"),
+    (IDS[TRUE] - 1, 'ILSVRC ids were taken for labels, less one; if'),
     (ORDER[TRUE], 'labels were mapped as though they were ILSVRC ids less one'),
     (
       ORDER[TRUE - 1],
-      'labels were mapped as though they were ILSVRC ids; were',
+      'labels were mapped as though they were ILSVRC ids; if',
     ),
     (TRUE + 1, 'they are one too large, as though counted from 1'),
     (TRUE - 1, 'they are one too small'),
-    (RANK[TRUE], 'numbered class folders were put in the order of text'),
-    (AS_TEXT[TRUE], 'the place among numbered folders in the order'),
+    (RANK[TRUE], 'numbered class folders were sorted as text'),
+    (AS_TEXT[TRUE], 'they are positions among numbered folders sorted as'),
   ],
 )
 def test_wrong_labels_are_found_out(tmp_path, labels, said):
@@ -533,7 +531,7 @@ def test_failed_images_and_several_answers(tmp_path):
   message = truth.diagnose(predicted, KEYS, labels, forms.WNIDS)
   assert message == (
     'the labels look wrong: they are one too large, as though counted from 1;'
-    f' were it so, the top-1 accuracy would be {share:.2%}.'
+    f' if so, the top-1 accuracy would be {share:.2%}.'
   )
   nothing = np.full(COUNT, -1)
   assert truth.diagnose(nothing, KEYS, labels, forms.WNIDS) == ''

@@ -10,6 +10,7 @@ import shutil
 
 import numpy as np
 import pytest
+from feature_runs import plan_of, write
 from makers import contents
 
 from resnet_jax import features
@@ -61,6 +62,32 @@ def small_files():
 
 
 # ------------------------------------------------------ from new to finished
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('failed', [(), (1, 4, 7)], ids=str)
+@pytest.mark.parametrize('stop', [0, 3, 6])
+def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path, form, failed, stop):
+  plan = plan_of()
+  write(form, tmp_path / 'whole', plan, failed=failed)
+  write(form, tmp_path / 'halted', plan, stop=stop, failed=failed)
+  assert not (tmp_path / 'halted').exists()
+  write(form, tmp_path / 'halted', plan, done=stop, failed=failed)
+  assert contents(tmp_path / 'halted') == contents(tmp_path / 'whole')
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_the_plan_is_an_upper_bound_that_is_near(tmp_path, form):
+  plan = plan_of(7, layers={'a': (64, 12, 12), 'b': (500, 1, 1)})
+  write(form, tmp_path / 'out', plan)
+  written = sum(
+    len(data)
+    for name, data in contents(tmp_path / 'out').items()
+    if not name.endswith('.json')
+  )
+  planned = features.FORMATS[form].planned_bytes(plan, plan.rows)
+  # Text is planned at its longest; the store pads its last batch.
+  assert written <= planned < 1.5 * written
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -345,7 +372,7 @@ def test_no_room_while_writing(tmp_path, form, request):
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_a_run_goes_on_when_there_is_room_again(tmp_path, form):
+def test_a_run_resumes_when_there_is_room_again(tmp_path, form):
   finish(form, tmp_path / 'whole')
   writer = start(form, tmp_path / 'out')
   write_batch(writer)

@@ -247,18 +247,6 @@ def test_the_plan_of_what_is_left_is_an_upper_bound(tmp_path):
 
 
 @pytest.mark.parametrize('failed', [(), (1, 4, 7)], ids=str)
-@pytest.mark.parametrize('batches', [0, 1, 2])
-def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, batches, failed):
-  plan = plan_of()
-  write(tmp_path / 'whole', plan, failed=failed)
-  done = batches * plan.batch_rows
-  write(tmp_path / 'halted', plan, stop=done, failed=failed)
-  assert not (tmp_path / 'halted').exists()
-  write(tmp_path / 'halted', plan, done=done, failed=failed)
-  assert contents(tmp_path / 'halted') == contents(tmp_path / 'whole')
-
-
-@pytest.mark.parametrize('failed', [(), (1, 4, 7)], ids=str)
 @pytest.mark.parametrize('done', [0, 3, 6])
 def test_values_without_their_status_are_written_again(tmp_path, done, failed):
   plan = plan_of()
@@ -329,7 +317,7 @@ def test_a_finished_store_has_nothing_left_to_do(tmp_path):
     ('wide/zarr.json', None),
   ],
 )
-def test_a_damaged_run_does_not_go_on(tmp_path, file, data):
+def test_a_damaged_run_does_not_resume(tmp_path, file, data):
   part = write(tmp_path / 'out', plan_of(), stop=3)
   if data is None:
     (part / file).unlink()

@@ -149,7 +149,7 @@ def test_images_of_one_base_name_keep_their_paths(tmp_path, keys, names, noted):
   assert features.notes('zarr', plan) == features.notes('text', plan) == []
 
 
-def test_a_image_listed_twice_is_refused_by_pickle_only(tmp_path):
+def test_an_image_listed_twice_is_refused_by_pickle_only(tmp_path):
   keys = ['x/a', 'b', 'x/a']
   plan = table.FeatureTable(keys, [-1] * 3, LAYERS, 'float32', 2)
   for attempt in (
@@ -386,7 +386,7 @@ def test_the_failed_rows_are_noted(tmp_path, form, failed):
 @pytest.mark.parametrize('form', [*FORMS, SHORT], ids=['pickle', 'text', '4'])
 @pytest.mark.parametrize('failed', [(), (1, 4, 9)], ids=str)
 @pytest.mark.parametrize('batch', [2, 3, 4])
-def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, form, failed, batch):
+def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path, form, failed, batch):
   plan = plan_of(10, batch)
   write(form, tmp_path / 'whole', plan, failed=failed)
   for done in range(0, 11, batch):
@@ -464,7 +464,7 @@ def test_garbage_behind_what_is_noted_is_cut_off(tmp_path, done, garbage):
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_a_file_that_lost_rows_does_not_go_on(tmp_path, form):
+def test_a_file_that_lost_rows_does_not_resume(tmp_path, form):
   plan = plan_of()
   write(form, tmp_path / 'out', plan, stop=6)
   part = tmp_path / 'out.part'
@@ -479,7 +479,7 @@ def test_a_file_that_lost_rows_does_not_go_on(tmp_path, form):
 
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('text', ['', '{"rows": 3', '[]', '{"rows": 3}', 'ü'])
-def test_damaged_progress_does_not_go_on(tmp_path, form, text):
+def test_damaged_progress_does_not_resume(tmp_path, form, text):
   write(form, tmp_path / 'out', plan_of(), stop=3)
   part = tmp_path / 'out.part'
   (part / 'progress.json').write_text(text, encoding='utf-8')

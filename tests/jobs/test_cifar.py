@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's CIFAR networks: layers, weights, images, settings."""
 
-import runpy
-
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import ROOT
+from makers import config_of
 from numpy_resnet import NumpyCifar
 from PIL import Image
 from scipy import ndimage
@@ -335,7 +333,7 @@ def test_images_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize('size', [(33, 32), (32, 31), (64, 64)])
-def test_a_image_of_another_size_is_an_error(size):
+def test_an_image_of_another_size_is_an_error(size):
   how = presets.CIFAR
   with pytest.raises(decoding.ImageError) as caught:
     crops.cut(Image.new('RGB', size), how)
@@ -386,19 +384,14 @@ def test_the_classes_have_names():
 # ------------------------------------------------------------ as a user does
 
 
-def config_of(name, argument=''):
-  path = ROOT / 'configs' / f'{name}.py'
-  return runpy.run_path(str(path))['get_config'](argument)
-
-
 def test_the_config_changes_defaults_and_adds_no_keys():
-  ours, usual = config_of('cifar'), config_of('resnet')
+  ours, usual = config_of(file='cifar'), config_of()
   assert set(ours) == set(usual)
   changed = {key for key in usual if ours[key] != usual[key]}
   assert changed == {'layer_num', 'class_names', 'resize', 'batch_size'}
   assert ours.layer_num == 20
   assert ours.class_names == 'cifar10'
-  other = config_of('cifar', '56,weights=random,batch_size=8')
+  other = config_of('56,weights=random,batch_size=8', 'cifar')
   assert (other.layer_num, other.weights, other.batch_size) == (56, 'random', 8)
 
 

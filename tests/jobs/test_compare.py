@@ -3,14 +3,13 @@
 
 import dataclasses
 import json
-import runpy
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from makers import config_of
 from scipy import stats
 
-from resnet_jax import configuration, features, jobs
+from resnet_jax import features, jobs
 from resnet_jax.evaluation import pairs, prediction_file, prediction_record
 from resnet_jax.evaluation.prediction import ClassScore
 from resnet_jax.features import table
@@ -19,16 +18,9 @@ from resnet_jax.system import errors
 COUNT = 300
 
 
-def _config(**settings):
-  get_config = runpy.run_path(str(ROOT / configuration.DEFAULT))['get_config']
-  config = get_config()
-  for key, value in settings.items():
-    config[key] = value if isinstance(value, bool) else str(value)
-  return config
-
-
 def _compare(first, second, **settings):
-  return jobs.run('compare', _config(first=first, second=second, **settings))
+  config = config_of(first=str(first), second=str(second), **settings)
+  return jobs.run('compare', config)
 
 
 # ---------------------------------------------------------------- predictions
@@ -353,9 +345,9 @@ def test_stores_of_the_same_file_names_are_compared(tmp_path, capsys):
 
 
 def test_what_is_there_decides_and_mistakes_say_so(tmp_path, files):
-  with pytest.raises(errors.UserError, match="first='': there is nothing"):
+  with pytest.raises(errors.UserError, match="first='' does not exist"):
     _compare('', files[0])
-  with pytest.raises(errors.UserError, match="second='nowhere': there is"):
+  with pytest.raises(errors.UserError, match="second='nowhere' does not exist"):
     _compare(files[0], 'nowhere')
   store = _store(tmp_path / 'a', {'pool': np.ones((2, 3, 1, 1))})
   with pytest.raises(
@@ -365,7 +357,7 @@ def test_what_is_there_decides_and_mistakes_say_so(tmp_path, files):
 
 
 def test_arguments_behind_the_flags_go_where_they_belong():
-  config = _config()
+  config = config_of()
   jobs.take('compare', ['a', 'b'], config)
   assert (config.first, config.second) == ('a', 'b')
   jobs.take('extract', [], config)

@@ -3,25 +3,21 @@
 
 import hashlib
 import json
-import os
 import re
-import runpy
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import reproduce
 import tables
 import targets
-from conftest import ROOT
-from makers import Started
+from makers import Started, config_of, run_program
 from PIL import Image
 from scipy import stats
 
 import resnet_jax
-from resnet_jax import configuration, jobs
+from resnet_jax import jobs
 from resnet_jax import weights as weights_lib
 from resnet_jax.data import labels as label_lib
 from resnet_jax.evaluation import evidence, metrics, published, report
@@ -89,25 +85,13 @@ def finished(photographs, tmp_path_factory):
   """A folder with an uninterrupted run, `results`, and what it said."""
   folder = tmp_path_factory.mktemp('finished')
   shutil.copytree(photographs[0], folder / 'photos')
-  done = subprocess.run(
-    [sys.executable, '-m', 'resnet_jax.main', *_flags('record=all.jsonl')],
-    cwd=folder,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
+  done = run_program(folder, *_flags('record=all.jsonl'), check=0)
   return folder, done
 
 
 def _config(*settings):
-  get_config = runpy.run_path(str(ROOT / configuration.DEFAULT))['get_config']
-  config = get_config(f'{SMALL},data=photos/all.list')
-  for setting in settings:
-    key, _, value = setting.partition('=')
-    config[key] = value
-  return config
+  given = dict(setting.split('=', 1) for setting in settings)
+  return config_of(SMALL, **{'data': 'photos/all.list'} | given)
 
 
 def _lines(path):
@@ -350,8 +334,8 @@ def test_a_truncated_image_fails_or_counts_as_wrong(
   assert not (tmp_path / 'results' / 'results.json').exists()
   done = run_main(*_flags('on_error=record'))
   assert done.returncode == 3
-  assert '1 images could not be read; they count as wrong' in done.stderr
-  assert '1 images that could not be read count as wrong' in done.stdout
+  assert '1 image could not be read, counted as wrong' in done.stderr
+  assert 'labels: 1 image could not be read, counted as wrong' in done.stdout
   found = _the_one(_results(tmp_path / 'results'))
   whole = _the_one(_results(finished[0] / 'results'))
   assert found['images'] == whole['images']

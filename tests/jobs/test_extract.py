@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import zarr
 from conftest import ROOT, make_image_folder
-from makers import Started, contents, run_program
+from makers import Started, config_of, contents, run_program
 from PIL import Image
 
 import resnet_jax
@@ -181,7 +180,7 @@ def test_bytes_do_not_depend_on_threads(run_main, image_folder):
     ('text', 'progress.json'),
   ],
 )
-def test_a_killed_run_goes_on_to_the_same_bytes(
+def test_a_killed_run_resumes_to_the_same_bytes(
   run_main, image_folder, whole, form, marker
 ):
   out = image_folder.parent
@@ -274,11 +273,11 @@ def test_a_broken_image_is_recorded_if_asked(run_main, image_folder, form):
   assert run_main(*flags(settings)).returncode == 1
   done = run_main(*flags(settings, 'on_error=record'))
   assert done.returncode == 3
-  assert '1 images could not be read' in done.stderr
+  assert '1 image could not be read' in done.stderr
   again = run_main(*flags(settings, 'on_error=record'))
   assert again.returncode == 3
   assert 'finished already' in again.stderr
-  assert '1 images could not be read' in again.stderr
+  assert '1 image could not be read' in again.stderr
   out = image_folder.parent / 'out'
   if form == 'zarr':
     features = resnet_jax.load_features(out)
@@ -301,7 +300,7 @@ def test_a_list_with_a_missing_image_is_refused_before_the_start(
   (image_folder / 'all.list').write_text('a.png 3\nmissing.png 4\nc d.png 5\n')
   done = run_main(*flags('data=images/all.list'))
   assert done.returncode == 1
-  assert '1 of 3 images listed in images/all.list are not' in done.stderr
+  assert '1 of 3 images listed in images/all.list do not exist' in done.stderr
   assert 'images/missing.png' in done.stderr
   done = run_main(*flags('data=images/all.list', 'on_error=record'))
   assert done.returncode == 3
@@ -325,9 +324,8 @@ def test_places_that_cannot_be_written_to(run_main, image_folder):
 
 
 def test_a_full_disk_is_said_before_the_run(image_folder, monkeypatch, capsys):
-  get_config = runpy.run_path(str(ROOT / 'configs/resnet.py'))['get_config']
-  config = get_config(f'{SMALL},data={image_folder}')
-  config.output_dir = str(image_folder.parent / 'out')
+  out = str(image_folder.parent / 'out')
+  config = config_of(SMALL, data=str(image_folder), output_dir=out)
   usage = shutil.disk_usage(image_folder)
   monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage._replace(free=99))
   with pytest.raises(resnet_jax.UserError, match='99 are free there'):

@@ -38,7 +38,7 @@ def test_help_names_jobs_and_settings_and_does_not_import_jax(run_main):
       ['--jop=extract'],
       "Unknown command line flag 'jop'. Did you mean: job ?. --help lists",
     ),
-    ([], 'say --job=JOB, one of: extract, predict'),
+    ([], 'give --job=JOB, one of: extract, predict'),
     (
       ['--job=extract', 'photos'],
       "unexpected arguments 'photos': --job=extract takes none",

@@ -223,7 +223,7 @@ def test_a_headless_network_predicts_nothing(
     for name in ('conv1_bn', *(f'res{s}_2_addto' for s in (2, 3, 4, 5)))
   }
   config.cam_class = '5'
-  with pytest.raises(errors.UserError, match='no class that Grad-CAM could'):
+  with pytest.raises(errors.UserError, match='no class for Grad-CAM'):
     visualize.run(config)
 
 
@@ -274,7 +274,10 @@ def test_a_broken_image_ends_it_and_leaves_no_report(folder, tmp_path):
     ({'report': ''}, "report='': name a folder of its own"),
     ({'report': 'list'}, 'report=list is a file; name a folder'),
     ({'report': 'mine'}, 'mine holds something that is not a report of this'),
-    ({'data': 'list'}, r'201 images \(.*\): this job shows 1 to 200. Give'),
+    (
+      {'data': 'list'},
+      r'201 images listed in .*: this job shows 1 to 200. Give',
+    ),
     ({'cam_class': 'tiger'}, "cam_class='tiger' is none of these weights' 10"),
     ({'cam_class': '1000'}, r'Give an index \(0 to 999\), a WordNet id such'),
     ({'cam_layer': 'logits'}, "'logits' stands for logits. Such as res5_2_add"),

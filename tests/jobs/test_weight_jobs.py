@@ -429,7 +429,7 @@ def test_a_wrong_file_is_no_checkpoint(run_main, mirror, online, tmp_path):
   )
   assert 'files failed, for the reasons above' in done.stderr
   assert 'msra-50' in done.stderr
-  assert 'it has 22 bytes, where 102,462,397 are published' in done.stderr
+  assert 'it is not the published file: its sha256 is ' in done.stderr
   left = list((tmp_path / 'cache').rglob('*.caffemodel'))
   assert left == []
 

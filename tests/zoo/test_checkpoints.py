@@ -107,7 +107,7 @@ def test_other_classes_have_the_names_that_the_user_gives(
   assert {line.split()[-1] for line in done.stdout.splitlines()[1:]} == {
     *('Katze', 'Hund', 'Maus')
   }
-  line = json.loads((tmp_path / 'p.jsonl').read_text())
+  _, line = map(json.loads, (tmp_path / 'p.jsonl').read_text().splitlines())
   assert len(line['best']) == 3
   assert line['best'][0]['wnid'] == ''
   done = run_main(CONFIG, '--job=predict', *common, check=0)
@@ -180,7 +180,7 @@ def test_a_value_before_the_relu_is_warned_of_in_a_notebook(three):
   with pytest.warns(UserWarning, match='before the ReLU'):
     found = model.features(IMAGE, 'layer1.0.bn1')
   assert found.shape == (1, 64, 56, 56)
-  with pytest.warns(UserWarning, match='and so for 1 more'):
+  with pytest.warns(UserWarning, match='so are 1 more'):
     several = model.features(IMAGE, 'layer4.*')
   assert 'res5_2_addto' in several
 

@@ -2,7 +2,6 @@
 """Downloads against a server of the test's own: all that goes wrong there."""
 
 import contextlib
-import functools
 import hashlib
 import http.server
 import json
@@ -25,7 +24,7 @@ from conftest import ROOT
 
 import resnet_jax
 from resnet_jax.system import errors
-from resnet_jax.zoo import cache, download, records, transfer
+from resnet_jax.zoo import cache, download, records
 
 DATA = np.random.default_rng(0).bytes(300_000)
 SIZE = len(DATA)
@@ -72,16 +71,12 @@ class Site:
       self.server.socket = context.wrap_socket(
         self.server.socket, server_side=True
       )
-    self.address = f'http{"s" * bool(context)}://127.0.0.1:{self.port}'
+    port = self.server.server_address[1]
+    self.address = f'http{"s" * bool(context)}://127.0.0.1:{port}'
     self.thread = threading.Thread(
       target=self.server.serve_forever, args=(0.01,)
     )
     self.thread.start()
-
-  @property
-  def port(self):
-    """Where it listens."""
-    return self.server.server_address[1]
 
   @property
   def ranges(self):
@@ -119,15 +114,15 @@ def _body(handler, site, data):
     site.sent += len(piece)
 
 
-def whole(data=None, knows_if_range=True, **headers):
+def whole(data=None, ranges=True, if_range=True, **headers):
   """The file, or the range of it that is asked for."""
 
   def step(handler, site):
     content = site.data if data is None else data
     tag = {'ETag': site.tag} if site.tag else {}
     asked = handler.headers.get('Range')
-    same = handler.headers.get('If-Range') == site.tag or not knows_if_range
-    if not (asked and same):
+    same = handler.headers.get('If-Range') == site.tag or not if_range
+    if not (asked and same and ranges):
       _head(handler, 200, len(content), **(tag | headers))
       return _body(handler, site, content)
     start = int(asked.removeprefix('bytes=').removesuffix('-'))
@@ -141,16 +136,11 @@ def whole(data=None, knows_if_range=True, **headers):
   return step
 
 
-def without_ranges(handler, site):
-  _head(handler, 200, len(site.data))
-  _body(handler, site, site.data)
-
-
-def part_of(status=206, **headers):
-  """The second half, said to be what `headers` say."""
+def second_half(**headers):
+  """Status 206, said to be what `headers` say."""
 
   def step(handler, site):
-    _head(handler, status, len(site.data) - HALF, **headers)
+    _head(handler, 206, len(site.data) - HALF, **headers)
     _body(handler, site, site.data[HALF:])
 
   return step
@@ -160,8 +150,7 @@ def cut(count=HALF, **headers):
   """The whole length is stated, and `count` bytes come."""
 
   def step(handler, site):
-    headers.setdefault('ETag', site.tag)
-    _head(handler, 200, len(site.data), **headers)
+    _head(handler, 200, len(site.data), **({'ETag': site.tag} | headers))
     _body(handler, site, site.data[:count])
 
   return step
@@ -177,38 +166,34 @@ def stall(handler, site):
   site.released.wait()
 
 
-def stall_after(count=HALF):
-  def step(handler, site):
-    cut(count)(handler, site)
-    site.released.wait()
-
-  return step
+def stall_at_half(handler, site):
+  cut()(handler, site)
+  site.released.wait()
 
 
-def _drip(handler, site):
+def drip(handler, site):
+  _head(handler, 200, len(site.data), ETag=site.tag)
   while not site.released.wait(0.02):
     handler.wfile.write(b'x')
 
 
-def trickle(handler, site):
-  _head(handler, 200, len(site.data))
-  _drip(handler, site)
+def drip_header(handler, site):
+  handler.wfile.write(b'HTTP/1.1 200 OK\r\nX: ')
+  while not site.released.wait(0.02):
+    handler.wfile.write(b'x')
 
 
-def trickle_chunk_size(handler, site):
+def drip_chunk_size(handler, site):
   handler.protocol_version = 'HTTP/1.1'
-  _head(handler, 200, None, Transfer_Encoding='chunked')
-  _drip(handler, site)
-
-
-def trickle_headers(handler, site):
-  handler.wfile.write(b'HTTP/1.0 200 OK\r\nX: ')
-  _drip(handler, site)
+  _head(handler, 200, None, **{'Transfer-Encoding': 'chunked'})
+  while not site.released.wait(0.02):
+    handler.wfile.write(b'0')
 
 
 def stay_connected(handler, site):
   handler.protocol_version = 'HTTP/1.1'
-  without_ranges(handler, site)
+  _head(handler, 200, len(site.data))
+  _body(handler, site, site.data)
   site.released.wait()
 
 
@@ -220,16 +205,15 @@ def redirect(to, code=302):
   return status(code, Location=to)
 
 
-def endless_redirect(handler, site):
-  _head(handler, 302, None, Location=f'{site.address}/b')
-  while not site.released.is_set():
-    handler.wfile.write(bytes(10_000))
+def endless(code=200, **headers):
+  """A body without an end."""
 
+  def step(handler, site):
+    _head(handler, code, None, **headers)
+    while not site.released.is_set():
+      handler.wfile.write(bytes(10_000))
 
-def endless(handler, site):
-  _head(handler, 200, None)
-  while not site.released.is_set():
-    handler.wfile.write(bytes(10_000))
+  return step
 
 
 def raw(data):
@@ -250,7 +234,6 @@ def _alone(tmp_path, monkeypatch):
     if name.lower().endswith('_proxy') or name.startswith('RESNET_JAX_'):
       monkeypatch.delenv(name)
   monkeypatch.setenv('RESNET_JAX_CACHE', str(tmp_path / 'cache'))
-  monkeypatch.setattr(transfer, '_PAUSE_SECONDS', 0.01)
 
 
 @pytest.fixture
@@ -281,8 +264,8 @@ def closed_port():
 
 
 @pytest.fixture
-def certificate(tmp_path):
-  """Of 127.0.0.1, signed by itself."""
+def tls(new_site, tmp_path):
+  """A site with a certificate, and the path of its certificate."""
   if not shutil.which('openssl'):
     pytest.skip('openssl makes the certificate')
   key, path = tmp_path / 'key.pem', tmp_path / 'certificate.pem'
@@ -296,22 +279,16 @@ def certificate(tmp_path):
     check=True,
     capture_output=True,
   )
-  return key, path
-
-
-@pytest.fixture
-def tls_site(new_site, certificate):
-  key, path = certificate
   context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
   context.load_cert_chain(path, key)
-  return new_site(context=context)
+  return new_site(context=context), path
 
 
-def fetch(file, said=None, report=None, timeout=TIMEOUT):
-  said = [] if said is None else said
-  return download.fetch(
-    file, 'test-50', report=report, say=said.append, timeout=timeout
-  )
+def fetch(file, said=None, **options):
+  """Downloads a file; `said` gets the log."""
+  say = ([] if said is None else said).append
+  options = {'report': None, 'timeout': TIMEOUT} | options
+  return download.fetch(file, 'test-50', say=say, **options)
 
 
 def fail(file, **options):
@@ -393,48 +370,37 @@ def test_the_recorded_hash_is_compared(site, algorithm, digits):
   known = hashlib.new(algorithm, DATA).hexdigest()[:digits]
   said = []
   fetch(site.file(records.Hash(algorithm, known)), said)
-  expected = (
-    f'verified as far as is published, {algorithm} {known} (first 8 digits)'
-    if digits
-    else f'verified: {algorithm} {known}'
-  )
-  assert said[-1] == f'{folder() / NAME}: {expected}'
-  assert receipt()['verified'] in said[-1]
+  part = ' (first 8 digits)' if digits else ''
+  assert said[-1] == f'{folder() / NAME}: verified: {algorithm} {known}{part}'
+  assert receipt()['verified'] == f'{algorithm} {known}{part}'
 
 
-@pytest.mark.parametrize(
-  ('size', 'said', 'written'),
-  [(None, '', 'nothing'), (SIZE, ' (its size fits)', 'its size')],
-)
-def test_without_a_hash_it_says_so(site, size, said, written):
-  heard = []
-  fetch(site.file(None, size), heard)
-  assert heard[-1] == (
-    f'{folder() / NAME}: NOT verified: no hash of it is published{said}; its'
-    f' SHA-256 is {SHA256}'
-  )
-  assert receipt()['verified'] == written
-  assert cache.cached(site.file(None, size), 'test-50')
-
-
-def test_a_slow_server_is_waited_for(site, monkeypatch):
-  """For longer than the time-out, as long as it sends enough."""
-  now = [0]
-  clock = types.SimpleNamespace(monotonic=lambda: now[0])
-  monkeypatch.setattr(transfer, 'time', clock)
-
-  # A chunk of 64 KiB takes 0.9 of the time-out.
-  def report(done, total):
-    now[0] = 4 * TIMEOUT * done / total
-
-  fetch(site.file(), report=report)
-  assert now[0] == 4 * TIMEOUT
+def test_without_a_hash_it_says_so(site):
+  said = []
+  path = fetch(site.file(None, None), said)
+  assert said[-1] == f'{path}: NOT verified: no hash is published'
+  assert receipt()['verified'] == 'nothing'
+  assert receipt()['sha256'] == SHA256
+  assert fetch(site.file(None, None)) == path
   assert len(site.asked) == 1
 
 
-def test_a_server_that_stays_connected_is_not_waited_for(site):
-  site.steps = [stay_connected]
+@pytest.mark.parametrize('step', [stay_connected, endless(302, Location='/b')])
+def test_nothing_is_read_beyond_its_end(site, step):
+  site.steps = [step]
   fetch(site.file())
+
+
+def test_a_length_that_is_not_known(site):
+  """Neither from the server, nor exactly from the publisher."""
+
+  def step(handler, site):
+    _head(handler, 200, None)
+    _body(handler, site, DATA)
+
+  site.steps = [step]
+  file = site.file(size=HALF, exact=False)
+  assert fetch(file).read_bytes() == DATA
   assert len(site.asked) == 1
 
 
@@ -449,120 +415,122 @@ def test_redirects_are_followed(site, new_site, code):
   assert receipt()['address'] == f'{site.address}/{NAME}'
 
 
-def test_the_body_of_a_redirect_is_not_read(site):
-  site.steps = [endless_redirect]
-  fetch(site.file())
-
-
-def test_proxies_of_the_environment_are_used(site, closed_port, monkeypatch):
+def test_proxies_of_the_environment_are_used(site, monkeypatch):
   monkeypatch.setenv('http_proxy', site.address)
   address = f'http://published.invalid/{NAME}'
   file = records.File((address,), SURE, SIZE)
   fetch(file)
   assert site.asked[0][0] == address
   shutil.rmtree(folder())
-  monkeypatch.setenv('http_proxy', closed_port)
-  assert fault(file) == (
-    'connection refused (the environment sets a proxy for http)'
-  )
   monkeypatch.setenv('http_proxy', 'socks5://127.0.0.1:1')
   assert 'unknown url type: socks5' in fault(file)
 
 
 # ------------------------------------------------------------- what goes wrong
 
+REDIRECTS = ': it redirects in circles, or not to https or http'
+
 
 @pytest.mark.parametrize(
-  ('step', 'expected', 'requests'),
+  ('step', 'expected'),
   [
-    (status(404), '404 Not Found', 1),
-    (status(403), '403 Forbidden', 1),
-    (status(204), '204 No Content', 1),
-    (status(206), '206 Partial Content', 1),
-    (status(416), '416 ', 1),
-    (status(599), '599', 1),
-    (status(503), '503 Service Unavailable', 2),
-    (status(429), '429 Too Many Requests', 2),
-    (status(503, Retry_After='0'), '503 Service Unavailable', 2),
-    (status(503, Retry_After='soon'), '503 Service Unavailable', 2),
-    (
-      status(503, Retry_After='120'),
-      '503 Service Unavailable, and asks to come again after 120 s',
-      1,
-    ),
-    (hang_up, 'the connection broke', 2),
-    (cut(0), 'the connection broke after 0 of 300,000 bytes', 2),
-    (cut_chunk, 'the connection broke', 2),
-    (redirect('/x'), 'it redirects more than 5 times', 6),
-    (redirect('file:///etc/passwd'), "it redirects to 'file:///etc/passwd'", 1),
-    (redirect('ftp://x/y'), "it redirects to 'ftp://x/y', not to http or", 1),
-    (redirect('http://[x'), "it redirects to 'http://[x'", 1),
-    (redirect('http://x:99999/'), "it redirects to 'http://x:99999/'", 1),
-    (redirect('http://x:y@'), "it redirects to 'http://x:y@'", 1),
-    (status(302), "it redirects to ''", 1),
-    (whole(DATA[:-1]), 'it has 299,999 bytes, where 300,000 are published', 1),
-    (whole(DATA + b'x'), 'it has 300,001 bytes, where 300,000 are', 1),
-    (whole(b''), 'it has 0 bytes, where 300,000 are published', 1),
-    (endless, 'it sends more than 300,000 bytes', 1),
+    (status(404), '404 Not Found'),
+    (status(204), '204 No Content'),
+    (status(206), '206 Partial Content'),
+    (status(416), '416 '),
+    (status(503), '503 Service Unavailable'),
+    (status(599), '599'),
+    (hang_up, 'no connection ('),
+    (cut(0), 'the connection broke after 0 bytes'),
+    (whole(b''), 'the connection broke after 0 bytes'),
+    (cut_chunk, 'no connection ('),
+    (redirect(f'/{NAME}'), f'302 Found{REDIRECTS}'),
+    (redirect('file:///etc/passwd', 307), '307 Temporary Redirect: it'),
+    (redirect('ftp://x/y'), f'302 Found{REDIRECTS}'),
+    (redirect('http://127.0.0.1:99999/'), 'no connection ('),
+    (redirect('http://:80/'), 'no connection ('),
+    (status(302), f'302 Found{REDIRECTS}'),
+    (whole(DATA[:-1]), 'it is not the published file: its sha256 is '),
+    (whole(DATA + b'x'), 'it has more than 300,000 bytes'),
+    (endless(), 'it has more than 300,000 bytes'),
     (
       whole(OTHER),
       f'it is not the published file: its sha256 is'
-      f' {hashlib.sha256(OTHER).hexdigest()}, published is sha256 {SHA256}',
-      1,
+      f' {hashlib.sha256(OTHER).hexdigest()}, not {SHA256}',
     ),
-    (raw(b'\x1b[31mHello\r\n\r\n'), 'its answer is not understood', 1),
+    (raw(b'\x1b[31mHello\r\n\r\n'), 'no connection (\ufffd[31mHello'),
     (
       raw(b'HTTP/1.0 200 OK\r\nX: ' + b'x' * 70_000 + b'\r\n\r\n'),
-      'its answer is not understood (LineTooLong',
-      1,
+      'no connection (got more than 65536 bytes when reading header line)',
     ),
     (
       raw(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n'),
-      'the connection broke',
-      2,
+      'no connection (',
     ),
   ],
 )
-def test_what_happened_is_said(site, step, expected, requests):
-  site.steps = [step] * 6
+def test_what_happened_is_said(site, step, expected):
+  site.steps = [step] * 12
   said = []
   text = fault(site.file(), said=said)
   assert text.startswith(expected)
-  assert text.isprintable()
-  assert len(site.asked) == requests
-  assert f'{site.address}/{NAME}: {text}' in said
-  assert in_folder() == set()
+  assert len(said) == 2
+  assert not in_folder() & {NAME, f'{NAME}.json'}
   site.steps = []
   assert fetch(site.file()).read_bytes() == DATA
 
 
-STALLS = 'it stalls: under 1,024 bytes within {timeout:g} s'
-
-
-@pytest.mark.parametrize(
-  ('step', 'expected', 'left'),
-  [
-    (stall, LATE, set()),
-    (trickle_headers, LATE, set()),
-    (trickle, STALLS, set()),
-    (trickle_chunk_size, STALLS, set()),
-    # What can be resumed is kept.
-    (stall_after(HALF), STALLS, {f'{NAME}.part', f'{NAME}.part.json'}),
-  ],
-)
-def test_a_server_that_stalls(site, step, expected, left):
-  # A slow machine may not answer in time either.
-  for timeout in (0.2, 1, 5, 25):
-    site.steps = [step]
-    if (text := fault(site.file(), timeout=timeout)) != LATE:
-      break
-    if expected == LATE:
-      break
-  assert text == expected.format(timeout=timeout)
-  assert in_folder() == left
+def test_a_silent_server_is_one_message(site):
+  site.steps = [stall]
+  assert fault(site.file(), timeout=0.2) == LATE
+  assert in_folder() == set()
   # The server still keeps the connection, the client does not.
   site.steps = []
   assert fetch(site.file()).read_bytes() == DATA
+
+
+def test_what_came_before_a_server_fell_silent_is_kept(site):
+  part = folder() / f'{NAME}.part'
+  # A slow machine may not answer in time either.
+  for timeout in (0.2, 2, 20, 200):
+    site.steps = [stall_at_half] * 2
+    assert fault(site.file(), timeout=timeout) == LATE
+    if part.exists() and part.stat().st_size == HALF:
+      break
+  site.steps = []
+  site.asked.clear()
+  assert fetch(site.file()).read_bytes() == DATA
+  assert site.ranges == [f'bytes={HALF}-']
+
+
+def test_a_server_that_drips_is_one_message(site):
+  site.steps = [drip] * 3
+  text = fault(site.file(), grace=0.2)
+  assert text.startswith('it is too slow: ')
+  assert not (folder() / NAME).exists()
+  site.steps = []
+  assert fetch(site.file()).read_bytes() == DATA
+
+
+@pytest.mark.parametrize('drips', [drip_header, drip_chunk_size])
+def test_a_server_that_drips_what_completes_nothing_is_one_message(site, drips):
+  site.steps = [drips] * 3
+  assert fault(site.file(), grace=0.2) == 'the host does not answer in time'
+  assert not (folder() / NAME).exists()
+
+
+def test_a_slow_server_is_waited_for(site, monkeypatch):
+  """For longer than `grace`, as long as it sends enough."""
+  now = [0]
+  clock = types.SimpleNamespace(monotonic=lambda: now[0])
+  monkeypatch.setattr(download, 'time', clock)
+
+  def report(done, total):
+    now[0] = 9 + done / 10_000
+
+  fetch(site.file(), report=report, grace=10)
+  assert now[0] > 30
+  assert len(site.asked) == 1
 
 
 def test_the_error_names_the_ways_out(site):
@@ -583,29 +551,9 @@ def test_the_error_names_the_ways_out(site):
 
 
 @pytest.mark.parametrize(
-  ('size', 'exact', 'data', 'expected'),
-  [
-    (None, True, b'', 'it has 0 bytes, where 1 to 2,147,483,648 are accepted'),
-    (100_000, False, bytes(102_001), 'where about 100,000 are published'),
-    (100_000, False, bytes(97_999), 'where about 100,000 are published'),
-    (100_000, False, bytes(102_000), None),
-    (100_000, False, bytes(98_000), None),
-    (None, True, b'x', None),
-  ],
-)
-def test_sizes_that_are_rounded_or_unknown(site, size, exact, data, expected):
-  site.data = data
-  file = site.file(None, size, exact)
-  if expected:
-    assert expected in fault(file)
-  else:
-    assert fetch(file).read_bytes() == data
-
-
-@pytest.mark.parametrize(
   ('step', 'expected'),
   [
-    (endless, 'it sends more than 50,000 bytes'),
+    (endless(), 'it has more than 50,000 bytes'),
     (
       whole(b'<html>', Content_Type='text/html; charset=utf-8'),
       'it has a web page, not a file',
@@ -613,86 +561,27 @@ def test_sizes_that_are_rounded_or_unknown(site, size, exact, data, expected):
   ],
 )
 def test_a_file_of_unknown_hash_and_size(site, monkeypatch, step, expected):
-  monkeypatch.setattr(cache, '_MAX_BYTES', 50_000)
+  monkeypatch.setattr(download, '_MAX_BYTES', 50_000)
   site.steps = [step]
   assert fault(site.file(None, None)) == expected
   assert in_folder() == set()
 
 
-def test_a_refused_connection_is_said(closed_port):
-  file = records.File((f'{closed_port}/{NAME}',), SURE, None)
-  assert fault(file) == 'connection refused'
-
-
-def test_a_name_that_nobody_resolves(monkeypatch):
-  def resolve(*args, **kwargs):
-    raise socket.gaierror(socket.EAI_NONAME, 'Name or service not known')
-
-  monkeypatch.setattr(socket, 'getaddrinfo', resolve)
-  file = records.File((f'http://host.invalid/{NAME}',), SURE, None)
-  assert fault(file) == 'the name of the host cannot be resolved'
-
-
-def _dead_host(stack):
-  """A port that takes no connection and refuses none: its queue is full."""
-  server = stack.enter_context(socket.socket())
-  server.bind(('127.0.0.1', 0))
-  server.listen(0)
-  for _ in range(4):
-    client = stack.enter_context(socket.socket())
-    client.setblocking(False)
-    client.connect_ex(server.getsockname())
-  return server.getsockname()
-
-
-@pytest.mark.skipif(sys.platform != 'linux', reason='drops what finds no room')
-@pytest.mark.parametrize('dead', [1, 3])
-def test_addresses_that_do_not_answer(monkeypatch, dead):
-  with contextlib.ExitStack() as stack:
-    place = (socket.AF_INET, socket.SOCK_STREAM, 6, '', _dead_host(stack))
-    monkeypatch.setattr(socket, 'getaddrinfo', lambda *a, **k: [place] * dead)
-    file = records.File((f'http://host.invalid/{NAME}',), SURE, None)
-    assert fault(file, timeout=0.2) == LATE
-
-
-@pytest.mark.skipif(sys.platform != 'linux', reason='drops what finds no room')
-def test_a_second_address_of_the_host_is_tried(site, monkeypatch):
-  with contextlib.ExitStack() as stack:
-    places = [
-      (socket.AF_INET, socket.SOCK_STREAM, 6, '', place)
-      for place in (_dead_host(stack), ('127.0.0.1', site.port))
-    ]
-    monkeypatch.setattr(socket, 'getaddrinfo', lambda *a, **k: places)
-    file = records.File((f'http://host.invalid/{NAME}',), SURE, None)
-    said = []
-    # A slow machine may not answer in time either.
-    for timeout in (0.5, 5, 50):
-      with contextlib.suppress(errors.UserError):
-        assert fetch(file, said, timeout=timeout).read_bytes() == DATA
-        break
-    else:
-      pytest.fail(str(said))
-
-
 # ------------------------------------------------------------------------- TLS
 
 
-def test_tls_and_certificates(tls_site, certificate, monkeypatch):
-  assert 'its certificate is not accepted' in fault(tls_site.file())
-  monkeypatch.setenv('SSL_CERT_FILE', str(certificate[1]))
-  assert fetch(tls_site.file()).read_bytes() == DATA
-
-
-def test_no_redirect_gives_up_encryption(
-  tls_site, site, certificate, monkeypatch
+def test_tls_needs_a_certificate_and_no_redirect_leads_out(
+  tls, site, monkeypatch
 ):
-  monkeypatch.setenv('SSL_CERT_FILE', str(certificate[1]))
-  tls_site.steps = [redirect(f'{site.address}/x')]
-  assert fault(tls_site.file()) == (
-    f'it redirects to {site.address}/x, without encryption'
-  )
+  secure, certificate = tls
+  text = fault(secure.file())
+  assert 'certificate verify failed' in text
+  assert text.endswith('; SSL_CERT_FILE can name other authorities')
+  monkeypatch.setenv('SSL_CERT_FILE', str(certificate))
+  secure.steps = [redirect(f'{site.address}/x')]
+  assert fault(secure.file()) == f'302 Found{REDIRECTS}'
   assert not site.asked
-  site.steps = [redirect(f'{tls_site.address}/x')]
+  site.steps = [redirect(f'{secure.address}/x')]
   assert fetch(site.file()).read_bytes() == DATA
 
 
@@ -703,31 +592,25 @@ def test_a_host_that_is_silent_in_tls(site):
     )
     assert fault(file, timeout=0.2) == LATE
   address = site.address.replace('http:', 'https:')
-  assert fault(records.File((f'{address}/{NAME}',), SURE, None)).startswith(
-    'no connection (SSLError: [SSL: '
-  )
+  file = records.File((f'{address}/{NAME}',), SURE, None)
+  assert fault(file).startswith('no connection ([SSL: ')
 
 
-# ---------------------------------------------------------------------- again
-
-
-def test_503_then_200(site, monkeypatch):
-  """After as many seconds as the server asks for."""
-  waited, said = [], []
-  monkeypatch.setattr(time, 'sleep', waited.append)
-  site.steps = [status(503, Retry_After='3')]
-  assert fetch(site.file(), said).read_bytes() == DATA
-  assert waited == [3]
-  assert said[1] == (
-    f'{site.address}/{NAME}: 503 Service Unavailable; trying again'
-  )
+# ---------------------------------------------------------------------- resume
 
 
 def test_a_broken_transfer_is_resumed(site):
   site.steps = [cut()]
-  reported = []
-  path = fetch(site.file(), report=lambda done, total: reported.append(done))
+  reported, said = [], []
+  path = fetch(
+    site.file(), said, report=lambda done, total: reported.append(done)
+  )
   assert path.read_bytes() == DATA
+  assert said[1:3] == [
+    f'{site.address}/{NAME}: the connection broke after 150,000 bytes; trying'
+    ' again',
+    f'downloading {site.address}/{NAME}, from byte 150,000',
+  ]
   assert site.ranges == [None, f'bytes={HALF}-']
   assert site.asked[1][1]['If-Range'] == '"1"'
   assert site.sent == SIZE
@@ -736,12 +619,81 @@ def test_a_broken_transfer_is_resumed(site):
   assert in_folder() == {NAME, f'{NAME}.json'}
 
 
-def test_a_later_run_resumes_through_a_redirect(site):
-  start_part(site)
-  site.steps = [redirect('/elsewhere')]
+def test_a_part_is_kept_for_the_next_run_and_not_for_other_addresses(
+  site, new_site
+):
+  site.steps = [cut(), status(503)]
+  with pytest.raises(
+    errors.UserError, match=r'bin\.part is kept: the next download resumes it'
+  ):
+    fetch(site.file())
+  site.asked.clear()
   fetch(site.file())
-  assert site.ranges == [f'bytes={HALF}-'] * 2
-  assert site.sent == SIZE - HALF
+  assert site.ranges == [f'bytes={HALF}-']
+  shutil.rmtree(folder())
+  start_part(site)
+  other = new_site()
+  assert fetch(other.file()).read_bytes() == DATA
+  assert other.ranges == [None]
+
+
+def test_a_connection_that_always_breaks_is_given_up(site):
+  def crumb(handler, site):
+    start = int(handler.headers.get('Range', 'bytes=0-')[6:-1])
+    place = f'bytes {start}-{SIZE - 1}/{SIZE}'
+    code = 206 if start else 200
+    tags = {'ETag': site.tag, 'Content-Range': place}
+    _head(handler, code, SIZE - start, **tags)
+    _body(handler, site, DATA[start : start + 1000])
+
+  site.steps = [crumb] * 9
+  assert fault(site.file()) == 'the connection broke after 3,000 bytes'
+  assert site.ranges == [None, 'bytes=1000-', 'bytes=2000-']
+
+
+DATE = 'Tue, 24 Nov 2026 12:00:00 GMT'
+HALVES = f'bytes {HALF}-{SIZE - 1}/{SIZE}'
+
+
+@pytest.mark.parametrize(
+  ('steps', 'tries'),
+  [
+    ([cut(), redirect('/elsewhere')], 'first rest rest'),
+    # A date serves where no strong tag is.
+    (
+      [
+        cut(ETag='W/"1"', Last_Modified=DATE),
+        second_half(Last_Modified=DATE, Content_Range=HALVES),
+      ],
+      'first rest',
+    ),
+    ([cut(), whole(ranges=False)], 'first rest'),
+    ([cut(), status(416)], 'first rest first'),
+    ([cut(), second_half()], 'first rest first'),
+    ([cut(), second_half(Content_Range='bytes')], 'first rest first'),
+    (
+      [cut(), second_half(Content_Range=f'bytes 9-{HALF + 8}/{SIZE}')],
+      'first rest first',
+    ),
+    (
+      [cut(), second_half(Content_Range=HALVES, ETag='"2"')],
+      'first rest first',
+    ),
+    ([cut(), whole(OTHER)], 'first rest first'),
+  ],
+)
+def test_what_follows_a_broken_transfer(site, steps, tries):
+  site.steps = list(steps)
+  assert fetch(site.file()).read_bytes() == DATA
+  ranges = {'first': None, 'rest': f'bytes={HALF}-'}
+  assert site.ranges == [ranges[word] for word in tries.split()]
+
+
+def test_a_wrong_part_is_tried_afresh_once(site):
+  site.steps = [cut(), whole(OTHER), whole(OTHER)]
+  assert 'it is not the published file' in fault(site.file())
+  assert site.ranges == [None, f'bytes={HALF}-', None]
+  assert in_folder() == set()
 
 
 def test_an_interrupted_transfer_is_resumed(site):
@@ -758,81 +710,25 @@ def test_an_interrupted_transfer_is_resumed(site):
   assert site.ranges == [f'bytes={there}-']
 
 
-def test_the_date_serves_where_no_strong_tag_is(site):
-  date = 'Tue, 24 Nov 2026 12:00:00 GMT'
-  site.tag = 'W/"weak"'
-  site.steps = [
-    cut(Last_Modified=date),
-    part_of(
-      Last_Modified=date,
-      Content_Range=f'bytes {HALF}-{SIZE - 1}/{SIZE}',
-    ),
-  ]
-  assert fetch(site.file()).read_bytes() == DATA
-  assert site.asked[1][1]['If-Range'] == date
-
-
 def test_without_tag_and_date_it_starts_over(site):
   site.tag = 'W/"weak"'
   site.steps = [cut()]
+  assert fault(site.file()) == 'the connection broke after 150,000 bytes'
   assert fetch(site.file()).read_bytes() == DATA
   assert site.ranges == [None, None]
 
 
-def test_a_server_without_ranges_starts_over(site):
-  start_part(site)
-  site.steps = [without_ranges]
-  reported = []
-  path = fetch(site.file(), report=lambda done, total: reported.append(done))
-  assert path.read_bytes() == DATA
-  assert site.ranges == [f'bytes={HALF}-']
-  assert reported[0] == 0
-
-
-@pytest.mark.parametrize('knows_if_range', [True, False])
+@pytest.mark.parametrize('if_range', [True, False])
 @pytest.mark.parametrize('known', [SURE, None])
-def test_two_versions_are_never_glued(site, knows_if_range, known):
+def test_two_versions_are_never_glued(site, if_range, known):
   """Also where the server does not compare them, or nothing is published."""
   site.data = OTHER
   site.steps = [cut(), status(404)]
   fail(site.file())
   site.data, site.tag = DATA, '"2"'
-  site.steps = [whole(knows_if_range=knows_if_range)]
+  site.steps = [whole(if_range=if_range)]
   assert fetch(site.file(known)).read_bytes() == DATA
-  assert site.ranges[2:] == [f'bytes={HALF}-', None][: 2 - knows_if_range]
-
-
-@pytest.mark.parametrize(
-  'step',
-  [
-    part_of(Content_Range=f'bytes {HALF - 1}-{SIZE - 2}/{SIZE}'),
-    part_of(Content_Range=f'bytes {HALF}-{SIZE - 1}/{SIZE + 1}'),
-    part_of(Content_Range='bytes'),
-    part_of(),
-    status(416),
-    whole(OTHER),
-  ],
-)
-def test_a_wrong_part_is_discarded_and_tried_afresh(site, step):
-  start_part(site)
-  site.steps = [step]
-  assert fetch(site.file()).read_bytes() == DATA
-  assert site.ranges == [f'bytes={HALF}-', None]
-
-
-def test_afresh_is_tried_once(site):
-  start_part(site)
-  site.steps = [whole(OTHER), whole(OTHER)]
-  assert 'it is not the published file' in fault(site.file())
-  assert site.ranges == [f'bytes={HALF}-', None]
-  assert in_folder() == set()
-
-
-def test_a_part_is_not_another_addresses(site, new_site):
-  start_part(site)
-  other = new_site()
-  assert fetch(other.file()).read_bytes() == DATA
-  assert other.ranges == [None]
+  assert site.ranges[2:] == [f'bytes={HALF}-', None][: 2 - if_range]
 
 
 def test_a_dead_mirror_does_not_cost_the_part(site, closed_port):
@@ -842,7 +738,7 @@ def test_a_dead_mirror_does_not_cost_the_part(site, closed_port):
   assert site.ranges == [f'bytes={HALF}-']
 
 
-@pytest.mark.parametrize('damage', ['', '[]', '{"address": 1}', '[' * 100_000])
+@pytest.mark.parametrize('damage', ['', '[]', '{"address": 1}'])
 def test_a_part_of_unknown_origin_is_not_resumed(site, damage):
   start_part(site)
   (folder() / f'{NAME}.part.json').write_text(damage)
@@ -850,27 +746,19 @@ def test_a_part_of_unknown_origin_is_not_resumed(site, damage):
   assert site.ranges == [None]
 
 
-@pytest.mark.parametrize('data', [DATA, OTHER])
-def test_a_part_that_is_whole_is_verified(site, data):
-  start_part(site)
-  (folder() / f'{NAME}.part').write_bytes(data)
-  assert fetch(site.file()).read_bytes() == DATA
-  assert site.ranges == ([] if data == DATA else [None])
-
-
 # --------------------------------------------------------------------- mirrors
 
 
 def test_mirrors_are_tried_in_turn(site, new_site, closed_port):
   wrong, broken = new_site(data=OTHER), new_site()
-  broken.steps = [cut(), cut(0)]
+  broken.steps = [cut(), cut(0), cut(0)]
   urls = [wrong.address, broken.address, closed_port, site.address]
   file = records.File(tuple(f'{u}/{NAME}' for u in urls), SURE, SIZE)
   said = []
   assert fetch(file, said).read_bytes() == DATA
   assert receipt()['address'] == f'{site.address}/{NAME}'
-  assert [len(s.asked) for s in (wrong, broken, site)] == [1, 2, 1]
-  assert f'{closed_port}/{NAME}: connection refused' in said
+  assert [len(s.asked) for s in (wrong, broken, site)] == [1, 3, 1]
+  assert f'{closed_port}/{NAME}: no connection (Connection refused)' in said
   shutil.rmtree(folder())
   site.steps, broken.steps = [status(404)], [status(410)]
   found = fail(file)
@@ -878,7 +766,7 @@ def test_mirrors_are_tried_in_turn(site, new_site, closed_port):
   assert [text[:19] for text in found.values()] == [
     'it is not the publi',
     '410 Gone',
-    'connection refused',
+    'no connection (Conn',
     '404 Not Found',
   ]
 
@@ -907,8 +795,6 @@ def test_an_own_mirror_comes_first(site, new_site, monkeypatch, end):
     'https://',
     'https://user:secret@host/x',
     'https://host/x?key=secret',
-    'https://[host/x',
-    'https://host:port/x',
   ],
 )
 def test_a_mirror_that_is_none(site, monkeypatch, mirror):
@@ -923,28 +809,28 @@ def test_a_mirror_that_is_none(site, monkeypatch, mirror):
 
 
 @pytest.mark.parametrize('value', ['1', 'true', 'YES'])
-def test_offline_opens_no_socket(site, monkeypatch, value):
+def test_offline_sends_no_request(site, monkeypatch, value):
   monkeypatch.setenv('RESNET_JAX_OFFLINE', value)
-  monkeypatch.setattr(transfer, 'request', None)
   with pytest.raises(
     errors.UserError,
     match=r'^test-50 is not in the cache, and RESNET_JAX_OFFLINE forbids'
     ' downloads',
   ):
     fetch(site.file())
+  assert not site.asked
   assert not folder().exists()
   folder().mkdir(parents=True)
   (folder() / NAME).write_bytes(DATA)
   assert fetch(site.file()) == folder() / NAME
-
-
-def test_offline_or_not_must_be_clear(monkeypatch):
-  for value in ('', '0', 'false', 'No', ' '):
-    monkeypatch.setenv('RESNET_JAX_OFFLINE', value)
-    assert not cache.is_offline()
   monkeypatch.setenv('RESNET_JAX_OFFLINE', 'maybe')
   with pytest.raises(errors.UserError, match="RESNET_JAX_OFFLINE='maybe'"):
     cache.is_offline()
+
+
+@pytest.mark.parametrize('value', ['', '0', 'false', 'No', ' '])
+def test_what_allows_downloads(monkeypatch, value):
+  monkeypatch.setenv('RESNET_JAX_OFFLINE', value)
+  assert not cache.is_offline()
 
 
 @pytest.mark.parametrize('data', [DATA[:-1], OTHER])
@@ -954,10 +840,9 @@ def test_a_file_that_changed_is_not_used(site, data, known):
   path.write_bytes(data)
   with pytest.raises(
     errors.UserError,
-    match=rf'has changed since its receipt was written \(.*\): it has'
-    rf' {len(data)} bytes and SHA-256 {hashlib.sha256(data).hexdigest()}, and'
-    rf' had {SIZE} and {SHA256}. Remove it to download it again, or give'
-    f' weights={path} to use it as it is',
+    match=f'{path} is not the published file: its sha256 is'
+    f' {hashlib.sha256(data).hexdigest()}, not {SHA256}. Remove it to download'
+    f' it again, or give weights={path} to use it as it is',
   ):
     fetch(site.file(known))
   path.unlink()
@@ -967,10 +852,7 @@ def test_a_file_that_changed_is_not_used(site, data, known):
 def test_a_hash_that_was_published_since_is_compared(site):
   path = fetch(site.file(None))
   assert fetch(site.file()) == path
-  with pytest.raises(
-    errors.UserError,
-    match=r'its md5 is .*, published is md5 0123 \(first 4 digits\)',
-  ):
+  with pytest.raises(errors.UserError, match=r'its md5 is .*, not 0123\. Rem'):
     fetch(site.file(records.Hash('md5', '0123')))
 
 
@@ -982,9 +864,7 @@ def test_a_file_without_a_receipt(site, damage):
   path.write_bytes(DATA)
   if damage is not None:
     (folder() / f'{NAME}.json').write_text(damage)
-  with pytest.raises(
-    errors.UserError, match=f'has no receipt .* or give weights={path} if it is'
-  ):
+  with pytest.raises(errors.UserError, match='it has no receipt and no pub'):
     fetch(site.file(None))
   assert fetch(site.file()) == path
   assert not site.asked
@@ -1009,14 +889,7 @@ def test_a_shared_cache_needs_no_writing(site, monkeypatch):
 
 def test_a_folder_in_its_place(site):
   (folder() / NAME).mkdir(parents=True)
-  with pytest.raises(errors.UserError, match=r'is not a file. Remove it.'):
-    fetch(site.file())
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
-def test_a_file_that_may_not_be_read(site):
-  fetch(site.file()).chmod(0)
-  with pytest.raises(errors.UserError, match=r'cannot read .*: Permission'):
+  with pytest.raises(errors.UserError, match=r'cannot read .*: Is a directory'):
     fetch(site.file())
 
 
@@ -1025,49 +898,17 @@ def test_a_cache_that_cannot_be_written(site, tmp_path, monkeypatch):
   monkeypatch.setenv('RESNET_JAX_CACHE', str(tmp_path / 'file'))
   with pytest.raises(
     errors.UserError,
-    match=r'^cannot keep a download in .*file/test-50: Not a directory. Make'
-    ' room .* name another folder in RESNET_JAX_CACHE.$',
+    match=r'^cannot write a download .*file/test-50: Not a directory',
   ):
     fetch(site.file())
   assert not site.asked
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
-def test_a_cache_that_may_not_be_written(site, tmp_path):
-  (tmp_path / 'cache').mkdir(mode=0o500)
-  with pytest.raises(
-    errors.UserError, match=r'test-50: Permission denied. Make'
-  ):
-    fetch(site.file())
-  assert not site.asked
-
-
-@pytest.mark.parametrize('known', [SIZE, None])
-def test_the_room_is_looked_at_first(site, monkeypatch, known):
-  usage = shutil.disk_usage('/')._replace(free=SIZE - 1)
-  monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
-  with pytest.raises(
-    errors.UserError,
-    match=r'the download needs 300,000 bytes in .* and 299,999 are free',
-  ):
-    fetch(site.file(size=known))
-  assert in_folder() == set()
-
-
-def test_what_is_there_needs_no_room(site, monkeypatch):
-  start_part(site)
-  usage = shutil.disk_usage('/')._replace(free=HALF)
-  monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
-  fetch(site.file())
 
 
 def test_a_disk_that_is_full(site):
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (HALF, before[1]))
   try:
-    with pytest.raises(
-      errors.UserError, match=r'cannot keep a download .* File'
-    ):
+    with pytest.raises(errors.UserError, match=r'cannot write .* File'):
       fetch(site.file())
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -1077,41 +918,6 @@ def test_a_disk_that_is_full(site):
 
 
 # --------------------------------------------------------------- two at a time
-
-
-def test_two_threads_download_once(site):
-  waits = threading.Event()
-
-  def release(handler, site):
-    waits.wait()
-    whole()(handler, site)
-
-  site.steps = [release]
-  said, found = [], []
-
-  def say(text):
-    said.append(text)
-    if text.startswith('waiting'):
-      waits.set()
-
-  one = functools.partial(
-    download.fetch,
-    site.file(),
-    'test-50',
-    report=None,
-    say=say,
-    timeout=TIMEOUT,
-  )
-  threads = [
-    threading.Thread(target=lambda: found.append(one())) for _ in range(2)
-  ]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert found == [folder() / NAME] * 2
-  assert len(site.asked) == 1
-  assert f'waiting for another process that is downloading {NAME}' in said
 
 
 def _other_process(site):
@@ -1146,7 +952,7 @@ def test_two_processes(site, killed):
   with _other_process(site) as other:
     stalls.wait()
     part = folder() / f'{NAME}.part'
-    while not (part.exists() and part.stat().st_size == HALF):
+    while not (part.exists() and part.stat().st_size):
       time.sleep(0.01)
 
     def say(text):
@@ -1158,24 +964,14 @@ def test_two_processes(site, killed):
     path = download.fetch(site.file(), 'test-50', report=None, say=say)
     output, _ = other.communicate()
   assert path.read_bytes() == DATA
-  assert site.ranges == [None, f'bytes={HALF}-'][: 1 + killed]
+  assert len(site.asked) == 1 + killed
+  assert (site.ranges[-1] is not None) == killed
   assert (str(path) in output) == (not killed)
 
 
 def test_a_file_system_without_locks(site, monkeypatch):
-  fcntl = pytest.importorskip('fcntl')
-
   def refuse(*args):
     raise OSError(38, 'Function not implemented')
 
-  monkeypatch.setattr(fcntl, 'flock', refuse)
-  said = []
-  assert fetch(site.file(), said).read_bytes() == DATA
-  assert (
-    said[0] == f'{folder()} cannot be locked: download to it from one process'
-  )
-
-
-def test_a_platform_without_locks(site, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'fcntl', None)
+  monkeypatch.setattr(download.files, 'hold', refuse)
   assert fetch(site.file()).read_bytes() == DATA

@@ -46,9 +46,9 @@ def test_a_record_is_complete(record):
     assert (accuracy.top1 or 90) < (accuracy.top5 or 91) < 100
     assert accuracy.protocol.describe()
     assert accuracy.source
-  how = record.preprocess
-  assert how.channels in ('BGR', 'RGB')
-  assert 200 <= how.crop_size <= how.resize_size <= 300
+  preprocess = record.preprocess
+  assert preprocess.channels in ('BGR', 'RGB')
+  assert 200 <= preprocess.crop_size <= preprocess.resize_size <= 300
   _check_file(record.file)
   if record.file.size is not None:
     # Four bytes a parameter, the statistics, and the format's own.
@@ -95,9 +95,9 @@ def test_torch_files_carry_their_hash_in_their_name(record, part):
 
 
 def test_a_hash_says_when_it_is_a_prefix():
-  whole = lookup.Hash('md5', 'ab' * 16)
+  whole = records.Hash('md5', 'ab' * 16)
   assert str(whole) == f'md5 {"ab" * 16}'
-  part = lookup.Hash('sha256', 'f82ba261')
+  part = records.Hash('sha256', 'f82ba261')
   assert not part.is_full
   assert str(part) == 'sha256 f82ba261 (first 8 digits)'
 

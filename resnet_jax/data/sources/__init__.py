@@ -30,11 +30,11 @@ _PACKED = {
   rb'PK\x03\x04': ('zip', 'unzip'),
 }
 
-# Containers that may come in several files: suffix and reader.
-_Opener = Callable[[Sequence[pathlib.Path], str], Source]
-_OPENERS: dict[str, tuple[str, _Opener]] = {
-  'tar archive': ('.tar', archives.open_archives),
-  'Parquet file': ('.parquet', parquet.open_files),
+# Containers that may come in several files.
+_SUFFIXES = ('.tar', '.parquet')
+_OPENERS: dict[str, Callable[[Sequence[pathlib.Path], str], Source]] = {
+  'tar archive': archives.open_archives,
+  'Parquet file': parquet.open_files,
 }
 
 
@@ -89,7 +89,7 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
 def _file(path: pathlib.Path, must_exist: bool) -> Source:
   form = _form(path)
   if form:
-    return _OPENERS[form][1]([path], f'the {form} {path}')
+    return _OPENERS[form]([path], f'the {form} {path}')
   if paths.is_image(path):
     return paths.image(path)
   return paths.list_file(path, must_exist)
@@ -98,21 +98,9 @@ def _file(path: pathlib.Path, must_exist: bool) -> Source:
 def _folder(root: pathlib.Path) -> Source:
   files = list(paths.walk(root))
   source = paths.folder(root, files)
-  if source.items:
+  found = sorted(path for path in files if path.suffix.lower() in _SUFFIXES)
+  if source.items or not found:
     return source
-  by_form = {
-    form: sorted(p for p in files if p.suffix.lower() == suffix)
-    for form, (suffix, _) in _OPENERS.items()
-  }
-  forms = [form for form, found in by_form.items() if found]
-  if len(forms) > 1:
-    raise errors.UserError(
-      f'the folder {root} holds no images but {" and ".join(forms)}s. Name'
-      f" one kind, as in data='{root}/*.tar'."
-    )
-  if not forms:
-    return source
-  found = by_form[forms[0]]
   others = len(files) - len(found)
   left_out = f' ({counted(others, "other file")} left out)' if others else ''
   return _several(found, f'in the folder {root}{left_out}')
@@ -127,10 +115,10 @@ def _several(found: Sequence[pathlib.Path], where: str) -> Source:
       raise errors.UserError(
         f'{path} is {form or "neither a tar archive nor Parquet"}'
         f'{f", and {found[0]} a {first}" if first else ""}. Several files must'
-        ' all be tar archives or all Parquet files; for images give a folder'
-        ' or a list.'
+        ' all be tar archives or all Parquet files, as in'
+        f" data='{path.parent}/*.tar'; for images give a folder or a list."
       )
-  return _OPENERS[first][1](found, f'{counted(len(found), first)} {where}')
+  return _OPENERS[first](found, f'{counted(len(found), first)} {where}')
 
 
 def _form(path: pathlib.Path) -> str:

@@ -77,12 +77,8 @@ def check_unchanged(file: BinaryIO, stamp: tuple[int, int]) -> None:
 class _Archive:
   """The result of one pass over an archive's headers.
 
-  Attributes:
-    path: the archive.
-    images: in the order of their names.
-    stated: labels that members state, by sample.
-    others: the number of members that are neither.
-    stamp: as `stamp_of`.
+  `stated` has the labels that members state, by sample; `others` counts the
+  members that are neither images nor labels.
   """
 
   path: pathlib.Path
@@ -126,7 +122,7 @@ def open_archives(paths: Sequence[pathlib.Path], what: str) -> Source:
   if recur:
     described += '; keys begin with the names of the archives'
   if any(one.stated for one in archives):
-    return Source(items, f'{described}; labels by the members beside them')
+    return Source(items, f'{described}; labels from the members beside them')
   folders = [f'{one.path.stem}/-' for one in archives for _ in one.images]
   items, labelled = item_lib.labelled(items, [i.key for i in items], folders)
   return Source(items, f'{described}{labelled}')

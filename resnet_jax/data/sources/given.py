@@ -18,7 +18,7 @@ from resnet_jax.system import errors
 ImageLike: TypeAlias = str | PathLike[str] | Image.Image
 ImagesLike: TypeAlias = ImageLike | Sequence[ImageLike | Item] | np.ndarray
 
-# The stem and four halvings leave one position of it.
+# The network reduces this to a single position.
 _MIN_SIZE = 32
 
 

@@ -37,7 +37,7 @@ class Item:
   Attributes:
     key: its path relative to the list file, the folder or the archive, with
       slashes.
-    name: for a person: its path from the working directory.
+    name: its path from the working directory, for messages.
     label: its class, or NO_LABEL.
     read: returns the file's bytes or a Pillow image; thread-safe.
     size: of its file in bytes; -1 if unknown.
@@ -56,7 +56,7 @@ class Source:
 
   Attributes:
     items: the images.
-    description: for a person: what is included and what is left out.
+    description: what is included and what is left out, for messages.
   """
 
   items: Sequence[Item]
@@ -133,23 +133,22 @@ def labelled(
     The items, with labels if there is such a list; and a note of that.
   """
   for paths in stating:
-    labels_ = list(map(_label_of_path, paths))
-    if items and None not in labels_:
-      found = [
+    found = list(map(_label_of_path, paths))
+    if items and NO_LABEL not in found:
+      items = [
         dataclasses.replace(item, label=label)
-        for item, label in zip(items, labels_, strict=True)
-        if label is not None
+        for item, label in zip(items, found, strict=True)
       ]
-      return found, '; labels by the WordNet ids in their paths'
+      return items, '; labels from the WordNet ids in their paths'
   return items, ''
 
 
-def _label_of_path(path: str) -> int | None:
+def _label_of_path(path: str) -> int:
   above, _, name = path.rpartition('/')
   matches = [pattern.fullmatch(name) for pattern in _WNID_OF_NAME]
   wnids = [above.rpartition('/')[2], *(match[1] for match in matches if match)]
   index = _index_of_wnid()
-  return next((index[wnid] for wnid in wnids if wnid in index), None)
+  return next((index[wnid] for wnid in wnids if wnid in index), NO_LABEL)
 
 
 @functools.cache

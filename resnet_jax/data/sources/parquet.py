@@ -25,12 +25,10 @@ from resnet_jax.data.sources.item import NO_LABEL, Item, Source
 from resnet_jax.system import errors
 from resnet_jax.system.text import counted
 
-_MAGIC = b'PAR1'
-# The next byte begins a Thrift structure, unlike a list of images.
-MAGIC = _MAGIC + b'\x15'
+# The last byte begins a Thrift structure, unlike a list of images.
+MAGIC = b'PAR1\x15'
 _MAX_GROUP_BYTES = 1 << 30
 _MAX_TEXT_BYTES = 1 << 28
-_MAX_METADATA_BYTES = 1 << 26
 # Of the images that stay in memory.
 _KEEP_BYTES = 1 << 28
 # Rows decoded at once, between checks of the sum of their bytes.
@@ -82,7 +80,6 @@ def _rows(path: pathlib.Path) -> list[_Row]:
   try:
     with open(path, 'rb') as file:
       stamp = archives.stamp_of(file)
-      _check_metadata(file, stamp[0])
       opened = parquet.ParquetFile(file)
       # With run lengths a byte can stand for a thousand rows.
       if opened.metadata.num_rows > stamp[0]:
@@ -178,18 +175,6 @@ def _pyarrow() -> Any:
   return pyarrow.parquet
 
 
-def _check_metadata(file: Any, size: int) -> None:
-  """Checks the length of the metadata before pyarrow allocates it."""
-  file.seek(max(size - 8, 0))
-  tail = file.read(8)
-  length = int.from_bytes(tail[:4], 'little')
-  if tail[4:] != _MAGIC or length > size - 8:
-    raise ValueError('its end is missing, so it is cut off')
-  if length > _MAX_METADATA_BYTES:
-    raise ValueError(f'it claims {length} bytes of metadata')
-  file.seek(0)
-
-
 def _columns(schema: Any, path: pathlib.Path) -> tuple[str, str]:
   """The names of the columns of images and of labels ('' if there is none)."""
   import pyarrow  # noqa: PLC0415
@@ -261,4 +246,5 @@ def _check_split(paths: Sequence[pathlib.Path]) -> None:
 
 
 def _first_line(error: Exception) -> str:
-  return (str(error) or type(error).__name__).partition('\n')[0]
+  text = str(error) or type(error).__name__
+  return text.partition('\n')[0].removesuffix('.')

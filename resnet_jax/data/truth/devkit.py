@@ -65,7 +65,7 @@ def label_of_id(path: pathlib.Path, wnids: Sequence[str]) -> np.ndarray:
     (len(wnids),) int64; the label of the id i + 1 is at i.
 
   Raises:
-    UserError: the file is missing, is no meta.mat, or has other classes.
+    UserError: the file is missing, not a meta.mat, or has other classes.
   """
   try:
     if path.stat().st_size > _MAX_BYTES:
@@ -74,9 +74,9 @@ def label_of_id(path: pathlib.Path, wnids: Sequence[str]) -> np.ndarray:
     rows = _rows(path)
   except FileNotFoundError as error:
     raise errors.UserError(
-      f'{path} is not there. The ground truth of the development kit is ILSVRC'
-      f' ids, and only the {NAME} of the kit says which classes they are: put'
-      ' it beside the ground truth (both are in the folder data of'
+      f'{path} does not exist. The ground truth of the development kit is'
+      f' ILSVRC ids, and only the {NAME} of the kit says which classes they'
+      ' are: put it beside the ground truth (both are in the folder data of'
       ' ILSVRC2012_devkit_t12.tar.gz).'
     ) from error
   except Exception as error:
@@ -102,7 +102,7 @@ def _check_unpacked(data: bytes) -> None:
   """Raises a ValueError if a file would unpack to too much memory."""
   words = _WORDS.get(data[126:_HEADER_BYTES])
   if words is None:
-    raise ValueError('it is no MAT-file of level 5')
+    raise ValueError('it is not a Level 5 MAT-file')
   start, total = _HEADER_BYTES, 0
   while start + 8 <= len(data) and total < _MAX_UNPACKED:
     kind, size = map(int, np.frombuffer(data, words, 2, start))

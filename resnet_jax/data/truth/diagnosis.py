@@ -42,8 +42,8 @@ def diagnose(
     keys: of the images.
     labels: the labels that the predictions were compared with.
     wnids: the classes' WordNet ids or names, in the order of the labels.
-    beside: paths (of the label file, of the data) that a meta.mat may lie
-      beside.
+    beside: paths (the label file, the data) that may have a meta.mat beside
+      them.
 
   Returns:
     One or two sentences for the report; '' if the top-1 accuracy is 1% or more
@@ -68,14 +68,14 @@ def diagnose(
     _FITS, _TIMES_CHANCE / classes
   ):
     return (
-      f'the labels look wrong: {tries[best][0]}; were it so, the top-1'
-      f' accuracy would be {share:.2%}.'
+      f'the labels look wrong: {tries[best][0]}; if so, the top-1 accuracy'
+      f' would be {share:.2%}.'
     )
   return (
     'the labels or the preprocessing look wrong, but none of the known wrong'
     f' orders explains it (best: {share:.2%}, if {tries[best][0]}).'
-    ' See whether the weights and their preprocessing (order of channels,'
-    ' mean) belong together, with --job=predict on an image you know.'
+    ' Check with --job=predict on an image that you know whether the weights'
+    ' and their preprocessing (order of channels, mean) belong together.'
   )
 
 
@@ -104,17 +104,15 @@ def _other_labels(
 ) -> Iterator[_Try]:
   """The predictions after each mistake that the labels may contain."""
   same = np.arange(classes)
+  as_text = np.array(sorted(range(classes), key=str))
   tables = {
     'they are one too large, as though counted from 1': same + 1,
     'they are one too small': same - 1,
-  }
-  as_text = np.array(sorted(same.tolist(), key=str))
-  tables |= {
-    'numbered class folders were put in the order of text (0, 1, 10, 100)': (
-      np.argsort(as_text)
+    'numbered class folders were sorted as text (0, 1, 10, 100)': np.argsort(
+      as_text
     ),
-    'the place among numbered folders in the order of text (0, 1, 10, 100) is'
-    ' used as the number': as_text,
+    'they are positions among numbered folders sorted as text (0, 1, 10, 100)'
+    ' instead of the numbers': as_text,
   }
   if order is not None:
     ids = np.argsort(order)

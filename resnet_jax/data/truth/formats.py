@@ -2,10 +2,10 @@
 """Readers of label files.
 
 Caffe's `val.txt` (NAME LABEL; Caffe's ImageNet page), the development kit's
-ground truth (an ILSVRC id a line; its readme.txt), TensorFlow's
-`imagenet_2012_validation_synset_labels.txt` (a WordNet id a line) and ReaL's
-`real.json` (a list of lists by file number; Beyer et al., "Are we done with
-ImageNet?", 2020, and the repository google-research/reassessed-imagenet).
+ground truth (one ILSVRC id per line; its readme.txt), TensorFlow's
+`imagenet_2012_validation_synset_labels.txt` (one WordNet id per line) and
+ReaL's `real.json` (a list of lists by file number; Beyer et al., "Are we done
+with ImageNet?", 2020, and the repository google-research/reassessed-imagenet).
 """
 
 import dataclasses
@@ -26,9 +26,10 @@ _PAIR = re.compile(
 )
 
 _ALLOWED = (
-  "Label files are: lines of NAME LABEL (Caffe's val.txt), an ILSVRC id a line"
-  " with meta.mat beside it (the development kit's ground truth), a WordNet id"
-  " a line (TensorFlow's), or a JSON list of lists of labels (ReaL's real.json)"
+  "Label files are: lines of NAME LABEL (Caffe's val.txt), one ILSVRC id per"
+  " line with meta.mat beside it (the development kit's ground truth), one"
+  " WordNet id per line (TensorFlow's), or a JSON list of lists of labels"
+  " (ReaL's real.json)"
 )
 
 
@@ -39,7 +40,7 @@ class Entries:
   Attributes:
     names: the names of the images; None: the entries go by their numbers.
     answers: the labels of each image.
-    form: for a person.
+    form: the form of the file, for messages.
   """
 
   names: list[str] | None
@@ -74,7 +75,7 @@ def read(path: pathlib.Path, wnids: Sequence[str]) -> Entries:
   form = next((form for form in _FORMS if form.line.fullmatch(first)), None)
   if form is None:
     given = repr(first[:60]) if first else 'nothing'
-    raise error(path, f'begins with {given}, which is no label')
+    raise error(path, f'begins with {given}, which is not a label')
   for number, line in enumerate(lines, 1):
     if line and not form.line.fullmatch(line):
       raise error(
@@ -118,7 +119,7 @@ def _lists(text: str, path: pathlib.Path) -> list[frozenset[int]]:
     for one in values
   )
   if not whole:
-    raise error(path, 'is JSON, but no list of lists of whole numbers')
+    raise error(path, 'is JSON, but not a list of lists of whole numbers')
   return [frozenset(one) for one in values]
 
 
@@ -148,7 +149,9 @@ def _numbers(
       'Give lines of NAME LABEL; for an ImageNet network leave out class_names',
     )
   if 0 in numbers or not are_wnids(wnids):
-    return Entries(None, [frozenset([n]) for n in numbers], 'a label a line')
+    return Entries(
+      None, [frozenset([n]) for n in numbers], 'one label per line'
+    )
   for image, number in enumerate(numbers, 1):
     if number > len(wnids):
       raise error(
@@ -160,7 +163,7 @@ def _numbers(
   return Entries(
     None,
     [frozenset([int(labels[number - 1])]) for number in numbers],
-    f'an ILSVRC id a line, mapped by {devkit.NAME} (development kit)',
+    f'one ILSVRC id per line, mapped by {devkit.NAME} (development kit)',
   )
 
 
@@ -178,7 +181,7 @@ def _wnids(
   return Entries(
     None,
     [frozenset([index[line]]) for line in lines],
-    'a WordNet id a line (TensorFlow)',
+    'one WordNet id per line (TensorFlow)',
   )
 
 

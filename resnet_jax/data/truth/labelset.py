@@ -30,7 +30,7 @@ class LabelSet:
       its suffix.
     answers: the accepted labels of each item, in the source's order; an item
       without any is not counted.
-    description: for a person: the number of labels and their source.
+    description: the number of labels and their source, for messages.
   """
 
   name: str

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts and lists in messages."""
+
+import pytest
+
+from resnet_jax.system import text
+
+
+@pytest.mark.parametrize(
+  ('count', 'said'),
+  [(0, '0 images'), (1, '1 image'), (2, '2 images'), (50000, '50,000 images')],
+)
+def test_counted(count, said):
+  assert text.counted(count, 'image') == said
+
+
+@pytest.mark.parametrize(
+  ('names', 'said'),
+  [('', ''), ('a', 'a'), ('abc', 'a, b, c'), ('abcde', 'a, b, c and 2 more')],
+)
+def test_some(names, said):
+  assert text.some(names) == said
+
+
+def test_plain():
+  assert text.plain('a\x1b[31m\n\tü\u202e') == 'a\ufffd[31m\n\tü\ufffd'
