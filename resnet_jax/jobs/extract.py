@@ -94,8 +94,9 @@ def _say_plan(
   directory: pathlib.Path,
   rows: int,
 ) -> None:
+  form = features.FORMATS[config.feature_format]
   notes = form.notes(plan)
-  needed = features.FORMATS[config.feature_format].planned_bytes(plan, rows)
+  needed = form.planned_bytes(plan, rows)
   free = output.check_space(directory, needed)
   console.say(f'features: {plan.dtype}, {plan.batch_rows} images at a time')
   for name, shape in plan.layers.items():
