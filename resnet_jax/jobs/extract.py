@@ -70,9 +70,7 @@ def run(config: ConfigDict) -> int:
       console.say(f'resuming after {writer.done} of {plan.rows} images')
 
     def write(batch: pipeline.Batch, values: dict[str, np.ndarray]) -> None:
-      writer.write(
-        batch.start, table.without_failed(values, batch.mask), batch.reasons
-      )
+      writer.write(batch.start, values, batch.reasons)
 
     setup.compute(job, write, writer.done)
     writer.finish()
