@@ -208,7 +208,7 @@ def test_the_loop_continues_while_work_is_done_and_waits_at_the_bound():
 
   thread = threading.Thread(target=run)
   thread.start()
-  # One is at work, and so many wait.
+  # One is at work, and WAITING wait.
   wait_until(lambda: len(given) == 1 + WAITING)
   time.sleep(0.05)
   assert len(given) == 1 + WAITING

@@ -313,7 +313,7 @@ def test_a_list_with_a_missing_image_is_refused_before_the_start(
 
 def test_places_that_cannot_be_written_to(run_main, image_folder):
   (image_folder.parent / 'file').write_text('')
-  # Left by whoever: no run, and in nobody's way.
+  # An empty folder that no run left is in nobody's way.
   (image_folder.parent / 'fine.part').mkdir()
   run_main(*flags(output='fine'), check=0)
   done = run_main(*flags(output='file/out'))
