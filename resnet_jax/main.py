@@ -87,7 +87,7 @@ def run() -> None:
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   try:
     if _HELP & set(sys.argv[1:]):
-      print(_help())
+      console.result(_help())
       return
     # config_flags reads sys.argv, too.
     sys.argv = configuration.resolve_flags(sys.argv)

@@ -16,7 +16,7 @@ import numpy as np
 from resnet_jax.data import labels as labels_lib
 from resnet_jax.data import pipeline
 from resnet_jax.evaluation import prediction
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 from resnet_jax.system import settings as settings_lib
 
 _FORMAT = 'resnet_jax predictions 2'
@@ -226,8 +226,8 @@ def _encode(facts: Mapping[str, Any]) -> bytes:
 
 def _decode(line: bytes) -> dict[str, Any]:
   try:
-    facts = json.loads(line)
-  except (ValueError, RecursionError) as error:
+    facts = files.read_json(line)
+  except ValueError as error:
     raise DamageError('it is not JSON in UTF-8') from error
   if not isinstance(facts, dict):
     raise DamageError('it is not a JSON object')

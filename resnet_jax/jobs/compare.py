@@ -83,16 +83,16 @@ def _compare_predictions(
   if config.as_json:
     console.show(flips, True, **facts, tests=tests)
     return
-  print(f'{found.images} images in both')
+  console.result(f'{found.images} images in both')
   for what, count in (
     ('the same best label', found.agreed),
     ('the same five labels in the same order', found.agreed_five),
   ):
-    print(f'{what}: {count} ({100 * count / found.images:.3f} %)')
-  print()
+    console.result(f'{what}: {count} ({100 * count / found.images:.3f} %)')
+  console.result()
   console.show(tests, False, heads=1)
-  print()
-  print(f'{len(flips)} images with another best label')
+  console.result()
+  console.result(f'{len(flips)} images with another best label')
   console.show(flips, False, heads=1)
 
 

@@ -419,6 +419,7 @@ def claim(count):
 
 
 MOST = 2**32 - 1
+DEEP = b'[' * 200_000 + b']' * 200_000
 
 
 @pytest.mark.parametrize(
@@ -427,6 +428,9 @@ MOST = 2**32 - 1
     ('zarr.json', cut(9), ''),
     ('zarr.json', lambda _: b'\xff\xfe', ''),
     ('zarr.json', lambda _: b'[]', ''),
+    ('zarr.json', lambda _: DEEP, 'nested too deeply'),
+    ('keys/zarr.json', lambda _: DEEP, 'nested too deeply'),
+    ('wide/zarr.json', lambda _: DEEP, 'nested too deeply'),
     ('zarr.json', edit(attributes={}), 'settings'),
     ('keys/c/0', None, ''),
     ('keys/c/0', lambda _: b'', ''),

@@ -747,7 +747,10 @@ def test_two_networks_without_names(tmp_path):
   ('config', 'message'),
   [
     ('{', 'configuration is not what Keras writes (JSONDecodeError'),
-    ('[' * 100_000, 'configuration is not what Keras writes (RecursionError'),
+    (
+      '[' * 100_000,
+      'configuration is not what Keras writes (ValueError: its JSON',
+    ),
     ('[]', 'configuration is not what Keras writes (TypeError'),
     ('{"config": 3}', 'configuration is not what Keras writes (TypeError'),
     ('{"config": {"layers": 3}}', 'is not what Keras writes (TypeError'),
