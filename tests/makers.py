@@ -13,6 +13,7 @@ import time
 import pytest
 from PIL import Image
 
+from resnet_jax.data import sources
 from resnet_jax.system import errors
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -44,6 +45,27 @@ def user_error(function, *arguments, **options):
   with pytest.raises(errors.UserError) as caught:
     function(*arguments, **options)
   return str(caught.value)
+
+
+def refusal(load, path, data=None):
+  """The short error of a file, which begins with its name.
+
+  Args:
+    load: reads a path.
+    path: of the file.
+    data: its bytes, to be written first.
+  """
+  if data is not None:
+    path.write_bytes(data)
+  message = user_error(load, path)
+  assert message.startswith((str(path), f'cannot read {path}'))
+  assert len(message) < 10_000
+  return message
+
+
+def source_error(data):
+  """The error of a source of images."""
+  return user_error(sources.open_source, str(data))
 
 
 def _environment(env=None):

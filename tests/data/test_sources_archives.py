@@ -15,7 +15,7 @@ import zipfile
 import imagenet_forms as forms
 import numpy as np
 import pytest
-from makers import user_error
+from makers import source_error
 
 from resnet_jax.data import decoding, sources
 from resnet_jax.system import errors
@@ -25,10 +25,6 @@ IMAGES = forms.images()
 
 def open_(data):
   return sources.open_source(str(data))
-
-
-def error_of(data):
-  return user_error(open_, data)
 
 
 def facts(source):
@@ -236,7 +232,7 @@ def test_a_compressed_archive_is_refused_with_the_way_out(
   plain = forms.tar(tmp_path / 'plain', IMAGES)
   path = tmp_path / name
   path.write_bytes(pack(plain.read_bytes()))
-  message = error_of(path)
+  message = source_error(path)
   assert message.startswith(f'{path} is compressed (')
   assert command in message
   assert 'Unpack it once' in message
@@ -245,7 +241,7 @@ def test_a_compressed_archive_is_refused_with_the_way_out(
 def test_a_zip_is_refused_with_the_way_out(tmp_path):
   with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as file:
     file.writestr('a.jpg', b'-')
-  assert 'is compressed (zip)' in error_of(tmp_path / 'a.zip')
+  assert 'is compressed (zip)' in source_error(tmp_path / 'a.zip')
 
 
 @pytest.mark.parametrize(
@@ -267,7 +263,7 @@ def test_a_list_may_begin_as_it_likes(tmp_path, name):
 )
 def test_names_that_lead_out_are_refused(tmp_path, name):
   path = raw_tar(tmp_path / 'a.tar', ({'name': name}, b'-'))
-  message = error_of(path)
+  message = source_error(path)
   assert f'the name {name!r} is not a path relative to the archive' in message
   assert message.startswith(f'the tar archive {path} cannot be used: at byte 0')
 
@@ -284,7 +280,7 @@ def test_links_and_devices_are_not_images(tmp_path, kind):
   )
   assert open_(path).description.endswith('; 1 other member left out')
   path = raw_tar(tmp_path / 'b.tar', ({'name': 'b.jpg', **attributes}, b''))
-  message = error_of(path)
+  message = source_error(path)
   assert message.startswith(f'{path}: b.jpg is a link, a device or a sparse')
   assert '--hard-dereference' in message
 
@@ -301,7 +297,7 @@ def test_a_link_with_the_size_of_its_target_does_not_shift_the_rest(tmp_path):
 
 def test_a_name_that_occurs_twice_is_an_error(tmp_path):
   path = forms.tar(tmp_path / 'a.tar', [IMAGES[0], *IMAGES])
-  assert error_of(path).startswith(
+  assert source_error(path).startswith(
     f'{path} holds {IMAGES[0].name} more than once'
   )
 
@@ -311,7 +307,7 @@ def test_a_member_larger_than_the_archive_is_an_error(tmp_path, size):
   path = raw_tar(
     tmp_path / 'a.tar', ({'name': 'a.jpg', 'size': size}, b''), end=0
   )
-  message = error_of(path)
+  message = source_error(path)
   assert f'a.jpg has {size} bytes by its header, and the archive at' in message
   assert 'cut off or damaged' in message
 
@@ -336,7 +332,7 @@ def test_an_archive_cut_off_anywhere_is_an_error(tmp_path):
   path = tmp_path / 'a.tar'
   for length in [512, 513, 1000, end // 2, end - 512, end - 1, end, end + 511]:
     path.write_bytes(whole[:length])
-    assert 'cut off' in error_of(path), length
+    assert 'cut off' in source_error(path), length
   # With the mark of the end, and without what pads a tape's record.
   path.write_bytes(whole[: end + 512])
   assert len(open_(path).items) == 4
@@ -350,7 +346,7 @@ def test_damage_anywhere_in_a_header_is_an_error(tmp_path):
     damaged = whole.copy()
     damaged[second + place] ^= 0x55
     path.write_bytes(damaged)
-    message = error_of(path)
+    message = source_error(path)
     assert f'at byte {second}: there is no header of a member' in message
 
 
@@ -358,7 +354,7 @@ def test_archives_behind_one_another_are_not_half_read(tmp_path):
   path = tmp_path / 'a.tar'
   parts = [forms.tar(tmp_path / n, IMAGES[:2]) for n in ('1', '2')]
   path.write_bytes(b''.join(part.read_bytes() for part in parts))
-  assert 'its end is marked there, and more follows' in error_of(path)
+  assert 'its end is marked there, and more follows' in source_error(path)
 
 
 @pytest.mark.parametrize(
@@ -383,14 +379,14 @@ def test_hostile_extended_headers(tmp_path, kind, data, message):
     ({'name': 'head', 'type': kind}, data),
     ({'name': 'a.jpg'}, b'-'),
   )
-  assert message in error_of(path)
+  assert message in source_error(path)
 
 
 def test_an_extended_header_without_a_member_is_an_error(tmp_path):
   path = raw_tar(
     tmp_path / 'a.tar', ({'name': 'head', 'type': b'L'}, b'a.jpg\0')
   )
-  assert 'no member follows an extended header' in error_of(path)
+  assert 'no member follows an extended header' in source_error(path)
 
 
 def test_random_damage_gives_images_or_one_error(tmp_path):
@@ -411,11 +407,11 @@ def test_random_damage_gives_images_or_one_error(tmp_path):
 
 def test_an_archive_without_images_is_an_error(tmp_path):
   path = forms.tar(tmp_path / 'a.tar', [], extra=[('n01440764.tar', b'-')])
-  assert error_of(path) == (
+  assert source_error(path) == (
     f'no images: 0 images in the tar archive {path}; 1 other member left out.'
   )
   path.write_bytes(bytes(10240))
-  assert error_of(path).startswith('no images: 0 images in the')
+  assert source_error(path).startswith('no images: 0 images in the')
 
 
 # ------------------------------------------------------------------- shards
@@ -500,7 +496,7 @@ def test_a_shard_that_contradicts_itself_is_an_error(
   tmp_path, members, message
 ):
   path = forms.tar(tmp_path / 'a.tar', [], extra=members)
-  found = error_of(path)
+  found = source_error(path)
   assert found.startswith(str(path))
   assert message in found
 
@@ -533,27 +529,27 @@ def test_braces_and_wildcards(tmp_path, pattern, names):
 def test_a_shard_that_is_missing_is_named(tmp_path):
   forms.shards(tmp_path, IMAGES)
   pattern = f'{tmp_path}/val-{{000..005}}.tar'
-  assert error_of(pattern) == (
+  assert source_error(pattern) == (
     f"data='{pattern}': 2 of the files that it names do not exist:"
     f' {tmp_path}/val-004.tar, {tmp_path}/val-005.tar. Get them, or correct'
     ' the pattern.'
   )
-  assert '1 of the files that it names' in error_of(tmp_path / '*.nothing')
+  assert '1 of the files that it names' in source_error(tmp_path / '*.nothing')
 
 
 def test_a_pattern_of_too_many_files_is_refused_at_once():
   data = 'x{0..99999}{0..99999}{0..999999999}.tar'
-  assert error_of(data) == f"data='{data}' names more than 100000 files."
+  assert source_error(data) == f"data='{data}' names more than 100000 files."
 
 
 def test_several_files_are_of_one_form(tmp_path):
   forms.folder(tmp_path, IMAGES)
-  message = error_of(tmp_path / '*.JPEG')
+  message = source_error(tmp_path / '*.JPEG')
   assert f'{tmp_path / IMAGES[0].name} is neither a tar archive' in message
   assert 'give a folder or a list' in message
   forms.tar(tmp_path / 'a.tar', IMAGES)
   (tmp_path / 'b.tar').write_text(json.dumps('text'))
-  message = error_of(tmp_path / '?.tar')
+  message = source_error(tmp_path / '?.tar')
   assert (
     f'{tmp_path}/b.tar is neither a tar archive nor Parquet, and' in message
   )
@@ -562,4 +558,4 @@ def test_several_files_are_of_one_form(tmp_path):
 def test_a_folder_of_tar_and_parquet_files_needs_a_choice(tmp_path):
   forms.shards(tmp_path, IMAGES)
   (tmp_path / 'a.parquet').write_bytes(b'PAR1\x15')
-  assert f"data='{tmp_path}/*.tar'" in error_of(tmp_path)
+  assert f"data='{tmp_path}/*.tar'" in source_error(tmp_path)

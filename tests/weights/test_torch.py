@@ -10,6 +10,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from makers import refusal
 
 from resnet_jax.codecs import pickles
 from resnet_jax.models import resnet
@@ -152,26 +153,17 @@ def row_file(contents, storages=(), system=SYSTEM, keys=None, version=1001):
   )
 
 
+def read(path):
+  assert torch.recognise(path, path.read_bytes()[:512])
+  return torch.load(path, OPTIONS)
+
+
 @pytest.fixture
 def load(tmp_path):
-  def run(data, recognised=True):
+  def run(data):
     path = tmp_path / 'model.pth'
     path.write_bytes(data)
-    assert torch.recognise(path, data[:512]) == recognised
-    return torch.load(path, OPTIONS)
-
-  return run
-
-
-@pytest.fixture
-def refusal(load, tmp_path):
-  def run(data, recognised=True):
-    with pytest.raises(errors.UserError) as caught:
-      load(data, recognised)
-    message = str(caught.value)
-    assert message.startswith(f'{tmp_path / "model.pth"}')
-    assert len(message) < 20_000
-    return message
+    return read(path)
 
   return run
 
@@ -280,11 +272,11 @@ ADVICE = "torch.save(model.state_dict(), 'clean.pth')."
   ],
 )
 def test_what_is_no_tensor_is_refused_by_name(
-  refusal, tmp_path, monkeypatch, contents, what
+  tmp_path, monkeypatch, contents, what
 ):
   monkeypatch.chdir(tmp_path)
   for form in (zip_file, row_file):
-    message = refusal(form(contents))
+    message = refusal(read, tmp_path / 'model.pth', form(contents))
     assert 'is refused: it holds ' in message
     assert what in message
     assert 'and only tensors and containers are read' in message
@@ -292,23 +284,29 @@ def test_what_is_no_tensor_is_refused_by_name(
     assert not (tmp_path / EXECUTED).exists()
 
 
-def test_a_tar_archive_is_refused_by_name(refusal):
+def test_a_tar_archive_is_refused_by_name(tmp_path):
   head = b'sys_info'.ljust(257, b'\0') + b'ustar\x0000'
-  message = refusal(head.ljust(10240, b'\0'))
+  message = refusal(read, tmp_path / 'model.pth', head.ljust(10240, b'\0'))
   assert 'is a tar archive of PyTorch 0.1, which is not' in message
   assert 'resnet50-0676ba61.pth' in message
 
 
-def test_torchscript_is_refused_by_name(refusal):
+def test_torchscript_is_refused_by_name(tmp_path):
   data = zip_of([('m/data.pkl', pickled({})), ('m/constants.pkl', b'')])
-  assert 'it holds a TorchScript program, and' in refusal(data)
+  assert 'it holds a TorchScript program, and' in refusal(
+    read, tmp_path / 'model.pth', data
+  )
 
 
-def test_big_endian_values_are_refused(refusal):
+def test_big_endian_values_are_refused(tmp_path):
   big = [('m/data.pkl', pickled({})), ('m/byteorder', b'big')]
-  assert 'it holds values that are not little-endian' in refusal(zip_of(big))
+  assert 'it holds values that are not little-endian' in refusal(
+    read, tmp_path / 'model.pth', zip_of(big)
+  )
   big = row_file({}, system=SYSTEM | {'little_endian': False})
-  assert 'it holds values that are not little-endian' in refusal(big)
+  assert 'it holds values that are not little-endian' in refusal(
+    read, tmp_path / 'model.pth', big
+  )
 
 
 @pytest.mark.parametrize(
@@ -326,9 +324,13 @@ def test_big_endian_values_are_refused(refusal):
     ({'a': storage('0', 1)}, "it holds 'a'. If"),
   ],
 )
-def test_without_a_state_dict_it_says_what_is_there(refusal, contents, message):
+def test_without_a_state_dict_it_says_what_is_there(
+  tmp_path, contents, message
+):
   text = refusal(
-    zip_file(contents, {'0': bytes(4)} if b'Q' in value(contents) else {})
+    read,
+    tmp_path / 'model.pth',
+    zip_file(contents, {'0': bytes(4)} if b'Q' in value(contents) else {}),
   )
   assert message in text
   assert text.endswith(ADVICE)
@@ -441,25 +443,27 @@ HUGE = 1 << 40
     (b'\x96' + struct.pack('<Q', 1 << 40), 'its pickle: it breaks off'),
   ],
 )
-def test_tensors_that_cannot_be_are_damage(refusal, form, contents, message):
-  text = refusal(form(contents))
+def test_tensors_that_cannot_be_are_damage(tmp_path, form, contents, message):
+  text = refusal(read, tmp_path / 'model.pth', form(contents))
   assert 'is damaged: ' in text
   assert message in text
   assert text.endswith('Get it again.')
 
 
 @pytest.mark.usefixtures('little_memory')
-def test_values_copied_again_and_again_are_refused(refusal):
+def test_values_copied_again_and_again_are_refused(tmp_path):
   # Two bytes name a list again; each call would make a dict of all of it.
   pairs = value([[str(i), i] for i in range(500)]) + b'q\0'
   calls = b'(ccollections\nOrderedDict\nq\1' + b'h\1h\0\x85R' * 2000 + b't'
-  text = refusal(zip_file(value((pairs, calls))))
+  text = refusal(read, tmp_path / 'model.pth', zip_file(value((pairs, calls))))
   assert 'it holds values that are copied again and again, and' in text
   # Numbers of a tensor, in a tuple of any length.
   many = value((1,) * 5000) + b'q\0'
   rebuild = b'ctorch._utils\n_rebuild_tensor_v2\nq\1'
   made = b'h\1(' + storage('0', 1) + b'K\0h\0h\0\x89}tR'
-  text = refusal(zip_file(value((many, rebuild + made))))
+  text = refusal(
+    read, tmp_path / 'model.pth', zip_file(value((many, rebuild + made)))
+  )
   assert 'a tensor does not have 0 to 8 dimensions' in text
 
 
@@ -473,11 +477,11 @@ def test_a_text_encoded_again_and_again_is_refused(tmp_path):
     pickles.load_arrays(tmp_path / 'p')
 
 
-def test_a_pickle_has_a_largest_size(refusal):
+def test_a_pickle_has_a_largest_size(tmp_path):
   large = b'N0' * (torch_tensors.MAX_PICKLE // 2) + b'}'
-  text = refusal(zip_file(large))
+  text = refusal(read, tmp_path / 'model.pth', zip_file(large))
   assert 'its pickle has 4194308 bytes, more than 4194304' in text
-  text = refusal(row_file(large))
+  text = refusal(read, tmp_path / 'model.pth', row_file(large))
   assert 'its pickle has more than 4194304 bytes' in text
 
 
@@ -555,18 +559,22 @@ ONE = {'a': tensor('0', (4,))}
     ),
   ],
 )
-def test_archives_that_cannot_be(refusal, file, message):
-  text = refusal(file)
+def test_archives_that_cannot_be(tmp_path, file, message):
+  text = refusal(read, tmp_path / 'model.pth', file)
   assert message in text
 
 
-def test_a_large_directory_is_not_read(refusal):
+def test_a_large_directory_is_not_read(tmp_path):
   members = [(f'm/{number:0200}', b'') for number in range(20_000)]
-  text = refusal(zip_of([('m/data.pkl', pickled({})), *members]))
+  text = refusal(
+    read,
+    tmp_path / 'model.pth',
+    zip_of([('m/data.pkl', pickled({})), *members]),
+  )
   assert 'its zip directory has 4960056 bytes, more than 4194304' in text
 
 
-def test_strides_that_are_not_used_may_be_any_number(refusal):
+def test_strides_that_are_not_used_may_be_any_number(tmp_path):
   strides = ((1 << 63) - 1,) * 2
   state = {
     'one': tensor('0', (1, 1), strides=strides, count=1),
@@ -574,7 +582,7 @@ def test_strides_that_are_not_used_may_be_any_number(refusal):
   }
   # Both are read; the file holds no ResNet.
   assert 'does not hold a plain ResNet' in refusal(
-    zip_file(state, {'0': bytes(4)})
+    read, tmp_path / 'model.pth', zip_file(state, {'0': bytes(4)})
   )
   contents = torch_tensors.Storages()
   found = torch_tensors.unpickle(io.BytesIO(pickled(state)), contents)
@@ -583,7 +591,7 @@ def test_strides_that_are_not_used_may_be_any_number(refusal):
   assert found['none'].read().shape == (0, 2)
 
 
-def test_the_end_of_an_archive(refusal):
+def test_the_end_of_an_archive(tmp_path):
   whole = zip_file({})
   end = struct.Struct('<4s4H2LH')
 
@@ -602,7 +610,7 @@ def test_the_end_of_an_archive(refusal):
     (ended(length=1 << 31), 'damaged: Bad offset for central directory'),
     (ended(offset=1 << 31), 'which lie outside the file'),
   ):
-    assert message in refusal(file), message
+    assert message in refusal(read, tmp_path / 'model.pth', file), message
 
 
 @pytest.mark.usefixtures('little_memory')
@@ -626,8 +634,8 @@ def test_the_end_of_an_archive(refusal):
     ),
   ],
 )
-def test_old_files_that_cannot_be(refusal, file, message):
-  text = refusal(file)
+def test_old_files_that_cannot_be(tmp_path, file, message):
+  text = refusal(read, tmp_path / 'model.pth', file)
   assert 'is damaged: ' in text
   assert message in text
 
@@ -639,12 +647,14 @@ def small(form):
 
 
 @pytest.mark.parametrize('form', [zip_file, row_file])
-def test_every_truncated_file_is_damaged(refusal, form):
+def test_every_truncated_file_is_damaged(tmp_path, form):
   data = small(form)
   # Whole, the tensor is read, and is no ResNet.
-  assert 'does not hold a plain ResNet' in refusal(data)
+  assert 'does not hold a plain ResNet' in refusal(
+    read, tmp_path / 'model.pth', data
+  )
   for size in range(60, len(data)):
-    message = refusal(data[:size])
+    message = refusal(read, tmp_path / 'model.pth', data[:size])
     assert ' is damaged: ' in message or ' is refused: ' in message
 
 
@@ -662,8 +672,8 @@ def test_flipped_bits_raise_nothing_but_user_errors(tmp_path, form):
         torch.load(path, OPTIONS)
 
 
-def test_a_flipped_value_is_noticed(refusal, network):
+def test_a_flipped_value_is_noticed(tmp_path, network):
   state, raw = state_of(network)
   data = bytearray(zip_file(state, raw))
   data[len(data) // 2] ^= 1
-  assert 'Bad CRC-32 for ' in refusal(bytes(data))
+  assert 'Bad CRC-32 for ' in refusal(read, tmp_path / 'model.pth', bytes(data))
