@@ -8,6 +8,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import pytest
@@ -45,6 +46,19 @@ def user_error(function, *arguments, **options):
   with pytest.raises(errors.UserError) as caught:
     function(*arguments, **options)
   return str(caught.value)
+
+
+def raw_tar(path, *members, end=1024):
+  """An archive of (TarInfo attributes, bytes), as the members say."""
+  with open(path, 'wb') as file:
+    for attributes, data in members:
+      info = tarfile.TarInfo()
+      for name, value in ({'size': len(data)} | attributes).items():
+        setattr(info, name, value)
+      file.write(info.tobuf(tarfile.GNU_FORMAT))
+      file.write(data + bytes(-len(data) % 512))
+    file.write(bytes(end))
+  return path
 
 
 def refusal(load, path, data=None):
