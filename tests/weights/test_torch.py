@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """PyTorch checkpoints made by hand: their structure, damage, and attacks."""
 
-import binascii
 import io
 import math
 import pickle
@@ -10,7 +9,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from makers import refusal
+from makers import refusal, zip_of
 
 from resnet_jax.codecs import pickles
 from resnet_jax.models import resnet
@@ -70,66 +69,6 @@ def tensor(key, shape, *, offset=0, strides=None, count=None, more=(), **kind):
 
 def pickled(given):
   return b'\x80\x02' + value(given) + b'.'
-
-
-def zip_of(members, damage=None, method=0, wide=False, flags=0):
-  """A zip as PyTorch writes it; `damage` may change an entry's fields."""
-  body, directory = b'', b''
-  for name, data in members:
-    fields = {
-      'name': name.encode(),
-      'crc': binascii.crc32(data),
-      'size': len(data),
-      'packed': len(data),
-      'header': len(body),
-      'method': method,
-      'flags': flags,
-    }
-    body += struct.pack(
-      '<4s5H3L2H', b'PK\3\4', 0, flags, method, *(0,) * 5, len(name), 0
-    )
-    body += name.encode() + data
-    fields |= (damage or {}).get(name, {})
-    extra = b''
-    numbers = [fields[key] for key in ('packed', 'size', 'header')]
-    if wide:
-      extra = (
-        struct.pack('<2H', 9, 1)
-        + b'x'
-        + struct.pack('<2H3Q', 1, 24, *(numbers[1], numbers[0], numbers[2]))
-      )
-      numbers = [0xFFFFFFFF] * 3
-    directory += struct.pack(
-      '<4s6H3L5H2L',
-      *(b'PK\1\2', 0, 0, fields['flags'], fields['method'], 0, 0),
-      *(fields['crc'], *numbers[:2], len(fields['name']), len(extra)),
-      *(0, 0, 0, 0, numbers[2]),
-    )
-    directory += fields['name'] + extra
-  start, count, end = len(body), len(members), b''
-  if wide:
-    end = struct.pack(
-      '<4sQ2H2L4Q',
-      b'PK\6\6',
-      44,
-      0,
-      0,
-      0,
-      0,
-      *(count, count, len(directory), start),
-    )
-    end += struct.pack('<4sLQL', b'PK\6\7', 0, start + len(directory), 1)
-  numbers = (
-    [0xFFFF] * 2 + [0xFFFFFFFF] * 2
-    if wide
-    else (count, count, len(directory), start)
-  )
-  return (
-    body
-    + directory
-    + end
-    + struct.pack('<4s4H2LH', b'PK\5\6', 0, 0, *numbers, 0)
-  )
 
 
 def zip_file(contents, storages=(), **options):
@@ -504,58 +443,10 @@ ONE = {'a': tensor('0', (4,))}
       zip_of([('m/data.pkl', b''), ('n/data.pkl', b'')]),
       'it has 2 members data.pkl, not one',
     ),
+    # Compressed by that much.
     (
-      zip_of([('m/data.pkl', b''), ('m/data.pkl', b'')]),
-      "it has two entries 'm/data.pkl'",
-    ),
-    (
-      zip_file({}, damage={'m/data.pkl': {'crc': 1}}),
-      "Bad CRC-32 for 'm/data.pkl'",
-    ),
-    (
-      zip_file({}, damage={'m/data.pkl': {'method': 8}}),
-      "'m/data.pkl' is compressed or encrypted, not stored as is",
-    ),
-    (
-      zip_file({}, damage={'m/data.pkl': {'flags': 1}}),
-      "'m/data.pkl' is compressed or encrypted",
-    ),
-    (
-      zip_file({}, damage={'m/data.pkl': {'packed': 1}}),
-      "'m/data.pkl' is compressed or encrypted",
-    ),
-    (
-      zip_file({}, damage={'m/data.pkl': {'header': 1}}),
-      "'m/data.pkl' is not where the zip directory has it",
-    ),
-    (
-      zip_file({}, damage={'m/data.pkl': {'header': 1 << 31}}),
-      'which lie outside the file',
-    ),
-    (
-      zip_file(
-        {}, damage={'m/byteorder': {'size': 1 << 31, 'packed': 1 << 31}}
-      ),
-      "its entry 'm/byteorder' has 2147483648 bytes, which lie outside the f",
-    ),
-    *(
-      (
-        zip_file({}, damage={'m/byteorder': {key: (1 << 64) - 1}}, wide=True),
-        message,
-      )
-      for key, message in (
-        ('header', "its entry 'm/byteorder' has 6 bytes, which lie outside"),
-        # Compressed by that much.
-        ('size', 'not little-endian'),
-      )
-    ),
-    (
-      zip_file({}, damage={'m/byteorder': {'header': 0xFFFFFFFF}}),
-      'which lie outside the file',
-    ),
-    (
-      zip_file({}, damage={'m/byteorder': {'name': b'\xff', 'flags': 1 << 11}}),
-      "is damaged: 'utf-8' codec can't decode",
+      zip_file({}, damage={'m/byteorder': {'size': (1 << 64) - 1}}, wide=True),
+      'not little-endian',
     ),
   ],
 )
@@ -589,28 +480,6 @@ def test_strides_that_are_not_used_may_be_any_number(tmp_path):
   contents.set_reader(lambda storage: bytes(storage.size))
   assert found['one'].read().shape == (1, 1)
   assert found['none'].read().shape == (0, 2)
-
-
-def test_the_end_of_an_archive(tmp_path):
-  whole = zip_file({})
-  end = struct.Struct('<4s4H2LH')
-
-  def ended(count=2, length=None, offset=None):
-    _, _, _, _, _, size, start, _ = end.unpack(whole[-22:])
-    return whole[:-22] + end.pack(
-      *(b'PK\5\6', 0, 0, count, count),
-      *(size if length is None else length, offset or start, 0),
-    )
-
-  for file, message in (
-    (whole[:-1], 'damaged: File is not a zip file'),
-    (whole[:40], 'damaged: File is not a zip file'),
-    (ended(length=99), 'damaged: Bad magic number for central directory'),
-    (ended(offset=9), 'is not where the zip directory has it'),
-    (ended(length=1 << 31), 'damaged: Bad offset for central directory'),
-    (ended(offset=1 << 31), 'which lie outside the file'),
-  ):
-    assert message in refusal(read, tmp_path / 'model.pth', file), message
 
 
 @pytest.mark.usefixtures('little_memory')
