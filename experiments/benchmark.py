@@ -4,7 +4,7 @@
   python experiments/benchmark.py compute --depths 50 101 152 --batches 1 8 32
   python experiments/benchmark.py compute --arithmetics bfloat16 --batches 256
   python experiments/benchmark.py files --data=photos
-  python experiments/benchmark.py drift --data=photos
+  python experiments/benchmark.py arithmetic --data=photos
   python experiments/benchmark.py decode --data=photos
 
 The last command runs a measurement of pipeline_speed.py; the others there
@@ -129,7 +129,7 @@ def compute(
       'multiply_adds': amount,
       'peak_multiply_adds_per_second': peak,
       'bytes_per_second': bandwidth,
-      'bytes_a_image': moved,
+      'bytes_an_image': moved,
       'fraction_of_peak': _share(_best(contender)[1] * amount, peak),
       'fraction_of_memory': _share(_best(contender)[1] * moved, bandwidth),
       'peer': contender.about,
@@ -223,10 +223,10 @@ def _loader_seconds(name: str, data: pathlib.Path, count: int) -> float:
   return json.loads(done.stdout.splitlines()[-1])['seconds']
 
 
-# ---------------------------------------------------------------------- drift
+# ----------------------------------------------------------------- arithmetic
 
 
-def drift(data: pathlib.Path, depth: int, count: int) -> list[Line]:
+def arithmetics(data: pathlib.Path, depth: int, count: int) -> list[Line]:
   """The difference of each arithmetic's values from those of `direct`.
 
   Per layer: the root mean square of the difference, and the largest
@@ -263,7 +263,7 @@ def drift(data: pathlib.Path, depth: int, count: int) -> list[Line]:
     off = {n: got[n] - v for n, v in exact.items()}
     lines.append(
       {
-        'what': 'drift',
+        'what': 'arithmetic',
         'arithmetic': arithmetic,
         'depth': depth,
         'images': len(items),
@@ -292,7 +292,7 @@ def say(lines: Sequence[Line]) -> None:
       file.write(json.dumps(line) + '\n')
   for line in lines:
     what = line.get('contender') or line['arithmetic']
-    if line['what'] == 'drift':
+    if line['what'] == 'arithmetic':
       worst = max(line['largest'], key=line['largest'].__getitem__)
       print(
         f'{what}: worst {line["largest"][worst]:.1e} of the rms in {worst};'
@@ -318,7 +318,7 @@ def main() -> None:
     pipeline_speed.main()
     return
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('what', choices=['compute', 'files', 'drift'])
+  parser.add_argument('what', choices=['compute', 'files', 'arithmetic'])
   parser.add_argument('--depths', type=int, nargs='+', default=[50])
   parser.add_argument('--batches', type=int, nargs='+', default=[1, 8, 64])
   parser.add_argument(
@@ -336,7 +336,9 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--seconds', type=float, default=1.0)
   parser.add_argument('--data', type=pathlib.Path, default='example')
-  parser.add_argument('--count', type=int, help='images; files 400, drift 32')
+  parser.add_argument(
+    '--count', type=int, help='images; files 400, arithmetic 32'
+  )
   given = parser.parse_args()
   begin = time.perf_counter()
   if given.what == 'compute':
@@ -358,7 +360,7 @@ def main() -> None:
   else:
     devices.use_cores()
     for depth in given.depths:
-      say(drift(given.data, depth, given.count or 32))
+      say(arithmetics(given.data, depth, given.count or 32))
   print(f'measured in {time.perf_counter() - begin:.0f} s')
 
 

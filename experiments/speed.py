@@ -164,13 +164,13 @@ def workers() -> Table:
   return ('workers', *map(str, counts)), rows
 
 
-def drift() -> Table:
+def arithmetic() -> Table:
   """The difference of each arithmetic from `direct`."""
   shown = [
     *('pool1', 'res2_3_addto', 'res3_4_addto', 'res4_6_addto', 'res5_3_addto'),
     *('avgpool', 'logits', 'output'),
   ]
-  lines = _lines('benchmark.jsonl', 'drift')
+  lines = _lines('benchmark.jsonl', 'arithmetic')
   rows = [
     [
       line['arithmetic'],

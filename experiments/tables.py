@@ -139,7 +139,7 @@ TABLES: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
         speed.end_to_end,
         speed.decode,
         speed.workers,
-        speed.drift,
+        speed.arithmetic,
         speed.start,
         speed.growth,
         speed.layers,

@@ -147,7 +147,7 @@ class Model:
       start: the first image.
       threads: that decode; 0: one a core.
       on_error: 'fail', or 'record': an image that cannot be read is False in
-        `batch.mask`, with its reason in `batch.reasons`.
+        `batch.mask`, with its reason in `batch.reasons` and NaN values.
       clock: times the stages.
 
     Returns:
@@ -374,15 +374,9 @@ def load(
   execution = runner.start(
     use_gpu, arithmetic, compilation_cache, console.say, application=False
   )
-  with console.Bytes() as bar:
-    loaded = weights_lib.load(
-      fspath(weights), options, say=console.say, report=bar.set
-    )
-  console.say(f'weights: {loaded.source}')
-  for note in loaded.notes:
-    console.say(f'NOTE: {note}')
-  for warning in loaded.warnings:
-    warnings.warn(warning, stacklevel=2)
+  loaded = weights_lib.load_logged(
+    fspath(weights), options, lambda text: warnings.warn(text, stacklevel=4)
+  )
   model = Model(
     loaded,
     loaded.preprocess.overridden(**overrides),

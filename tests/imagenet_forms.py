@@ -123,7 +123,7 @@ def shards(root: pathlib.Path, chosen, per=7, suffix='.cls'):
 
 
 def parquet(root: pathlib.Path, chosen, files=2, group=5, name_of=None):
-  """Hugging Face's form, in so many files and rows a row group."""
+  """Hugging Face's form: `files` files, `group` rows in each row group."""
   import pyarrow as pa  # noqa: PLC0415
   from pyarrow import parquet as writer  # noqa: PLC0415
 

@@ -36,7 +36,7 @@ def _modules():
 
 def _imports(path):
   for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.ImportFrom) and node.module:
+    if isinstance(node, ast.ImportFrom):
       for alias in node.names:
         yield f'{node.module}.{alias.name}'
     elif isinstance(node, ast.Import):
@@ -62,6 +62,15 @@ def test_imports_run_downward(module, path):
     assert target == package or LEVEL[package] < LEVEL[target], (
       f'{module} imports {name}, which is not below it'
     )
+
+
+def test_no_import_is_relative():
+  """The levels of relative imports are not checked above."""
+  for folder in (PACKAGE, ROOT / 'tests', ROOT / 'experiments'):
+    for path in folder.rglob('*.py'):
+      for node in ast.walk(ast.parse(path.read_text())):
+        level = getattr(node, 'level', 0)
+        assert level == 0, f'{path}:{node.lineno} imports relatively'
 
 
 def test_the_front_door_imports_nothing():

@@ -79,9 +79,9 @@ def keep_programs(wanted: bool, say: Say, *, application: bool) -> None:
   Args:
     wanted: as for `folder`.
     say: as for `folder`.
-    application: whether the process is the program's own: then every program is
-      kept, and a damaged file is an error, which `compiled` repairs.  In a
-      notebook JAX's own thresholds stay.
+    application: whether this process is the command line: then every program is
+      kept, and a damaged file is an error, which `compiled` repairs.  JAX's
+      thresholds stay in a notebook.
   """
   if _jax('jax_compilation_cache_dir') or (path := folder(wanted, say)) is None:
     return
@@ -103,7 +103,7 @@ def compiled(lowered: jax.stages.Lowered, say: Say) -> jax.stages.Compiled:
   except Exception as error:
     if not path or not _jax('jax_raise_persistent_cache_errors'):
       raise
-    # The compiler raises its own error again.
+    # If the program itself is at fault, this raises again.
     with _without_cache():
       program = lowered.compile()
     _trim(pathlib.Path(path), 0)

@@ -118,10 +118,10 @@ class Deal:
 
 
 def deal(devices: Sequence[jax.Device], images: int, crops: int) -> Deal:
-  """Deals a batch out with little padding.
+  """Splits a batch over the devices with little padding.
 
   Args:
-    devices: all there are.
+    devices: all available.
     images: of the batch.
     crops: of an image.
   """

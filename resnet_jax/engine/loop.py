@@ -29,12 +29,11 @@ Computed: TypeAlias = tuple[pipeline.Batch, dict[str, np.ndarray]]
 # Of one batch's features, on the device and again on the host.
 _MAX_BATCH_BYTES = 512 << 20
 
-# Batches of a run that is long enough for a warm-up, which takes as long as one
-# batch, on a CPU some seconds.
+# Runs of fewer batches skip the warm-up, which takes as long as one batch.
 _WARM_UP_FROM = 20
 
-# Batches, by their number, whose transfer and computation are timed: few, since
-# nothing overlaps there, and not the first, which is slower.
+# Indices of the batches whose transfer and computation are timed.  Few, because
+# nothing overlaps a timed batch; not the first, which is slower.
 _TIMED = frozenset(4**power for power in range(16))
 
 # Writes that may wait: enough for a disk that stalls now and then, and few, as
@@ -54,7 +53,7 @@ def batch_rows(
   batch_size: int = 0,
   resumed: int = 0,
 ) -> int:
-  """Images a batch.
+  """The batch size, in images.
 
   Args:
     network: compiled here where its memory decides.
@@ -115,7 +114,7 @@ class Run:
       start: the first image.
       threads: that decode; 0: one a core.
       on_error: 'fail', or 'record': an image that cannot be read is masked in
-        its batch, and its row holds the values of a black image.
+        its batch, and its values are NaN.
       clock: times the stages.
 
     Returns:
@@ -174,7 +173,11 @@ class Run:
 
     def finish(batch: pipeline.Batch, pending: sizing.Pending) -> Computed:
       with clock.waiting('device'), _naming(batch):
-        return batch, self.network.fetch(pending, batch.mask)
+        values = self.network.fetch(pending, batch.mask)
+      if not batch.mask.all():
+        rows = batch.mask.reshape(-1, 1, 1, 1)
+        values = {k: np.where(rows, v, np.nan) for k, v in values.items()}
+      return batch, values
 
     def hand_out(computed: Computed) -> Iterator[Computed]:
       with clock.waiting('writer'):
@@ -224,16 +227,16 @@ def writing_behind(
 ) -> Iterator[Callable[[Work], None]]:
   """Writes in a thread, so that a slow disk does not hold up the devices.
 
-  Yields a function that has one piece of work written after the other.  It
-  waits while `_WAITING_WRITES` wait already.  An error is raised there, at the
-  next piece or at the end of the block, and nothing is written after it.
+  Yields a function that queues a write; the writes run in order.  It blocks
+  while `_WAITING_WRITES` wait.  The next call, or the end of the block, raises
+  the error of a write, and nothing is written after it.
   """
   waiting: collections.deque[concurrent.futures.Future[None]]
   waiting = collections.deque()
 
   def after(last: concurrent.futures.Future[None] | None, work: Work) -> None:
     if last:
-      # It is done; its error ends this one, too.
+      # The last write is done; if it failed, so does this one.
       last.result()
     write(work)
 

@@ -91,10 +91,9 @@ class Result:
 class Runner:
   """Computes layers of images, a fixed number of them at a time.
 
-  It holds only the parameters in front of the deepest layer, and computes only
-  what leads to the layers.  It alone pads a batch, on its way to the devices,
-  and cuts the padding off again, when the values are fetched: how many images a
-  program takes depends on the devices.
+  It holds only the parameters up to the deepest layer, and computes only what
+  leads to the layers.  Only this class pads a batch (`put` pads, `fetch` cuts),
+  because the padded size depends on the devices.
   """
 
   def __init__(

@@ -21,7 +21,7 @@ from resnet_jax.engine import runner
 from resnet_jax.system import errors, timing
 
 # Where the choice starts, in pixels a device: a core's round (see `devices`);
-# accelerators are faster with more.  Never more crops than the next.
+# accelerators are faster with more.  _MOST_CROPS caps it.
 _PIXELS = {'cpu': 48 * 224 * 224}
 _PIXELS_ELSEWHERE = 256 * 224 * 224
 _MOST_CROPS = 256
@@ -258,7 +258,7 @@ class Network:
         ' pool=avg, multi_crop=false or a smaller crop_size.'
       ) from error
     half = -(-rows // 2)
-    # Two batches may be on the device, and only the first has to say it.
+    # Both batches in flight may fail; report it once.
     if not self.rows or half < self.rows:
       self.rows = half
       self._say(

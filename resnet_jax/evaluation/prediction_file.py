@@ -244,6 +244,9 @@ def _resumable(
         ends.append(file.tell())
   done = len(ends) - 1
   reader = PredictionReader(path)
+  if not done:
+    # Nothing is lost: the run stopped before its first batch.
+    return 0, 0
   if reader.format == 1:
     raise errors.UserError(
       f'{path} was begun by an earlier version of this program. Finish it with'

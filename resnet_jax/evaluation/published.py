@@ -7,13 +7,19 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.data import mean as mean_lib
-from resnet_jax.data.preprocess import Preprocess
+from resnet_jax.data.preprocess import FIELDS, Preprocess
 from resnet_jax.evaluation import statistics
 from resnet_jax.models import resnet, variant
 from resnet_jax.zoo import records
 
 # The validation images of ILSVRC 2012, which all published figures are of.
 IMAGES = 50_000
+
+# The fields that `nearest` compares as a protocol, and the mean, an array.
+_COMPARED_OTHERWISE = (
+  *('resize', 'resize_size', 'crop_size', 'multi_crop'),
+  'mean',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +83,11 @@ def changes(
 ) -> list[str]:
   """How a run departs from the checkpoint's own settings otherwise."""
   own = record.preprocess
+  fields = [name for name in FIELDS if name not in _COMPARED_OTHERWISE]
   found = [
     f'{name} {getattr(run, name)} for {getattr(its, name)}'
     for run, its, names in (
-      (preprocess, own, ('interpolation', 'rounding', 'channels', 'std')),
+      (preprocess, own, fields),
       (model.variant, record.variant, variant.FIELDS),
     )
     for name in names

@@ -27,12 +27,15 @@ class FeatureFormat(NamedTuple):
     create: fills an empty directory before the first row.
     read_settings: the settings of the run in a directory; None without a run.
     writer: opens such a directory.
+    notes: what a user should know before rows are written; raises a UserError
+      if the format cannot hold them.
   """
 
   planned_bytes: Callable[[table.FeatureTable, int], int]
   create: Callable[[pathlib.Path, table.FeatureTable, table.Facts], None]
   read_settings: output.ReadSettings
   writer: Callable[[pathlib.Path, table.FeatureTable], table.Writer]
+  notes: Callable[[table.FeatureTable], list[str]] = lambda plan: []
 
 
 def _stream_format(form: stream.RowFormat) -> FeatureFormat:
@@ -41,6 +44,7 @@ def _stream_format(form: stream.RowFormat) -> FeatureFormat:
     stream.create,
     stream.read_settings,
     functools.partial(stream.StreamWriter, form),
+    functools.partial(stream.notes, form),
   )
 
 
@@ -59,15 +63,3 @@ def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
     if (settings := form.read_settings(path)) is not None:
       return settings
   return None
-
-
-def notes(format_name: str, plan: table.FeatureTable) -> list[str]:
-  """What a user should know before these rows are written in a format.
-
-  Raises:
-    UserError: the format cannot hold the rows.
-  """
-  if format_name != 'pickle':
-    return []
-  _, note = stream.row_names(plan.keys)
-  return [note] if note else []

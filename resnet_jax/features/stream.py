@@ -88,6 +88,12 @@ def planned_bytes(form: RowFormat, plan: table.FeatureTable, rows: int) -> int:
   return rows * (values + 300 * (1 + len(plan.layers)))
 
 
+def notes(form: RowFormat, plan: table.FeatureTable) -> list[str]:
+  """What is unusual about the names of the rows."""
+  note = row_names(plan.keys)[1] if form.unique else ''
+  return [note] if note else []
+
+
 def row_names(keys: Sequence[str]) -> tuple[list[str], str]:
   """The names of images in a pickle, and a note if they are unusual.
 

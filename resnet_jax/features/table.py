@@ -53,16 +53,6 @@ class Facts:
   record: Mapping[str, Any]
 
 
-def without_failed(
-  values: Mapping[str, np.ndarray], mask: np.ndarray
-) -> Mapping[str, np.ndarray]:
-  """Values of layers, NaN in rows where `mask` is false."""
-  if mask.all():
-    return values
-  rows = mask.reshape(-1, 1, 1, 1)
-  return {name: np.where(rows, array, np.nan) for name, array in values.items()}
-
-
 class Writer(Protocol):
   """Writes the rows of a run, in order, into its directory.
 

@@ -70,9 +70,7 @@ def run(config: ConfigDict) -> int:
       console.say(f'resuming after {writer.done} of {plan.rows} images')
 
     def write(batch: pipeline.Batch, values: dict[str, np.ndarray]) -> None:
-      writer.write(
-        batch.start, table.without_failed(values, batch.mask), batch.reasons
-      )
+      writer.write(batch.start, values, batch.reasons)
 
     setup.compute(job, write, writer.done)
     writer.finish()
@@ -94,8 +92,9 @@ def _say_plan(
   directory: pathlib.Path,
   rows: int,
 ) -> None:
-  notes = features.notes(config.feature_format, plan)
-  needed = features.FORMATS[config.feature_format].planned_bytes(plan, rows)
+  form = features.FORMATS[config.feature_format]
+  notes = form.notes(plan)
+  needed = form.planned_bytes(plan, rows)
   free = output.check_space(directory, needed)
   console.say(f'features: {plan.dtype}, {plan.batch_rows} images at a time')
   for name, shape in plan.layers.items():

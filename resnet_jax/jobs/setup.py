@@ -118,7 +118,7 @@ class Setup:
     }
 
   def environment(self, run: loop.Run) -> dict[str, Any]:
-    """What the last digits of a run's values may depend on."""
+    """Facts that can change the last digits of a run's values."""
     execution = self.model.execution
     return {
       'batch_rows': run.rows,
@@ -162,7 +162,7 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
   errors.check_choice('on_error', config.on_error, pipeline.ON_ERROR)
   for key in ('batch_size', 'threads'):
     if config[key] < 0:
-      raise errors.UserError(f'{key}={config[key]}: 0 is the least.')
+      raise errors.UserError(f'{key}={config[key]} must be 0 or more.')
   overrides = preprocess_overrides(config)
   weight_options(config)
   source = sources.open_source(
@@ -211,20 +211,11 @@ def weight_options(config: ConfigDict) -> weights.Options:
 
 
 def load_weights(config: ConfigDict, *, finite: bool = True) -> weights.Weights:
-  """Loads the weights, and reports what they are."""
+  """Loads the weights, and logs what they are."""
   options = dataclasses.replace(weight_options(config), finite=finite)
-  with console.Bytes() as bar:
-    loaded = weights.load(
-      config.weights, options, say=console.say, report=bar.set
-    )
-  console.say(f'weights: {loaded.source}')
-  console.say(resnet.describe(loaded.model))
-  console.say(f'digest {loaded.digest}')
-  for warning in loaded.warnings:
-    console.say(f'WARNING: {warning}')
-  for note in loaded.notes:
-    console.say(f'NOTE: {note}')
-  return loaded
+  return weights.load_logged(
+    config.weights, options, lambda text: console.say(f'WARNING: {text}')
+  )
 
 
 def described_network(

@@ -6,13 +6,19 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-# Names in stores and files of earlier versions.
+# Names, and words of descriptions, in stores and files of earlier versions.
 _RENAMED = {'pictures': 'images', 'pictures_sha256': 'images_sha256'}
+_REWORDED = {'pictures of ': 'images of ', 'whole picture ': 'whole image '}
 
 
 def current(stored: Mapping[str, Any]) -> dict[str, Any]:
-  """Stored settings by their present names."""
-  return {_RENAMED.get(key, key): value for key, value in stored.items()}
+  """Stored settings in their present names and words."""
+  found = {_RENAMED.get(key, key): value for key, value in stored.items()}
+  if isinstance(text := found.get('preprocessing'), str):
+    for before, now in _REWORDED.items():
+      text = text.replace(before, now, 1)
+    found['preprocessing'] = text
+  return found
 
 
 def read(path: pathlib.Path, *keys: str) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import numpy as np
 from resnet_jax.data import presets
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import resnet
-from resnet_jax.system import errors
+from resnet_jax.system import console, errors
 from resnet_jax.system.overrides import AUTO
 from resnet_jax.weights import assemble, formats, random
 from resnet_jax.weights.assemble import Options
@@ -143,6 +143,28 @@ def load(
   if options.finite:
     raise errors.UserError(changed)
   return dataclasses.replace(result, warnings=(*warnings, changed))
+
+
+def load_logged(
+  name: str, options: Options, warn: Callable[[str], None]
+) -> Weights:
+  """Loads weights, and logs what they are.
+
+  Args:
+    name: as for `load`.
+    options: as for `load`.
+    warn: called with each warning.
+  """
+  with console.Bytes() as bar:
+    loaded = load(name, options, say=console.say, report=bar.set)
+  console.say(f'weights: {loaded.source}')
+  console.say(resnet.describe(loaded.model))
+  console.say(f'digest {loaded.digest}')
+  for warning in loaded.warnings:
+    warn(warning)
+  for note in loaded.notes:
+    console.say(f'NOTE: {note}')
+  return loaded
 
 
 def digest(parameters: Mapping[str, np.ndarray]) -> str:

@@ -116,24 +116,20 @@ def _begins_as_net(head: memoryview) -> bool:
   """Whether bytes hold a NetParameter's fields up to its first layer."""
   at = 0
   try:
-    while at < len(head):
+    while True:
       number, wire, at = protobuf.key(head, at)
-      length = 0
-      if wire == protobuf.BYTES:
-        length, at = protobuf.varint(head, at)
+      value, at = protobuf.varint(head, at)
       if number in _LAYERS:
         first, _, _ = protobuf.key(head, at)
         return wire == protobuf.BYTES and first in _LAYERS[number].begins
       if _NET_WIRES.get(number) != wire:
         return False
-      if wire == protobuf.VARINT:
-        _, at = protobuf.varint(head, at)
-      elif number == 1 and not bytes(head[at:][:length]).decode().isprintable():
-        return False
-      at += length
+      if wire == protobuf.BYTES:
+        if number == 1 and not bytes(head[at:][:value]).decode().isprintable():
+          return False
+        at += value
   except ValueError:
-    pass
-  return False
+    return False
 
 
 def _layers(view: memoryview) -> tuple[str, dict[str, CaffeLayer]]:

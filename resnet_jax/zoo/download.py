@@ -321,8 +321,10 @@ def _validator(headers: Any) -> str:
 
 
 def _read(response: Any, seconds: float) -> bytes:
-  with _failures(), _within(seconds, response.sock):
-    # Unlike `read`, this does not wait until a chunk is full.
+  # Only the line of a chunk's size can drip: any other byte is returned.
+  limit = _within(seconds, response.sock) if response.chunked else None
+  with _failures(), limit or contextlib.nullcontext():
+    # Unlike `read`, this does not wait until the buffer is full.
     return response.read1(_CHUNK_BYTES)
 
 

@@ -93,7 +93,7 @@ def test_other_modes_come_as_rgb(image):
   assert np.abs(exact.astype(int) - scaled).mean() < 1
 
 
-def test_a_pillow_image_and_a_image_as_it_is_are_taken_too():
+def test_a_pillow_image_and_an_image_as_it_is_are_taken_too():
   image = photo(200, 100)
   [scaled] = crops.crops_of(image, SCALED)
   [exact] = crops.crops_of(image, EXACT)
@@ -141,7 +141,7 @@ def test_a_run_says_how_far_it_is_off(run_main, tmp_path):
   off = np.sqrt(np.mean((values[0] - values[1]) ** 2) / np.mean(values[0] ** 2))
   assert float(found[4]) == pytest.approx(100 * off, abs=0.006)
   assert b.settings['preprocessing'].endswith('scaled decoding')
-  # The one is no going on with the other.
+  # A run with exact decoding does not resume one with scaled.
   other = run_main(*flags, '--config.output_dir=scaled')
   assert other.returncode == 1
   assert 'preprocessing is ' in other.stderr

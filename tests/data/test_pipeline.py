@@ -170,7 +170,7 @@ def test_an_error_waits_for_no_other_image():
   assert len(read) < 8
 
 
-def test_an_error_ends_the_program_though_a_image_is_being_read(tmp_path):
+def test_an_error_ends_the_program_though_an_image_is_being_read(tmp_path):
   script = tmp_path / 'script.py'
   script.write_text(
     'import time\n'
@@ -186,7 +186,7 @@ def test_an_error_ends_the_program_though_a_image_is_being_read(tmp_path):
   assert 'cannot read the image name.png: the file is empty' in done.stderr
 
 
-def test_every_thread_has_a_image_though_batches_are_small():
+def test_every_thread_has_an_image_though_batches_are_small():
   together = threading.Barrier(6)
 
   def read():

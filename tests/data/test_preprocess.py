@@ -217,7 +217,7 @@ def test_no_more_is_resized_than_gives_the_same_pixels(
     ),
   ],
 )
-def test_a_image_is_resized_across_and_then_down(change, resized, offsets):
+def test_an_image_is_resized_across_and_then_down(change, resized, offsets):
   # Pillow 13 itself takes the height of such an image first, earlier ones the
   # width.
   how = preprocess.Preprocess(
@@ -632,7 +632,7 @@ def test_decoding_in_threads_leaves_warnings_as_they_were():
     warnings.warn('still heard', stacklevel=1)
 
 
-def test_warnings_of_a_image_are_no_errors(monkeypatch):
+def test_warnings_of_an_image_are_no_errors(monkeypatch):
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 30)
   data = saved(noise(5, 7, 3), 'PNG')
   with pytest.warns(Image.DecompressionBombWarning):

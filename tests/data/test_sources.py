@@ -205,7 +205,7 @@ def test_a_file_name_that_is_not_utf8_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['a.png', 'A.PNG', 'photo', 'b.dat', 'c 7'])
-def test_a_image_is_known_by_suffix_or_content(tmp_path, name):
+def test_an_image_is_known_by_suffix_or_content(tmp_path, name):
   path = image(tmp_path / name)
   source = sources.open_source(str(path))
   [item] = source.items

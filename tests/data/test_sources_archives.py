@@ -316,7 +316,7 @@ def test_a_member_larger_than_the_archive_is_an_error(tmp_path, size):
   assert 'cut off or damaged' in message
 
 
-def test_a_image_that_is_too_large_is_said_when_it_is_read(tmp_path):
+def test_an_image_that_is_too_large_is_said_when_it_is_read(tmp_path):
   path = tmp_path / 'a.tar'
   info = tarfile.TarInfo('a.jpg')
   info.size = (1 << 30) + 512

@@ -81,7 +81,7 @@ def test_of_a_middle_layer_it_agrees_with_finite_differences():
   np.testing.assert_allclose(cam, expected, atol=1e-3 * expected.max())
 
 
-def test_a_image_does_not_depend_on_its_neighbours(model):
+def test_an_image_does_not_depend_on_its_neighbours(model):
   images = _noise(3, 96)
   together = model.grad_cam(images, 5, 'layer3.0.conv1')
   alone = model.grad_cam(images[1:2], 5, 'layer3.0.conv1')

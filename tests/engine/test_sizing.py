@@ -259,7 +259,7 @@ def test_a_run_compiles_once(tmp_path, image_folder):
   assert done.stderr.count('compiled in') == 1
 
 
-def test_a_run_is_gone_on_with_in_its_own_batches(
+def test_a_run_is_resumed_with_its_own_batch_size(
   run_main, tmp_path, image_folder
 ):
   del image_folder

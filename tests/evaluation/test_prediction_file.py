@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file of predictions: written, resumed, read, and of earlier versions."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -142,6 +143,17 @@ def test_two_processes_do_not_write_one_file(tmp_path):
     prediction_file.PredictionWriter(path, HEADER, 2)
   with prediction_file.PredictionWriter(path, HEADER, 2) as writer:
     assert writer.done == 0
+
+
+def test_a_run_that_stopped_before_its_first_batch_starts_over(tmp_path):
+  path = tmp_path / 'p.jsonl'
+  with prediction_file.PredictionWriter(path, HEADER, 2):
+    pass
+  other = dataclasses.replace(HEADER, settings={**HEADER.settings, 'x': 1})
+  with prediction_file.PredictionWriter(path, other, 2) as writer:
+    assert writer.done == 0
+    writer.publish()
+  assert prediction_file.PredictionReader(path).header == other
 
 
 def test_a_damaged_line_is_found_before_a_run_resumes(tmp_path):

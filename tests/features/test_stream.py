@@ -24,7 +24,8 @@ from resnet_jax import features
 from resnet_jax.features import stream, table
 from resnet_jax.system import errors
 
-FORMS = ('pickle', 'text')
+# All that append rows to files.
+FORMS = tuple(name for name in features.FORMATS if name != 'zarr')
 # Rows 0 to 3, 4 to 7 and 8 to 11 in a file each.
 SHORT = dataclasses.replace(stream.PICKLE, rows_per_file=4)
 
@@ -142,18 +143,22 @@ def test_images_of_one_base_name_keep_their_paths(tmp_path, keys, names, noted):
   for row, name in enumerate(names):
     expected = values_of(plan)['wide'][row].reshape(1, -1)
     np.testing.assert_array_equal(loaded[name]['wide'], expected)
-  notes = features.notes('pickle', plan)
+  notes = features.FORMATS['pickle'].notes(plan)
   assert len(notes) == noted
   assert all('same base name' in note for note in notes)
   assert all('batch_N are relative paths' in note for note in notes)
-  assert features.notes('zarr', plan) == features.notes('text', plan) == []
+  assert (
+    features.FORMATS['zarr'].notes(plan)
+    == features.FORMATS['text'].notes(plan)
+    == []
+  )
 
 
 def test_an_image_listed_twice_is_refused_by_pickle_only(tmp_path):
   keys = ['x/a', 'b', 'x/a']
   plan = table.FeatureTable(keys, [-1] * 3, LAYERS, 'float32', 2)
   for attempt in (
-    lambda: features.notes('pickle', plan),
+    lambda: features.FORMATS['pickle'].notes(plan),
     lambda: write('pickle', tmp_path / 'pickle', plan),
   ):
     with pytest.raises(errors.UserError) as caught:
@@ -162,7 +167,7 @@ def test_an_image_listed_twice_is_refused_by_pickle_only(tmp_path):
       "'x/a' is listed twice, and the pickle format holds an image once. List"
       ' it once, or use feature_format=zarr.'
     )
-  assert features.notes('text', plan) == []
+  assert features.FORMATS['text'].notes(plan) == []
   write('text', tmp_path / 'text', plan)
   rows = features.load_feature_c(tmp_path / 'text' / 'rank-00000')
   assert len(rows) == 3
@@ -383,7 +388,7 @@ def test_the_failed_rows_are_noted(tmp_path, form, failed):
   }
 
 
-@pytest.mark.parametrize('form', [*FORMS, SHORT], ids=['pickle', 'text', '4'])
+@pytest.mark.parametrize('form', [*FORMS, SHORT], ids=[*FORMS, '4'])
 @pytest.mark.parametrize('failed', [(), (1, 4, 9)], ids=str)
 @pytest.mark.parametrize('batch', [2, 3, 4])
 def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path, form, failed, batch):
@@ -397,7 +402,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path, form, failed, batch):
     assert contents(out) == contents(tmp_path / 'whole')
 
 
-@pytest.mark.parametrize('form', [*FORMS, SHORT], ids=['pickle', 'text', '4'])
+@pytest.mark.parametrize('form', [*FORMS, SHORT], ids=[*FORMS, '4'])
 def test_a_run_may_stop_after_every_batch(tmp_path, form):
   plan = plan_of(11)
   write(form, tmp_path / 'whole', plan, failed=(4,))
@@ -407,7 +412,7 @@ def test_a_run_may_stop_after_every_batch(tmp_path, form):
   assert contents(tmp_path / 'out') == contents(tmp_path / 'whole')
 
 
-@pytest.mark.parametrize('form', [*FORMS, SHORT], ids=['pickle', 'text', '4'])
+@pytest.mark.parametrize('form', [*FORMS, SHORT], ids=[*FORMS, '4'])
 @pytest.mark.parametrize('batch', [2, 3, 4, 5, 9])
 @pytest.mark.parametrize('call', ['fsync', 'replace'])
 def test_rows_that_were_not_noted_are_written_again(

@@ -19,6 +19,7 @@ from makers import Started, config_of, contents, run_program
 from PIL import Image
 
 import resnet_jax
+from resnet_jax import features as feature_lib
 from resnet_jax import jobs
 from resnet_jax.data import crops, preprocess
 from resnet_jax.engine import runner
@@ -264,11 +265,11 @@ def test_ctrl_c_in_the_middle_ends_it_soon_and_the_rest_follows(
   assert interrupted == contents(out / 'out')
 
 
-@pytest.mark.parametrize('form', ['zarr', 'pickle', 'text'])
+@pytest.mark.parametrize('form', feature_lib.FORMATS)
 def test_a_broken_image_is_recorded_if_asked(run_main, image_folder, form):
   whole = (image_folder / 'e.png').read_bytes()
   (image_folder / 'e.png').write_bytes(whole[: len(whole) // 2])
-  # First refused, then gone on with: what was done is kept.
+  # First refused, then resumed: what was done is kept.
   settings = f'feature_format={form}'
   assert run_main(*flags(settings)).returncode == 1
   done = run_main(*flags(settings, 'on_error=record'))
@@ -312,7 +313,7 @@ def test_a_list_with_a_missing_image_is_refused_before_the_start(
 
 def test_places_that_cannot_be_written_to(run_main, image_folder):
   (image_folder.parent / 'file').write_text('')
-  # Left by whoever: no run, and in nobody's way.
+  # An empty folder that no run left is in nobody's way.
   (image_folder.parent / 'fine.part').mkdir()
   run_main(*flags(output='fine'), check=0)
   done = run_main(*flags(output='file/out'))

@@ -298,6 +298,13 @@ def test_a_pipe_or_a_device_is_not_read(tmp_path, directory):
   (path / '_conv1_bn.w0').unlink()
 
 
+def test_a_pipe_in_place_of_the_metadata_is_not_read(tmp_path, directory):
+  path = linked(directory, tmp_path / 'w')
+  os.mkfifo(path / 'resnet_jax.json')
+  with pytest.raises(errors.UserError, match=r'metadata .* cannot be read'):
+    paddle.load(path, OPTIONS)
+
+
 # ---------------------------------------------------------- the archive's own
 
 FILE = '_conv1_bn.w0'

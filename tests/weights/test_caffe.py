@@ -75,11 +75,11 @@ def blob(array, *, legacy=False, double=False):
   return stated + _bytes_field(5, array.astype('<f4').tobytes())
 
 
-def layer_message(name, kind, blobs, settings=b'', **how):
+def layer_message(name, kind, blobs, settings=b'', **encoding):
   message = _bytes_field(1, name) + _bytes_field(2, kind)
   for content in blobs:
     raw = isinstance(content, bytes)
-    message += _bytes_field(7, content if raw else blob(content, **how))
+    message += _bytes_field(7, content if raw else blob(content, **encoding))
   return _bytes_field(100, message + settings)
 
 
@@ -92,11 +92,11 @@ def v1_message(name, kind, blobs, settings=b''):
   return _bytes_field(2, message)
 
 
-def write(path, layers, message=layer_message, **how):
+def write(path, layers, message=layer_message, **encoding):
   with open(path, 'wb') as file:
     file.write(_bytes_field(1, 'ResNet'))
     for name, (kind, blobs, settings) in layers.items():
-      file.write(message(name, kind, blobs, settings, **how))
+      file.write(message(name, kind, blobs, settings, **encoding))
   return path
 
 

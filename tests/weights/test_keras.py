@@ -672,7 +672,7 @@ def test_links_to_other_files_are_not_followed(tmp_path, crafted, name):
     group.file[name] = h5py.ExternalLink(str(tmp_path / 'pipe'), '/')
 
   message = refusal(crafted(fill))
-  wanted = 'a is a link to another' if name == 'a' else 'plain ResNet'
+  wanted = 'or a link to another file' if name == 'a' else 'plain ResNet'
   assert wanted in message
 
 

@@ -28,12 +28,12 @@ OPTIONS = assemble.Options()
 @pytest.fixture(scope='module')
 def held():
   loaded = weights.untrained(MODEL, 3)
-  how = dataclasses.replace(
+  preprocess = dataclasses.replace(
     presets.TORCHVISION, resize_size=235, interpolation='bicubic'
   )
   names = tuple(f'Straße {i}' for i in range(7))
   return dataclasses.replace(
-    loaded, preprocess=how, class_names=names, trained=True
+    loaded, preprocess=preprocess, class_names=names, trained=True
   )
 
 

@@ -131,11 +131,11 @@ def zip_of(members, damage=None, method=0, wide=False, flags=0):
   )
 
 
-def zip_file(contents, storages=(), **how):
+def zip_file(contents, storages=(), **options):
   data = [(f'm/data/{key}', raw) for key, raw in dict(storages).items()]
   return zip_of(
     [('m/data.pkl', pickled(contents)), ('m/byteorder', b'little'), *data],
-    **how,
+    **options,
   )
 
 

@@ -129,9 +129,9 @@ def network18():
   return make(18)
 
 
-def load(tmp_path, contents, **how):
+def load(tmp_path, contents, **saving):
   path = tmp_path / 'model.pth'
-  torch.save(contents, path, **how)
+  torch.save(contents, path, **saving)
   return load_file(path)
 
 
@@ -203,7 +203,7 @@ ROW = {'_use_new_zipfile_serialization': False}
 
 
 @pytest.mark.parametrize(
-  'how',
+  'saving',
   [
     ZIP,
     ROW,
@@ -212,8 +212,8 @@ ROW = {'_use_new_zipfile_serialization': False}
   ],
   ids=str,
 )
-def test_every_form_of_a_file_gives_the_same(tmp_path, network18, how):
-  assert_holds(load(tmp_path, network18.state_dict(), **how), network18)
+def test_every_form_of_a_file_gives_the_same(tmp_path, network18, saving):
+  assert_holds(load(tmp_path, network18.state_dict(), **saving), network18)
 
 
 def test_without_checksums(tmp_path, network18):
@@ -233,9 +233,9 @@ def test_data_parallel_is_taken_off_and_told(tmp_path, network18):
 
 
 @pytest.mark.parametrize(
-  ('how', 'place'), [(ZIP, 'state_dict'), (ROW, 'model')], ids=str
+  ('saving', 'place'), [(ZIP, 'state_dict'), (ROW, 'model')], ids=str
 )
-def test_a_training_checkpoint(tmp_path, network18, place, how):
+def test_a_training_checkpoint(tmp_path, network18, place, saving):
   optimizer = torch.optim.SGD(network18.parameters(), 0.1, momentum=0.9)
   contents = {
     'epoch': 3,
@@ -244,7 +244,7 @@ def test_a_training_checkpoint(tmp_path, network18, place, how):
     'best_acc1': torch.tensor(71.5),
     'optimizer': optimizer.state_dict(),
   }
-  loaded = load(tmp_path, contents, **how)
+  loaded = load(tmp_path, contents, **saving)
   assert_holds(loaded, network18)
   assert loaded.notes[:2] == (
     f"The state dict is under '{place}'.",
@@ -253,13 +253,13 @@ def test_a_training_checkpoint(tmp_path, network18, place, how):
 
 
 @pytest.mark.parametrize(
-  ('how', 'dtype'),
+  ('saving', 'dtype'),
   [(ZIP, 'float16'), (ROW, 'bfloat16'), (ZIP, 'float64')],
   ids=str,
 )
-def test_other_widths_become_float32(tmp_path, dtype, how):
+def test_other_widths_become_float32(tmp_path, dtype, saving):
   network = make(18).to(getattr(torch, dtype))
-  loaded = load(tmp_path, network.state_dict(), **how)
+  loaded = load(tmp_path, network.state_dict(), **saving)
   assert_holds(loaded, network)
   assert loaded.notes[0] == (
     f'102 of 102 tensors are {dtype}; they become float32.'
@@ -284,16 +284,16 @@ def test_seven_classes_and_none(tmp_path):
   assert_alike(loaded, expected)
 
 
-@pytest.mark.parametrize('how', [ZIP, ROW], ids=str)
-def test_parameters_and_views_of_one_storage(tmp_path, network18, how):
+@pytest.mark.parametrize('saving', [ZIP, ROW], ids=str)
+def test_parameters_and_views_of_one_storage(tmp_path, network18, saving):
   state = network18.state_dict()
   flat = torch.cat([value.float().flatten() for value in state.values()])
   views, at = {}, 0
   for name, value in state.items():
     views[name] = flat[at : at + value.numel()].view(value.shape)
     at += value.numel()
-  assert_holds(load(tmp_path, views, **how), network18)
-  assert load(tmp_path, views, **how).notes == ()
+  assert_holds(load(tmp_path, views, **saving), network18)
+  assert load(tmp_path, views, **saving).notes == ()
 
   # Channels last, transposed, and as torch.nn.Parameter.
   changed = dict(state)
@@ -303,7 +303,7 @@ def test_parameters_and_views_of_one_storage(tmp_path, network18, how):
   changed['fc.weight'] = state['fc.weight'].t().contiguous().t()
   changed['fc.bias'] = torch.nn.Parameter(state['fc.bias'])
   assert not changed['fc.weight'].is_contiguous()
-  assert_holds(load(tmp_path, changed, **how), network18)
+  assert_holds(load(tmp_path, changed, **saving), network18)
 
 
 def test_all_depths_are_known_by_their_names(tmp_path):
@@ -396,17 +396,17 @@ def test_all_depths_of_transformers_by_their_names():
 # ------------------------------------------------------------------- refused
 
 
-def refusal(tmp_path, contents, **how):
+def refusal(tmp_path, contents, **saving):
   with pytest.raises(errors.UserError) as caught:
-    load(tmp_path, contents, **how)
+    load(tmp_path, contents, **saving)
   return str(caught.value)
 
 
 @pytest.mark.filterwarnings(
   "ignore:Couldn't retrieve source code:UserWarning"  # of this test's classes
 )
-@pytest.mark.parametrize('how', [ZIP, ROW], ids=str)
-def test_what_is_no_state_dict_is_refused_by_name(tmp_path, network18, how):
+@pytest.mark.parametrize('saving', [ZIP, ROW], ids=str)
+def test_what_is_no_state_dict_is_refused_by_name(tmp_path, network18, saving):
   import argparse  # noqa: PLC0415
 
   state = network18.state_dict()
@@ -419,11 +419,11 @@ def test_what_is_no_state_dict_is_refused_by_name(tmp_path, network18, how):
     ({1, 2}, 'builtins.set'),
     (torch.zeros(1).expand(5), 'a tensor that repeats values'),
   ):
-    message = refusal(tmp_path, {'state_dict': state, 'args': beside}, **how)
+    message = refusal(tmp_path, {'state_dict': state, 'args': beside}, **saving)
     assert 'is refused: it holds ' in message
     assert name in message
     assert message.endswith("torch.save(model.state_dict(), 'clean.pth').")
-  message = refusal(tmp_path, torch.nn.Sequential(torch.nn.ReLU()), **how)
+  message = refusal(tmp_path, torch.nn.Sequential(torch.nn.ReLU()), **saving)
   assert 'it holds torch.nn.modules.container.Sequential, and' in message
 
 

@@ -15,12 +15,12 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 import types
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from makers import HANGS, wait_until
 
 import resnet_jax
 from resnet_jax.system import errors
@@ -31,7 +31,6 @@ SIZE = len(DATA)
 OTHER = np.random.default_rng(1).bytes(SIZE)
 HALF = SIZE // 2
 NAME = 'weights.bin'
-TIMEOUT = 60
 LATE = 'the host does not answer in time'
 SHA256 = hashlib.sha256(DATA).hexdigest()
 SURE = records.Hash('sha256', SHA256)
@@ -287,7 +286,7 @@ def tls(new_site, tmp_path):
 def fetch(file, said=None, **options):
   """Downloads a file; `said` gets the log."""
   say = ([] if said is None else said).append
-  options = {'report': None, 'timeout': TIMEOUT} | options
+  options = {'report': None, 'timeout': HANGS, 'grace': HANGS} | options
   return download.fetch(file, 'test-50', say=say, **options)
 
 
@@ -493,7 +492,7 @@ def test_what_came_before_a_server_fell_silent_is_kept(site):
   part = folder() / f'{NAME}.part'
   # A slow machine may not answer in time either.
   for timeout in (0.2, 2, 20, 200):
-    site.steps = [stall_at_half] * 2
+    site.steps = [stall_at_half] * 3
     assert fault(site.file(), timeout=timeout) == LATE
     if part.exists() and part.stat().st_size == HALF:
       break
@@ -503,9 +502,22 @@ def test_what_came_before_a_server_fell_silent_is_kept(site):
   assert site.ranges == [f'bytes={HALF}-']
 
 
-def test_a_server_that_drips_is_one_message(site):
+@pytest.fixture
+def now(monkeypatch):
+  """A clock that stands still until it is moved; limits of waits are real."""
+  clock = types.SimpleNamespace(value=0.0)
+  monkeypatch.setattr(
+    download, 'time', types.SimpleNamespace(monotonic=lambda: clock.value)
+  )
+  return clock
+
+
+def test_a_server_that_drips_is_one_message(site, now):
+  def report(done, total):
+    now.value += 2 * HANGS
+
   site.steps = [drip] * 3
-  text = fault(site.file(), grace=0.2)
+  text = fault(site.file(), report=report)
   assert text.startswith('it is too slow: ')
   assert not (folder() / NAME).exists()
   site.steps = []
@@ -515,21 +527,18 @@ def test_a_server_that_drips_is_one_message(site):
 @pytest.mark.parametrize('drips', [drip_header, drip_chunk_size])
 def test_a_server_that_drips_what_completes_nothing_is_one_message(site, drips):
   site.steps = [drips] * 3
-  assert fault(site.file(), grace=0.2) == 'the host does not answer in time'
+  assert fault(site.file(), grace=0.2) == LATE
   assert not (folder() / NAME).exists()
 
 
-def test_a_slow_server_is_waited_for(site, monkeypatch):
+def test_a_slow_server_is_waited_for(site, now):
   """For longer than `grace`, as long as it sends enough."""
-  now = [0]
-  clock = types.SimpleNamespace(monotonic=lambda: now[0])
-  monkeypatch.setattr(download, 'time', clock)
 
   def report(done, total):
-    now[0] = 9 + done / 10_000
+    now.value = HANGS - 1 + done / 10_000
 
-  fetch(site.file(), report=report, grace=10)
-  assert now[0] > 30
+  fetch(site.file(), report=report)
+  assert now.value > HANGS + 20
   assert len(site.asked) == 1
 
 
@@ -926,7 +935,7 @@ def _other_process(site):
     'from resnet_jax.zoo import download, records\n'
     f'file = records.File({site.file().urls}, None, {SIZE})\n'
     "print(download.fetch(file, 'test-50', report=None, say=print,"
-    f' timeout={TIMEOUT}))'
+    f' timeout={HANGS}, grace={HANGS}))'
   )
   return subprocess.Popen(
     [sys.executable, '-c', code],
@@ -950,10 +959,9 @@ def test_two_processes(site, killed):
 
   site.steps = [step]
   with _other_process(site) as other:
-    stalls.wait()
+    assert stalls.wait(HANGS)
     part = folder() / f'{NAME}.part'
-    while not (part.exists() and part.stat().st_size):
-      time.sleep(0.01)
+    wait_until(lambda: part.exists() and part.stat().st_size)
 
     def say(text):
       if text.startswith('waiting'):
@@ -961,7 +969,9 @@ def test_two_processes(site, killed):
           other.send_signal(signal.SIGKILL)
         site.released.set()
 
-    path = download.fetch(site.file(), 'test-50', report=None, say=say)
+    path = download.fetch(
+      site.file(), 'test-50', report=None, say=say, timeout=HANGS, grace=HANGS
+    )
     output, _ = other.communicate()
   assert path.read_bytes() == DATA
   assert len(site.asked) == 1 + killed
