@@ -38,19 +38,21 @@ class Memory:
   @pytest.hookimpl(optionalhook=True)
   def pytest_testnodedown(self, node):
     """Takes a worker's peak."""
-    output = getattr(node, 'workeroutput', {})
-    self._peaks[node.gateway.id] = output.get('peak', 0)
+    if output := getattr(node, 'workeroutput', None):
+      self._peaks[node.gateway.id] = output['peak']
 
-  @pytest.hookimpl(wrapper=True)
+  @pytest.hookimpl(wrapper=True, tryfirst=True)
   def pytest_sessionfinish(self, session):
     """Hands the peak over, or compares all with the limit."""
-    result = yield
-    if hasattr(session.config, 'workeroutput'):
+    worker = hasattr(session.config, 'workeroutput')
+    if worker:
+      # Now: what comes after the yield is too late for the controller.
       session.config.workeroutput['peak'] = _peak()
-      return result
-    self._peaks = self._peaks or {'the process': _peak()}
-    if max(self._peaks.values()) > MOST and not session.exitstatus:
-      session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    result = yield
+    if not worker:
+      self._peaks = self._peaks or {'the process': _peak()}
+      if max(self._peaks.values()) > MOST and not session.exitstatus:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     return result
 
   def pytest_terminal_summary(self, terminalreporter):

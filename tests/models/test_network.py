@@ -72,7 +72,7 @@ def test_every_layer_agrees_with_the_float64_reference(
     resnet.ResNet(depth),
     _reference_parameters(depth),
     names_there,
-    MEAN,
+    Preprocess(),
     execution=runner.Execution(arithmetic=arithmetic),
   )
   images = np.stack(images)[:, None]
