@@ -49,7 +49,7 @@ def run(config: ConfigDict) -> int:
   }
   record = {
     **setup.origin(),
-    'recipe': dataclasses.asdict(model.weights.preprocess),
+    'preprocess': dataclasses.asdict(model.weights.preprocess),
     'warnings': list(model.weights.warnings),
     # Not on_error: a run may resume under another one.
     'config': {k: v for k, v in config.items() if k != 'on_error'},
@@ -108,7 +108,7 @@ def _say_plan(
 
 
 def _size(count: int) -> str:
-  """Bytes for a person: 12.3 MB."""
+  """A size in bytes, human-readable: 12.3 MB."""
   power = min((len(str(count)) - 1) // 3, 4)
   if not power:
     return f'{count} bytes'

@@ -60,7 +60,7 @@ class _Plan:
     return self.setup.model.weights.parameters['conv1_conv/kernel']
 
   def class_name(self, label: int) -> str:
-    """A class for a person: its index, and its name if known."""
+    """A class's description: its index, and its name if known."""
     known = self.classes[label].name if label < len(self.classes) else ''
     return f'{label} {known}'.strip()
 
@@ -76,7 +76,7 @@ def run(config: ConfigDict) -> int:
   with files.writing('the report', target):
     report_folder.create(target)
     entries = _draw(plan, clock)
-    text = page.document(_page_run(config, plan), entries)
+    text = page.document(_overview(config, plan), entries)
     (plan.folder / report_folder.PAGE).write_text(text, 'utf-8')
     report_folder.publish(target)
   setup_lib.report_stages(clock)
@@ -284,7 +284,7 @@ def _write_plots(
 # ------------------------------------------------------------------ the page
 
 
-def _page_run(config: ConfigDict, plan: _Plan) -> page.Overview:
+def _overview(config: ConfigDict, plan: _Plan) -> page.Overview:
   model, source = plan.setup.model, plan.setup.source
   weights, size = model.weights, model.preprocess.crop_size
   versions = version.versions() | {

@@ -240,7 +240,7 @@ def _head_notes(
 
 def _unzip(file: BinaryIO) -> tuple[bytes, str]:
   """The HDF5 file and the configuration of a `.keras` file."""
-  archive = zip_lib.Archive(file, _MAX_DIRECTORY)
+  archive = zip_lib.ZipArchive(file, _MAX_DIRECTORY)
   size = file.seek(0, io.SEEK_END)
   most = max(_MAX_RATIO * size, _MAX_UNPACKED)
   most = min(hdf5.MAX_EXPANSION * size, most)

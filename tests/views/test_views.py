@@ -258,11 +258,13 @@ def test_even_noise_does_not_make_the_page_larger_than_promised():
   everything = [node.name for node in network.nodes]
   kernel = np.random.default_rng(0).normal(size=(7, 7, 3, 64))
   filters = maps.true_colours(kernel, 'BGR')
-  run = page.Overview('t', [], network, everything, filters, '', '', [], {})
-  whole = page.document(run, [])
+  overview = page.Overview(
+    't', [], network, everything, filters, '', '', [], {}
+  )
+  whole = page.document(overview, [])
   assert len(whole.encode()) + 200 * len(page._json(entry)) < page.MAX_BYTES
   assert (
-    len(page.document(run, [entry]).encode()) - len(whole.encode())
+    len(page.document(overview, [entry]).encode()) - len(whole.encode())
     < len(page._json(entry)) + len(entry['thumbnail']) + 1000
   )
 

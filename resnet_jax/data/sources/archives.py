@@ -208,7 +208,8 @@ def _stated(
   except ValueError as error:
     raise errors.UserError(
       f'{path}: {member.name} does not state a valid label: {error}. A label'
-      ' is a whole number from 0, -1 for none, or a WordNet id of ILSVRC 2012.'
+      ' is a whole number from 0, or -1 for none, or a WordNet id of ILSVRC'
+      ' 2012.'
     ) from error
 
 
