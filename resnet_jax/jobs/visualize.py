@@ -118,7 +118,9 @@ def _prepared(
   grad_cam = None
   if module.classes:
     classes = setup.model.classes
-    label = _label(config.cam_class, classes)
+    label = None
+    if (text := config.cam_class) != PREDICTED:
+      label = labels.find('cam_class', text, classes, f", or '{PREDICTED}'")
     grad_cam = gradcam.checked_grad_cam(module, config.cam_layer, label)
   elif config.cam_class != PREDICTED or config.cam_layer:
     # Asked for explicitly, so this raises.
@@ -150,22 +152,6 @@ def _map_layers(text: str, depth: int) -> aliases.Selection:
   if left_out:
     notes += (f'{", ".join(left_out)}: no positions, so no maps',)
   return aliases.Selection(chosen, notes)
-
-
-def _label(text: str, classes: Sequence[labels.ImageNetClass]) -> int | None:
-  """The class for Grad-CAM by its index or WordNet id; None: the predicted."""
-  if text == PREDICTED:
-    return None
-  wnids = [known.wnid for known in classes]
-  if text and text in wnids:
-    return wnids.index(text)
-  if text.isdecimal() and int(text) < len(classes):
-    return int(text)
-  raise errors.UserError(
-    f"cam_class='{text}' is none of these weights' {len(classes)} classes."
-    f' Give an index (0 to {len(classes) - 1}), a WordNet id such as n02123045'
-    f" where the classes are ImageNet's, or '{PREDICTED}'."
-  )
 
 
 def _say_plan(plan: _Plan, target: pathlib.Path) -> None:

@@ -70,7 +70,7 @@ def grammar(depth: int) -> str:
 
 def split_list(text: str | Sequence[str]) -> list[str]:
   """Names from `a,b` or from a sequence of names."""
-  parts = text.split(',') if isinstance(text, str) else text
+  parts = text.split(',') if isinstance(text, str) else text or ()
   return [part.strip() for part in parts if part.strip()]
 
 
@@ -88,5 +88,5 @@ def depth_of(name: str | int) -> int:
     'network',
     str(name),
     (),
-    described=f'{allowed}; a file is given as weights=...',
+    described=f"{allowed}; give a file of weights as weights='PATH'",
   )

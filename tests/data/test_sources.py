@@ -109,14 +109,14 @@ def test_missing_images_are_counted_and_five_are_named(tmp_path):
 def test_a_folder_in_a_list_is_no_image(tmp_path):
   (tmp_path / 'sub').mkdir()
   message = source_error(write(tmp_path, 'sub 3\n'))
-  assert message.startswith('1 of 1 images listed')
+  assert message.startswith('1 of 1 image listed')
   assert f'{tmp_path / "sub"}. Paths' in message
 
 
 @pytest.mark.parametrize('text', ['', '\n \n\t\n', '\ufeff'])
 def test_an_empty_list_is_an_error(tmp_path, text):
   path = write(tmp_path, text)
-  assert source_error(path) == (f'no images: 0 images listed in {path}.')
+  assert source_error(path) == f'there are no images listed in {path}.'
 
 
 @pytest.mark.parametrize(
@@ -174,13 +174,21 @@ def test_a_folder_of_images_alone_leaves_nothing_out(tmp_path):
 
 
 def test_a_folder_without_images_is_an_error(tmp_path):
-  assert source_error(tmp_path) == (
-    f'no images: 0 images in the folder {tmp_path}.'
+  assert source_error(tmp_path).startswith(
+    f'there are no images in the folder {tmp_path}. Their suffixes are .bmp,'
   )
   (tmp_path / 'a.txt').write_text('-')
-  assert source_error(tmp_path) == (
-    f'no images: 0 images in the folder {tmp_path}; 1 other file left out.'
+  assert source_error(tmp_path).startswith(
+    f'there are no images in the folder {tmp_path}; 1 other file left out.'
   )
+
+
+def test_a_label_that_is_no_number_is_said_so(tmp_path):
+  image(tmp_path / 'cat.png')
+  message = source_error(write(tmp_path, 'cat.png tabby\n'))
+  assert message.startswith('1 of 1 image listed in')
+  assert 'Labels must be whole numbers.' in message
+  assert 'is not an image, so it was read as a list' in message
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='names are bytes on POSIX only')

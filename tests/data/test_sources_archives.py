@@ -258,10 +258,10 @@ def test_random_damage_gives_images_or_one_error(tmp_path):
 def test_an_archive_without_images_is_an_error(tmp_path):
   path = forms.tar(tmp_path / 'a.tar', [], extra=[('n01440764.tar', b'-')])
   assert source_error(path) == (
-    f'no images: 0 images in the tar archive {path}; 1 other member left out.'
+    f'there are no images in the tar archive {path}; 1 other member left out.'
   )
   path.write_bytes(bytes(10240))
-  assert source_error(path).startswith('no images: 0 images in the')
+  assert source_error(path).startswith('there are no images in the')
 
 
 # ------------------------------------------------------------------- shards

@@ -366,7 +366,7 @@ def test_a_truncated_image_fails_or_counts_as_wrong(
     ),
     (['labels=a.txt,a.txt'], "labels='a.txt,a.txt' names a label set twice"),
     (['checkpoint=msra-5'], "unknown checkpoint 'msra-5'. Did you mean 'msra-"),
-    (['data=photos'], '41 of 41 images have no label of their own'),
+    (['data=photos'], '41 of 41 images have no label in the data'),
     (['labels=,photos/labels.txt'], "two of these are called 'labels'"),
   ],
 )

@@ -191,6 +191,13 @@ def test_a_map_has_the_colours_of_its_values_and_a_labelled_scale():
   assert scale.get_ylim() == (-2.0, 2.0)
 
 
+def test_several_images_are_one_too_many():
+  with pytest.raises(errors.UserError, match=r'such as features\[0\]'):
+    views.feature_maps(np.zeros((1, 2, 4, 4)))
+  with pytest.raises(errors.UserError, match=r'such as crops\[0\] and cam'):
+    views.grad_cam(np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 2, 2)))
+
+
 def test_grad_cam_shows_the_image_and_the_scale():
   image = np.full((64, 64, 3), 90, np.uint8)
   cam = np.zeros((2, 2))
