@@ -67,7 +67,7 @@ def test_other_images_are_an_error(tmp_path, keys, expected):
     (b'\xff\xfe\n', 'not JSON'),
     (b'[' * 100_000 + b'\n', 'not JSON'),
     (b'[1]\n', 'not a JSON object'),
-    (b'{"labels": {}, "failed": "x"}\n', 'no key'),
+    (b'{"labels": {}, "failed": "x"}\n', 'key is missing'),
     (b'{"key": "a", "labels": {"v": [-1]}, "failed": "x"}\n', 'not lists'),
     (b'{"key": "a", "labels": {"v": [true]}, "failed": "x"}\n', 'not lists'),
     (b'{"key": "a", "labels": [], "failed": "x"}\n', 'not lists'),
