@@ -38,7 +38,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
       raise ValueError('its last line breaks off')
     lines = [files.read_json(line) for line in text.splitlines()]
     if not all(isinstance(line, dict) for line in lines):
-      raise ValueError('a line is no JSON object')
+      raise ValueError('a line is not a JSON object')
   except (OSError, ValueError) as error:
     raise errors.UserError(
       f'record={path} is not a file of JSON lines: {error}. Name another file.'

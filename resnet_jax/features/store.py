@@ -73,7 +73,7 @@ def create(
 
 
 def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
-  """The settings of the run in a store; None if it is no store."""
+  """The settings of the run in a store; None if it is not a store."""
   return settings_lib.read(path / 'zarr.json', 'attributes', 'settings')
 
 
@@ -251,7 +251,7 @@ def load_features(directory: str | pathlib.Path) -> Features:
     struct.error,
   ) as error:
     raise errors.UserError(
-      f'{path} is no feature store, or a damaged one: {error}.'
+      f'{path} is not a feature store, or is damaged: {error}.'
     ) from error
   if (features.status == table.PENDING).any():
     raise errors.UserError(f'{path} is not finished: it has pending rows.')

@@ -108,7 +108,7 @@ def _label_texts(text: str) -> list[str]:
 
 
 def _checkpoint(config: ConfigDict, model: Model) -> lookup.Record | None:
-  """The checkpoint that the user says the weights are, or that they are."""
+  """The checkpoint that the setting names, or that the weights' file is."""
   if config.checkpoint:
     return _CHECKPOINTS[config.checkpoint]
   if config.weights in lookup.FAMILIES:

@@ -95,8 +95,7 @@ def _check(config: ConfigDict) -> None:
   colours.matplotlib()
   if config.multi_crop:
     raise errors.UserError(
-      'multi_crop=true: visualize plots a single crop; an average over ten has'
-      ' no place in an image. Leave multi_crop out.'
+      'multi_crop=true: visualize needs a single crop; leave multi_crop out.'
     )
   if not 1 <= config.map_count <= maps.MAX_MAPS:
     raise errors.UserError(

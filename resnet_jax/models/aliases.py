@@ -115,7 +115,7 @@ class Selection:
 
   Attributes:
     layers: canonical names.
-    notes: what the user should know, a sentence each.
+    notes: what the user should know, one per entry.
   """
 
   layers: tuple[str, ...]

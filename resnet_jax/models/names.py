@@ -51,7 +51,7 @@ def parameter_names(depth: int, head: bool = True) -> tuple[str, ...]:
 
 
 def grammar(depth: int) -> str:
-  """All layer names of a depth in a few lines, for a person."""
+  """All layer names of a depth in a few lines."""
   table = structure.blocks(depth, Variant())
   counts = enumerate(structure.ARCHITECTURES[depth].blocks, start=2)
   blocks = ', '.join(f'res{s}_1 to res{s}_{count}' for s, count in counts)

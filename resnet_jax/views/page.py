@@ -92,7 +92,7 @@ class Overview:
 
   Attributes:
     title: of the page.
-    warnings: below the title, a sentence each.
+    warnings: below the title, one per entry.
     network: for the diagram.
     layers: with maps.
     filters: (Co, ky, kx, 3) uint8.

@@ -174,7 +174,7 @@ def _around(start: _LayerBox | None, box: _LayerBox, lane: int) -> str:
 
 
 def describe(node: graph.Node) -> str:
-  """A layer in a few words, for a person."""
+  """A layer in a few words."""
   parts = [node.title]
   if node.activation:
     parts.append(f'then {node.activation}')

@@ -41,7 +41,7 @@ def written(
 
   Args:
     loaded: the network; if it was converted before, its first source is stated.
-    source: of the weights, for a person.
+    source: of the weights, human-readable.
     digest: SHA-256 of the parameters.
     file_sha256: of the source; '': it is not a file.
     conv_order: of a Paddle directory.

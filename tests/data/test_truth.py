@@ -279,7 +279,7 @@ def test_unknown_names_are_an_error(tmp_path, keys):
 )
 def test_numbers_that_are_not_those_of_the_lines_are_an_error(tmp_path, keys):
   path = forms.synset_labels(tmp_path / 's.txt', IMAGES[:2])
-  assert f'the label file {path} goes by the numbers of the images, 1 to 2' in (
+  assert f'the label file {path} lists labels by image number, 1 to 2' in (
     error_of(path, items_of(keys))
   )
 

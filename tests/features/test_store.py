@@ -351,7 +351,9 @@ def test_an_unfinished_or_missing_store_is_refused(tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
   (tmp_path / 'thesis.txt').write_text('')
-  with pytest.raises(errors.UserError, match='is no feature store, or a dama'):
+  with pytest.raises(
+    errors.UserError, match='is not a feature store, or is dama'
+  ):
     features.load_features(tmp_path)
 
 
@@ -491,7 +493,7 @@ def test_a_damaged_store_is_refused(tmp_path, file, damage, says):
     assert path.read_bytes() != before
   with pytest.raises(errors.UserError) as caught:
     features.load_features(out)
-  start = f'{out} is no feature store, or a damaged one: '
+  start = f'{out} is not a feature store, or is damaged: '
   assert str(caught.value).startswith(start)
   assert says in str(caught.value)[len(start) :]
   assert len(str(caught.value)) > len(start) + 2

@@ -267,7 +267,7 @@ def test_a_broken_image_ends_it_and_leaves_no_report(folder, tmp_path):
 @pytest.mark.parametrize(
   ('settings', 'message'),
   [
-    ({'multi_crop': True}, 'visualize plots a single crop; an average over t'),
+    ({'multi_crop': True}, 'visualize needs a single crop; leave multi_crop o'),
     ({'map_count': 0}, 'map_count=0 is not between 1 and 64'),
     ({'map_layers': 'avgpool,logits'}, 'have no positions, so no maps. conv1_'),
     ({'map_layers': 'res9'}, "ResNet-18 has no layer 'res9'"),

@@ -86,7 +86,9 @@ def test_neighbours_are_the_others_by_their_cosine():
 
 
 def test_a_neighbour_that_cannot_be_named_is_an_error():
-  with pytest.raises(errors.UserError, match='1 images, 2 neighbours: 2 and'):
+  with pytest.raises(
+    errors.UserError, match='1 images, 2 neighbours: images must be 2'
+  ):
     maps.nearest(np.ones((1, 3)), 2)
   with pytest.raises(errors.UserError, match='all 0 or not finite'):
     maps.nearest(np.array([[1.0, 0.0], [0.0, 0.0]]), 1)

@@ -215,7 +215,7 @@ def _by_number(
   if strange or len(set(numbers)) != len(keys):
     raise formats.error(
       path,
-      f'goes by the numbers of the images, 1 to {len(keys)} as in'
+      f'lists labels by image number, 1 to {len(keys)} as in'
       f' ILSVRC2012_val_00000001.JPEG; {some(strange or keys)} have no such'
       ' number, or share one',
       'Give the images that belong to it, or a file with lines of NAME LABEL',
