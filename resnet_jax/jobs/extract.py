@@ -14,6 +14,7 @@ from resnet_jax.features import output, table
 from resnet_jax.jobs import setup as setup_lib
 from resnet_jax.models import aliases
 from resnet_jax.system import console, errors, files
+from resnet_jax.system.text import counted
 
 
 def run(config: ConfigDict) -> int:
@@ -67,7 +68,9 @@ def run(config: ConfigDict) -> int:
     writer = form.writer(files.part(directory), plan)
     if started:
       _say_plan(config, plan, directory, plan.rows - writer.done)
-      console.say(f'resuming after {writer.done} of {plan.rows} images')
+      console.say(
+        f'resuming after {writer.done} of {counted(plan.rows, "image")}'
+      )
 
     def write(batch: pipeline.Batch, values: dict[str, np.ndarray]) -> None:
       writer.write(batch.start, values, batch.reasons)
@@ -75,7 +78,7 @@ def run(config: ConfigDict) -> int:
     setup.compute(job, write, writer.done)
     writer.finish()
     output.publish(directory)
-  console.say(f'features of {plan.rows} images are in {directory}')
+  console.say(f'features of {counted(plan.rows, "image")} are in {directory}')
   return _end(setup, writer)
 
 
@@ -96,11 +99,13 @@ def _say_plan(
   notes = form.notes(plan)
   needed = form.planned_bytes(plan, rows)
   free = output.check_space(directory, needed)
-  console.say(f'features: {plan.dtype}, {plan.batch_rows} images at a time')
+  console.say(
+    f'features: {plan.dtype}, {counted(plan.batch_rows, "image")} at a time'
+  )
   for name, shape in plan.layers.items():
     console.say(f'  {name} {"x".join(map(str, shape))}')
   console.say(
-    f'to write: {rows} rows, at most {_size(needed)}, to {directory}'
+    f'to write: {counted(rows, "row")}, at most {_size(needed)}, to {directory}'
     f' ({_size(free)} free)'
   )
   for note in notes:
