@@ -41,19 +41,15 @@ class Memory:
     if output := getattr(node, 'workeroutput', None):
       self._peaks[node.gateway.id] = output['peak']
 
-  @pytest.hookimpl(wrapper=True, tryfirst=True)
+  @pytest.hookimpl(tryfirst=True)
   def pytest_sessionfinish(self, session):
     """Hands the peak over, or compares all with the limit."""
-    worker = hasattr(session.config, 'workeroutput')
-    if worker:
-      # Now: what comes after the yield is too late for the controller.
+    if hasattr(session.config, 'workeroutput'):
       session.config.workeroutput['peak'] = _peak()
-    result = yield
-    if not worker:
-      self._peaks = self._peaks or {'the process': _peak()}
-      if max(self._peaks.values()) > MOST and not session.exitstatus:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    return result
+      return
+    self._peaks = self._peaks or {'the process': _peak()}
+    if max(self._peaks.values()) > MOST and not session.exitstatus:
+      session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
   def pytest_terminal_summary(self, terminalreporter):
     """Prints the peaks."""
