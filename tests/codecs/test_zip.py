@@ -18,7 +18,7 @@ LIMIT = 1 << 16
 
 def read(data):
   """Every member."""
-  archive = zip_lib.Archive(io.BytesIO(data), LIMIT)
+  archive = zip_lib.ZipArchive(io.BytesIO(data), LIMIT)
   return [(name, archive.read(name)) for name in archive.members]
 
 
@@ -101,14 +101,14 @@ def test_a_large_directory_is_not_read():
 
 
 def test_members_are_inflated_up_to_a_limit():
-  archive = zip_lib.Archive(io.BytesIO(deflated(bytes(1000))), LIMIT)
+  archive = zip_lib.ZipArchive(io.BytesIO(deflated(bytes(1000))), LIMIT)
   assert archive.inflate('a', 1000) == bytes(1000)
   with pytest.raises(faults.RefusedError, match='a states 1000 bytes'):
     archive.inflate('a', 999)
   with pytest.raises(ValueError, match="no item named 'b'"):
     archive.inflate('b', 1000)
   other = deflated(b'-', zipfile.ZIP_BZIP2)
-  archive = zip_lib.Archive(io.BytesIO(other), LIMIT)
+  archive = zip_lib.ZipArchive(io.BytesIO(other), LIMIT)
   with pytest.raises(faults.RefusedError, match='by method 12; '):
     archive.inflate('a', 1000)
 
@@ -118,11 +118,11 @@ def test_a_member_that_is_not_what_it_states():
   stated = {'size': 9, 'crc': zlib.crc32(bytes(9))}
   data = zip_of([('a', bomb)], {'a': stated}, method=8)
   # No more is inflated than is stated.
-  archive = zip_lib.Archive(io.BytesIO(data), LIMIT)
+  archive = zip_lib.ZipArchive(io.BytesIO(data), LIMIT)
   assert archive.inflate('a', 9) == bytes(9)
   stated = {'size': 2 << 20, 'crc': zlib.crc32(bytes(1 << 20))}
   data = zip_of([('a', bomb)], {'a': stated}, method=8)
-  archive = zip_lib.Archive(io.BytesIO(data), LIMIT)
+  archive = zip_lib.ZipArchive(io.BytesIO(data), LIMIT)
   with pytest.raises(ValueError, match='a has 1048576 bytes, not 2097152'):
     archive.inflate('a', 2 << 20)
 
