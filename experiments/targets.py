@@ -65,6 +65,7 @@ def measured(path: pathlib.Path = EVIDENCE) -> dict[Target, dict[str, Any]]:
     of = line['published']
     for target in TARGETS:
       if (
+        # Earlier versions wrote the reason, a string, instead of null.
         isinstance(of, dict)
         and of['checkpoint'] == target.record.name
         and of['protocol'] == target.accuracy.protocol.describe()

@@ -78,17 +78,28 @@ def settings_text() -> str:
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-  """Raises a UserError for a `--config.key` that the config lacks.
+  """Raises a UserError for a `--config.key=value` that the config refuses.
 
   Args:
     arguments: the result of `resolve_flags`.
   """
   path, _, settings = arguments[1].removeprefix('--config=').partition(':')
-  keys = sorted(runpy.run_path(path)['get_config'](settings))
+  config = runpy.run_path(path)['get_config'](settings)
+  keys = sorted(config)
   for argument in arguments[2:]:
-    match = re.match(r'--?(?:no)?config\.([^=]*)', argument)
-    if match and match[1] not in keys:
-      raise errors.unknown('setting', match[1], keys)
+    match = re.fullmatch(r'--?(?:no)?(config\.)?([^=]*)(?:=(.*))?', argument)
+    if not match:
+      continue
+    prefix, key, value = match.groups()
+    if prefix and key not in keys:
+      raise errors.unknown('setting', key, keys)
+    if prefix and value is not None:
+      _typed(key, value, config[key])
+    elif not prefix and key in keys:
+      raise errors.UserError(
+        f'unknown flag --{key}. Did you mean --config.{key}? --help lists jobs'
+        ' and settings.'
+      )
 
 
 def check_complete(config: ConfigDict) -> None:
@@ -126,7 +137,8 @@ def apply(config: ConfigDict, argument: str) -> ConfigDict:
 
 def _typed(key: str, text: str, default: Any) -> Any:
   if isinstance(default, bool):
-    errors.check_choice(f'value of {key}', text.lower(), _BOOLEANS)
+    if text.lower() not in _BOOLEANS:
+      raise errors.UserError(f"{key}='{text}' is not true or false.")
     return _BOOLEANS[text.lower()]
   if text == 'auto' and key in _AUTOMATIC:
     text = '0'

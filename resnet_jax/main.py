@@ -30,18 +30,14 @@ _CONFIG = config_flags.DEFINE_config_file(
   'Configuration file, and settings after a colon, such as'
   f' {configuration.DEFAULT}:50; by default {configuration.DEFAULT}.',
 )
-_JOB = flags.DEFINE_enum(
-  'job',
-  None,
-  list(jobs.JOBS),
-  'The job to run.',
-)
+_JOB = flags.DEFINE_string('job', None, 'The job to run.')
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(list(arguments))
   except flags.Error as error:
+    configuration.check_overrides(arguments)
     raise errors.UserError(
       f'{str(error).removesuffix(".")}. --help lists jobs and settings.'
     ) from error
@@ -73,6 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     raise errors.UserError(
       f'give --job=JOB, one of: {", ".join(jobs.JOBS)}. --help says more.'
     )
+  errors.check_choice('job', _JOB.value, jobs.JOBS)
   configuration.check_complete(_CONFIG.value)
   jobs.take(_JOB.value, arguments[1:], _CONFIG.value)
   return jobs.run(_JOB.value, _CONFIG.value)
@@ -87,7 +84,7 @@ def run() -> None:
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   try:
     if _HELP & set(sys.argv[1:]):
-      print(_help())
+      console.result(_help())
       return
     # config_flags reads sys.argv, too.
     sys.argv = configuration.resolve_flags(sys.argv)

@@ -204,13 +204,17 @@ class Model:
     return np.concatenate([batch.images[:, 0] for batch in batches])
 
   def grad_cam(
-    self, images: given.ImagesLike, label: int | None = None, layer: str = ''
+    self,
+    images: given.ImagesLike,
+    label: int | str | None = None,
+    layer: str = '',
   ) -> np.ndarray:
     """Where in images a layer's values support a class.
 
     Args:
       images: as for `features`.
-      label: the class; None: each image's most probable one.
+      label: the class, or its WordNet id; None: each image's most probable
+        one.
       layer: a name; '': the last block's output.
 
     Returns:
@@ -219,6 +223,8 @@ class Model:
     Raises:
       UserError: the layer or the class does not allow it.
     """
+    if isinstance(label, str):
+      label = labels.find('label', label, self.classes)
     target = gradcam.checked_grad_cam(self.module, layer, label)
     values = self._values(images, (), reductions.Reduction(), target)
     return values[gradcam.GRAD_CAM][:, 0]

@@ -3,8 +3,10 @@
 
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 from numpy_resnet import NumpyResNet
 from PIL import Image
 
@@ -123,11 +125,16 @@ def test_a_stream_of_an_array_starts_where_it_is_told(model):
       np.zeros((2, 64, 64, 3)),
       r'of float64 \(2, 64, 64, 3\) as images',
     ),
-    (np.zeros((64, 64, 3), np.uint8), 'Give uint8'),
+    (np.zeros((64, 64, 3), np.uint8), r'add an axis, array\[None\]'),
+    (np.zeros((2, 3, 64, 64), np.uint8), r'array\.transpose\(0, 2, 3, 1\)'),
+    ([np.zeros((64, 64, 3), np.uint8)], r'np\.stack\(images\)'),
+    (jnp.zeros((2, 64, 64, 3), np.uint8), r'np\.asarray\(images\)'),
+    (None, 'cannot take an image of type NoneType'),
+    (ROOT, r'is a folder\. model\.stream'),
     (np.zeros((1, 31, 64, 3), np.uint8), '32 or more'),
     (np.zeros((0, 64, 64, 3), np.uint8), 'as images'),
     ([], 'the list of images is empty'),
-    ([3], 'cannot take a int as an image'),
+    ([3], 'cannot take an image of type int'),
     ('nowhere.jpg', 'cannot read the image nowhere.jpg: No such file'),
   ],
 )
@@ -145,6 +152,12 @@ def test_wrong_arguments_say_what_is_allowed(model, image_folder):
     resnet_jax.load('resnet18', weights='random', arithmetic='bfloat')
   with pytest.raises(resnet_jax.UserError, match="Did you mean 'bicubic'"):
     resnet_jax.load('resnet18', weights='random', interpolation='cubic')
+  with pytest.raises(resnet_jax.UserError, match="weights='PATH'"):
+    resnet_jax.load('/path/r18.safetensors')
+  with pytest.raises(resnet_jax.UserError, match="crop_size='abc' is not a"):
+    resnet_jax.load('resnet18', weights='random', crop_size='abc')
+  with pytest.raises(resnet_jax.UserError, match='no layer was asked for'):
+    model.features(image_folder / 'a.png', None)
   with pytest.raises(resnet_jax.UserError, match='Did you mean'):
     model.features(image_folder / 'a.png', 'res5_2_branch2b_b')
   with pytest.raises(resnet_jax.UserError, match='Allowed: none, avg, max'):

@@ -113,6 +113,17 @@ def test_some_things_are_done_in_one_place_only(pattern, places):
       assert any(module.startswith(place) for place in places), module
 
 
+def test_only_the_console_prints():
+  """Others could print control characters that a file holds."""
+  for module, path in _modules():
+    calls = [
+      node.func.id
+      for node in ast.walk(ast.parse(path.read_text()))
+      if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    assert module == 'resnet_jax.system.console' or 'print' not in calls, module
+
+
 def test_no_module_is_long():
   for module, path in _modules():
     assert len(path.read_text().splitlines()) <= 400, module

@@ -40,12 +40,12 @@ def holds(
     return True
   try:
     with open(path, 'rb') as file:
-      return any(map(wanted, Archive(file, max_directory).members))
+      return any(map(wanted, ZipArchive(file, max_directory).members))
   except (OSError, ValueError):
     return False
 
 
-class Archive:
+class ZipArchive:
   """An open archive.
 
   Attributes:

@@ -75,6 +75,32 @@ def classes(
   return tuple(ImageNetClass('', f'class {index}') for index in range(count))
 
 
+def find(
+  setting: str, text: str, classes: Sequence[ImageNetClass], also: str = ''
+) -> int:
+  """A class's label by its index or WordNet id.
+
+  Args:
+    setting: that has the text, for the message.
+    text: the index or id.
+    classes: of the classifier.
+    also: what else the setting allows, for the message.
+
+  Raises:
+    UserError: there is no such class.
+  """
+  wnids = [known.wnid for known in classes]
+  if text and text in wnids:
+    return wnids.index(text)
+  if text.isdecimal() and int(text) < len(classes):
+    return int(text)
+  raise errors.UserError(
+    f"{setting}='{text}' is none of these weights' {len(classes)} classes. Give"
+    f' an index (0 to {len(classes) - 1}), a WordNet id such as n02123045 where'
+    f" the classes are ImageNet's{also}."
+  )
+
+
 def _read_names(path: pathlib.Path) -> list[str]:
   try:
     if path.stat().st_size > _MAX_NAMES_BYTES:

@@ -244,7 +244,7 @@ def _from_archive(path: pathlib.Path, packed: bytes) -> bytes:
 
 def _from_npz(path: pathlib.Path, data: bytes) -> np.ndarray | None:
   try:
-    archive = zip_lib.Archive(io.BytesIO(data), _MAX_DIRECTORY_BYTES)
+    archive = zip_lib.ZipArchive(io.BytesIO(data), _MAX_DIRECTORY_BYTES)
     if _MEMBER not in archive.members:
       return None
     npy = archive.inflate(_MEMBER, _MAX_MEAN_BYTES)

@@ -27,11 +27,12 @@ from resnet_jax.data import decoding, sources
 from resnet_jax.data.crops import crops_of
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.system import cores, errors, timing
+from resnet_jax.system.text import counted
 
 ON_ERROR = ('fail', 'record')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Batch:
   """Images that go through the network together.
 
@@ -48,6 +49,12 @@ class Batch:
   mask: np.ndarray
   items: Sequence[sources.Item]
   reasons: list[str]
+
+  def __repr__(self) -> str:
+    return (
+      f'Batch(start={self.start}, {counted(len(self.items), "image")},'
+      f' {self.keys[0]} to {self.keys[-1]}, images: {self.images.shape})'
+    )
 
   @property
   def keys(self) -> list[str]:
@@ -224,7 +231,7 @@ class _Decoders:
       return
     if self._on_error == 'fail':
       raise errors.UserError(
-        f'cannot read the image {item.name}: {reason}. Repair it, leave it'
-        ' out, or set on_error=record to continue without it.'
+        f'cannot read the image {item.name}: {reason}. Replace it or leave it'
+        ' out (jobs and stream: on_error=record continues without it).'
       )
     batch.reasons[row] = reason

@@ -176,6 +176,12 @@ def check_overrides(**given: Any) -> None:
     if name in changes:
       auto = () if name in RUN_FIELDS else (overrides.AUTO,)
       errors.check_choice(name, changes[name], (*allowed, *auto))
+  for name in ('resize_size', 'crop_size'):
+    if not isinstance(changes.get(name, 0), int):
+      raise errors.UserError(
+        f'{name}={changes[name]!r} is not a whole number of pixels. Give one,'
+        " or 'auto'."
+      )
   if 'mean' in changes:
     mean_lib.check_source(changes['mean'])
   if 'std' in changes:

@@ -57,11 +57,12 @@ def checked_grad_cam(
   maps = names.map_layers(model.depth)
   chosen = aliases.select_layers(layer or maps[-1], model.depth).layers
   if len(chosen) != 1 or chosen[0] not in maps:
-    stands = chosen[0] if len(chosen) == 1 else f'{len(chosen)} layers'
+    stands = f'{chosen[0]} has none'
+    if len(chosen) > 1:
+      stands = f"'{layer}' stands for {len(chosen)} layers"
     raise errors.UserError(
-      f"Grad-CAM needs one layer with positions, and '{layer}' stands for"
-      f' {stands}. Such as {maps[-1]}, the last block, or an earlier'
-      f' one, from {maps[0]} on.'
+      f'Grad-CAM needs a layer with positions; {stands}. Choose for example'
+      f' {maps[-1]} (the last block).'
     )
   return GradCam(chosen[0], label)
 

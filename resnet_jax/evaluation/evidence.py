@@ -36,10 +36,10 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     text = path.read_text('utf-8') if path.exists() else ''
     if text and not text.endswith('\n'):
       raise ValueError('its last line breaks off')
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines = [files.read_json(line) for line in text.splitlines()]
     if not all(isinstance(line, dict) for line in lines):
-      raise ValueError('a line is no JSON object')
-  except (OSError, ValueError, RecursionError) as error:
+      raise ValueError('a line is not a JSON object')
+  except (OSError, ValueError) as error:
     raise errors.UserError(
       f'record={path} is not a file of JSON lines: {error}. Name another file.'
     ) from error

@@ -45,7 +45,7 @@ class PredictionReader:
         self.format, self.header = parse_header(_line(file))
     except (DamageError, OSError) as error:
       raise errors.UserError(
-        f'{path} is no file of predictions: {error}. Choose another file'
+        f'{path} is not a prediction file: {error}. Choose another file'
         ' (results, predictions), or remove it and predict again.'
       ) from error
 

@@ -16,7 +16,7 @@ import numpy as np
 from resnet_jax.data import labels as labels_lib
 from resnet_jax.data import pipeline
 from resnet_jax.evaluation import prediction
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 from resnet_jax.system import settings as settings_lib
 
 _FORMAT = 'resnet_jax predictions 2'
@@ -138,7 +138,7 @@ def parse_header(line: bytes) -> tuple[int, Header]:
   """Returns the number of the format, 1 or 2, and the header.
 
   Raises:
-    DamageError: the line is no header.
+    DamageError: the line is not a header.
   """
   facts = _decode(line)
   written = facts.pop('format', None)
@@ -179,7 +179,7 @@ def parse_image(
   path, failed = facts.get('path', key), facts.get('failed', '')
   labels = facts.get('labels')
   if not all(isinstance(text, str) for text in (key, path, failed)):
-    raise DamageError('it has no key, or a path or reason that is no text')
+    raise DamageError('key is missing, or path or reason is not a string')
   if not isinstance(labels, dict) or not all(
     isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
     for value in labels.values()
@@ -212,9 +212,9 @@ def _score(entry: Any, count: int) -> prediction.ClassScore:
   """Reads an entry of `best`; raises TypeError, ValueError or KeyError."""
   label, probability = entry['label'], entry['probability']
   if type(label) is not int or not 0 <= label < count:
-    raise ValueError('no label')
+    raise ValueError('not a label')
   if type(probability) not in (float, int) or not math.isfinite(probability):
-    raise ValueError('no probability')
+    raise ValueError('not a probability')
   # The same few names in all lines are held once.
   wnid, name = sys.intern(entry['wnid']), sys.intern(entry['name'])
   return prediction.ClassScore(label, wnid, name, float(probability))
@@ -226,8 +226,8 @@ def _encode(facts: Mapping[str, Any]) -> bytes:
 
 def _decode(line: bytes) -> dict[str, Any]:
   try:
-    facts = json.loads(line)
-  except (ValueError, RecursionError) as error:
+    facts = files.read_json(line)
+  except ValueError as error:
     raise DamageError('it is not JSON in UTF-8') from error
   if not isinstance(facts, dict):
     raise DamageError('it is not a JSON object')

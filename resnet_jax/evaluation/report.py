@@ -21,7 +21,9 @@ _SHOWN = 10
 _KEPT_CONFUSIONS = 100
 
 NO_PROTOCOL = 'no published figure for this protocol'
-NO_CHECKPOINT = 'no published figure: the weights are no checkpoint of the zoo'
+NO_CHECKPOINT = (
+  'no published figure: the weights are not a published checkpoint'
+)
 NOT_THESE = 'no published figure for images with several labels'
 
 
@@ -75,7 +77,8 @@ def figures(
     reason = NO_PROTOCOL if against.checkpoint else NO_CHECKPOINT
     if against.differences:
       reason += f' (run with {", ".join(against.differences)})'
-    result['published'] = NOT_THESE if tally.several else reason
+    result['published'] = None
+    result['not_published'] = NOT_THESE if tally.several else reason
     return result
   notes = [f'run with {change}' for change in against.changes]
   if tally.images != published.IMAGES:
@@ -144,9 +147,8 @@ def remarks(name: str, found: Mapping[str, Any]) -> list[str]:
     lines.append(f'{of}{unlabelled} without a label left out')
   if found['failed']:
     lines.append(f'{of}{failed} could not be read, counted as wrong')
-  source = found['published']
-  if isinstance(source, str):
-    lines.append(f'{of}{source}')
+  if (source := found['published']) is None:
+    lines.append(f'{of}{found["not_published"]}')
   else:
     lines.append(
       f'{of}published for {source["checkpoint"]}: {source["protocol"]}'

@@ -9,7 +9,6 @@ values were computed.  Chunks carry a CRC-32C, which readers check.
 
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 import struct
@@ -74,7 +73,7 @@ def create(
 
 
 def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
-  """The settings of the run in a store; None if it is no store."""
+  """The settings of the run in a store; None if it is not a store."""
   return settings_lib.read(path / 'zarr.json', 'attributes', 'settings')
 
 
@@ -190,7 +189,7 @@ class Features(Mapping[str, StoredLayer]):
   """
 
   def __init__(self, path: pathlib.Path) -> None:
-    attributes = json.loads((path / 'zarr.json').read_bytes())['attributes']
+    attributes = files.read_json(path / 'zarr.json')['attributes']
     self.settings = settings_lib.current(attributes['settings'])
     self.record: Mapping[str, Any] = attributes['record']
     self.rows = strings.read(path / 'keys')
@@ -252,7 +251,7 @@ def load_features(directory: str | pathlib.Path) -> Features:
     struct.error,
   ) as error:
     raise errors.UserError(
-      f'{path} is no feature store, or a damaged one: {error}.'
+      f'{path} is not a feature store, or is damaged: {error}.'
     ) from error
   if (features.status == table.PENDING).any():
     raise errors.UserError(f'{path} is not finished: it has pending rows.')
@@ -307,6 +306,9 @@ def _create_array(
 
 
 def _open(path: pathlib.Path, *, create: bool = False, **more: Any) -> Any:
+  if not create:
+    # TensorStore overflows the stack on deeply nested JSON.
+    files.read_json(path / 'zarr.json')
   spec = {
     'driver': 'zarr3',
     'kvstore': {'driver': 'file', 'path': str(path.absolute())},

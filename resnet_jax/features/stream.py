@@ -10,7 +10,6 @@ One writer appends the rows of both, and notes the files' size in
 import collections
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
 import pickle
@@ -141,8 +140,8 @@ class StreamWriter:
     progress: dict[str, Any] = {'rows': 0, 'bytes': 0, 'failed': []}
     try:
       if (path / PROGRESS).exists():
-        progress = json.loads((path / PROGRESS).read_bytes())
-      elif 'failed' in (run := json.loads((path / RUN).read_bytes())):
+        progress = files.read_json(path / PROGRESS)
+      elif 'failed' in (run := files.read_json(path / RUN)):
         # Killed between `finish` and the renaming of the directory.
         progress |= {'rows': plan.rows, 'failed': run['failed']}
       self.done: int = progress['rows']
@@ -182,7 +181,7 @@ class StreamWriter:
   def finish(self) -> None:
     """Notes the failed rows beside the settings."""
     with files.writing('features', self._path):
-      run = json.loads((self._path / RUN).read_bytes())
+      run = files.read_json(self._path / RUN)
       files.write_json(self._path / RUN, run | {'failed': self._failures})
       (self._path / PROGRESS).unlink(missing_ok=True)
 

@@ -6,7 +6,6 @@ chunk holds the number of its strings (uint32, little-endian) and, for each, the
 number of its UTF-8 bytes (uint32) and the bytes.
 """
 
-import json
 import pathlib
 import struct
 from collections.abc import Iterator, Sequence
@@ -62,7 +61,7 @@ def read(path: pathlib.Path, rows: int | None = None) -> list[str]:
   Raises:
     ValueError, OSError: the array is damaged.
   """
-  metadata = json.loads((path / 'zarr.json').read_bytes())
+  metadata = files.read_json(path / 'zarr.json')
   (stated,) = metadata['shape']
   (chunk,) = metadata['chunk_grid']['configuration']['chunk_shape']
   if metadata['codecs'] != [{'name': 'vlen-utf8'}]:

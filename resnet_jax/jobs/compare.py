@@ -18,6 +18,7 @@ from resnet_jax.evaluation import (
 )
 from resnet_jax.features import table
 from resnet_jax.system import console, errors
+from resnet_jax.system.text import counted
 
 
 def run(config: ConfigDict) -> int:
@@ -52,7 +53,7 @@ def _existing(config: ConfigDict, key: str) -> pathlib.Path:
 
 def _say_left_out(path: pathlib.Path, count: int) -> None:
   if count:
-    console.say(f'only in {path}: {count} images, left out')
+    console.say(f'only in {path}: {counted(count, "image")}, left out')
 
 
 # ---------------------------------------------------------------- predictions
@@ -68,8 +69,8 @@ def _compare_predictions(
     _say_left_out(path, found.only[side])
     if found.failed[side]:
       console.say(
-        f'in {path} {found.failed[side]} images could not be read; they count'
-        ' as wrong'
+        f'in {path} {counted(found.failed[side], "image")} could not be read;'
+        ' counted as wrong'
       )
   for note in found.notes:
     console.say(f'NOTE: {note}')
@@ -83,16 +84,16 @@ def _compare_predictions(
   if config.as_json:
     console.show(flips, True, **facts, tests=tests)
     return
-  print(f'{found.images} images in both')
+  console.result(f'{counted(found.images, "image")} in both')
   for what, count in (
     ('the same best label', found.agreed),
     ('the same five labels in the same order', found.agreed_five),
   ):
-    print(f'{what}: {count} ({100 * count / found.images:.3f} %)')
-  print()
+    console.result(f'{what}: {count} ({100 * count / found.images:.3f} %)')
+  console.result()
   console.show(tests, False, heads=1)
-  print()
-  print(f'{len(flips)} images with another best label')
+  console.result()
+  console.result(f'{counted(len(flips), "image")} with another best label')
   console.show(flips, False, heads=1)
 
 
@@ -167,8 +168,8 @@ def _compare_features(
   good = (a.status[rows[0]] == table.DONE) & (b.status[rows[1]] == table.DONE)
   if not good.all():
     console.say(
-      f'{int((~good).sum())} images that could not be read (rows of NaN) are'
-      ' left out'
+      f'left out: {counted(int((~good).sum()), "image")} that could not be read'
+      ' (rows of NaN)'
     )
   lines = []
   # JSON has no NaN.

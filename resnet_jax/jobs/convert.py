@@ -60,7 +60,7 @@ def run(config: ConfigDict) -> int:
       f' {loaded.digest}: the disk or the memory is faulty. Remove it.'
     )
   console.say(f'{target} reads back to the same digest')
-  print(target)
+  console.result(str(target))
   return 0
 
 

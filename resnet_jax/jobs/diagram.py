@@ -25,7 +25,7 @@ def run(config: ConfigDict) -> int:
   for note in drawn.notes:
     console.say(f'NOTE: {note}')
   if not target:
-    print(drawn.dot, end='')
+    console.result(drawn.dot.removesuffix('\n'))
     return 0
   text = target.with_suffix(_DOT) if kind else target
   _write(text, drawn.dot.encode())
@@ -52,4 +52,4 @@ def _kind(target: pathlib.Path) -> str:
 def _write(path: pathlib.Path, data: bytes) -> None:
   with files.writing('the diagram', path):
     files.write_atomically(path, data)
-  print(path)
+  console.result(str(path))

@@ -40,7 +40,7 @@ def run(config: ConfigDict) -> int:
     try:
       with console.Bytes() as bar:
         path = download.fetch(file, name, report=bar.set, say=console.say)
-      print(path, flush=True)
+      console.result(str(path))
       # Some publishers give no hash, so the contents are read, too.
       if record := records.get(name):
         loaded = weights.load(record.family, weights.Options(record.depth))

@@ -77,7 +77,8 @@ def run(config: ConfigDict) -> int:
     new = evidence.append(record, evidence.lines_of(results))
     console.say(f'{len(new)} new results are in {record}')
   if config.as_json:
-    print(text)
+    # Escaped, as a terminal needs it.
+    console.result(json.dumps(results, indent=1))
   else:
     _show(results['labels'])
   return job.setup.end(
@@ -107,7 +108,7 @@ def _label_texts(text: str) -> list[str]:
 
 
 def _checkpoint(config: ConfigDict, model: Model) -> lookup.Record | None:
-  """The checkpoint that the user says the weights are, or that they are."""
+  """The checkpoint that the setting names, or that the weights' file is."""
   if config.checkpoint:
     return _CHECKPOINTS[config.checkpoint]
   if config.weights in lookup.FAMILIES:
@@ -162,7 +163,7 @@ def _show(found: Mapping[str, Any]) -> None:
   console.show(rows, False)
   for name, of in found.items():
     for line in report.remarks(name, of):
-      print(line)
+      console.result(line)
     for table in report.tables(of):
-      print()
+      console.result()
       console.show(table, False)

@@ -14,6 +14,7 @@ from resnet_jax.features import output, table
 from resnet_jax.jobs import setup as setup_lib
 from resnet_jax.models import aliases
 from resnet_jax.system import console, errors, files
+from resnet_jax.system.text import counted
 
 
 def run(config: ConfigDict) -> int:
@@ -49,7 +50,7 @@ def run(config: ConfigDict) -> int:
   }
   record = {
     **setup.origin(),
-    'recipe': dataclasses.asdict(model.weights.preprocess),
+    'preprocess': dataclasses.asdict(model.weights.preprocess),
     'warnings': list(model.weights.warnings),
     # Not on_error: a run may resume under another one.
     'config': {k: v for k, v in config.items() if k != 'on_error'},
@@ -67,7 +68,9 @@ def run(config: ConfigDict) -> int:
     writer = form.writer(files.part(directory), plan)
     if started:
       _say_plan(config, plan, directory, plan.rows - writer.done)
-      console.say(f'resuming after {writer.done} of {plan.rows} images')
+      console.say(
+        f'resuming after {writer.done} of {counted(plan.rows, "image")}'
+      )
 
     def write(batch: pipeline.Batch, values: dict[str, np.ndarray]) -> None:
       writer.write(batch.start, values, batch.reasons)
@@ -75,7 +78,7 @@ def run(config: ConfigDict) -> int:
     setup.compute(job, write, writer.done)
     writer.finish()
     output.publish(directory)
-  console.say(f'features of {plan.rows} images are in {directory}')
+  console.say(f'features of {counted(plan.rows, "image")} are in {directory}')
   return _end(setup, writer)
 
 
@@ -96,11 +99,13 @@ def _say_plan(
   notes = form.notes(plan)
   needed = form.planned_bytes(plan, rows)
   free = output.check_space(directory, needed)
-  console.say(f'features: {plan.dtype}, {plan.batch_rows} images at a time')
+  console.say(
+    f'features: {plan.dtype}, {counted(plan.batch_rows, "image")} at a time'
+  )
   for name, shape in plan.layers.items():
     console.say(f'  {name} {"x".join(map(str, shape))}')
   console.say(
-    f'to write: {rows} rows, at most {_size(needed)}, to {directory}'
+    f'to write: {counted(rows, "row")}, at most {_size(needed)}, to {directory}'
     f' ({_size(free)} free)'
   )
   for note in notes:
@@ -108,7 +113,7 @@ def _say_plan(
 
 
 def _size(count: int) -> str:
-  """Bytes for a person: 12.3 MB."""
+  """A size in bytes, human-readable: 12.3 MB."""
   power = min((len(str(count)) - 1) // 3, 4)
   if not power:
     return f'{count} bytes'

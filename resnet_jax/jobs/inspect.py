@@ -76,7 +76,7 @@ def _show_values(
     f' {aliases.paddle_parameter(name)}'
   )
   for line in _od(stored.ravel()):
-    print(line)
+    console.result(line)
 
 
 def _od(values: np.ndarray) -> Iterator[str]:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from resnet_jax.data import sources
 from resnet_jax.evaluation import prediction_file, prediction_record
 from resnet_jax.jobs import predictor
-from resnet_jax.system import console, text
+from resnet_jax.system import console
 
 # As the label set of --job=evaluate with labels=''.
 _LABEL_SET = 'labels'
@@ -49,4 +49,4 @@ def _show(image: prediction_record.ImagePrediction) -> None:
     return
   best = '\n'.join(map(str, image.best))
   line = f'Label of {image.path} is: {image.predicted}\n{best}'
-  print(text.plain(line), flush=True)
+  console.result(line)

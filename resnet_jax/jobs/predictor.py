@@ -61,8 +61,8 @@ class Predictor:
     """The header of the file of predictions.
 
     Args:
-      label_sets: name and description.  They are no setting, as a finished
-        file can be given others.
+      label_sets: name and description; not among the settings, because the
+        labels of a finished file can be replaced.
     """
     return prediction_record.Header(
       self.setup.settings('key', 'size') | {'classes': len(self.classes)},
@@ -83,7 +83,7 @@ class Predictor:
     Args:
       header: of the file.
       labels: the images'.
-      show: is given the images, in order, those in the unfinished file first.
+      show: called for each image in order, also those already in the file.
       quiet: show no progress.
 
     Returns:

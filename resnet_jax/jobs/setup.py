@@ -22,6 +22,9 @@ from resnet_jax.system import console, errors, timing, version
 from resnet_jax.system.text import counted
 from resnet_jax.zoo import lookup
 
+# As in configs/resnet.py.
+_DEFAULT_DATA = 'example/test.list'
+
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -165,6 +168,12 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
       raise errors.UserError(f'{key}={config[key]} must be 0 or more.')
   overrides = preprocess_overrides(config)
   weight_options(config)
+  if config.data == _DEFAULT_DATA and not os.path.exists(_DEFAULT_DATA):
+    raise errors.UserError(
+      f'no data was given, and its default, {_DEFAULT_DATA}, is not in this'
+      ' folder. Set data=PATH: a list, a folder, an image, tar archives or'
+      ' Parquet files.'
+    )
   source = sources.open_source(
     config.data, must_exist=config.on_error == 'fail'
   )

@@ -51,7 +51,7 @@ def run(config: ConfigDict) -> int:
     **facts,
   )
   if not config.as_json:
-    print(_total_line(model, size, totals))
+    console.result(_total_line(model, size, totals))
   return 0
 
 

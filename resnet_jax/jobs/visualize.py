@@ -60,7 +60,7 @@ class _Plan:
     return self.setup.model.weights.parameters['conv1_conv/kernel']
 
   def class_name(self, label: int) -> str:
-    """A class for a person: its index, and its name if known."""
+    """A class's description: its index, and its name if known."""
     known = self.classes[label].name if label < len(self.classes) else ''
     return f'{label} {known}'.strip()
 
@@ -76,7 +76,7 @@ def run(config: ConfigDict) -> int:
   with files.writing('the report', target):
     report_folder.create(target)
     entries = _draw(plan, clock)
-    text = page.document(_page_run(config, plan), entries)
+    text = page.document(_overview(config, plan), entries)
     (plan.folder / report_folder.PAGE).write_text(text, 'utf-8')
     report_folder.publish(target)
   setup_lib.report_stages(clock)
@@ -95,8 +95,7 @@ def _check(config: ConfigDict) -> None:
   colours.matplotlib()
   if config.multi_crop:
     raise errors.UserError(
-      'multi_crop=true: visualize plots a single crop; an average over ten has'
-      ' no place in an image. Leave multi_crop out.'
+      'multi_crop=true: visualize needs a single crop; leave multi_crop out.'
     )
   if not 1 <= config.map_count <= maps.MAX_MAPS:
     raise errors.UserError(
@@ -118,7 +117,9 @@ def _prepared(
   grad_cam = None
   if module.classes:
     classes = setup.model.classes
-    label = _label(config.cam_class, classes)
+    label = None
+    if (text := config.cam_class) != PREDICTED:
+      label = labels.find('cam_class', text, classes, f", or '{PREDICTED}'")
     grad_cam = gradcam.checked_grad_cam(module, config.cam_layer, label)
   elif config.cam_class != PREDICTED or config.cam_layer:
     # Asked for explicitly, so this raises.
@@ -150,22 +151,6 @@ def _map_layers(text: str, depth: int) -> aliases.Selection:
   if left_out:
     notes += (f'{", ".join(left_out)}: no positions, so no maps',)
   return aliases.Selection(chosen, notes)
-
-
-def _label(text: str, classes: Sequence[labels.ImageNetClass]) -> int | None:
-  """The class for Grad-CAM by its index or WordNet id; None: the predicted."""
-  if text == PREDICTED:
-    return None
-  wnids = [known.wnid for known in classes]
-  if text and text in wnids:
-    return wnids.index(text)
-  if text.isdecimal() and int(text) < len(classes):
-    return int(text)
-  raise errors.UserError(
-    f"cam_class='{text}' is none of these weights' {len(classes)} classes."
-    f' Give an index (0 to {len(classes) - 1}), a WordNet id such as n02123045'
-    f" where the classes are ImageNet's, or '{PREDICTED}'."
-  )
 
 
 def _say_plan(plan: _Plan, target: pathlib.Path) -> None:
@@ -284,7 +269,7 @@ def _write_plots(
 # ------------------------------------------------------------------ the page
 
 
-def _page_run(config: ConfigDict, plan: _Plan) -> page.Overview:
+def _overview(config: ConfigDict, plan: _Plan) -> page.Overview:
   model, source = plan.setup.model, plan.setup.source
   weights, size = model.weights, model.preprocess.crop_size
   versions = version.versions() | {

@@ -115,7 +115,7 @@ class Selection:
 
   Attributes:
     layers: canonical names.
-    notes: what the user should know, a sentence each.
+    notes: what the user should know, one per entry.
   """
 
   layers: tuple[str, ...]
@@ -347,9 +347,8 @@ def _unknown(
       ' network ends with avgpool. Ask for layers up to there, or give weights'
       ' with a classifier.'
     )
-  return errors.unknown(
-    f'layer of ResNet-{depth}',
-    pattern,
-    [alias.name for alias in everything],
-    described=names.grammar(depth),
+  hint = errors.hint(pattern, [alias.name for alias in everything])
+  return errors.UserError(
+    f"ResNet-{depth} has no layer '{pattern}'.{hint} Allowed:"
+    f' {names.grammar(depth)}.'
   )

@@ -51,7 +51,7 @@ def parameter_names(depth: int, head: bool = True) -> tuple[str, ...]:
 
 
 def grammar(depth: int) -> str:
-  """All layer names of a depth in a few lines, for a person."""
+  """All layer names of a depth in a few lines."""
   table = structure.blocks(depth, Variant())
   counts = enumerate(structure.ARCHITECTURES[depth].blocks, start=2)
   blocks = ', '.join(f'res{s}_1 to res{s}_{count}' for s, count in counts)
@@ -70,7 +70,7 @@ def grammar(depth: int) -> str:
 
 def split_list(text: str | Sequence[str]) -> list[str]:
   """Names from `a,b` or from a sequence of names."""
-  parts = text.split(',') if isinstance(text, str) else text
+  parts = text.split(',') if isinstance(text, str) else text or ()
   return [part.strip() for part in parts if part.strip()]
 
 
@@ -88,5 +88,5 @@ def depth_of(name: str | int) -> int:
     'network',
     str(name),
     (),
-    described=f'{allowed}; a file is given as weights=...',
+    described=f"{allowed}; give a file of weights as weights='PATH'",
   )

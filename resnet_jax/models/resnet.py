@@ -116,7 +116,7 @@ def published(depth: int) -> ResNet:
 
 
 def describe(model: ResNet) -> str:
-  """One line for a person: depth, classes, and the variant's used fields."""
+  """One line: depth, classes, and the variant's used fields."""
   architecture, variant = structure.ARCHITECTURES[model.depth], model.variant
   parts = [
     f'ResNet-{model.depth}',

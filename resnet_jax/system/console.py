@@ -47,6 +47,11 @@ def say(text: str) -> None:
   sys.stderr.flush()
 
 
+def result(text: str = '') -> None:
+  """Prints a line, or lines, to stdout."""
+  print(plain(text), flush=True)
+
+
 def _has_colours(stream: TextIO) -> bool:
   """Whether to use colours; see https://no-color.org."""
   return (
@@ -113,7 +118,7 @@ def show(
     **facts: beside the rows, in JSON.
   """
   if as_json:
-    print(json.dumps(facts | {'rows': list(rows)}, indent=2))
+    result(json.dumps(facts | {'rows': list(rows)}, indent=2))
     return
   if not rows:
     return
@@ -124,13 +129,13 @@ def show(
   most = width(sys.stdout) if heads else None
   for number, piece in enumerate(_pieces(widths, heads, most)):
     if number:
-      print()
+      result()
     for row in cells:
       line = _GAP.join(
         row[c].rjust(widths[c]) if right[c] else row[c].ljust(widths[c])
         for c in piece
       )
-      print(plain(line.rstrip()))
+      result(line.rstrip())
 
 
 def _pieces(

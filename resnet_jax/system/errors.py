@@ -39,7 +39,7 @@ def unknown(
 
 def hint(given: str, names: Iterable[str]) -> str:
   """` Did you mean 'NAME'?` with the nearest name, or ''."""
-  near = difflib.get_close_matches(given, list(names), n=1, cutoff=0.5)
+  near = difflib.get_close_matches(str(given), list(names), n=1, cutoff=0.6)
   return f" Did you mean '{near[0]}'?" if near else ''
 
 

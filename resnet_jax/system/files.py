@@ -13,6 +13,9 @@ from resnet_jax.system import errors
 
 PART = '.part'
 
+# The failed rows of a run of millions of images take some 100 MB.
+_MAX_JSON_BYTES = 1 << 28
+
 
 def part(path: pathlib.Path) -> pathlib.Path:
   """The name of a file or folder until it is complete."""
@@ -32,6 +35,23 @@ def sha256(path: pathlib.Path) -> str:
   """The digest of a file."""
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def read_json(source: pathlib.Path | bytes | str) -> Any:
+  """The value of a JSON file, or of JSON text.
+
+  Raises:
+    OSError: the file cannot be read.
+    ValueError: it is not JSON in UTF-8, is nested too deeply or too large.
+  """
+  if isinstance(source, pathlib.Path):
+    if source.stat().st_size > _MAX_JSON_BYTES:
+      raise ValueError(f'it has more than {_MAX_JSON_BYTES} bytes')
+    source = source.read_bytes()
+  try:
+    return json.loads(source)
+  except RecursionError as error:
+    raise ValueError('its JSON is nested too deeply') from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

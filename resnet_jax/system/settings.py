@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings of a run, stored beside its results for runs that resume it."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from resnet_jax.system import files
 
 # Names, and words of descriptions, in stores and files of earlier versions.
 _RENAMED = {'pictures': 'images', 'pictures_sha256': 'images_sha256'}
@@ -24,7 +25,7 @@ def current(stored: Mapping[str, Any]) -> dict[str, Any]:
 def read(path: pathlib.Path, *keys: str) -> dict[str, Any] | None:
   """The settings under `keys` of a JSON file; None if there are none."""
   try:
-    value = json.loads(path.read_bytes())
+    value = files.read_json(path)
     for key in keys:
       value = value[key]
   except (OSError, ValueError, LookupError, TypeError):

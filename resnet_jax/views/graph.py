@@ -34,11 +34,11 @@ class Node(structure.Layer):
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
-  """A connection.
+  """A connection between two layers.
 
   Attributes:
-    start: the layer whose value it carries.
-    end: the layer that takes the value.
+    start: the layer whose output it carries.
+    end: the layer whose input it is.
     shortcut: whether it is part of a shortcut around a block's branch.
     padded: whether the value is subsampled and padded with zeros on the way.
   """

@@ -25,7 +25,7 @@ class Diagram:
   Attributes:
     title: describes the network.
     dot: the text, in graphviz's language.
-    notes: what the user should know, a sentence each.
+    notes: what the user should know, one per entry.
   """
 
   title: str

@@ -50,7 +50,7 @@ class Maps:
     return math.ceil(math.sqrt(len(self.channels)))
 
   def describe(self) -> str:
-    """A sentence for a person."""
+    """A sentence that says which channels are drawn."""
     count = len(self.channels)
     which = f'The {count} strongest' if count < self.total else 'All'
     text = f'{which} of {self.total} channels'
@@ -162,7 +162,8 @@ def nearest(features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
   lengths = np.linalg.norm(rows, axis=1, keepdims=True)
   if len(rows) < 2 or count < 1:
     raise errors.UserError(
-      f'{len(rows)} images, {count} neighbours: 2 and 1 are the least.'
+      f'{len(rows)} images, {count} neighbours: images must be 2 or'
+      ' more, neighbours 1 or more.'
     )
   if not np.isfinite(lengths).all() or not lengths.all():
     raise errors.UserError(

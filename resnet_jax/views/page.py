@@ -92,7 +92,7 @@ class Overview:
 
   Attributes:
     title: of the page.
-    warnings: below the title, a sentence each.
+    warnings: below the title, one per entry.
     network: for the diagram.
     layers: with maps.
     filters: (Co, ky, kx, 3) uint8.
@@ -177,11 +177,11 @@ def entry(image: ImageResult, side: int) -> dict[str, Any]:
   return result
 
 
-def document(run: Overview, entries: Sequence[Mapping[str, Any]]) -> str:
+def document(overview: Overview, entries: Sequence[Mapping[str, Any]]) -> str:
   """The page.
 
   Args:
-    run: what is the same for all images.
+    overview: what is the same for all images.
     entries: an `entry` for each image.
   """
   index = [
@@ -194,22 +194,22 @@ def document(run: Overview, entries: Sequence[Mapping[str, Any]]) -> str:
     for part in entries
   ]
   style, script = _asset('page.css'), _asset('page.js')
-  settings = ((name, str(value)) for name, value in run.settings.items())
+  settings = ((name, str(value)) for name, value in overview.settings.items())
   return string.Template(_asset('page.html')).substitute(
     policy=_policy(style, script),
     style=style,
     script=script,
-    title=html.escape(run.title),
+    title=html.escape(overview.title),
     warnings=''.join(
       f'<p class="warning" role="note">{html.escape(text)}</p>'
-      for text in run.warnings
+      for text in overview.warnings
     ),
-    diagram=page_network.diagram(run.network, set(run.layers)),
-    facts=_rows(run.facts),
+    diagram=page_network.diagram(overview.network, set(overview.layers)),
+    facts=_rows(overview.facts),
     settings=_rows(settings),
     diverging=_scale(colours.DIVERGING),
     heat=_scale(colours.HEAT),
-    run=_json(_page_facts(run)),
+    run=_json(_page_facts(overview)),
     index=_json(index),
     entries='\n'.join(
       f'<script type="application/json" class="entry">{_json(part)}</script>'
@@ -218,19 +218,19 @@ def document(run: Overview, entries: Sequence[Mapping[str, Any]]) -> str:
   )
 
 
-def _page_facts(run: Overview) -> dict[str, Any]:
-  count, height, width, _ = run.filters.shape
+def _page_facts(overview: Overview) -> dict[str, Any]:
+  count, height, width, _ = overview.filters.shape
   columns = min(count, 8)
   return {
-    'camLayer': run.cam_layer,
-    'noPredictions': run.no_predictions,
+    'camLayer': overview.cam_layer,
+    'noPredictions': overview.no_predictions,
     'layers': {
       node.name: page_network.describe(node)
-      for node in run.network.nodes
-      if node.name in run.layers
+      for node in overview.network.nodes
+      if node.name in overview.layers
     },
     'filters': {
-      'png': _png(Image.fromarray(maps.tiled(run.filters, columns))),
+      'png': _png(Image.fromarray(maps.tiled(overview.filters, columns))),
       'height': height,
       'width': width,
       'columns': columns,

@@ -59,7 +59,7 @@ def _stage(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Box:
+class _LayerBox:
   """A layer, or a convolution and its batch norm.
 
   Attributes:
@@ -83,15 +83,15 @@ class _Box:
     return self.top + _BOX_HEIGHT
 
 
-def _boxes(nodes: Iterable[graph.Node]) -> list[_Box]:
-  found: list[_Box] = []
+def _boxes(nodes: Iterable[graph.Node]) -> list[_LayerBox]:
+  found: list[_LayerBox] = []
   for node in nodes:
     if node.kind == Kind.BATCH_NORM:
       box = found.pop()
       found.append(dataclasses.replace(box, nodes=(*box.nodes, node)))
     else:
       row = sum(box.aside == node.in_shortcut for box in found)
-      found.append(_Box((node,), row, node.in_shortcut))
+      found.append(_LayerBox((node,), row, node.in_shortcut))
   return found
 
 
@@ -113,7 +113,7 @@ def _card(
   )
 
 
-def _box(box: _Box, block: str, shown: Container[str]) -> str:
+def _box(box: _LayerBox, block: str, shown: Container[str]) -> str:
   halves = []
   for index, node in enumerate(box.nodes):
     text = node.name.removeprefix(f'{block}_').replace('_', ' ')
@@ -133,7 +133,7 @@ def _box(box: _Box, block: str, shown: Container[str]) -> str:
   return f'<div class="box {place} row-{box.row}">{"".join(halves)}</div>'
 
 
-def _wires(network: graph.Graph, boxes: Sequence[_Box], lane: int) -> str:
+def _wires(network: graph.Graph, boxes: Sequence[_LayerBox], lane: int) -> str:
   """The connections, as decoration behind the boxes.
 
   Args:
@@ -164,7 +164,7 @@ def _wires(network: graph.Graph, boxes: Sequence[_Box], lane: int) -> str:
   )
 
 
-def _around(start: _Box | None, box: _Box, lane: int) -> str:
+def _around(start: _LayerBox | None, box: _LayerBox, lane: int) -> str:
   """The path of a part of the shortcut, from a box or from where it forks."""
   x = _BOX // 2 if start or box.aside else _LANE // 2
   begin = f'M{x} {start.bottom}' if start else f'M{lane + _BOX // 2} 5H{x}'
@@ -174,7 +174,7 @@ def _around(start: _Box | None, box: _Box, lane: int) -> str:
 
 
 def describe(node: graph.Node) -> str:
-  """A layer in a few words, for a person."""
+  """A layer in a few words."""
   parts = [node.title]
   if node.activation:
     parts.append(f'then {node.activation}')

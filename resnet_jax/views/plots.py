@@ -139,6 +139,11 @@ def feature_maps(
   Raises:
     UserError: values are not finite, or Matplotlib is missing.
   """
+  if np.ndim(values) != 3:
+    raise errors.UserError(
+      f"{np.shape(values)} is not the shape of maps. Give one image's (C, H, W)"
+      ' maps, such as features[0].'
+    )
   chosen = maps.strongest(values, count)
   limit, top = chosen.limit, _TITLE + 2 * _NOTE
   table = colours.palette(colours.DIVERGING)
@@ -187,6 +192,11 @@ def grad_cam(image: np.ndarray, cam: np.ndarray, *, title: str = '') -> Figure:
   Raises:
     UserError: Matplotlib is missing.
   """
+  if (np.ndim(image), np.ndim(cam)) != (3, 2):
+    raise errors.UserError(
+      f'{np.shape(image)} and {np.shape(cam)} are not the shapes of an image'
+      ' and its map. Give (H, W, 3) and (h, w), such as crops[0] and cam[0].'
+    )
   peak = float(cam.max())
   over = colours.overlaid(image, maps.resized(cam, *image.shape[:2]), peak)
   panels = _zoomed(np.stack([image, over]), 2 * _CELL)

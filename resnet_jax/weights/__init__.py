@@ -44,8 +44,8 @@ class Weights:
 
   Attributes:
     loaded: the contents of the file, with the zoo's and the user's variant.
-    source: for a person: the file, and the checkpoint that it is.
-    warnings: probable mistakes, a sentence each.
+    source: human-readable: the file, and the checkpoint that it is.
+    warnings: probable mistakes, one per entry.
     path: of the file or directory; None: random weights.
     digest: SHA-256 of names, shapes and values, 64 hexadecimal digits.
   """
@@ -79,7 +79,7 @@ class Weights:
 
   @property
   def notes(self) -> tuple[str, ...]:
-    """What the user should know, a sentence each."""
+    """What the user should know, one per entry."""
     return self.loaded.all_notes
 
   @property

@@ -29,7 +29,7 @@ class KernelLayout:
   """How a format lays out kernels.
 
   Attributes:
-    text: for a person: '(Co, Ci, ky, kx)'.
+    text: human-readable, '(Co, Ci, ky, kx)'.
     kernel: the axes that transpose a convolution to (ky, kx, Ci, Co).
     dense: the axes that transpose the classifier to (in, out).
   """
@@ -112,7 +112,7 @@ class Converted:
   """The source of a file that `--job=convert` wrote.
 
   Attributes:
-    source: for a person.
+    source: human-readable.
     sha256: of the source; '': it was not a file.
   """
 
@@ -125,16 +125,16 @@ class Loaded:
   """The contents of a file of weights.
 
   Attributes:
-    format: for a person: the format that was recognised.
+    format: the recognised one, human-readable.
     model: the network; its variant is the format's usual one if not stated.
     parameters: `layer/leaf` float32 arrays in the order of computing; kernels
       (ky, kx, Ci, Co), the classifier's (in, out).
     origins: of each parameter.
-    layout: of kernels in the file, for a person.
+    layout: of kernels in the file, human-readable.
     preprocess: the format's usual one if not stated.
-    notes: what the user should know, a sentence each.
+    notes: what the user should know, one per entry.
     guesses: notes on settings that no file or zoo record states.
-    warnings: probable mistakes, a sentence each.
+    warnings: probable mistakes, one per entry.
     class_names: the classifier's, if the file holds them.
     trained: whether the weights were trained, as far as is known.
     digest: of the parameters, if the file states it.
@@ -183,7 +183,7 @@ def assemble(
       names; empty for a depth that the format does not have.  A convolution
       may have a `bias`, which goes into the mean of its batch norm.
     layout: of kernels.
-    format: for a person: 'Keras HDF5'.
+    format: human-readable, 'Keras HDF5'.
     variant: of the network.
     options: the user's.
     preprocess: see `Loaded`.

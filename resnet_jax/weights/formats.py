@@ -24,7 +24,7 @@ class WeightFormat:
   """A format of weight files.
 
   Attributes:
-    description: for a person.
+    description: human-readable.
     recognise: whether a path, with its first bytes, is in the format.
     load: reads and checks it.
   """

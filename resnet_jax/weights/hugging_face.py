@@ -10,7 +10,6 @@ has it in `config.json`.  Sources: Transformers 5.23,
 
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import Any
 
 from resnet_jax.data import presets
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 from resnet_jax.weights import assemble, safetensors, torch
 
 _CONFIG, _PREPROCESSOR = 'config.json', 'preprocessor_config.json'
@@ -182,11 +181,11 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
     if path.stat().st_size > _MAX_BYTES:
       raise ValueError(f'it has more than {_MAX_BYTES} bytes')
-    found = json.loads(path.read_text('utf-8'))
+    found = files.read_json(path.read_text('utf-8'))
     if not isinstance(found, dict):
       raise ValueError('it is not a JSON object')
     return found
-  except (OSError, ValueError, RecursionError) as error:
+  except (OSError, ValueError) as error:
     raise errors.UserError(
       f'{path} is damaged: {error}. Save the model again, or give the file with'
       ' the weights instead of the folder.'

@@ -47,9 +47,9 @@ OLD_NOTE = (
 )
 
 _WEIGHTS, _CONFIG = 'model.weights.h5', 'config.json'
-# The HDF5 file in a `.keras` file: bytes that are always allowed, those of
-# ResNet-152; and its expansion.  Keras does not compress it, which would save a
-# tenth.
+# Limits of the HDF5 file in a `.keras` file: bytes that are always allowed
+# (ResNet-152 takes as many), and its ratio to the whole file.  Keras does not
+# compress it.
 _MAX_UNPACKED, _MAX_RATIO = 2**28, 2
 _MAX_DIRECTORY = 2**16  # bytes; a `.keras` file has about three members
 
@@ -240,7 +240,7 @@ def _head_notes(
 
 def _unzip(file: BinaryIO) -> tuple[bytes, str]:
   """The HDF5 file and the configuration of a `.keras` file."""
-  archive = zip_lib.Archive(file, _MAX_DIRECTORY)
+  archive = zip_lib.ZipArchive(file, _MAX_DIRECTORY)
   size = file.seek(0, io.SEEK_END)
   most = max(_MAX_RATIO * size, _MAX_UNPACKED)
   most = min(hdf5.MAX_EXPANSION * size, most)

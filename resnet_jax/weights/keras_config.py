@@ -8,13 +8,12 @@ a model's `config` has `layers`.  Nothing is built from it.  Source: Keras
 """
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 
 _STRIDED = re.compile(r'conv1_conv|res[345]_1_(branch1|branch2a)_conv')
 # Fields of layers that have a name of their own.
@@ -55,7 +54,7 @@ def parse(path: pathlib.Path, text: str | None) -> tuple[KerasLayer, ...]:
     return ()
   try:
     # A stack, because a file can nest models deeply.
-    waiting, found = [json.loads(text)], []
+    waiting, found = [files.read_json(text)], []
     while waiting:
       entry = waiting.pop()
       fields = entry['config']
@@ -66,7 +65,7 @@ def parse(path: pathlib.Path, text: str | None) -> tuple[KerasLayer, ...]:
       if not isinstance(name, str):
         raise TypeError(f'the name {ascii(name)[:99]}')
       found.append(KerasLayer(str(entry['class_name']), name, fields))
-  except (ValueError, KeyError, TypeError, RecursionError) as error:
+  except (ValueError, KeyError, TypeError) as error:
     raise errors.UserError(
       f"{path} is damaged: the model's configuration is not what Keras writes"
       f' ({type(error).__name__}: {error}). Save the model again.'

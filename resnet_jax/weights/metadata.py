@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models.variant import Variant
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 from resnet_jax.weights import assemble
 
 FILE = 'resnet_jax.json'  # in a Paddle directory
@@ -41,7 +41,7 @@ def written(
 
   Args:
     loaded: the network; if it was converted before, its first source is stated.
-    source: of the weights, for a person.
+    source: of the weights, human-readable.
     digest: SHA-256 of the parameters.
     file_sha256: of the source; '': it is not a file.
     conv_order: of a Paddle directory.
@@ -73,7 +73,7 @@ def applied(
     UserError: the text is damaged, or of another network.
   """
   try:
-    stated = json.loads(text)
+    stated = files.read_json(text)
     if stated.pop('checksum') != checksum(stated):
       raise ValueError('it was changed since: the checksum differs')
     class_names = tuple(map(str, stated['class_names']))
@@ -96,7 +96,7 @@ def applied(
     )
   except (
     *(ValueError, KeyError, TypeError, AttributeError),
-    *(RecursionError, errors.UserError),
+    errors.UserError,
   ) as error:
     raise errors.UserError(
       f'{path} is damaged: the metadata that --job=convert wrote cannot be read'
@@ -107,8 +107,8 @@ def applied(
 def conv_order(text: str | bytes) -> str:
   """The stated order of convolutions; '': none."""
   try:
-    return str(json.loads(text).get('conv_order', ''))
-  except (ValueError, AttributeError, RecursionError):
+    return str(files.read_json(text).get('conv_order', ''))
+  except (ValueError, AttributeError):
     # `applied` raises the error.
     return ''
 

@@ -47,7 +47,7 @@ _REFUSED = (
 
 def _read_zip(file: BinaryIO) -> Any:
   """The contents of a zip archive."""
-  archive = zip_lib.Archive(file, _MAX_DIRECTORY)
+  archive = zip_lib.ZipArchive(file, _MAX_DIRECTORY)
   members = archive.members
   pickled = [name for name in members if name.endswith(_PICKLE)]
   if len(pickled) != 1:

@@ -42,10 +42,10 @@ _FIRST = {
 }
 VARIANT = Variant(stride_in='3x3', stem_pool='pad1')
 GUESSED = (
-  'the file states neither the place of the strides nor the preprocessing: the'
-  ' usual ones of its naming are used (stride_in=3x3, and the input in the'
-  ' log). Set stride_in, channels, mean, std, resize_size, interpolation if it'
-  ' was trained otherwise.'
+  'the file states neither the place of the strides nor the preprocessing:'
+  ' stride_in=3x3 is assumed, and the preprocessing in the log. Set'
+  ' stride_in, channels, mean, std, resize_size or interpolation if it was'
+  ' trained otherwise.'
 )
 GUESSED_CIFAR = (
   'the file does not state its preprocessing: the usual one of its naming is'
@@ -110,7 +110,7 @@ def load_tensors(
   Args:
     path: for messages.
     tensors: all of the file.
-    container: for a person: 'PyTorch checkpoint'.
+    container: human-readable, 'PyTorch checkpoint'.
     options: the user's.
 
   Raises:
@@ -176,7 +176,7 @@ class _Publisher:
   """The program that wrote a file, judged by the names.
 
   Attributes:
-    name: for a person.
+    name: human-readable.
     naming: as `assemble.assemble` takes it.
     preprocess: its usual one.
     guess: a note on what the names do not state.

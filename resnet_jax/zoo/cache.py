@@ -115,7 +115,7 @@ def write_json(path: pathlib.Path, data: dict[str, Any]) -> None:
 def read_json(path: pathlib.Path, key: str) -> dict[str, Any]:
   """The object in `NAME.json`; empty if it has no `key` or is missing."""
   try:
-    data = json.loads(path.with_name(f'{path.name}.json').read_bytes())
+    data = files.read_json(path.with_name(f'{path.name}.json'))
   except (OSError, ValueError):
     return {}
   return data if isinstance(data, dict) and key in data else {}

@@ -53,7 +53,8 @@ a1-152 2eee8a7a
 _CAFFE_VARIANT = Variant(stride_in='1x1', stem_pool='ceil', epsilon=1e-5)
 _KERAS_VARIANT = Variant(stride_in='1x1', stem_pool='pad1', epsilon=1.001e-5)
 _TORCH_VARIANT = Variant(stride_in='3x3', stem_pool='pad1', epsilon=1e-5)
-_MSRA_LICENCE = 'MIT, (c) 2016 Shaoqing Ren (github.com/KaimingHe)'
+_MSRA_LICENCE = 'MIT'
+_MSRA_SOURCE = '(c) 2016 Shaoqing Ren (github.com/KaimingHe)'
 _MXNET = (
   'https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/caffe/models/'
   'resnet/'
@@ -104,6 +105,7 @@ def _msra() -> list[Record]:
         size,
       ),
       _MSRA_LICENCE,
+      _MSRA_SOURCE,
       _CAFFE_VARIANT,
       presets.CAFFE,
       _PARAMETERS[depth],
@@ -127,7 +129,8 @@ def _paddle() -> list[Record]:
       depth,
       'archive',
       File((f'{_PADDLE}resnet_{depth}.tar.gz',), None, None),
-      f'not stated; converted from weights under: {_MSRA_LICENCE}',
+      'not stated',
+      f'converted from weights under {_MSRA_LICENCE}, {_MSRA_SOURCE}',
       _CAFFE_VARIANT,
       presets.CAFFE,
       _PARAMETERS[depth],
@@ -163,7 +166,8 @@ def _keras() -> list[Record]:
         size,
         exact,
       ),
-      f'ported from weights under: {_MSRA_LICENCE}',
+      _MSRA_LICENCE,
+      f'ported from weights under it: {_MSRA_SOURCE}',
       _KERAS_VARIANT,
       presets.CAFFE,
       _PARAMETERS[depth],
@@ -199,7 +203,8 @@ def _torchvision() -> list[Record]:
       depth,
       'torch',
       _torch_file(f'{_TORCH}resnet{depth}', f'{version}-{depth}', size, exact),
-      'BSD-3-Clause (the package); of the weights nothing is stated',
+      'BSD-3-Clause',
+      'of the package; the weights state none',
       _TORCH_VARIANT,
       dataclasses.replace(presets.TORCHVISION, resize_size=sizes[version]),
       _PARAMETERS[depth],
@@ -238,7 +243,8 @@ def _timm() -> list[Record]:
       depth,
       'torch',
       _torch_file(f'{_TIMM}resnet{depth}_a1_0', f'a1-{depth}'),
-      'Apache-2.0 (timm 1.0.31, models/resnet.py)',
+      'Apache-2.0',
+      'timm 1.0.31, models/resnet.py',
       _TORCH_VARIANT,
       dataclasses.replace(
         presets.TORCHVISION, resize_size=235, interpolation='bicubic'

@@ -2,7 +2,6 @@
 """Published checkpoints, found by name or by a file's hash, and as a table."""
 
 import pathlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from resnet_jax.data.preprocess import Preprocess
@@ -103,8 +102,7 @@ def table(records: Sequence[Record] = RECORDS) -> list[Mapping[str, str]]:
       'input': _input(record.preprocess),
       'size': _size(record.file),
       'verified by': _verified(record.file),
-      # The record has all of it.
-      'licence': re.split(r'[,;(]', record.licence)[0].strip(),
+      'licence': record.licence,
     }
     for record in records
   ]

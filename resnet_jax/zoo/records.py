@@ -117,7 +117,8 @@ class Record:
     depth: 18, 34, 50, 101 or 152.
     format: as `formats.FORMATS` has it.
     file: where it is.
-    licence: the publisher's, and where it is stated.
+    licence: its SPDX identifier; 'not stated': the publisher gives none.
+    licence_source: what the licence is of, and where it is stated.
     variant: of the network.
     preprocess: of the images, as in training.
     parameters: learned numbers.
@@ -130,6 +131,7 @@ class Record:
   format: str
   file: File
   licence: str
+  licence_source: str
   variant: Variant
   preprocess: Preprocess
   parameters: int

@@ -9,6 +9,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from makers import refusal
 
 from resnet_jax.codecs import pickles
 from resnet_jax.system import errors
@@ -23,14 +24,6 @@ def load(tmp_path, data):
   path = tmp_path / 'a.pickle'
   path.write_bytes(data)
   return pickles.load_arrays(path)
-
-
-def refusal(tmp_path, data):
-  with pytest.raises(errors.UserError) as caught:
-    load(tmp_path, data)
-  message = str(caught.value)
-  assert message.startswith(f'{tmp_path / "a.pickle"} is ')
-  return message
 
 
 def assert_same(found, expected):
@@ -150,7 +143,7 @@ def test_a_call_of_os_system_is_refused_and_not_made(
   data = pickle.dumps(
     {'data_mean': Reduces(os.system, f'echo > {EXECUTED}')}, protocol
   )
-  message = refusal(tmp_path, data)
+  message = refusal(pickles.load_arrays, tmp_path / 'a', data)
   assert f'it holds {os.name}.system, and only' in message
   assert message.endswith(
     'only NumPy arrays, strings, numbers and containers are read from a pickle.'
@@ -179,7 +172,7 @@ def test_a_call_of_os_system_is_refused_and_not_made(
 @pytest.mark.parametrize('protocol', [2, 4])
 def test_anything_else_is_refused_by_name(tmp_path, value, name, protocol):
   data = pickle.dumps(value, protocol)
-  message = refusal(tmp_path, data)
+  message = refusal(pickles.load_arrays, tmp_path / 'a', data)
   assert 'is refused: it holds ' in message
   assert name in message
   assert 'only NumPy arrays' in message
@@ -229,7 +222,7 @@ SYSTEM = f"(S'echo > {EXECUTED}'\n".encode()
 )
 def test_hand_made_attacks_are_refused(tmp_path, monkeypatch, data, what):
   monkeypatch.chdir(tmp_path)
-  message = refusal(tmp_path, data)
+  message = refusal(pickles.load_arrays, tmp_path / 'a', data)
   assert f'is refused: it holds {what}, and only' in message
   assert not (tmp_path / EXECUTED).exists()
 
@@ -242,7 +235,11 @@ def test_hand_made_attacks_are_refused(tmp_path, monkeypatch, data, what):
   ],
 )
 def test_ndarray_itself_cannot_be_called(tmp_path, arguments):
-  message = refusal(tmp_path, b'cnumpy\nndarray\n(' + arguments + b'tR.')
+  message = refusal(
+    pickles.load_arrays,
+    tmp_path / 'a',
+    b'cnumpy\nndarray\n(' + arguments + b'tR.',
+  )
   assert 'is not callable' in message
 
 
@@ -271,9 +268,15 @@ def reconstruct(core, shape, kind=b'cnumpy\nndarray\n'):
 )
 def test_an_array_must_start_out_empty(tmp_path, core, shape):
   shape = shape if len(shape) > 1 else b'(t'
-  message = refusal(tmp_path, reconstruct(core, shape))
+  message = refusal(
+    pickles.load_arrays, tmp_path / 'a', reconstruct(core, shape)
+  )
   assert 'it holds an array that does not start out empty, and' in message
-  message = refusal(tmp_path, reconstruct(core, b'(I0\nt', kind=b'I1\n'))
+  message = refusal(
+    pickles.load_arrays,
+    tmp_path / 'a',
+    reconstruct(core, b'(I0\nt', kind=b'I1\n'),
+  )
   assert 'it holds an array that does not start out empty, and' in message
 
 
@@ -309,7 +312,7 @@ def test_a_huge_memo_takes_no_memory(tmp_path, data):
   ids=range(10),
 )
 def test_a_claimed_length_takes_no_memory(tmp_path, data):
-  message = refusal(tmp_path, data)
+  message = refusal(pickles.load_arrays, tmp_path / 'a', data)
   assert message.endswith(
     'is not a pickle, or is damaged (it breaks off). Write it again.'
   )
@@ -327,7 +330,7 @@ def test_a_state_with_a_huge_shape_is_refused(tmp_path, protocol):
   if protocol == 4:
     size = struct.unpack_from('<Q', data, at + 1)[0] + 2
     data = data[: at + 1] + struct.pack('<Q', size) + data[at + 9 :]
-  message = refusal(tmp_path, data)
+  message = refusal(pickles.load_arrays, tmp_path / 'a', data)
   assert 'or is damaged (ValueError: buffer size does not match' in message
 
 
@@ -335,10 +338,12 @@ def test_a_state_with_a_huge_shape_is_refused(tmp_path, protocol):
 def test_every_truncated_pickle_is_an_error(tmp_path, protocol):
   data = pickle.dumps({'a': np.arange(5.0), 'b': [1, 'x']}, protocol)
   for size in range(1, len(data)):
-    message = refusal(tmp_path, data[:size])
+    message = refusal(pickles.load_arrays, tmp_path / 'a', data[:size])
     # Half a name is refused as a name.
     assert ' or is damaged (' in message or ' is refused: ' in message
-  assert 'or is damaged (' in refusal(tmp_path, data[:-1])
+  assert 'or is damaged (' in refusal(
+    pickles.load_arrays, tmp_path / 'a', data[:-1]
+  )
 
 
 @pytest.mark.parametrize('protocol', PROTOCOLS)
@@ -359,7 +364,7 @@ def test_damaged_bytes_raise_nothing_but_user_errors(tmp_path, protocol):
   'data', [b'', b'\xff\xd8\xff\xe0', b'{"a": 1}', b'.', b'K\x01', b'\x80\x09.']
 )
 def test_what_is_no_pickle_is_said_so(tmp_path, data):
-  message = refusal(tmp_path, data)
+  message = refusal(pickles.load_arrays, tmp_path / 'a', data)
   assert 'is not a pickle, or is damaged (' in message
   assert message.endswith('). Write it again.')
 

@@ -67,6 +67,9 @@ def test_the_last_batch_is_smaller():
   assert first.mask.tolist() == [True] * 4
   assert first.images.shape == (4, 1, 32, 32, 3)
   assert last.images.shape == (1, 1, 32, 32, 3)
+  assert repr(last) == (
+    'Batch(start=4, 1 image, 4.png to 4.png, images: (1, 1, 32, 32, 3))'
+  )
   assert last.images.any()
   assert last.mask.tolist() == [True]
   assert list(last.items) == items[4:]

@@ -4,7 +4,7 @@
 import os
 
 import pytest
-from makers import user_error
+from makers import source_error
 from PIL import Image
 
 from resnet_jax.data import decoding, sources
@@ -27,10 +27,6 @@ def listed(tmp_path, text, encoding='utf-8'):
   path = write(tmp_path, text, encoding)
   source = sources.open_source(str(path), must_exist=False)
   return [(item.key, item.label) for item in source.items]
-
-
-def error_of(data, **options):
-  return user_error(sources.open_source, str(data), **options)
 
 
 # ------------------------------------------------------------------- lists
@@ -97,7 +93,7 @@ def test_missing_images_are_counted_and_five_are_named(tmp_path):
   image(tmp_path / 'there.png')
   names = ['there.png', *(f'{n}.png' for n in range(7))]
   path = write(tmp_path, '\n'.join(names))
-  message = error_of(path)
+  message = source_error(path)
   assert message.startswith(
     f'7 of 8 images listed in {path} do not exist: '
     + ', '.join(str(tmp_path / f'{n}.png') for n in range(5))
@@ -112,15 +108,15 @@ def test_missing_images_are_counted_and_five_are_named(tmp_path):
 
 def test_a_folder_in_a_list_is_no_image(tmp_path):
   (tmp_path / 'sub').mkdir()
-  message = error_of(write(tmp_path, 'sub 3\n'))
-  assert message.startswith('1 of 1 images listed')
+  message = source_error(write(tmp_path, 'sub 3\n'))
+  assert message.startswith('1 of 1 image listed')
   assert f'{tmp_path / "sub"}. Paths' in message
 
 
 @pytest.mark.parametrize('text', ['', '\n \n\t\n', '\ufeff'])
 def test_an_empty_list_is_an_error(tmp_path, text):
   path = write(tmp_path, text)
-  assert error_of(path) == (f'no images: 0 images listed in {path}.')
+  assert source_error(path) == f'there are no images listed in {path}.'
 
 
 @pytest.mark.parametrize(
@@ -136,7 +132,7 @@ def test_an_empty_list_is_an_error(tmp_path, text):
 def test_what_is_neither_image_nor_list_is_said_so(tmp_path, content):
   path = tmp_path / 'data'
   path.write_bytes(content)
-  message = error_of(path)
+  message = source_error(path)
   assert message == (
     f'{path} is neither a readable image nor a list of images in UTF-8.'
   )
@@ -178,13 +174,21 @@ def test_a_folder_of_images_alone_leaves_nothing_out(tmp_path):
 
 
 def test_a_folder_without_images_is_an_error(tmp_path):
-  assert error_of(tmp_path) == (
-    f'no images: 0 images in the folder {tmp_path}.'
+  assert source_error(tmp_path).startswith(
+    f'there are no images in the folder {tmp_path}. Their suffixes are .bmp,'
   )
   (tmp_path / 'a.txt').write_text('-')
-  assert error_of(tmp_path) == (
-    f'no images: 0 images in the folder {tmp_path}; 1 other file left out.'
+  assert source_error(tmp_path).startswith(
+    f'there are no images in the folder {tmp_path}; 1 other file left out.'
   )
+
+
+def test_a_label_that_is_no_number_is_said_so(tmp_path):
+  image(tmp_path / 'cat.png')
+  message = source_error(write(tmp_path, 'cat.png tabby\n'))
+  assert message.startswith('1 of 1 image listed in')
+  assert 'Labels must be whole numbers.' in message
+  assert 'is not an image, so it was read as a list' in message
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='names are bytes on POSIX only')
@@ -195,7 +199,7 @@ def test_a_file_name_that_is_not_utf8_is_refused(tmp_path):
       file.write(b'-')
   except OSError:
     pytest.skip('this file system takes UTF-8 names only')
-  assert error_of(tmp_path) == (
+  assert source_error(tmp_path) == (
     "the file name 'gr\\udcfcn.png' is not UTF-8 and cannot be a key; rename"
     ' it.'
   )
@@ -227,7 +231,7 @@ def test_a_damaged_image_with_a_known_suffix_is_still_one(tmp_path):
 )
 def test_a_missing_path_says_what_is_allowed(tmp_path, name, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert error_of(name) == (
+  assert source_error(name) == (
     f"data='{name}': there is no such file or folder. Give a list file (one"
     ' image per line: path, label), a folder, an image, a tar archive, shards'
     " (a folder of .tar files, or a pattern such as 'val-{000..049}.tar') or"
@@ -237,7 +241,7 @@ def test_a_missing_path_says_what_is_allowed(tmp_path, name, monkeypatch):
 
 def test_a_path_the_system_refuses_is_an_error(tmp_path):
   name = str(tmp_path / ('x' * 300))
-  assert error_of(name) == (
+  assert source_error(name) == (
     f"data='{name}' cannot be read: File name too long."
   )
 

@@ -8,7 +8,7 @@ import sys
 import imagenet_forms as forms
 import numpy as np
 import pytest
-from makers import user_error
+from makers import source_error
 
 from resnet_jax.data import decoding, sources
 from resnet_jax.data.sources import parquet
@@ -23,10 +23,6 @@ IMAGE = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
 
 def open_(data):
   return sources.open_source(str(data))
-
-
-def error_of(data):
-  return user_error(open_, data)
 
 
 def write(path, rows, labels=None, kind=IMAGE, **others):
@@ -132,7 +128,7 @@ def test_labels(tmp_path, labels, found):
 @pytest.mark.parametrize('label', [-2, 1 << 40])
 def test_a_label_out_of_range_is_an_error(tmp_path, label):
   path = write(tmp_path / 'p', [row(), row(path='b.jpg')], [0, label])
-  assert error_of(path).startswith(f'{path}: row 1 has the label {label};')
+  assert source_error(path).startswith(f'{path}: row 1 has the label {label};')
 
 
 def test_the_columns_may_have_other_names_and_neighbours(tmp_path):
@@ -154,7 +150,7 @@ def test_the_columns_may_have_other_names_and_neighbours(tmp_path):
 def test_columns_that_are_no_images_are_listed(tmp_path, columns, count):
   path = tmp_path / 'p'
   writer.write_table(pa.table(columns), path)
-  message = error_of(path)
+  message = source_error(path)
   assert message.startswith(
     f'{path} has {count} columns of images: its columns are'
     f' {", ".join(columns)}.'
@@ -181,12 +177,12 @@ def test_a_bomb_of_paths_is_not_unpacked(tmp_path, monkeypatch):
   rows = [row(b'%09d' % n, 'x' * 9000) for n in range(4000)]
   path = write(tmp_path / 'p', rows)
   monkeypatch.setattr(parquet, '_MAX_TEXT_BYTES', 20_000_000)
-  assert 'its paths and labels have more than 20000000' in error_of(path)
+  assert 'its paths and labels have more than 20000000' in source_error(path)
 
 
 def test_a_bomb_of_rows_is_refused(tmp_path):
   path = write(tmp_path / 'p', [None] * 300_000)
-  assert 'it claims 300000 rows' in error_of(path)
+  assert 'it claims 300000 rows' in source_error(path)
 
 
 def test_a_file_cut_off_or_damaged_is_an_error(tmp_path):
@@ -195,14 +191,14 @@ def test_a_file_cut_off_or_damaged_is_an_error(tmp_path):
   path = tmp_path / 'p'
   for length in (5, 12, len(data) // 2, len(data) - 1):
     path.write_bytes(data[:length])
-    message = error_of(path)
+    message = source_error(path)
     assert message.startswith(f'{path} is a Parquet file that cannot be read:')
     assert 'footer' in message
   path.write_bytes(data[:-8] + b'\xff\xff\xff\x7f' + b'PAR1')
-  assert 'footer' in error_of(path)
+  assert 'footer' in source_error(path)
   footer = len(data) - 8 - int.from_bytes(data[-8:-4], 'little')
   path.write_bytes(data[:footer] + bytes(32) + data[footer + 32 :])
-  assert 'cannot be read' in error_of(path)
+  assert 'cannot be read' in source_error(path)
 
 
 def test_random_damage_gives_bytes_or_an_error(tmp_path):
@@ -233,7 +229,7 @@ def test_a_file_that_was_changed_meanwhile_is_not_read(tmp_path):
 def test_several_splits_need_a_choice(tmp_path):
   forms.parquet(tmp_path, IMAGES)
   write(tmp_path / 'train-00000-of-00001.parquet', [row()])
-  message = error_of(tmp_path)
+  message = source_error(tmp_path)
   assert (
     'belong to several splits: train, validation. Name one, as in' in message
   )
@@ -244,7 +240,7 @@ def test_several_splits_need_a_choice(tmp_path):
 def test_a_split_that_is_not_whole_is_an_error(tmp_path):
   forms.parquet(tmp_path, IMAGES, 3)
   (tmp_path / 'validation-00001-of-00003.parquet').unlink()
-  message = error_of(tmp_path)
+  message = source_error(tmp_path)
   assert message.startswith(
     'only 2 of the 3 Parquet files of the split validation exist.'
   )
@@ -255,7 +251,7 @@ def test_a_split_that_is_not_whole_is_an_error(tmp_path):
 def test_without_pyarrow_the_error_names_the_extra(tmp_path, monkeypatch):
   path = write(tmp_path / 'p', [row()])
   monkeypatch.setitem(sys.modules, 'pyarrow.parquet', None)
-  assert error_of(path) == (
+  assert source_error(path) == (
     'Parquet files are read with pyarrow, which is not installed. Install it'
     " with: pip install 'resnet-jax-zoo[parquet]'"
   )

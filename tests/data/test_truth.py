@@ -165,7 +165,7 @@ def test_the_sources_own_labels():
 
 def test_images_without_a_label_of_their_own_are_counted():
   assert error_of('', items_of('abcde', [1, -1, -1, -1, -1])).startswith(
-    '4 of 5 images have no label of their own: in/b, in/c, in/d and 1 more.'
+    '4 of 5 images have no label in the data: in/b, in/c, in/d and 1 more.'
   )
 
 
@@ -206,7 +206,7 @@ def test_imagenet_v2_on_disk(tmp_path):
 @pytest.mark.parametrize(
   ('keys', 'wnids', 'message'),
   [
-    (['a.png', 'x/b.png'], (), '1 of 2 images lie in no folder that could'),
+    (['a.png', 'x/b.png'], (), '1 of 2 images in no folder that could'),
     (['1/a', '01/b'], (), 'of the folders 01, 1 two are the same number'),
     (
       ['1000/a'],
@@ -216,8 +216,14 @@ def test_imagenet_v2_on_disk(tmp_path):
     (
       ['n01440764/a', 'n99999999/b', 'tench/c'],
       forms.WNIDS,
-      '2 of 3 folders are not named by a WordNet id of the 1000 classes:'
-      ' n99999999, tench.',
+      '1 of 3 folders is named by the WordNet ids (such as n02123045) of the'
+      " 1000 classes; 'n99999999', 'tench' are not. Rename",
+    ),
+    (
+      ['daisy/a', 'roze/b', 'tulip/c'],
+      FLOWERS,
+      "2 of 3 folders are named by the names of the 3 classes; 'roze' is not."
+      " Did you mean 'rose'? Rename",
     ),
     (['a/a', 'b/b'], FLOWERS, 'there are 2 folders and 3 classes'),
   ],
@@ -236,7 +242,7 @@ def test_another_number_of_images_is_an_error(tmp_path, name, there):
   keys += ['ILSVRC2012_val_00000025.JPEG'] * (len(there) - len(keys))
   path = FILES[name](tmp_path)
   assert error_of(path, items_of(keys)).startswith(
-    f'the label file {path} has labels for 24 images, and the source has'
+    f'the label file {path} has labels for 24 images, and there are'
     f' {len(there)}.'
   )
 
@@ -257,7 +263,8 @@ def test_unknown_names_are_an_error(tmp_path, keys):
   message = error_of(path, items_of(keys))
   assert message.startswith(
     f'the label file {path} has no label for {len(keys)} of {len(keys)}'
-    f' images: {", ".join(keys)}. It has labels for q{keys[0]}'
+    f' image{"s"[: len(keys) - 1]}: {", ".join(keys)}. It has labels for'
+    f' q{keys[0]}'
   )
 
 
@@ -272,7 +279,7 @@ def test_unknown_names_are_an_error(tmp_path, keys):
 )
 def test_numbers_that_are_not_those_of_the_lines_are_an_error(tmp_path, keys):
   path = forms.synset_labels(tmp_path / 's.txt', IMAGES[:2])
-  assert f'the label file {path} goes by the numbers of the images, 1 to 2' in (
+  assert f'the label file {path} lists labels by image number, 1 to 2' in (
     error_of(path, items_of(keys))
   )
 

@@ -108,14 +108,22 @@ def test_values_beside_it_are_those_without_it(model):
   ('arguments', 'message'),
   [
     ({'label': 1000}, r'there is no class 1000. Allowed: 0 to 999'),
-    ({'layer': 'avgpool'}, "'avgpool' stands for avgpool. Such as res5_2_add"),
+    ({'layer': 'avgpool'}, r'avgpool has none\. Choose for example res5_2_add'),
+    ({'label': 'n0212304'}, "label='n0212304' is none of"),
     ({'layer': 'res5_*'}, "'res5_\\*' stands for 12 layers"),
-    ({'layer': 'res9'}, "unknown layer of ResNet-18 'res9'"),
+    ({'layer': 'res9'}, "ResNet-18 has no layer 'res9'"),
   ],
 )
 def test_what_it_cannot_look_at(model, arguments, message):
   with pytest.raises(errors.UserError, match=message):
     model.grad_cam(_noise(1, 64), **arguments)
+
+
+def test_a_wordnet_id_is_a_class(model):
+  images = _noise(1, 64)
+  np.testing.assert_array_equal(
+    model.grad_cam(images, 'n02123045'), model.grad_cam(images, 281)
+  )
 
 
 def test_ten_crops_are_not_one_image():

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop, through its typed arguments: order, overlap, errors, writing."""
 
+import collections
 import io
 import itertools
 import threading
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -74,8 +76,10 @@ def run_of(count, log, contents=None, **settings):
   return loop.Run(items, PREPROCESS, log, ROWS, **settings)
 
 
-def test_a_batch_is_on_its_way_before_the_last_one_is_fetched():
+def test_a_batch_is_on_its_way_before_the_last_one_is_fetched(monkeypatch):
   log, clock = Log(), timing.Clock()
+  measure = mock.Mock(wraps=clock.measure)
+  monkeypatch.setattr(clock, 'measure', measure)
   found = run_of(14, log, warm_up_from=7).stream(clock=clock)
   # Before the first is asked for: a timer of the rest times no compiler, and no
   # device that works for the first time.
@@ -100,9 +104,12 @@ def test_a_batch_is_on_its_way_before_the_last_one_is_fetched():
     *(('fetch', 13), ('yield', 13)),
   ]
   assert list(clock.rates()) == [s for s in timing.STAGES if s != 'write']
-  assert clock._images['read'] == 14
+  images = collections.Counter()
+  for call in measure.call_args_list:
+    images[call.args[0]] += call.args[1]
+  assert images['read'] == 14
   # The same number of images for both ways.
-  assert clock._images['transfer'] == clock._images['compute'] == 2 * ROWS
+  assert images['transfer'] == images['compute'] == 2 * ROWS
 
 
 @pytest.mark.parametrize(('start', 'starts'), [(0, [0, 2, 4]), (4, [4])])

@@ -68,7 +68,7 @@ def test_other_images_are_an_error(tmp_path, keys, expected):
     (b'\xff\xfe\n', 'not JSON'),
     (b'[' * 100_000 + b'\n', 'not JSON'),
     (b'[1]\n', 'not a JSON object'),
-    (b'{"labels": {}, "failed": "x"}\n', 'no key'),
+    (b'{"labels": {}, "failed": "x"}\n', 'key is missing'),
     (b'{"key": "a", "labels": {"v": [-1]}, "failed": "x"}\n', 'not lists'),
     (b'{"key": "a", "labels": {"v": [true]}, "failed": "x"}\n', 'not lists'),
     (b'{"key": "a", "labels": [], "failed": "x"}\n', 'not lists'),
@@ -123,13 +123,13 @@ def test_a_damaged_line_is_named(tmp_path, line, expected):
 def test_another_file_is_none_of_predictions(tmp_path, first):
   path = tmp_path / 'p.jsonl'
   path.write_bytes(first)
-  with pytest.raises(errors.UserError, match='is no file of predictions'):
+  with pytest.raises(errors.UserError, match='is not a prediction file'):
     prediction_file.PredictionReader(path)
   if first:
     # Somebody's file under the name of ours in the making stays as it is.
     part = files.part(path)
     part.write_bytes(first)
-    with pytest.raises(errors.UserError, match='is no file of predictions'):
+    with pytest.raises(errors.UserError, match='is not a prediction file'):
       prediction_file.PredictionWriter(path, HEADER, 2)
     assert part.read_bytes() == first
 

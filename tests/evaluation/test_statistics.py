@@ -211,7 +211,7 @@ def test_another_protocol_differs_in(name, settings, differences):
   assert against.accuracy is None
   tally = metrics.Tally(10)
   tally.add({1}, [1, 3, 4, 5, 6])
-  assert report.figures(tally, against)['published'] == (
+  assert report.figures(tally, against)['not_published'] == (
     f'{report.NO_PROTOCOL} (run with {", ".join(differences)})'
   )
 

@@ -262,6 +262,22 @@ def test_settings_that_are_no_dict_are_no_run(tmp_path):
     assert kind.read_settings(tmp_path) is None
 
 
+def test_a_run_nested_too_deeply_is_no_run(tmp_path):
+  for name in ('run.json', 'zarr.json'):
+    (tmp_path / name).write_text('[' * 99_999 + ']' * 99_999)
+  for kind in features.FORMATS.values():
+    assert kind.read_settings(tmp_path) is None
+
+
+def test_json_has_a_limit(tmp_path, monkeypatch):
+  path = tmp_path / 'file.json'
+  path.write_text('[1, 2]')
+  assert files.read_json(path) == [1, 2]
+  monkeypatch.setattr(files, '_MAX_JSON_BYTES', 5)
+  with pytest.raises(ValueError, match='more than 5 bytes'):
+    files.read_json(path)
+
+
 def test_a_place_that_cannot_be_looked_into(tmp_path, monkeypatch):
   (tmp_path / 'out').mkdir()
 

@@ -351,7 +351,9 @@ def test_an_unfinished_or_missing_store_is_refused(tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
   (tmp_path / 'thesis.txt').write_text('')
-  with pytest.raises(errors.UserError, match='is no feature store, or a dama'):
+  with pytest.raises(
+    errors.UserError, match='is not a feature store, or is dama'
+  ):
     features.load_features(tmp_path)
 
 
@@ -419,6 +421,7 @@ def claim(count):
 
 
 MOST = 2**32 - 1
+DEEP = b'[' * 200_000 + b']' * 200_000
 
 
 @pytest.mark.parametrize(
@@ -427,6 +430,9 @@ MOST = 2**32 - 1
     ('zarr.json', cut(9), ''),
     ('zarr.json', lambda _: b'\xff\xfe', ''),
     ('zarr.json', lambda _: b'[]', ''),
+    ('zarr.json', lambda _: DEEP, 'nested too deeply'),
+    ('keys/zarr.json', lambda _: DEEP, 'nested too deeply'),
+    ('wide/zarr.json', lambda _: DEEP, 'nested too deeply'),
     ('zarr.json', edit(attributes={}), 'settings'),
     ('keys/c/0', None, ''),
     ('keys/c/0', lambda _: b'', ''),
@@ -487,7 +493,7 @@ def test_a_damaged_store_is_refused(tmp_path, file, damage, says):
     assert path.read_bytes() != before
   with pytest.raises(errors.UserError) as caught:
     features.load_features(out)
-  start = f'{out} is no feature store, or a damaged one: '
+  start = f'{out} is not a feature store, or is damaged: '
   assert str(caught.value).startswith(start)
   assert says in str(caught.value)[len(start) :]
   assert len(str(caught.value)) > len(start) + 2

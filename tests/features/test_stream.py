@@ -483,7 +483,9 @@ def test_a_file_that_lost_rows_does_not_resume(tmp_path, form):
 
 
 @pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('text', ['', '{"rows": 3', '[]', '{"rows": 3}', 'ü'])
+@pytest.mark.parametrize(
+  'text', ['', '{"rows": 3', '[]', '{"rows": 3}', 'ü', '[' * 99_999]
+)
 def test_damaged_progress_does_not_resume(tmp_path, form, text):
   write(form, tmp_path / 'out', plan_of(), stop=3)
   part = tmp_path / 'out.part'

@@ -85,7 +85,7 @@ def test_layers_of_the_larger_networks_are_not_there():
   with pytest.raises(errors.UserError) as caught:
     aliases.select_layers('pool1', 20)
   message = str(caught.value)
-  assert "unknown layer of ResNet-20 'pool1'" in message
+  assert "ResNet-20 has no layer 'pool1'" in message
   assert 'Allowed: conv1_conv, conv1_bn, avgpool, logits, output' in message
   assert 'BLOCK is res2_1 to res2_3, res3_1 to res3_3, res4_1 to' in message
   assert 'BRANCH is branch2a, branch2b; globs such as res4_*_addto' in message

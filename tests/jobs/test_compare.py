@@ -112,7 +112,7 @@ def test_the_program_prints_both_answers(run_main, files):
   )
   assert "weights_sha256: 'aa' in the first, 'bb' in the second" in done.stderr
   assert 'model' not in done.stderr
-  assert f'in {second} 2 images could not be read; they count' in done.stderr
+  assert f'in {second} 2 images could not be read; counted as' in done.stderr
   assert f'{COUNT} images in both' in done.stdout
   assert 'McNemar exact p' in done.stdout
   found = pairs.compare(first, second)

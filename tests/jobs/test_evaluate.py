@@ -143,7 +143,7 @@ def test_the_predictions_and_the_errors(finished, photographs):
     assert f'{figure["low"]:.3f} to {figure["high"]:.3f}' in done.stdout
   found = _the_one(_results(folder / 'results'))
   assert (found['images'], found['unlabelled']) == (COUNT, 0)
-  assert found['published'] == report.NO_CHECKPOINT
+  assert found['not_published'] == report.NO_CHECKPOINT
   assert sum(row['images'] for row in found['classes']) == COUNT
   assert 'most errors' in done.stdout
   assert 'taken for' in done.stdout
@@ -262,7 +262,7 @@ def test_a_finished_file_needs_no_network_and_takes_other_labels(
   assert (real['images'], real['unlabelled']) == (20, 21)
   assert 'labels real: 21 images without a label left out' in done.stdout
   assert real['top1_error']['wrong'] == 0
-  assert real['published'] == report.NOT_THESE
+  assert real['not_published'] == report.NOT_THESE
   _, *again = _lines(tmp_path / 'results' / 'predictions.jsonl')
   for row, (old, new) in enumerate(zip(images, again, strict=True)):
     assert new['best'] == old['best']
@@ -309,7 +309,8 @@ def test_a_wrong_order_of_labels_is_named(
   found = _the_one(_results(tmp_path / 'results'))
   assert found['top1_error']['percent'] == 100
   assert 'diagnosis' not in found
-  assert found['published'] == (
+  assert found['published'] is None
+  assert found['not_published'] == (
     f'{report.NO_PROTOCOL} (run with resize 40 for 256, crop 32 for 224)'
   )
   monkeypatch.setattr(weights_lib.Weights, 'trained', True)
@@ -365,7 +366,7 @@ def test_a_truncated_image_fails_or_counts_as_wrong(
     ),
     (['labels=a.txt,a.txt'], "labels='a.txt,a.txt' names a label set twice"),
     (['checkpoint=msra-5'], "unknown checkpoint 'msra-5'. Did you mean 'msra-"),
-    (['data=photos'], '41 of 41 images have no label of their own'),
+    (['data=photos'], '41 of 41 images have no label in the data'),
     (['labels=,photos/labels.txt'], "two of these are called 'labels'"),
   ],
 )
@@ -419,9 +420,9 @@ def test_the_published_figure_stands_beside_the_measured():
   far = report.figures(_tally(60, 100), against)
   assert report.rows('val', far)[0]['published is'] == 'outside the interval'
   none = report.figures(_tally(25, 100), published.Standard('paddle-50'))
-  assert none['published'] == report.NO_PROTOCOL
+  assert none['not_published'] == report.NO_PROTOCOL
   several = report.figures(_tally(25, 100, True), against)
-  assert several['published'] == report.NOT_THESE
+  assert several['not_published'] == report.NOT_THESE
   assert report.remarks('v', several | {'diagnosis': 'wrong order'})[-1] == (
     'labels v: wrong order'
   )
@@ -480,6 +481,8 @@ def test_evidence_is_of_all_images_and_the_last_counts(tmp_path, monkeypatch):
   for no in (
     {'images': 100},
     {'trained': False},
+    {'published': None, 'not_published': report.NO_PROTOCOL},
+    # As earlier versions wrote it.
     {'published': report.NO_PROTOCOL},
     {'published': of | {'checkpoint': 'keras-152'}},
     {'published': of | {'notes': ['run with channels RGB for BGR']}},

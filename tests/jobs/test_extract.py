@@ -301,7 +301,7 @@ def test_a_list_with_a_missing_image_is_refused_before_the_start(
   (image_folder / 'all.list').write_text('a.png 3\nmissing.png 4\nc d.png 5\n')
   done = run_main(*flags('data=images/all.list'))
   assert done.returncode == 1
-  assert '1 of 3 images listed in images/all.list do not exist' in done.stderr
+  assert '1 of 3 images listed in images/all.list does not exist' in done.stderr
   assert 'images/missing.png' in done.stderr
   done = run_main(*flags('data=images/all.list', 'on_error=record'))
   assert done.returncode == 3

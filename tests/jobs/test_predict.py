@@ -206,7 +206,7 @@ def test_a_finished_file_is_shown_and_never_replaced(finished, run_main):
   assert 'p.jsonl holds predictions with other settings: prep' in refused.stderr
   finished.write_bytes(b'{"key": "a.png", "weights_sha256": "ff"}\n')
   refused = run_main(*SMALL, check=1)
-  assert 'p.jsonl is no file of predictions: it has no header' in refused.stderr
+  assert 'p.jsonl is not a prediction file: it has no header' in refused.stderr
   assert finished.read_bytes() == b'{"key": "a.png", "weights_sha256": "ff"}\n'
   finished.write_bytes(text)
 

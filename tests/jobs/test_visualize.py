@@ -267,10 +267,10 @@ def test_a_broken_image_ends_it_and_leaves_no_report(folder, tmp_path):
 @pytest.mark.parametrize(
   ('settings', 'message'),
   [
-    ({'multi_crop': True}, 'visualize plots a single crop; an average over t'),
+    ({'multi_crop': True}, 'visualize needs a single crop; leave multi_crop o'),
     ({'map_count': 0}, 'map_count=0 is not between 1 and 64'),
     ({'map_layers': 'avgpool,logits'}, 'have no positions, so no maps. conv1_'),
-    ({'map_layers': 'res9'}, "unknown layer of ResNet-18 'res9'"),
+    ({'map_layers': 'res9'}, "ResNet-18 has no layer 'res9'"),
     ({'report': ''}, "report='': name a folder of its own"),
     ({'report': 'list'}, 'report=list is a file; name a folder'),
     ({'report': 'mine'}, 'mine holds something that is not a report of this'),
@@ -280,7 +280,7 @@ def test_a_broken_image_ends_it_and_leaves_no_report(folder, tmp_path):
     ),
     ({'cam_class': 'tiger'}, "cam_class='tiger' is none of these weights' 10"),
     ({'cam_class': '1000'}, r'Give an index \(0 to 999\), a WordNet id such'),
-    ({'cam_layer': 'logits'}, "'logits' stands for logits. Such as res5_2_add"),
+    ({'cam_layer': 'logits'}, 'logits has none. Choose for example res5_2_add'),
     ({'map_layers': '*', 'data': '200'}, '200 images with 16 maps of each'),
   ],
 )

@@ -26,7 +26,7 @@ def test_an_unknown_layer_names_the_nearest_and_what_is_allowed():
   with pytest.raises(errors.UserError) as caught:
     aliases.select_layers('avgpool,res5_3_branch2c_bm', 50)
   message = str(caught.value)
-  assert "unknown layer of ResNet-50 'res5_3_branch2c_bm'" in message
+  assert "ResNet-50 has no layer 'res5_3_branch2c_bm'" in message
   assert "Did you mean 'res5_3_branch2c_bn'?" in message
   assert 'res5_1 to res5_3' in message
   assert 'branch1 in res2_1, res3_1, res4_1, res5_1' in message

@@ -82,6 +82,14 @@ def test_a_column_that_is_too_wide_stands_alone(monkeypatch, capsys):
   assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+def test_results_have_no_control_characters(capsys):
+  console.result('labels of \x1b]0;title\x07: 1\t2')
+  console.show([{'name': '\x1b[2J'}], False)
+  assert capsys.readouterr().out == (
+    'labels of \ufffd]0;title\ufffd: 1\t2\nname\n\ufffd[2J\n'
+  )
+
+
 def test_warnings_and_errors_have_colours_on_a_terminal_only(
   run_main, tmp_path
 ):

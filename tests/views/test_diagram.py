@@ -339,7 +339,7 @@ def test_a_program_that_fails_is_quoted(tmp_path, monkeypatch, script, said):
     ({'output': 'r'}, r"'' is none of .dot"),
     ({'diagram_level': 'layer'}, "Did you mean 'layers'"),
     ({'highlight': 'res2_*'}, r"highlight='res2_\*' stands for 10 layers"),
-    ({'highlight': 'res2_1_branch2c_conv'}, "unknown layer of ResNet-18 'res2"),
+    ({'highlight': 'res2_1_branch2c_conv'}, "ResNet-18 has no layer 'res2"),
     ({'crop_size': 31}, 'crop_size=31 is not between'),
     ({'layer_num': 19}, 'no ResNet has 19 layers'),
     ({'output': 'no/r.dot'}, 'cannot write the diagram to no/r.dot'),

@@ -86,7 +86,9 @@ def test_neighbours_are_the_others_by_their_cosine():
 
 
 def test_a_neighbour_that_cannot_be_named_is_an_error():
-  with pytest.raises(errors.UserError, match='1 images, 2 neighbours: 2 and'):
+  with pytest.raises(
+    errors.UserError, match='1 images, 2 neighbours: images must be 2'
+  ):
     maps.nearest(np.ones((1, 3)), 2)
   with pytest.raises(errors.UserError, match='all 0 or not finite'):
     maps.nearest(np.array([[1.0, 0.0], [0.0, 0.0]]), 1)
@@ -191,6 +193,13 @@ def test_a_map_has_the_colours_of_its_values_and_a_labelled_scale():
   assert scale.get_ylim() == (-2.0, 2.0)
 
 
+def test_several_images_are_one_too_many():
+  with pytest.raises(errors.UserError, match=r'such as features\[0\]'):
+    views.feature_maps(np.zeros((1, 2, 4, 4)))
+  with pytest.raises(errors.UserError, match=r'such as crops\[0\] and cam'):
+    views.grad_cam(np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 2, 2)))
+
+
 def test_grad_cam_shows_the_image_and_the_scale():
   image = np.full((64, 64, 3), 90, np.uint8)
   cam = np.zeros((2, 2))
@@ -258,11 +267,13 @@ def test_even_noise_does_not_make_the_page_larger_than_promised():
   everything = [node.name for node in network.nodes]
   kernel = np.random.default_rng(0).normal(size=(7, 7, 3, 64))
   filters = maps.true_colours(kernel, 'BGR')
-  run = page.Overview('t', [], network, everything, filters, '', '', [], {})
-  whole = page.document(run, [])
+  overview = page.Overview(
+    't', [], network, everything, filters, '', '', [], {}
+  )
+  whole = page.document(overview, [])
   assert len(whole.encode()) + 200 * len(page._json(entry)) < page.MAX_BYTES
   assert (
-    len(page.document(run, [entry]).encode()) - len(whole.encode())
+    len(page.document(overview, [entry]).encode()) - len(whole.encode())
     < len(page._json(entry)) + len(entry['thumbnail']) + 1000
   )
 

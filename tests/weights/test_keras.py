@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
+from makers import refusal
 
 from resnet_jax import weights
 from resnet_jax.data import presets
@@ -554,15 +555,6 @@ def test_repacked_files(saved, tmp_path, loaded, storage, dtype):
 # ------------------------------------------------- hostile and damaged files
 
 
-def refusal(path):
-  """The one error, and no other."""
-  with pytest.raises(errors.UserError) as caught:
-    load(path)
-  assert str(path) in str(caught.value)
-  assert len(str(caught.value)) < 10_000
-  return str(caught.value)
-
-
 @pytest.fixture
 def crafted(tmp_path):
   """An HDF5 file by a function that fills one of Keras' groups."""
@@ -667,7 +659,7 @@ def named_type(group):
   ],
 )
 def test_what_is_not_plain_is_refused(crafted, fill, message):
-  assert re.search(message, refusal(crafted(fill)))
+  assert re.search(message, refusal(load, crafted(fill)))
 
 
 @pytest.mark.parametrize('name', ['a', 'optimizer_weights'])
@@ -678,7 +670,7 @@ def test_links_to_other_files_are_not_followed(tmp_path, crafted, name):
   def fill(group):
     group.file[name] = h5py.ExternalLink(str(tmp_path / 'pipe'), '/')
 
-  message = refusal(crafted(fill))
+  message = refusal(load, crafted(fill))
   wanted = 'or a link to another file' if name == 'a' else 'plain ResNet'
   assert wanted in message
 
@@ -696,7 +688,7 @@ def test_types_that_are_no_weights(saved, tmp_path, value, dtype):
   with h5py.File(tmp_path / 'a', 'r+') as file:
     file['conv1_conv/conv1_conv/kernel'] = value
     file['conv1_conv/conv1_conv/bias'] = np.zeros(64, 'f4')
-  message = refusal(tmp_path / 'a')
+  message = refusal(load, tmp_path / 'a')
   assert f'conv1_conv/kernel is {dtype}, not one of float16' in message
 
 
@@ -710,7 +702,7 @@ def test_a_chunk_that_inflates_to_more_than_stated(saved, tmp_path):
     )
     # 64 MiB in 64 KiB: HDF5 itself would take the memory.
     kernel.id.write_direct_chunk((0, 0, 0, 0), zlib.compress(bytes(2**26), 9))
-  message = refusal(tmp_path / 'a')
+  message = refusal(load, tmp_path / 'a')
   assert 'is damaged: conv1_conv/kernel' in message
 
 
@@ -720,7 +712,7 @@ def test_hdf5_of_others_is_listed(tmp_path):
     file['features'] = np.zeros(3)
     file.create_group('labels/more')
   assert recognised(path)
-  message = refusal(path)
+  message = refusal(load, path)
   assert 'is an HDF5 file, but not of Keras' in message
   assert 'It holds features, labels.' in message
 
@@ -729,7 +721,7 @@ def test_another_network_is_listed(crafted):
   def fill(group):
     group.file['block1_conv1/block1_conv1/kernel:0'] = np.zeros((3, 3, 3, 64))
 
-  message = refusal(crafted(fill))
+  message = refusal(load, crafted(fill))
   assert 'does not hold a plain ResNet: its names are' in message
   assert 'block1_conv1/kernel, ..., where conv1_conv/kernel' in message
 
@@ -739,7 +731,7 @@ def test_a_name_that_is_there_twice(crafted):
     for leaf in ('kernel:0', 'kernel:1'):
       group[f'conv1_conv/{leaf}'] = np.zeros(3, 'f4')
 
-  assert 'holds conv1_conv/kernel twice' in refusal(crafted(fill))
+  assert 'holds conv1_conv/kernel twice' in refusal(load, crafted(fill))
 
 
 def test_two_networks_without_names(tmp_path):
@@ -747,14 +739,17 @@ def test_two_networks_without_names(tmp_path):
   with h5py.File(path, 'w') as file:
     for place in ('layers/functional', 'layers/functional_1'):
       file[f'{place}/layers/conv2d/vars/0'] = np.zeros(3, 'f4')
-  assert 'holds two networks, layers/functional/layers' in refusal(path)
+  assert 'holds two networks, layers/functional/layers' in refusal(load, path)
 
 
 @pytest.mark.parametrize(
   ('config', 'message'),
   [
     ('{', 'configuration is not what Keras writes (JSONDecodeError'),
-    ('[' * 100_000, 'configuration is not what Keras writes (RecursionError'),
+    (
+      '[' * 100_000,
+      'configuration is not what Keras writes (ValueError: its JSON',
+    ),
     ('[]', 'configuration is not what Keras writes (TypeError'),
     ('{"config": 3}', 'configuration is not what Keras writes (TypeError'),
     ('{"config": {"layers": 3}}', 'is not what Keras writes (TypeError'),
@@ -770,7 +765,7 @@ def test_configurations_that_are_none(tmp_path, config, message):
   with h5py.File(path, 'w') as file:
     file.attrs['model_config'] = config
     file['model_weights/a/a/kernel'] = np.zeros(3, 'f4')
-  assert message in refusal(path)
+  assert message in refusal(load, path)
 
 
 @pytest.mark.parametrize('epsilon', ['"x"', '0.5, "a": 1}}, {}', '2.0', '{}'])
@@ -782,7 +777,7 @@ def test_an_epsilon_that_is_none(tmp_path, epsilon):
       f' {{"name": "conv1_bn", "epsilon": {epsilon}}}}}]}}}}'
     )
     file['model_weights/a/a/kernel'] = np.zeros(3, 'f4')
-  message = refusal(path)
+  message = refusal(load, path)
   assert 'epsilon is' in message or 'is not what Keras writes' in message
 
 
@@ -811,7 +806,7 @@ def test_truncated_files(small, tmp_path):
   for size in (0, 7, 8, 50, 100, len(data) // 2, len(data) - 1):
     path.write_bytes(data[:size])
     assert recognised(path) == (size >= 8)
-    assert 'is damaged: ' in refusal(path)
+    assert 'is damaged: ' in refusal(load, path)
 
 
 def test_a_heap_that_would_never_end(small, tmp_path):
@@ -819,7 +814,7 @@ def test_a_heap_that_would_never_end(small, tmp_path):
   data = small.read_bytes()
   start = data.index(b'GCOL')
   damage(small, tmp_path / 'b', start + 24, data[start + 24] + 52)
-  message = refusal(tmp_path / 'b')
+  message = refusal(load, tmp_path / 'b')
   assert f'an object in the heap at {start} is 0 bytes' in message
 
 
@@ -831,11 +826,11 @@ def test_a_text_that_states_4_gib(tmp_path, version):
     file['model_weights/a/a/kernel'] = np.zeros(3, 'f4')
     file.attrs['other'] = 'y'
     file.attrs['model_config'] = text
-  assert 'is not what Keras writes' in refusal(path)
+  assert 'is not what Keras writes' in refusal(load, path)
   data = path.read_bytes()
   at = data.index(len(text).to_bytes(4, 'little'), data.index(b'model_config'))
   path.write_bytes(data[:at] + b'\xff\xff\xff\xff' + data[at + 4 :])
-  message = refusal(path)
+  message = refusal(load, path)
   # The newer version has checksums.
   assert (
     'has more than 16777216 bytes' in message or 'incorrect metadata' in message
@@ -847,7 +842,7 @@ def test_any_changed_byte_gives_a_result_or_the_one_error(small, tmp_path):
   size = small.stat().st_size
   for position in random.choice(size, 400, replace=False):
     damage(small, tmp_path / 'b', position, random.integers(256))
-    refusal(tmp_path / 'b')
+    refusal(load, tmp_path / 'b')
 
 
 @pytest.fixture
@@ -886,7 +881,7 @@ def archive(tmp_path, small):
 def test_archives_that_are_none(archive, members, message):
   path = archive(members, zipfile.ZIP_DEFLATED)
   assert recognised(path)
-  assert message in refusal(path)
+  assert message in refusal(load, path)
 
 
 def test_a_truncated_archive_is_known(archive):
@@ -901,20 +896,20 @@ def test_a_truncated_archive_is_known(archive):
   for size in (43, 100, len(whole) // 2, len(whole) - 1):
     path.write_bytes(whole[:size])
     assert recognised(path)
-    assert f'{path} is damaged: ' in refusal(path)
+    assert f'{path} is damaged: ' in refusal(load, path)
 
 
 def test_a_large_bomb_is_refused_sooner(archive, monkeypatch):
   monkeypatch.setattr(keras_files, '_MAX_UNPACKED', 2**20)
   noise = np.random.default_rng(0).bytes(2**20)
   members = {'model.weights.h5': noise + bytes(3 * 2**20)}
-  message = refusal(archive(members, zipfile.ZIP_DEFLATED))
+  message = refusal(load, archive(members, zipfile.ZIP_DEFLATED))
   assert 'model.weights.h5 states 4194304 bytes, compressed to' in message
 
 
 def test_other_compressions_are_refused(archive):
   for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-    assert f'by method {method}; ' in refusal(archive({}, method))
+    assert f'by method {method}; ' in refusal(load, archive({}, method))
 
 
 def test_changed_bytes_of_an_archive_are_found(archive, tmp_path):
@@ -922,19 +917,21 @@ def test_changed_bytes_of_an_archive_are_found(archive, tmp_path):
   data = path.read_bytes()
   start = data.index(b'\x89HDF')
   damage(path, tmp_path / 'b', start + 9000, data[start + 9000] ^ 1)
-  assert 'Bad CRC-32' in refusal(tmp_path / 'b')
+  assert 'Bad CRC-32' in refusal(load, tmp_path / 'b')
   random = np.random.default_rng(0)
   # Its end is the table of contents.
   for position in random.choice(np.r_[4:99, -300:0], 100, replace=False):
     damage(path, tmp_path / 'b', position, random.integers(256))
     recognised(tmp_path / 'b')
-    refusal(tmp_path / 'b')
+    refusal(load, tmp_path / 'b')
 
 
 def test_a_huge_table_of_contents_is_not_read(archive):
   path = archive({f'assets/{number}': b'' for number in range(2000)})
   assert not recognised(path)
-  assert 'its zip directory has 113009 bytes, more than 65536' in refusal(path)
+  assert 'its zip directory has 113009 bytes, more than 65536' in refusal(
+    load, path
+  )
 
 
 def test_other_files_are_not_recognised(tmp_path):
@@ -944,4 +941,4 @@ def test_other_files_are_not_recognised(tmp_path):
   with zipfile.ZipFile(path, 'w') as made:
     made.writestr('archive/data.pkl', b'')
   assert not recognised(path)
-  assert 'cannot read' in refusal(tmp_path / 'none')
+  assert 'cannot read' in refusal(load, tmp_path / 'none')

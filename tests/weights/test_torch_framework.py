@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from makers import user_error
 
 from resnet_jax import weights
 from resnet_jax.data import presets
@@ -396,12 +397,6 @@ def test_all_depths_of_transformers_by_their_names():
 # ------------------------------------------------------------------- refused
 
 
-def refusal(tmp_path, contents, **saving):
-  with pytest.raises(errors.UserError) as caught:
-    load(tmp_path, contents, **saving)
-  return str(caught.value)
-
-
 @pytest.mark.filterwarnings(
   "ignore:Couldn't retrieve source code:UserWarning"  # of this test's classes
 )
@@ -419,11 +414,15 @@ def test_what_is_no_state_dict_is_refused_by_name(tmp_path, network18, saving):
     ({1, 2}, 'builtins.set'),
     (torch.zeros(1).expand(5), 'a tensor that repeats values'),
   ):
-    message = refusal(tmp_path, {'state_dict': state, 'args': beside}, **saving)
+    message = user_error(
+      load, tmp_path, {'state_dict': state, 'args': beside}, **saving
+    )
     assert 'is refused: it holds ' in message
     assert name in message
     assert message.endswith("torch.save(model.state_dict(), 'clean.pth').")
-  message = refusal(tmp_path, torch.nn.Sequential(torch.nn.ReLU()), **saving)
+  message = user_error(
+    load, tmp_path, torch.nn.Sequential(torch.nn.ReLU()), **saving
+  )
   assert 'it holds torch.nn.modules.container.Sequential, and' in message
 
 
@@ -438,15 +437,21 @@ def test_torchscript_is_refused_by_name(tmp_path):
 
 def test_other_networks_and_dtypes_are_refused(tmp_path, network18):
   state = dict(network18.state_dict())
-  message = refusal(tmp_path, state | {'layer1.0.se.weight': torch.ones(2)})
+  message = user_error(
+    load, tmp_path, state | {'layer1.0.se.weight': torch.ones(2)}
+  )
   assert '1 names are unknown (layer1.0.se.weight)' in message
-  message = refusal(tmp_path, state | {'conv1.weight': torch.ones(64, 1, 7, 7)})
+  message = user_error(
+    load, tmp_path, state | {'conv1.weight': torch.ones(64, 1, 7, 7)}
+  )
   assert 'conv1.weight has the shape (64, 1, 7, 7)' in message
   for dtype in (torch.int64, torch.uint8, torch.complex64, torch.bool):
     wrong = torch.ones(64, dtype=dtype)
-    message = refusal(tmp_path, state | {'bn1.bias': wrong})
+    message = user_error(load, tmp_path, state | {'bn1.bias': wrong})
     assert f'bn1.bias is {str(dtype).removeprefix("torch.")}, not' in message
-  message = refusal(tmp_path, state | {'bn1.bias': torch.full((64,), np.nan)})
+  message = user_error(
+    load, tmp_path, state | {'bn1.bias': torch.full((64,), np.nan)}
+  )
   assert 'not finite' in message
   assert 'bn1.bias (64 of 64)' in message
 

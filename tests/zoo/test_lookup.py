@@ -37,7 +37,8 @@ def test_every_published_checkpoint_is_there_once():
 @pytest.mark.parametrize('record', _each())
 def test_a_record_is_complete(record):
   assert record.format in formats.FORMATS
-  assert record.licence
+  assert record.licence in ('MIT', 'BSD-3-Clause', 'Apache-2.0', 'not stated')
+  assert record.licence_source
   assert record.variant.epsilon < 1e-4
   assert record.accuracies
   for accuracy in record.accuracies:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from resnet_jax.codecs import tar
+from resnet_jax.data import decoding
 from resnet_jax.data.sources import archives, parquet, paths, patterns
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source, file_item
 from resnet_jax.system import errors
@@ -82,7 +83,10 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
       f"data='{data}' cannot be read: {error.strerror or error}."
     ) from error
   if not source.items:
-    raise errors.UserError(f'no images: {source.description}.')
+    where = source.description.removeprefix('0 images ')
+    suffixes = ', '.join(sorted(decoding.SUFFIXES))
+    known = f' Their suffixes are {suffixes}.' if path.is_dir() else ''
+    raise errors.UserError(f'there are no images {where}.{known}')
   return source
 
 

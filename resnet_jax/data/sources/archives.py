@@ -9,7 +9,6 @@ Source: WebDataset's documentation, "The WebDataset Format".
 
 import collections
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from resnet_jax.codecs import tar
 from resnet_jax.data import decoding
 from resnet_jax.data.sources import item as item_lib
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 from resnet_jax.system.text import counted, some
 
 _MAX_LABEL_BYTES = 1 << 20
@@ -206,18 +205,18 @@ def _stated(
       raise ValueError(f'it has {member.size} bytes')
     file.seek(member.offset)
     return _parse(suffix, file.read(member.size).decode('utf-8'))
-  except (ValueError, RecursionError) as error:
+  except ValueError as error:
     raise errors.UserError(
-      f'{path}: {member.name} does not state a valid label:'
-      f' {str(error) or type(error).__name__}. A label is a whole number from'
-      ' 0, or -1 for none, or a WordNet id of ILSVRC 2012.'
+      f'{path}: {member.name} does not state a valid label: {error}. A label'
+      ' is a whole number from 0, or -1 for none, or a WordNet id of ILSVRC'
+      ' 2012.'
     ) from error
 
 
 def _parse(suffix: str, text: str) -> int | None:
   value: object = text
   if suffix == '.json':
-    values = json.loads(text)
+    values = files.read_json(text)
     keys = [k for k in _JSON_KEYS if isinstance(values, dict) and k in values]
     if not keys:
       return None

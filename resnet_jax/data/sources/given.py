@@ -3,7 +3,7 @@
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import TypeAlias
 
@@ -43,7 +43,16 @@ def checked(
   if isinstance(images, np.ndarray):
     _check_array(images, preprocess)
     return images
-  if isinstance(images, str | PathLike | Image.Image):
+  if isinstance(images, str | PathLike) and os.path.isdir(
+    os.path.expanduser(images)
+  ):
+    raise errors.UserError(
+      f'{os.fspath(images)} is a folder. model.stream(FOLDER, layers) takes'
+      ' one; here give a path, or a list of paths.'
+    )
+  if isinstance(images, str | PathLike | Image.Image) or not isinstance(
+    images, Iterable
+  ):
     images = [images]
   items = [_item(index, image) for index, image in enumerate(images)]
   if not items:
@@ -57,7 +66,7 @@ def _check_array(images: np.ndarray, preprocess: Preprocess) -> None:
   if images.dtype != np.uint8 or not fits or not len(images):
     raise errors.UserError(
       f'cannot take an array of {images.dtype} {shape} as images. Give uint8'
-      f' (N, H, W, 3), RGB, H and W {_MIN_SIZE} or more.'
+      f' (N, H, W, 3), RGB, H and W {_MIN_SIZE} or more{_cure(shape)}.'
     )
   if preprocess.multi_crop:
     raise errors.UserError(
@@ -65,6 +74,14 @@ def _check_array(images: np.ndarray, preprocess: Preprocess) -> None:
       ' ten crops (multi_crop). Give paths or Pillow images.'
     )
   mean_lib.check_mean(preprocess.mean, *shape[1:3])
+
+
+def _cure(shape: tuple[int, ...]) -> str:
+  if len(shape) == 3 and shape[2] == 3:
+    return ': add an axis, array[None]'
+  if len(shape) == 4 and shape[1] == 3:
+    return ': array.transpose(0, 2, 3, 1)'
+  return ''
 
 
 def _item(index: int, image: ImageLike | Item) -> Item:
@@ -83,8 +100,10 @@ def _item(index: int, image: ImageLike | Item) -> Item:
     return Item(name, name, NO_LABEL, lambda: image)
   if not isinstance(image, str | PathLike):
     raise errors.UserError(
-      f'cannot take a {type(image).__name__} as an image. Give a path, a Pillow'
-      ' image, a list of them, or one uint8 array (N, H, W, 3).'
+      f'cannot take an image of type {type(image).__name__}. Give a path, a'
+      ' Pillow image, a list of them, or one NumPy array, uint8 (N, H, W, 3):'
+      ' np.stack(images) of a list of arrays, np.asarray(images) of a JAX'
+      ' array.'
     )
   file = os.path.expanduser(image)
   return file_item(pathlib.Path(file), file)

@@ -66,7 +66,7 @@ def open_files(paths: Sequence[pathlib.Path], what: str) -> Source:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Row:
+class _ImageRow:
   file: pathlib.Path
   row: int
   path: str | None
@@ -74,7 +74,7 @@ class _Row:
   read: functools.partial[bytes]
 
 
-def _rows(path: pathlib.Path) -> list[_Row]:
+def _rows(path: pathlib.Path) -> list[_ImageRow]:
   """The rows of a file, without their images."""
   parquet = _pyarrow()
   try:
@@ -104,7 +104,7 @@ def _rows(path: pathlib.Path) -> list[_Row]:
         ' from 0, or -1 for none.'
       )
     read = functools.partial(groups.read, group, within)
-    result.append(_Row(path, row, name, label, read))
+    result.append(_ImageRow(path, row, name, label, read))
   return result
 
 

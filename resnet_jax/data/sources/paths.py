@@ -102,8 +102,14 @@ def list_file(path: pathlib.Path, must_exist: bool) -> Source:
 def _check_present(names: list[str], path: pathlib.Path) -> None:
   missing = [name for name in names if not os.path.isfile(name)]
   if missing:
+    notes = 'Paths are relative to the list.'
+    if any(os.path.isfile(name.rpartition(' ')[0]) for name in missing):
+      notes += ' Labels must be whole numbers.'
+    if len(missing) == len(names):
+      notes += f' ({path} is not an image, so it was read as a list of images.)'
     raise errors.UserError(
-      f'{len(missing)} of {len(names)} images listed in {path} do not exist:'
-      f' {some(missing, 5)}. Paths are relative to the list. Correct it, or set'
-      ' on_error=record to continue without them.'
+      f'{len(missing)} of {counted(len(names), "image")} listed in {path}'
+      f' {"do" if len(missing) > 1 else "does"} not exist: {some(missing, 5)}.'
+      f' {notes} Correct the list, or set on_error=record to continue without'
+      ' them.'
     )

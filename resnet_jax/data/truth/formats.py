@@ -9,13 +9,12 @@ with ImageNet?", 2020, and the repository google-research/reassessed-imagenet).
 """
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Callable, Sequence
 
 from resnet_jax.data.truth import devkit
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 
 _MAX_BYTES = 1 << 26
 _MAX_JSON_BYTES = 1 << 24
@@ -109,10 +108,9 @@ def _lists(text: str, path: pathlib.Path) -> list[frozenset[int]]:
   try:
     if len(text) > _MAX_JSON_BYTES:
       raise ValueError(f'it has more than {_MAX_JSON_BYTES} bytes')
-    values = json.loads(text)
-  except (ValueError, RecursionError) as fault:
-    reason = str(fault) or type(fault).__name__
-    what = f'begins as JSON and cannot be read: {reason}'
+    values = files.read_json(text)
+  except ValueError as fault:
+    what = f'begins as JSON and cannot be read: {fault}'
     raise error(path, what, 'Get it again') from fault
   whole = isinstance(values, list) and all(
     isinstance(one, list) and all(type(label) is int for label in one)

@@ -89,10 +89,11 @@ def _own(items: Sequence[Item]) -> LabelSet:
   missing = [item.name for item in items if item.label == NO_LABEL]
   if missing:
     raise errors.UserError(
-      f'{len(missing)} of {len(items)} images have no label of their own:'
-      f' {some(missing)}. Labels come from a list (PATH LABEL), from folders'
-      ' named by WordNet ids, from shards or from Parquet files; name a label'
-      f" file, or '{FOLDERS}' for other folders."
+      f'{len(missing)} of {counted(len(items), "image")}'
+      f' {"have" if len(missing) > 1 else "has"} no label in the data:'
+      f' {some(missing)}. Lists (PATH LABEL), folders named by WordNet ids,'
+      f' shards and Parquet files can have labels. Set labels=FILE, or'
+      f' labels={FOLDERS} if the folders are the classes.'
     )
   return LabelSet(
     'labels', tuple(frozenset([i.label]) for i in items), 'their source'
@@ -107,8 +108,8 @@ def _by_folders(items: Sequence[Item], wnids: Sequence[str]) -> LabelSet:
   bare = [item.key for item, name in zip(items, names, strict=True) if not name]
   if bare:
     raise errors.UserError(
-      f'{len(bare)} of {len(items)} images lie in no folder that could name'
-      f' their class: {some(bare)}. Name a label file.'
+      f'{len(bare)} of {counted(len(items), "image")} in no folder that could'
+      f' name the class: {some(bare)}. Set labels=FILE.'
     )
   index, naming = _folder_labels(sorted(set(names)), wnids)
   return LabelSet(
@@ -123,7 +124,8 @@ def _folder_labels(
 ) -> tuple[dict[str, int], str]:
   """The labels of folders, and what the folders are named by."""
   known = {wnid: label for label, wnid in enumerate(wnids)}
-  if all(name in known for name in folders):
+  strange = [name for name in folders if name not in known]
+  if not strange:
     return {name: known[name] for name in folders}, 'named as the classes'
   if all(re.fullmatch(r'[0-9]{1,9}', name) for name in folders):
     numbers = {name: int(name) for name in folders}
@@ -132,18 +134,25 @@ def _folder_labels(
         f'of the folders {some(folders)} two are the same number.'
       )
     return numbers, 'named by the numbers of the classes'
-  if formats.are_wnids(wnids):
-    strange = [name for name in folders if name not in known]
+  by_wnid = formats.are_wnids(wnids)
+  if by_wnid or len(strange) < len(folders):
+    kind = 'WordNet ids (such as n02123045)' if by_wnid else 'names'
+    free = () if by_wnid else set(wnids).difference(folders)
+    named = len(folders) - len(strange)
     raise errors.UserError(
-      f'{len(strange)} of {len(folders)} folders are not named by a WordNet id'
-      f' of the {len(wnids)} classes: {some(strange)}. Rename them, or name a'
-      ' label file.'
+      f'{named} of {counted(len(folders), "folder")}'
+      f' {"is" if named == 1 else "are"} named by the {kind} of the'
+      f' {len(wnids)} classes;'
+      f' {some([repr(name) for name in strange])}'
+      f' {"are" if len(strange) > 1 else "is"} not.'
+      f'{errors.hint(strange[0], sorted(free))} Rename or remove what is not,'
+      ' or set labels=FILE.'
     )
   if wnids and len(folders) != len(wnids):
     raise errors.UserError(
-      f'there are {len(folders)} folders and {len(wnids)} classes, so their'
-      ' alphabetical order does not say which is which. Name the folders by'
-      ' the numbers of the classes, or name a label file.'
+      f'there are {counted(len(folders), "folder")} and {len(wnids)} classes,'
+      ' so their alphabetical order does not say which is which. Name the'
+      ' folders by the names or numbers of the classes, or set labels=FILE.'
     )
   return {name: i for i, name in enumerate(folders)}, 'in alphabetical order'
 
@@ -161,8 +170,9 @@ def _matched(
   if len(entries.answers) != len(items):
     raise formats.error(
       path,
-      f'has labels for {len(entries.answers)} images, and the source has'
-      f' {len(items)}{_difference(entries.names or (), keys)}',
+      f'has labels for {counted(len(entries.answers), "image")}, and there'
+      f' {"is" if len(items) == 1 else "are"} {len(items)}'
+      f'{_difference(entries.names or (), keys)}',
       'Give the images that belong to it, or for a part of them a list with'
       ' their labels (PATH LABEL)',
     )
@@ -205,7 +215,7 @@ def _by_number(
   if strange or len(set(numbers)) != len(keys):
     raise formats.error(
       path,
-      f'goes by the numbers of the images, 1 to {len(keys)} as in'
+      f'lists labels by image number, 1 to {len(keys)} as in'
       f' ILSVRC2012_val_00000001.JPEG; {some(strange or keys)} have no such'
       ' number, or share one',
       'Give the images that belong to it, or a file with lines of NAME LABEL',
@@ -232,7 +242,8 @@ def _by_name(
     fewest = min(fewest, unknown, key=len)
   raise formats.error(
     path,
-    f'has no label for {len(fewest)} of {len(keys)} images: {some(fewest)}. It'
+    f'has no label for {len(fewest)} of {counted(len(keys), "image")}:'
+    f' {some(fewest)}. It'
     f' has labels for {some(names)}',
     'Give the images that belong to it',
   )
