@@ -24,14 +24,19 @@ class Memory:
     self._peaks = {}
 
   @pytest.hookimpl(wrapper=True, tryfirst=True)
-  def pytest_runtest_teardown(self):
-    """Gives back what a test freed."""
+  def pytest_runtest_protocol(self, item, nextitem):
+    """Gives back what a file's tests freed, or one large test.
+
+    After the teardown: until then the item holds its fixtures' values.
+    """
     result = yield
-    if _resident() > self._level + _GROWTH:
+    last = nextitem is None or nextitem.path != item.path
+    if last or _resident() > self._level + _GROWTH:
       jax.clear_caches()
       gc.collect()
-      # glibc keeps what is freed in the middle of its heaps.
-      ctypes.CDLL(None).malloc_trim(0)
+      if sys.platform == 'linux':
+        # glibc keeps what is freed in the middle of its heaps.
+        ctypes.CDLL(None).malloc_trim(0)
       self._level = _resident()
     return result
 
