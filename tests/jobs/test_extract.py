@@ -256,7 +256,7 @@ def test_ctrl_c_in_the_middle_ends_it_soon_and_the_rest_follows(
   assert 'Traceback' not in process.said
   assert not (out / 'out').exists()
   resumed = run_main(*arguments, check=0)
-  after = re.search(r'resuming after (\d+) of 1000', resumed.stderr)
+  after = re.search(r'resuming after (\d+) of 1,000', resumed.stderr)
   assert after
   assert 40 <= int(after[1]) < count
   interrupted = contents(out / 'out')
