@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps a worker of the tests small, and fails a run in which one was not."""
+"""Gives memory back between the tests, and reports each worker's peak."""
 
 import ctypes
 import gc
@@ -9,7 +9,8 @@ import sys
 import jax
 import pytest
 
-# What a worker may take, so that a laptop has room for one a core.
+# The goal, so that a laptop has room for a worker a core.  Not a limit: which
+# worker runs which tests differs from run to run.
 MOST = 1500 << 20
 # By how much it grows before compiled programs and freed memory go.
 _GROWTH = 200 << 20
@@ -48,19 +49,17 @@ class Memory:
 
   @pytest.hookimpl(tryfirst=True)
   def pytest_sessionfinish(self, session):
-    """Hands the peak over, or compares all with the limit."""
+    """Hands the peak over."""
     if hasattr(session.config, 'workeroutput'):
       session.config.workeroutput['peak'] = _peak()
-      return
-    self._peaks = self._peaks or {'the process': _peak()}
-    if max(self._peaks.values()) > MOST and not session.exitstatus:
-      session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    else:
+      self._peaks = self._peaks or {'the process': _peak()}
 
   def pytest_terminal_summary(self, terminalreporter):
     """Prints the peaks."""
     for worker, peak in sorted(self._peaks.items()):
       terminalreporter.write_line(
-        f'peak memory of {worker}: {peak >> 20} MB of {MOST >> 20} allowed',
+        f'peak memory of {worker}: {peak >> 20} MB of {MOST >> 20} wanted',
         red=peak > MOST,
       )
 
