@@ -25,7 +25,7 @@ SWAPPED = {'BGR': 'RGB', 'RGB': 'BGR'}
 
 def neighbours(model: resnet_jax.Model) -> dict[str, dict[str, Any]]:
   """Settings that differ from a checkpoint's own in one respect each."""
-  own, how = model.weights.model, model.preprocess
+  own, how = model.weights.module, model.preprocess
   variant = own.variant
   other_pool = 'pad1' if variant.stem_pool == 'ceil' else 'ceil'
   other_stride = '3x3' if variant.stride_in == '1x1' else '1x1'

@@ -54,13 +54,13 @@ class Model:
       batch_size: crops a batch; 0: as many as are fast and fit.
     """
     self.weights = weights
-    self.module = weights.model
+    self.module = weights.module
     self.preprocess = preprocess
-    self.layers = resnet.layer_names(weights.model)
+    self.layers = resnet.layer_names(weights.module)
     self.execution = execution
     self._class_names = class_names
     self._networks = networks.Networks(
-      weights.model,
+      weights.module,
       weights.parameters,
       preprocess,
       execution,

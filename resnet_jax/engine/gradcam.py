@@ -33,29 +33,29 @@ class GradCam:
 
 
 def checked_grad_cam(
-  model: resnet.ResNet, layer: str = '', label: int | None = None
+  module: resnet.ResNet, layer: str = '', label: int | None = None
 ) -> GradCam:
   """A `GradCam` that the network can compute.
 
   Args:
-    model: the network.
+    module: the network.
     layer: a name, also another program's; '': the last block's output.
     label: the class; None: each image's most probable one.
 
   Raises:
     UserError: the network lacks the layer or the class.
   """
-  if not model.classes:
+  if not module.classes:
     raise errors.UserError(
       'these weights have no head (no classifier), so there is no class for'
       ' Grad-CAM. Features work.'
     )
-  if label is not None and not 0 <= label < model.classes:
+  if label is not None and not 0 <= label < module.classes:
     raise errors.UserError(
-      f'there is no class {label}. Allowed: 0 to {model.classes - 1}.'
+      f'there is no class {label}. Allowed: 0 to {module.classes - 1}.'
     )
-  maps = names.map_layers(model.depth)
-  chosen = aliases.select_layers(layer or maps[-1], model.depth).layers
+  maps = names.map_layers(module.depth)
+  chosen = aliases.select_layers(layer or maps[-1], module.depth).layers
   if len(chosen) != 1 or chosen[0] not in maps:
     stands = f'{chosen[0]} has none'
     if len(chosen) > 1:
@@ -70,7 +70,7 @@ def checked_grad_cam(
 def maps(
   parameters: dict[str, jax.Array],
   x: jax.Array,
-  model: resnet.ResNet,
+  module: resnet.ResNet,
   layers: Sequence[str],
   target: GradCam,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -79,7 +79,7 @@ def maps(
   def logits(delta: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     wanted = (*layers, target.layer, *names.HEAD)
     captured = resnet.capture(
-      model, parameters, x, tuple(dict.fromkeys(wanted)), {target.layer: delta}
+      module, parameters, x, tuple(dict.fromkeys(wanted)), {target.layer: delta}
     )
     # The best by the probabilities, as `predict` reports it.
     label = (
@@ -91,7 +91,7 @@ def maps(
     own = jnp.take_along_axis(captured['logits'], label, axis=-1)
     return own.sum(), captured
 
-  channels, *size = resnet.layer_shapes(model, *x.shape[1:3])[target.layer]
+  channels, *size = resnet.layer_shapes(module, *x.shape[1:3])[target.layer]
   zero = jnp.zeros((len(x), *size, channels))
   gradient, captured = jax.grad(logits, has_aux=True)(zero)
   factor = gradient.mean(axis=(1, 2), keepdims=True)

@@ -13,7 +13,7 @@ from resnet_jax.models import resnet, structure
 
 
 def capture(
-  model: resnet.ResNet,
+  module: resnet.ResNet,
   parameters: dict[str, jax.Array],
   x: jax.Array,
   layers: Sequence[str],
@@ -22,7 +22,7 @@ def capture(
   """As `resnet.capture`, with the stages before the last in pieces.
 
   Args:
-    model: the network.
+    module: the network.
     parameters: see `resnet.capture`.
     x: (N, H, W, 3), normalised.
     layers: canonical names.
@@ -30,9 +30,9 @@ def capture(
   """
   pieces = max(k for k in range(1, pieces + 1) if len(x) % k == 0)
   if pieces == 1:
-    return resnet.capture(model, parameters, x, layers)
-  last = structure.blocks(model.depth, model.variant)[-1].stage
-  order = resnet.layer_names(model)
+    return resnet.capture(module, parameters, x, layers)
+  last = structure.blocks(module.depth, module.variant)[-1].stage
+  order = resnet.layer_names(module)
   begin = next(i for i, n in enumerate(order) if n.startswith(f'res{last}_'))
   front = [name for name in layers if order.index(name) < begin]
   rear = [name for name in layers if name not in front]
@@ -40,7 +40,7 @@ def capture(
 
   def run(piece: jax.Array) -> dict[str, jax.Array]:
     wanted = tuple(dict.fromkeys([*front, *([handed] if rear else [])]))
-    return resnet.capture(model, parameters, piece, wanted, end=last - 1)
+    return resnet.capture(module, parameters, piece, wanted, end=last - 1)
 
   cut = x.reshape(pieces, -1, *x.shape[1:])
   values = {
@@ -50,6 +50,6 @@ def capture(
   captured = {name: values[name] for name in front}
   if rear:
     captured |= resnet.capture(
-      model, parameters, values[handed], rear, begin=last
+      module, parameters, values[handed], rear, begin=last
     )
   return captured

@@ -37,14 +37,14 @@ class Reduction:
 
 
 def output_shapes(
-  model: resnet.ResNet,
+  module: resnet.ResNet,
   layers: Sequence[str],
   reduction: Reduction,
   height: int,
   width: int,
 ) -> Shapes:
   """The (C, H, W) of each layer, reduced, for images of a size."""
-  shapes = resnet.layer_shapes(model, height, width)
+  shapes = resnet.layer_shapes(module, height, width)
   return {name: reduction.shape(shapes[name]) for name in layers}
 
 

@@ -98,7 +98,7 @@ class Runner:
 
   def __init__(
     self,
-    model: resnet.ResNet,
+    module: resnet.ResNet,
     parameters: Mapping[str, np.ndarray],
     layers: Sequence[str],
     preprocess: Preprocess,
@@ -121,20 +121,20 @@ class Runner:
     self._on_cpu = self._devices[0].platform == 'cpu'
     self._crops = preprocess.crops
     aside = (*layers, *((grad_cam.layer, *names.HEAD) if grad_cam else ()))
-    model = model.clone(
+    module = module.clone(
       inference=layers_lib.Inference(
         execution.arithmetic, self._devices[0].platform, frozenset(aside)
       )
     )
-    self._needed = resnet.needed_parameters(model, aside)
-    self._folded = functools.partial(folding.folded, model, parameters)
+    self._needed = resnet.needed_parameters(module, aside)
+    self._folded = functools.partial(folding.folded, module, parameters)
     # One copy for all the runners.
     self._placed = {} if shared is None else shared
     self._mean = mean_lib.as_array(preprocess.mean)
     self._programs: dict[tuple[int, ...], _Program] = {}
     self._apply = functools.partial(
       _apply,
-      model=model,
+      module=module,
       layers=self.layers,
       preprocess=preprocess,
       reduction=reduction or reductions.Reduction(),
@@ -309,7 +309,7 @@ def _apply(
   mean: jax.Array,
   images: jax.Array,
   *,
-  model: resnet.ResNet,
+  module: resnet.ResNet,
   layers: Sequence[str],
   preprocess: Preprocess,
   reduction: reductions.Reduction,
@@ -329,10 +329,10 @@ def _apply(
   overflows: dict[str, jax.Array] = {}
   if grad_cam:
     captured, values[gradcam.GRAD_CAM] = gradcam.maps(
-      parameters, x, model, layers, grad_cam
+      parameters, x, module, layers, grad_cam
     )
   else:
-    captured = piecewise.capture(model, parameters, x, layers, pieces)
+    captured = piecewise.capture(module, parameters, x, layers, pieces)
   for name, captured_value in captured.items():
     full = captured_value.astype(jnp.float32)
     exact = reductions.reduce(full, len(images), reduction.pool)

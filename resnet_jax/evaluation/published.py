@@ -42,7 +42,7 @@ class Standard:
 def standard(
   record: records.Record | None,
   preprocess: Preprocess,
-  model: resnet.ResNet,
+  module: resnet.ResNet,
 ) -> Standard:
   """What a run of a checkpoint can be compared with."""
   if record is None:
@@ -52,7 +52,7 @@ def standard(
     record.name,
     None if differences else accuracy,
     tuple(differences),
-    tuple(changes(record, preprocess, model)),
+    tuple(changes(record, preprocess, module)),
   )
 
 
@@ -79,7 +79,7 @@ def nearest(
 def changes(
   record: records.Record,
   preprocess: Preprocess,
-  model: resnet.ResNet,
+  module: resnet.ResNet,
 ) -> list[str]:
   """How a run departs from the checkpoint's own settings otherwise."""
   own = record.preprocess
@@ -88,7 +88,7 @@ def changes(
     f'{name} {getattr(run, name)} for {getattr(its, name)}'
     for run, its, names in (
       (preprocess, own, fields),
-      (model.variant, record.variant, variant.FIELDS),
+      (module.variant, record.variant, variant.FIELDS),
     )
     for name in names
     if getattr(run, name) != getattr(its, name)

@@ -77,7 +77,7 @@ def _overridden(
     )
   held = loaded.loaded
   if config.class_names:
-    classes = labels.classes(held.model.classes, config.class_names)
+    classes = labels.classes(held.module.classes, config.class_names)
     class_names = tuple(c.name for c in classes)
     held = dataclasses.replace(held, class_names=class_names)
   own = {name: getattr(loaded.preprocess, name) for name in RUN_FIELDS}

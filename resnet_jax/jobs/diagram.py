@@ -20,8 +20,8 @@ def run(config: ConfigDict) -> int:
   errors.check_choice('diagram_level', config.diagram_level, boxes.LEVELS)
   target = pathlib.Path(config.output).expanduser() if config.output else None
   kind = _kind(target) if target else ''
-  model, size, _ = setup.described_network(config)
-  drawn = graphviz.draw(model, size, config.diagram_level, config.highlight)
+  module, size, _ = setup.described_network(config)
+  drawn = graphviz.draw(module, size, config.diagram_level, config.highlight)
   for note in drawn.notes:
     console.say(f'NOTE: {note}')
   if not target:

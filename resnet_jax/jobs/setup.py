@@ -252,7 +252,7 @@ def described_network(
     module, preset = resnet.published(depth), presets.usual(depth)
   else:
     loaded = load_weights(config)
-    module, preset = loaded.model, loaded.preprocess
+    module, preset = loaded.module, loaded.preprocess
     facts = {'digest': loaded.digest, 'source': loaded.source}
   size = config.crop_size or preset.crop_size
   preprocess.check_crop_size(size)

@@ -13,10 +13,10 @@ from resnet_jax.system import console
 
 def run(config: ConfigDict) -> int:
   """Prints a row for each layer, and the totals."""
-  model, size, facts = setup.described_network(config)
-  found = costs.costs(model, size, size)
+  module, size, facts = setup.described_network(config)
+  found = costs.costs(module, size, size)
   # A layer's first alias of a scheme is the usual one.
-  named = reversed(aliases.aliases(model.depth, head=model.classes > 0))
+  named = reversed(aliases.aliases(module.depth, head=module.classes > 0))
   usual = {(alias.scheme, alias.layer): alias.name for alias in named}
   rows = [
     {
@@ -34,7 +34,7 @@ def run(config: ConfigDict) -> int:
   totals = {
     'parameters': sum(cost.parameters for cost in found),
     'with_statistics': sum(
-      math.prod(shape) for shape in resnet.parameter_shapes(model).values()
+      math.prod(shape) for shape in resnet.parameter_shapes(module).values()
     ),
     'multiply_adds': sum(cost.multiply_adds for cost in found),
     'bytes': sum(cost.bytes for cost in found),
@@ -43,27 +43,29 @@ def run(config: ConfigDict) -> int:
     rows,
     config.as_json,
     heads=1,
-    depth=model.depth,
-    classes=model.classes,
-    **dataclasses.asdict(model.variant),
+    depth=module.depth,
+    classes=module.classes,
+    **dataclasses.asdict(module.variant),
     image=[3, size, size],
     totals=totals,
     **facts,
   )
   if not config.as_json:
-    console.result(_total_line(model, size, totals))
+    console.result(_total_line(module, size, totals))
   return 0
 
 
-def _total_line(model: resnet.ResNet, size: int, totals: dict[str, int]) -> str:
+def _total_line(
+  module: resnet.ResNet, size: int, totals: dict[str, int]
+) -> str:
   line = (
-    f'ResNet-{model.depth} at {size}x{size}: {totals["parameters"]:,} learned'
+    f'ResNet-{module.depth} at {size}x{size}: {totals["parameters"]:,} learned'
     f' parameters ({totals["with_statistics"]:,} with the statistics),'
     f' {totals["multiply_adds"] / 1e9:.2f} G multiply-adds,'
     f' {totals["bytes"] / 1e6:.1f} MB of float32 values'
   )
-  published = model.variant.stride_in == '1x1' and model.classes == 1000
-  if size == 224 and published and model.depth in costs.PAPER:
-    paper = costs.PAPER[model.depth] / 1e9
+  published = module.variant.stride_in == '1x1' and module.classes == 1000
+  if size == 224 and published and module.depth in costs.PAPER:
+    paper = costs.PAPER[module.depth] / 1e9
     line += f"; the paper's table 1 prints {paper:g} G"
   return line

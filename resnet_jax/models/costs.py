@@ -37,15 +37,17 @@ class Cost:
   stride: int
 
 
-def costs(model: resnet.ResNet, height: int, width: int) -> tuple[Cost, ...]:
+def costs(module: resnet.ResNet, height: int, width: int) -> tuple[Cost, ...]:
   """The cost of every layer, in the order of computing."""
-  shapes = resnet.layer_shapes(model, height, width)
+  shapes = resnet.layer_shapes(module, height, width)
   own: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in shapes}
-  for name, size in resnet.parameter_shapes(model).items():
+  for name, size in resnet.parameter_shapes(module).items():
     own[name.split('/')[0]][name] = size
   views = {structure.INPUT: (1, 1)}
   result = []
-  for layer in structure.layers(model.depth, model.variant, model.classes > 0):
+  for layer in structure.layers(
+    module.depth, module.variant, module.classes > 0
+  ):
     name, shape = layer.name, shapes[layer.name]
     before = layer.inputs[0]
     field, step = views[before]

@@ -13,14 +13,14 @@ from resnet_jax.models import convolution, names, resnet
 
 
 def folded(
-  model: resnet.ResNet,
+  module: resnet.ResNet,
   parameters: Mapping[str, np.ndarray],
   which: Iterable[str],
 ) -> dict[str, np.ndarray]:
   """The parameters of a network whose `inference` joins layers.
 
   Args:
-    model: the network.
+    module: the network.
     parameters: `layer/leaf` arrays of the network as defined, at least its
       `resnet.needed_parameters`.
     which: the names to return: `resnet.needed_parameters(model, ...)`.
@@ -28,7 +28,7 @@ def folded(
   Returns:
     `layer/leaf` arrays for `resnet.capture`.
   """
-  shapes = resnet.parameter_shapes(model)
+  shapes = resnet.parameter_shapes(module)
   result = {}
   for name in which:
     layer, leaf = name.split('/')
@@ -43,7 +43,7 @@ def folded(
         np.asarray(parameters[f'{unit}_bn/{leaf}'], np.float64)
         for leaf in names.NORM_LEAVES
       )
-      factor = scale / np.sqrt(var + model.variant.epsilon)
+      factor = scale / np.sqrt(var + module.variant.epsilon)
     if leaf == 'offset':
       result[name] = (bias - mean * factor).astype(np.float32)
     else:

@@ -115,12 +115,12 @@ def published(depth: int) -> ResNet:
   return ResNet(depth, structure.ARCHITECTURES[depth].classes)
 
 
-def describe(model: ResNet) -> str:
+def describe(module: ResNet) -> str:
   """One line: depth, classes, and the variant's used fields."""
-  architecture, variant = structure.ARCHITECTURES[model.depth], model.variant
+  architecture, variant = structure.ARCHITECTURES[module.depth], module.variant
   parts = [
-    f'ResNet-{model.depth}',
-    f'{model.classes} classes' if model.classes else 'no head',
+    f'ResNet-{module.depth}',
+    f'{module.classes} classes' if module.classes else 'no head',
     f'stride in {variant.stride_in}'
     if architecture.projections
     else 'shortcuts padded with zeros',
@@ -130,28 +130,28 @@ def describe(model: ResNet) -> str:
   return ', '.join(parts)
 
 
-def layer_names(model: ResNet) -> tuple[str, ...]:
+def layer_names(module: ResNet) -> tuple[str, ...]:
   """Every layer of a network, in the order of computing."""
-  return names.layer_names(model.depth, head=model.classes > 0)
+  return names.layer_names(module.depth, head=module.classes > 0)
 
 
-def parameter_shapes(model: ResNet) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(module: ResNet) -> dict[str, tuple[int, ...]]:
   """The shape of every parameter, `layer/leaf`, in the order of computing.
 
   Kernels are (ky, kx, Ci, Co), the classifier's (in, out).
   """
   shapes: dict[str, tuple[int, ...]] = {}
-  for unit in structure.units(model.depth, model.variant):
-    last = model.inference.last_joined(unit)
-    shapes[f'{last}/kernel'] = model.inference.kernel_shape(unit)
+  for unit in structure.units(module.depth, module.variant):
+    last = module.inference.last_joined(unit)
+    shapes[f'{last}/kernel'] = module.inference.kernel_shape(unit)
     if last.endswith('_conv'):
       for leaf in names.NORM_LEAVES:
         shapes[f'{unit.name}_bn/{leaf}'] = (unit.outputs,)
     else:
       shapes[f'{last}/offset'] = (unit.outputs,)
-  if model.classes:
-    shapes['logits/kernel'] = unit.outputs, model.classes
-    shapes['logits/bias'] = (model.classes,)
+  if module.classes:
+    shapes['logits/kernel'] = unit.outputs, module.classes
+    shapes['logits/bias'] = (module.classes,)
   return shapes
 
 
@@ -164,31 +164,31 @@ def learned_count(shapes: dict[str, tuple[int, ...]]) -> int:
   )
 
 
-def layer_shapes(model: ResNet, height: int, width: int) -> dict[str, Shape]:
+def layer_shapes(module: ResNet, height: int, width: int) -> dict[str, Shape]:
   """The (C, H, W) of every layer for images of a size, from the table."""
   _check_size(height, width)
   shapes: dict[str, Shape] = {structure.INPUT: (3, height, width)}
-  table = structure.layers(model.depth, model.variant, model.classes > 0)
+  table = structure.layers(module.depth, module.variant, module.classes > 0)
   for layer in table:
     channels, *sides = shapes[layer.inputs[0]]
     if layer.kind == Kind.CONVOLUTION:
       # Padded by kernel // 2 on both sides, and kernels are odd.
       channels, sides = layer.outputs, [-(-n // layer.stride) for n in sides]
     elif layer.kind == Kind.MAX_POOL:
-      rule = model.variant.stem_pool
+      rule = module.variant.stem_pool
       padded = (n + sum(layers.stem_pool_padding(rule, n)) for n in sides)
       sides = [(n - 1) // 2 for n in padded]
     elif layer.kind == Kind.MEAN:
       sides = [1, 1]
     elif layer.kind == Kind.FULLY_CONNECTED:
-      channels = model.classes
+      channels = module.classes
     shapes[layer.name] = channels, sides[0], sides[1]
   del shapes[structure.INPUT]
   return shapes
 
 
 def capture(
-  model: ResNet,
+  module: ResNet,
   parameters: dict[str, jax.Array],
   x: jax.Array,
   wanted: Sequence[str],
@@ -202,7 +202,7 @@ def capture(
   Under `jax.jit`, XLA drops what they do not depend on.
 
   Args:
-    model: the network.
+    module: the network.
     parameters: `layer/leaf` arrays, at least `needed_parameters`.
     x: (N, H, W, 3), normalised.
     wanted: canonical layer names.
@@ -213,7 +213,7 @@ def capture(
   """
   added = added or {}
   tree: dict = {'params': {}, 'batch_stats': {}}
-  for name, shape in parameter_shapes(model).items():
+  for name, shape in parameter_shapes(module).items():
     layer, leaf = name.split('/')
     collection = 'batch_stats' if leaf in STATISTICS else 'params'
     # Flax requires every parameter, also of layers after the deepest one that
@@ -236,7 +236,7 @@ def capture(
     return value + added[name] if is_layer and name in added else value
 
   with nn.intercept_methods(plus):
-    _, state = model.apply(
+    _, state = module.apply(
       tree,
       x,
       begin,
@@ -247,10 +247,10 @@ def capture(
   return {name: state['intermediates'][name]['__call__'][0] for name in wanted}
 
 
-def needed_parameters(model: ResNet, wanted: Sequence[str]) -> tuple[str, ...]:
+def needed_parameters(module: ResNet, wanted: Sequence[str]) -> tuple[str, ...]:
   """Parameters of the layers up to the deepest one in `wanted`."""
-  order = layer_names(model)
+  order = layer_names(module)
   front = set(order[: 1 + max(order.index(name) for name in wanted)])
   return tuple(
-    name for name in parameter_shapes(model) if name.split('/')[0] in front
+    name for name in parameter_shapes(module) if name.split('/')[0] in front
   )

@@ -72,27 +72,27 @@ class Graph:
     return frozenset(found)
 
 
-def build(model: resnet.ResNet, height: int, width: int) -> Graph:
+def build(module: resnet.ResNet, height: int, width: int) -> Graph:
   """The graph of a network for images of a size.
 
   Raises:
     ValueError: the images are too small.
   """
-  head = model.classes > 0
+  head = module.classes > 0
   parameters: dict[str, list[str]] = {}
-  for name in names.parameter_names(model.depth, head):
+  for name in names.parameter_names(module.depth, head):
     original = aliases.paddle_parameter(name)
     parameters.setdefault(name.split('/')[0], []).append(original)
   image = Node(INPUT, Kind.IMAGE, (), shape=(3, height, width))
   nodes, edges = {INPUT: image}, []
   for layer, cost in zip(
-    structure.layers(model.depth, model.variant, head),
-    costs.costs(model, height, width),
+    structure.layers(module.depth, module.variant, head),
+    costs.costs(module, height, width),
     strict=True,
   ):
     nodes[layer.name] = Node(
       **vars(layer),
-      detail=_detail(layer, model),
+      detail=_detail(layer, module),
       shape=cost.shape,
       learned=cost.parameters,
       parameters=tuple(sorted(parameters.get(layer.name, ()))),
@@ -104,7 +104,7 @@ def build(model: resnet.ResNet, height: int, width: int) -> Graph:
   return Graph(tuple(nodes.values()), tuple(edges))
 
 
-def _detail(layer: structure.Layer, model: resnet.ResNet) -> str:
+def _detail(layer: structure.Layer, module: resnet.ResNet) -> str:
   if layer.kind == Kind.MEAN:
     return 'of all positions'
   if layer.kind not in (Kind.CONVOLUTION, Kind.MAX_POOL):
@@ -113,5 +113,5 @@ def _detail(layer: structure.Layer, model: resnet.ResNet) -> str:
   if layer.stride > 1:
     parts.append(f'stride {layer.stride}')
   if layer.kind == Kind.MAX_POOL:
-    parts.append(model.variant.stem_pool)
+    parts.append(module.variant.stem_pool)
   return ', '.join(parts)

@@ -83,22 +83,22 @@ def diagram(
 
 
 def draw_warning(
-  model: resnet.ResNet, size: int, level: str, highlight: str
+  module: resnet.ResNet, size: int, level: str, highlight: str
 ) -> Diagram:
   """Draws as `draw`; the notes are warnings at the caller's caller."""
-  drawn = draw(model, size, level, highlight)
+  drawn = draw(module, size, level, highlight)
   for note in drawn.notes:
     warnings.warn(note, stacklevel=3)
   return drawn
 
 
 def draw(
-  model: resnet.ResNet, size: int, level: str, highlight: str
+  module: resnet.ResNet, size: int, level: str, highlight: str
 ) -> Diagram:
   """Draws a network for square images.
 
   Args:
-    model: the network.
+    module: the network.
     size: of the images, pixels.
     level: one of `boxes.LEVELS`.
     highlight: a layer, by any of its names; layers that are not computed for
@@ -110,14 +110,14 @@ def draw(
   errors.check_choice('diagram_level', level, boxes.LEVELS)
   found = aliases.Selection(('',), ())
   if highlight:
-    found = aliases.select_layers(highlight, model.depth, model.classes > 0)
+    found = aliases.select_layers(highlight, module.depth, module.classes > 0)
   layer, *others = found.layers
   if others:
     raise errors.UserError(
       f"highlight='{highlight}' stands for {len(found.layers)} layers, from"
       f' {layer} to {others[-1]}. Name one of them.'
     )
-  title, network = resnet.describe(model), graph.build(model, size, size)
+  title, network = resnet.describe(module), graph.build(module, size, size)
   text = diagram_lib.dot(network, title, level, layer)
   return Diagram(title, text, found.notes)
 

@@ -68,9 +68,9 @@ class Weights:
     return self.loaded.parameters
 
   @property
-  def model(self) -> resnet.ResNet:
+  def module(self) -> resnet.ResNet:
     """The network that they are for."""
-    return self.loaded.model
+    return self.loaded.module
 
   @property
   def preprocess(self) -> Preprocess:
@@ -112,25 +112,25 @@ def load(
   options = options or Options()
   depth = options.depth or DEFAULT_DEPTH
   if name == RANDOM:
-    model = options.applied(resnet.published(depth))
-    loaded = untrained(model, options.seed)
+    module = options.applied(resnet.published(depth))
+    loaded = untrained(module, options.seed)
     return Weights(loaded, loaded.format, (f'{UNTRAINED}.',))
   path, record = _find(name, depth, report, say)
   loaded = formats.load(path, options)
-  if options.depth not in (0, loaded.model.depth):
+  if options.depth not in (0, loaded.module.depth):
     raise errors.UserError(
-      f'{path} holds ResNet-{loaded.model.depth}, not ResNet-{options.depth}:'
-      f' set layer_num={loaded.model.depth} (in Python the name'
-      f" 'resnet{loaded.model.depth}'), or 0 for that of any file."
+      f'{path} holds ResNet-{loaded.module.depth}, not ResNet-{options.depth}:'
+      f' set layer_num={loaded.module.depth} (in Python the name'
+      f" 'resnet{loaded.module.depth}'), or 0 for that of any file."
     )
-  record = record or lookup.identify(path, loaded.model.depth)
+  record = record or lookup.identify(path, loaded.module.depth)
   source = f'{loaded.format} {path}'
   if loaded.converted_from:
     source += f', converted from {loaded.converted_from.source}'
   if record:
     loaded = _as_recorded(path, loaded, record)
     source += f', {record.name} of the zoo ({record.file.hash or "no hash"})'
-  loaded = dataclasses.replace(loaded, model=options.applied(loaded.model))
+  loaded = dataclasses.replace(loaded, module=options.applied(loaded.module))
   warnings = (*(() if loaded.trained else (f'{UNTRAINED}.',)), *loaded.warnings)
   result = Weights(loaded, source, warnings, path)
   if loaded.digest in ('', result.digest):
@@ -158,7 +158,7 @@ def load_logged(
   with console.Bytes() as bar:
     loaded = load(name, options, say=console.say, report=bar.set)
   console.say(f'weights: {loaded.source}')
-  console.say(resnet.describe(loaded.model))
+  console.say(resnet.describe(loaded.module))
   console.say(f'digest {loaded.digest}')
   for warning in loaded.warnings:
     warn(warning)
@@ -177,19 +177,19 @@ def digest(parameters: Mapping[str, np.ndarray]) -> str:
   return total.hexdigest()
 
 
-def untrained(model: resnet.ResNet, seed: int = 0) -> assemble.Loaded:
+def untrained(module: resnet.ResNet, seed: int = 0) -> assemble.Loaded:
   """Random parameters for a network, in the form of a loaded file."""
-  parameters = random.initialise(model, seed)
+  parameters = random.initialise(module, seed)
   return assemble.Loaded(
     f'random, seed {seed}',
-    model,
+    module,
     parameters,
     {
       name: assemble.Origin(name, array.shape, 'float32')
       for name, array in parameters.items()
     },
     assemble.KERAS_LAYOUT.text,
-    presets.usual(model.depth),
+    presets.usual(module.depth),
     trained=False,
   )
 
@@ -240,16 +240,16 @@ def _as_recorded(
   path: pathlib.Path, loaded: assemble.Loaded, record: lookup.Record
 ) -> assemble.Loaded:
   """The file's parameters with the zoo's variant and preprocessing."""
-  count = resnet.learned_count(resnet.parameter_shapes(loaded.model))
-  if (loaded.model.depth, count) != (record.depth, record.parameters):
+  count = resnet.learned_count(resnet.parameter_shapes(loaded.module))
+  if (loaded.module.depth, count) != (record.depth, record.parameters):
     raise errors.UserError(
       f'{path} should be {record.name}, a ResNet-{record.depth} of'
       f' {record.parameters} parameters, and holds a ResNet-'
-      f'{loaded.model.depth} of {count}. Get it again.'
+      f'{loaded.module.depth} of {count}. Get it again.'
     )
   return dataclasses.replace(
     loaded,
-    model=loaded.model.clone(variant=record.variant),
+    module=loaded.module.clone(variant=record.variant),
     preprocess=record.preprocess,
     guesses=(),
   )

@@ -79,9 +79,9 @@ class Options:
       )
     Variant().overridden(**self.variant)
 
-  def applied(self, model: resnet.ResNet) -> resnet.ResNet:
+  def applied(self, module: resnet.ResNet) -> resnet.ResNet:
     """A network with the variant's fields that the user gave."""
-    return model.clone(variant=model.variant.overridden(**self.variant))
+    return module.clone(variant=module.variant.overridden(**self.variant))
 
 
 _BIASES = (
@@ -126,7 +126,7 @@ class Loaded:
 
   Attributes:
     format: the recognised one, human-readable.
-    model: the network; its variant is the format's usual one if not stated.
+    module: the network; its variant is the format's usual one if not stated.
     parameters: `layer/leaf` float32 arrays in the order of computing; kernels
       (ky, kx, Ci, Co), the classifier's (in, out).
     origins: of each parameter.
@@ -142,7 +142,7 @@ class Loaded:
   """
 
   format: str
-  model: resnet.ResNet
+  module: resnet.ResNet
   parameters: dict[str, np.ndarray] = dataclasses.field(repr=False)
   origins: dict[str, Origin] = dataclasses.field(repr=False)
   layout: str
@@ -203,8 +203,8 @@ def assemble(
     if name in tensors
   }
   classes = _classes(path, origins, layout)
-  model = resnet.ResNet(depth, classes, variant)
-  _check_shapes(path, origins, resnet.parameter_shapes(model), layout)
+  module = resnet.ResNet(depth, classes, variant)
+  _check_shapes(path, origins, resnet.parameter_shapes(module), layout)
   values = {
     ours: _read(path, origin.name, tensors[origin.name])
     for ours, origin in origins.items()
@@ -215,7 +215,7 @@ def assemble(
   order = names.parameter_names(depth, head=classes > 0)
   return Loaded(
     format,
-    model,
+    module,
     {
       ours: np.ascontiguousarray(
         values[ours].transpose(layout.axes(values[ours].ndim))

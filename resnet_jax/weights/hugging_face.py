@@ -78,15 +78,15 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     notes += (
       f'{path} has no {_PREPROCESSOR}: that of microsoft/resnet-* is used.',
     )
-  variant = loaded.model.variant.overridden(stride_in=stride_in)
+  variant = loaded.module.variant.overridden(stride_in=stride_in)
   return dataclasses.replace(
     loaded,
     format=f'Hugging Face folder, {name}',
-    model=loaded.model.clone(variant=variant),
+    module=loaded.module.clone(variant=variant),
     preprocess=preprocess,
     notes=notes,
     guesses=(),
-    class_names=_class_names(path, config, loaded.model.classes),
+    class_names=_class_names(path, config, loaded.module.classes),
   )
 
 

@@ -47,11 +47,11 @@ def written(
     conv_order: of a Paddle directory.
   """
   first = loaded.converted_from
-  model = loaded.model
+  module = loaded.module
   stated: dict[str, Any] = {
-    'depth': model.depth,
-    'classes': model.classes,
-    **dataclasses.asdict(model.variant),
+    'depth': module.depth,
+    'classes': module.classes,
+    **dataclasses.asdict(module.variant),
     'preprocessing': dataclasses.asdict(loaded.preprocess),
     'source': first.source if first else source,
     'source_sha256': first.sha256 if first else file_sha256,
@@ -77,14 +77,14 @@ def applied(
     if stated.pop('checksum') != checksum(stated):
       raise ValueError('it was changed since: the checksum differs')
     class_names = tuple(map(str, stated['class_names']))
-    if len(class_names) not in (0, loaded.model.classes):
+    if len(class_names) not in (0, loaded.module.classes):
       raise ValueError(
-        f'{len(class_names)} class names for {loaded.model.classes} classes'
+        f'{len(class_names)} class names for {loaded.module.classes} classes'
       )
     variant = _restored(Variant, stated)
     return dataclasses.replace(
       loaded,
-      model=loaded.model.clone(variant=variant),
+      module=loaded.module.clone(variant=variant),
       preprocess=_restored(Preprocess, stated['preprocessing']),
       notes=tuple(map(str, stated['notes'])),
       converted_from=assemble.Converted(

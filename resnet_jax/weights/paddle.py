@@ -141,10 +141,10 @@ def load_files(
   layout = _LAYOUTS[order]
   found = {name: f for name, f in found.items() if name != metadata.FILE}
   depth = assemble.nearest_depth(found, naming)
-  model = resnet.ResNet(depth, _classes(found))
+  module = resnet.ResNet(depth, _classes(found))
   shapes = {
     aliases.paddle_parameter(ours): layout.stored(shape)
-    for ours, shape in resnet.parameter_shapes(model).items()
+    for ours, shape in resnet.parameter_shapes(module).items()
   }
   # Before any is read: an archive is read whole, or not at all.
   wrong = [

@@ -49,7 +49,7 @@ def _tables(
   for scheme, naming in _NAMINGS.items():
     tables[scheme] = {
       theirs: (ours,)
-      for theirs, ours in naming(loaded.model.depth).items()
+      for theirs, ours in naming(loaded.module.depth).items()
       if ours in known
     }
   tables['file'] = {
@@ -63,10 +63,10 @@ def _of_layers(
   loaded: assemble.Loaded,
   tables: Mapping[str, Mapping[str, object]],
 ) -> tuple[str, ...]:
-  model = loaded.model
+  module = loaded.module
   try:
     layers = aliases.select_layers(
-      pattern, model.depth, head=model.classes > 0
+      pattern, module.depth, head=module.classes > 0
     ).layers
   except aliases.AmbiguousNameError:
     raise

@@ -43,25 +43,25 @@ _IMAGE, _CIFAR_IMAGE = (0.0, 2300.0), (0.0, 1.25)
 _POOLED = (0.58, 0.89)
 
 
-def initialise(model: resnet.ResNet, seed: int) -> dict[str, np.ndarray]:
+def initialise(module: resnet.ResNet, seed: int) -> dict[str, np.ndarray]:
   """Float32 `layer/leaf` arrays of a network, in the order of computing.
 
   Every kernel has a generator of its own, seeded with `seed` and its name:
   NumPy's `RandomState`, whose stream is guaranteed never to change.
 
   Args:
-    model: the network.
+    module: the network.
     seed: 0 to 2**32 - 1.
   """
-  shapes = resnet.parameter_shapes(model)
+  shapes = resnet.parameter_shapes(module)
   kernels = [name for name in shapes if name.endswith('/kernel')]
   # NumPy releases the interpreter lock while it draws.
   with concurrent.futures.ThreadPoolExecutor(cores.count()) as pool:
     drawn = pool.map(lambda name: _kernel(seed, name, shapes[name]), kernels)
     parameters = dict(zip(kernels, drawn, strict=True))
-  blocks = structure.blocks(model.depth, model.variant)
+  blocks = structure.blocks(module.depth, module.variant)
   scales = {f'{block.branch[-1].name}_bn': _BRANCH_SCALE for block in blocks}
-  variances = _variances(model.depth, blocks)
+  variances = _variances(module.depth, blocks)
   for name, shape in shapes.items():
     layer, leaf = name.split('/')
     if leaf != 'kernel':

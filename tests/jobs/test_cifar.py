@@ -209,7 +209,7 @@ def test_pytorchs_names_are_read(tmp_path, trained, prefix):
   path = tmp_path / 'w.safetensors'
   safetensors.numpy.save_file(of_pytorch(trained, prefix), path)
   loaded = weights.load(str(path))
-  assert (loaded.model.depth, loaded.model.classes) == (20, 10)
+  assert (loaded.module.depth, loaded.module.classes) == (20, 10)
   assert loaded.preprocess == presets.CIFAR
   assert loaded.loaded.format == ("safetensors, pytorch_resnet_cifar10's names")
   assert loaded.notes[-1] == torch_names.GUESSED_CIFAR
@@ -259,14 +259,14 @@ def test_without_a_head(tmp_path, trained):
   path = tmp_path / 'w.safetensors'
   safetensors.numpy.save_file(state, path)
   loaded = weights.load(str(path))
-  assert (loaded.model.depth, loaded.model.classes) == (20, 0)
+  assert (loaded.module.depth, loaded.module.classes) == (20, 0)
   assert loaded.preprocess == presets.CIFAR
 
 
 def test_a_paddle_directory_keeps_them(tmp_path, trained):
   paddle.write(trained, tmp_path / 'w')
   loaded = weights.load(str(tmp_path / 'w'))
-  assert (loaded.model.depth, loaded.model.classes) == (20, 10)
+  assert (loaded.module.depth, loaded.module.classes) == (20, 10)
   assert loaded.preprocess == presets.CIFAR
   assert loaded.digest == weights.digest(trained)
 
@@ -284,7 +284,7 @@ def test_there_is_no_checkpoint_to_download(tmp_path, monkeypatch):
 @pytest.mark.parametrize('depth', [20, 56])
 def test_features_of_untrained_networks_are_not_degenerate(depth):
   loaded = weights.load('random', weights.Options(depth))
-  assert loaded.model == resnet.published(depth)
+  assert loaded.module == resnet.published(depth)
   assert loaded.preprocess == presets.CIFAR
   # Smooth, as photographs are.
   coarse = np.random.default_rng(0).normal(0, 1, (8, 32, 32, 3))
@@ -292,7 +292,7 @@ def test_features_of_untrained_networks_are_not_degenerate(depth):
   images = np.clip(120 + 63 * smooth / smooth.std(), 0, 255).astype(np.uint8)
   wanted = [n for n in names.layer_names(depth) if n.endswith(('addto', 'put'))]
   run = runner.Runner(
-    loaded.model,
+    loaded.module,
     loaded.parameters,
     wanted,
     presets.CIFAR,

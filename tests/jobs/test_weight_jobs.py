@@ -71,7 +71,7 @@ def test_convert_there_and_back_keeps_the_digest(run_main, small, tmp_path):
   assert 'reads back to the same digest' in done.stderr
   again = weights.load(str(tmp_path / 'w.safetensors'))
   assert again.digest == digest
-  assert again.model == resnet.ResNet(18, 9, variant=Variant(stride_in='3x3'))
+  assert again.module == resnet.ResNet(18, 9, variant=Variant(stride_in='3x3'))
   assert again.preprocess.channels == 'RGB'
   assert again.preprocess.mean == (1.5, 2.5, 3.5)
   assert again.preprocess.resize == 'squash'
@@ -86,7 +86,7 @@ def test_convert_there_and_back_keeps_the_digest(run_main, small, tmp_path):
   for file in path.iterdir():
     assert (tmp_path / 'back' / file.name).read_bytes() == file.read_bytes()
   back = weights.load(str(tmp_path / 'back'))
-  assert (back.model, back.preprocess) == (again.model, again.preprocess)
+  assert (back.module, back.preprocess) == (again.module, again.preprocess)
   assert back.digest == digest
   file = tmp_path / 'back' / 'resnet_jax.json'
   file.write_text(file.read_text().replace('3x3', '1x1'))

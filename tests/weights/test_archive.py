@@ -135,7 +135,7 @@ def test_an_archive_gives_what_the_directory_does(
 
 def test_a_directory_says_how_it_was_read(directory):
   loaded = paddle.load(directory, OPTIONS)
-  assert loaded.model == resnet.ResNet(
+  assert loaded.module == resnet.ResNet(
     18, 1000, variant=Variant(stride_in='1x1', stem_pool='ceil', epsilon=1e-5)
   )
   assert loaded.preprocess == presets.CAFFE
@@ -169,7 +169,7 @@ def test_the_classes_are_those_of_the_files(tmp_path, untrained, classes):
   paddle.write(parameters, tmp_path / 'w')
   for path in (tmp_path / 'w', pack(tmp_path / 'a', tmp_path / 'w')):
     loaded = load_either(path)
-    assert loaded.model.classes == classes
+    assert loaded.module.classes == classes
     equal(loaded.parameters, parameters)
 
 

@@ -249,7 +249,7 @@ def test_every_layer_has_the_values_that_opencv_computes(tmp_path):
   layers = names.layer_names(50)
   assert set(layers) == set(theirs)
   ours = resnet.capture(
-    loaded.model, loaded.parameters, x.transpose(0, 2, 3, 1), layers
+    loaded.module, loaded.parameters, x.transpose(0, 2, 3, 1), layers
   )
   for name in layers:
     expected = theirs[name].reshape(1, theirs[name].shape[1], -1)
@@ -267,7 +267,7 @@ def test_a_file_says_how_it_was_read(tmp_path):
   make_reference.write_caffemodel(path, 50, parameters(50))
   loaded = load(path)
   assert loaded.format == 'Caffe model (layer)'
-  assert loaded.model == resnet.ResNet(
+  assert loaded.module == resnet.ResNet(
     50, 1000, variant=Variant(stride_in='1x1', stem_pool='ceil', epsilon=1e-5)
   )
   assert loaded.preprocess == presets.CAFFE
@@ -290,7 +290,7 @@ def test_the_parameters_are_those_of_the_paddle_directory(
   path = tmp_path / 'r.caffemodel'
   make_reference.write_caffemodel(path, depth, parameters(depth))
   loaded = load(path)
-  assert loaded.model.depth == depth
+  assert loaded.module.depth == depth
   assert weights.digest(loaded.parameters) == paddle_digest(depth)
 
 
@@ -351,7 +351,7 @@ def test_a_classifier_of_another_name_and_size(tmp_path):
   _, (kernel, bias), _ = layers.pop('fc1000')
   layers['my/classes'] = ('InnerProduct', [kernel[:7], bias[:7]], b'')
   loaded = load(write(tmp_path / 'tuned', layers))
-  assert loaded.model.classes == 7
+  assert loaded.module.classes == 7
   np.testing.assert_array_equal(
     loaded.parameters['logits/kernel'], kernel[:7].T
   )
@@ -363,7 +363,7 @@ def test_without_a_classifier(tmp_path):
   layers = network()
   del layers['fc1000']
   loaded = load(write(tmp_path / 'headless', layers))
-  assert loaded.model.classes == 0
+  assert loaded.module.classes == 0
   assert list(loaded.parameters) == list(names.parameter_names(50, head=False))
 
 
@@ -375,7 +375,7 @@ def test_strides_and_epsilon_are_the_files(tmp_path):
     for name, (kind, blobs, settings) in layers.items()
   }
   loaded = load(write(tmp_path / 'v1.5', layers))
-  assert loaded.model == resnet.ResNet(
+  assert loaded.module == resnet.ResNet(
     50, variant=Variant(stride_in='3x3', epsilon=2e-5)
   )
 

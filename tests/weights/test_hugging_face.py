@@ -60,7 +60,7 @@ def test_the_files_beside_the_weights_tell_the_rest(folder):
   names = {'0': 'rose', '1': 'tulip', '2': 'aster'}
   config = {'id2label': names, 'downsample_in_bottleneck': True}
   loaded = weights.load(folder(config))
-  assert loaded.model == resnet.ResNet(18, 3, Variant('1x1', 'pad1'))
+  assert loaded.module == resnet.ResNet(18, 3, Variant('1x1', 'pad1'))
   assert loaded.loaded.class_names == ('rose', 'tulip', 'aster')
   assert loaded.preprocess == presets.HUGGING_FACE
   assert loaded.loaded.format == 'Hugging Face folder, model.safetensors'
@@ -70,7 +70,7 @@ def test_the_files_beside_the_weights_tell_the_rest(folder):
 def test_without_a_preprocessor_the_usual_input_is_taken_and_said(folder):
   placeholders = {str(i): f'LABEL_{i}' for i in range(3)}
   loaded = weights.load(folder({'id2label': placeholders}, None))
-  assert loaded.model.variant.stride_in == '3x3'
+  assert loaded.module.variant.stride_in == '3x3'
   assert loaded.preprocess == presets.HUGGING_FACE
   assert loaded.loaded.class_names == ()
   assert 'has no preprocessor_config.json' in loaded.notes[0]

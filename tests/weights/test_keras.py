@@ -139,7 +139,7 @@ def assert_activations_agree(model, loaded, names, tolerance=5e-4):
   x = np.random.default_rng(1).normal(0, 60, (2, 64, 64, 3)).astype('f4')
   # Compiled whole: by single operations they are hundreds of programs.
   ours = jax.jit(
-    lambda parameters: resnet.capture(loaded.model, parameters, x, list(names))
+    lambda parameters: resnet.capture(loaded.module, parameters, x, list(names))
   )(loaded.parameters)
   wanted = [model.get_layer(name).output for name in names.values()]
   part = keras.Model(model.input, wanted)
@@ -203,7 +203,7 @@ def test_all_layouts_hold_the_same_network(model, saved, loaded, name):
   assert got.notes == BIASES
   assert weights.digest(got.parameters) == weights.digest(loaded.parameters)
   assert got.origins == loaded.origins
-  assert got.model == resnet.ResNet(50, 10, Variant('1x1', 'pad1', 1.001e-5))
+  assert got.module == resnet.ResNet(50, 10, Variant('1x1', 'pad1', 1.001e-5))
   assert got.preprocess == presets.CAFFE
   assert_same(
     got.parameters, expected_parameters(model, aliases.owners(50, 'keras'))
@@ -261,8 +261,8 @@ def test_the_order_alone_gives_the_names(model, tmp_path, depth, build):
   assert checksums(load(path).parameters) == expected
   strip_names(path)
   got = load(path)
-  assert got.model.depth == depth
-  assert got.model.classes == (0 if build else 10)
+  assert got.module.depth == depth
+  assert got.module.classes == (0 if build else 10)
   assert checksums(got.parameters) == expected
 
 
@@ -329,7 +329,7 @@ def without_layers(source, target, pattern):
 def test_headless_files_have_no_classifier(saved, tmp_path):
   without_layers(saved / 'weights.h5', tmp_path / 'a', 'predictions|avg_pool')
   got = load(tmp_path / 'a')
-  assert got.model.classes == 0
+  assert got.module.classes == 0
   assert got.notes == BIASES
   assert 'logits/kernel' not in got.parameters
 
@@ -394,7 +394,7 @@ def test_the_configuration_tells_epsilon_and_contradicts(model, tmp_path):
     if name.endswith('_bn'):
       config['epsilon'] = 1e-3
 
-  assert load(save('a.keras', other_epsilon)).model.variant.epsilon == 1e-3
+  assert load(save('a.keras', other_epsilon)).module.variant.epsilon == 1e-3
 
   def stride_of_v1_5(name, config):
     if name in ('conv3_block1_1_conv', 'conv3_block1_2_conv'):
@@ -487,7 +487,7 @@ def old(saved, tmp_path_factory):
 
 def test_the_names_until_2018(model, old, loaded):
   got = load(old)
-  assert got.model == resnet.ResNet(50, 10, Variant('1x1', 'pad1', 1e-3))
+  assert got.module == resnet.ResNet(50, 10, Variant('1x1', 'pad1', 1e-3))
   assert_same(got.parameters, loaded.parameters)
   assert got.origins['res4_6_branch2c_bn/var'].name == (
     'bn4f_branch2c/moving_variance'

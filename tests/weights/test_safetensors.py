@@ -60,7 +60,7 @@ def _edit(path, change):
 
 def test_ours_is_loaded_with_no_other_information(file, held):
   loaded = weights.load(str(file))
-  assert loaded.model == MODEL
+  assert loaded.module == MODEL
   assert loaded.preprocess == held.preprocess
   assert loaded.loaded.class_names == held.class_names
   assert loaded.trained
@@ -224,7 +224,7 @@ def test_foreign_names_and_layouts(tmp_path, naming, depth, head):
   safetensors.numpy.save_file(stored, path, {'format': 'pt'})
   loaded = weights.load(str(path))
   assert loaded.digest == weights.digest(held.parameters)
-  assert loaded.model == model.clone(variant=torch_names.VARIANT)
+  assert loaded.module == model.clone(variant=torch_names.VARIANT)
   usual = {
     torch_names.torchvision: presets.TORCHVISION,
     torch_names.hugging_face: presets.HUGGING_FACE,

@@ -147,7 +147,7 @@ def test_both_forms_without_pytorch(load, network):
   state, raw = state_of(network)
   for wide in (False, True):
     loaded = load(zip_file(ordered(state), raw, wide=wide))
-    assert loaded.model == MODEL
+    assert loaded.module == MODEL
     assert_holds(loaded, network)
   counted = {key: (len(data) // 4, data) for key, data in sorted(raw.items())}
   assert_holds(load(row_file(ordered(state), counted)), network)

@@ -152,7 +152,7 @@ def computed(network, images=IMAGES):
 
 def assert_alike(loaded, expected, images=IMAGES):
   """Every value, within 5e-4 of its layer's root mean square."""
-  got = resnet.capture(loaded.model, loaded.parameters, images, list(expected))
+  got = resnet.capture(loaded.module, loaded.parameters, images, list(expected))
   for name, theirs in expected.items():
     values = np.asarray(theirs)
     values = values.reshape(*values.shape, *[1] * (4 - values.ndim))
@@ -170,7 +170,7 @@ def assert_holds(loaded, network):
     for name, value in network.state_dict().items()
     if not name.endswith('num_batches_tracked')
   }
-  naming = torch_names.torchvision(loaded.model.depth)
+  naming = torch_names.torchvision(loaded.module.depth)
   assert len(loaded.parameters) == len(state)
   for name, value in state.items():
     axes = assemble.TORCH_LAYOUT.axes(value.ndim)
@@ -186,7 +186,7 @@ def assert_holds(loaded, network):
 def test_activations_are_those_of_pytorch(tmp_path, depth):
   network = make(depth)
   loaded = load(tmp_path, network.state_dict())
-  assert loaded.model == resnet.ResNet(depth, 1000, VARIANT)
+  assert loaded.module == resnet.ResNet(depth, 1000, VARIANT)
   assert loaded.preprocess == presets.TORCHVISION
   assert loaded.format == "PyTorch checkpoint, torchvision's and timm's names"
   assert loaded.notes == ()
@@ -271,7 +271,7 @@ def test_other_widths_become_float32(tmp_path, dtype, saving):
 def test_seven_classes_and_none(tmp_path):
   network = make(18, classes=7)
   loaded = load(tmp_path, network.state_dict())
-  assert loaded.model.classes == 7
+  assert loaded.module.classes == 7
   assert_alike(loaded, computed(network))
   headless = {
     name: value
@@ -279,7 +279,7 @@ def test_seven_classes_and_none(tmp_path):
     if not name.startswith('fc.')
   }
   loaded = load(tmp_path, headless)
-  assert loaded.model.classes == 0
+  assert loaded.module.classes == 0
   expected = computed(network)
   del expected['logits'], expected['output']
   assert_alike(loaded, expected)
@@ -323,7 +323,7 @@ def test_all_depths_are_known_by_their_names(tmp_path):
   state = deep.to_empty(device='cpu').state_dict()
   for value in state.values():
     value.fill_(1)
-  assert load(tmp_path, state).model == resnet.ResNet(152, 1000, VARIANT)
+  assert load(tmp_path, state).module == resnet.ResNet(152, 1000, VARIANT)
 
 
 # ------------------------------------------------------------- Transformers'
@@ -377,11 +377,11 @@ def test_activations_are_those_of_transformers(tmp_path, depth):
   assert len(expected) == 8
   loaded = load(tmp_path, network.state_dict())
   assert loaded.format == "PyTorch checkpoint, Hugging Face's names"
-  assert loaded.model == resnet.ResNet(depth, 1000, VARIANT)
+  assert loaded.module == resnet.ResNet(depth, 1000, VARIANT)
   assert_alike(loaded, expected)
   # ResNetModel: no head, and no prefix.
   loaded = load(tmp_path, network.resnet.state_dict())
-  assert loaded.model.classes == 0
+  assert loaded.module.classes == 0
   del expected['logits'], expected['output']
   assert_alike(loaded, expected)
 
@@ -484,11 +484,11 @@ def test_a_folder_of_save_pretrained(tmp_path, first):
   network = transformers.ResNetForImageClassification(config).eval()
   network.save_pretrained(tmp_path / 'model')
   loaded = weights.load(str(tmp_path / 'model'))
-  assert loaded.model.variant.stride_in == ('1x1' if first else '3x3')
+  assert loaded.module.variant.stride_in == ('1x1' if first else '3x3')
   assert loaded.loaded.class_names == ('rose', 'tulip', 'aster')
   x = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
   with torch.no_grad():
     expected = network(torch.from_numpy(x.transpose(0, 3, 1, 2))).logits.numpy()
-  found = resnet.capture(loaded.model, loaded.parameters, x, ['logits'])
+  found = resnet.capture(loaded.module, loaded.parameters, x, ['logits'])
   difference = np.abs(np.asarray(found['logits'])[:, 0, 0] - expected).max()
   assert difference < 5e-4 * np.sqrt(np.mean(expected**2))
