@@ -20,11 +20,13 @@ ReadSettings = Callable[[pathlib.Path], Mapping[str, Any] | None]
 
 def check_finished(directory: pathlib.Path) -> None:
   """Raises a UserError if there is only an unfinished run."""
+  resumed = 'Start the same extract job again; it resumes.'
+  if directory.suffix == files.PART and directory.exists():
+    raise errors.UserError(f'{directory} is not finished. {resumed}')
   unfinished = files.part(directory)
   if not directory.exists() and unfinished.exists():
     raise errors.UserError(
-      f'{directory} is not finished: there is only {unfinished}. Start the same'
-      ' extract job again; it resumes.'
+      f'{directory} is not finished: there is only {unfinished}. {resumed}'
     )
 
 

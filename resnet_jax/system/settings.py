@@ -2,11 +2,23 @@
 """The settings of a run, stored beside its results for runs that resume it."""
 
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from resnet_jax.system import files
+from resnet_jax.system.text import plain, some
 
+# What a user knows them by, in messages.
+_SAID = {
+  'batch_rows': 'batch_size',
+  'images': 'the number of images',
+  'images_sha256': 'the SHA-256 of the list of images',
+  'weights_sha256': 'the SHA-256 of the weights',
+}
+_SHA256 = re.compile('[0-9a-f]{64}')
+# Entries of a list that a message shows.
+_MOST = 6
 # Names, and words of descriptions, in stores and files of earlier versions.
 _RENAMED = {'pictures': 'images', 'pictures_sha256': 'images_sha256'}
 _REWORDED = {'pictures of ': 'images of ', 'whole picture ': 'whole image '}
@@ -42,7 +54,16 @@ def batch_rows(stored: Mapping[str, Any]) -> int:
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
   """Names the settings that differ, with both values; '' if none does."""
   return '; '.join(
-    f'{key} is {stored.get(key)!r} there, {wanted.get(key)!r} now'
+    f'{_SAID.get(key, key)} is {_shown(stored.get(key))} there,'
+    f' {_shown(wanted.get(key))} now'
     for key in sorted({*stored, *wanted})
     if stored.get(key) != wanted.get(key)
   )
+
+
+def _shown(value: Any) -> str:
+  if isinstance(value, list) and len(value) > _MOST:
+    return f'[{some([repr(each) for each in value], _MOST)}]'
+  if isinstance(value, str) and _SHA256.fullmatch(value):
+    return f'{value[:12]}...'
+  return plain(repr(value))

@@ -543,7 +543,9 @@ def test_a_run_of_an_earlier_version_is_resumed_and_read(form, tmp_path):
   give_old_names(form, part)
   assert not is_finished(form, tmp_path / 'out', settings)
   assert features.read_settings(part) == settings
-  with pytest.raises(errors.UserError, match='images is 5 there, 6 now'):
+  with pytest.raises(
+    errors.UserError, match='the number of images is 5 there, 6 now'
+  ):
     is_finished(form, tmp_path / 'out', settings | {'images': 6})
   writer = finish(form, tmp_path / 'out', settings=settings)
   assert writer.done == 5

@@ -346,7 +346,9 @@ def test_an_unfinished_or_missing_store_is_refused(tmp_path):
   )
   with pytest.raises(errors.UserError) as caught:
     features.load_features(part)
-  assert str(caught.value) == (f'{part} is not finished: it has pending rows.')
+  assert str(caught.value) == (
+    f'{part} is not finished. Start the same extract job again; it resumes.'
+  )
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

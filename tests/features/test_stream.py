@@ -258,6 +258,8 @@ def test_the_reader_of_pickles_says_what_is_not_there(tmp_path):
     f'{out} is not finished: there is only {out}.part. Start the same extract'
     ' job again; it resumes.'
   )
+  with pytest.raises(errors.UserError, match=r'out\.part is not finished\. '):
+    features.load_feature_py(f'{out}.part')
 
 
 # -------------------------------------------------------------------- text

@@ -276,21 +276,21 @@ def test_other_settings_are_refused_and_named(run_main, tmp_path, finished):
   shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
   refused = run_main(*_flags('seed=1', 'crop_size=36'), check=1)
   assert 'predictions.jsonl holds predictions with other' in refused.stderr
-  assert 'weights_sha256 is ' in refused.stderr
+  assert 'the SHA-256 of the weights is ' in refused.stderr
   assert "preprocessing is 'shorter side to 40" in refused.stderr
-  assert 'images' not in refused.stderr.split('other settings')[1]
+  assert 'list of images' not in refused.stderr.split('other settings')[1]
   # The batch is no setting of what is finished; of what is not, it is.
   run_main(*_flags('batch_size=8'), check=0)
   results = tmp_path / 'results'
   part = results / 'predictions.jsonl.part'
   (results / 'predictions.jsonl').rename(part)
   refused = run_main(*_flags('batch_size=8'), check=1)
-  assert 'batch_rows is 4 there, 8 now' in refused.stderr
+  assert 'batch_size is 4 there, 8 now' in refused.stderr
   with (tmp_path / 'photos' / 'photo 07.jpg').open('ab') as file:
     file.write(b'more')
   refused = run_main(*_flags(), check=1)
-  assert 'images_sha256 is ' in refused.stderr
-  assert 'batch_rows' not in refused.stderr
+  assert 'the SHA-256 of the list of images is ' in refused.stderr
+  assert 'batch_size is' not in refused.stderr
 
 
 def test_a_wrong_order_of_labels_is_named(

@@ -209,13 +209,13 @@ def test_other_settings_are_refused_and_named(run_main, image_folder):
   refused = run_main(*flags('pool=avg', 'seed=1'))
   assert refused.returncode == 1
   assert "pool is 'none' there, 'avg' now" in refused.stderr
-  assert 'weights_sha256 is' in refused.stderr
+  assert 'the SHA-256 of the weights is' in refused.stderr
   assert 'dtype' not in refused.stderr
   with pytest.raises(resnet_jax.UserError, match='is not finished'):
     resnet_jax.load_features(out / 'out')
   (image_folder / 'a.png').write_bytes((image_folder / 'e.png').read_bytes())
   refused = run_main(*flags())
-  assert 'images_sha256 is' in refused.stderr
+  assert 'the SHA-256 of the list of images is' in refused.stderr
   refused = run_main(*flags('feature_format=text'))
   assert "feature_format is 'zarr' there, 'text' now" in refused.stderr
 

@@ -33,3 +33,16 @@ def test_a_run_described_with_pictures_is_the_same_run(resize, stored):
   }
   assert settings.current(before) == wanted
   assert settings.differences(settings.current(before), wanted) == ''
+
+
+def test_differences_are_in_the_words_of_the_user_and_short():
+  layers = [f'res2_{block}_addto\x1b' for block in range(30)]
+  assert settings.differences(
+    {'batch_rows': 2, 'weights_sha256': 'ab' * 32, 'layers': layers},
+    {'batch_rows': 3, 'weights_sha256': 'cd' * 32, 'layers': layers[:1]},
+  ) == (
+    'batch_size is 2 there, 3 now; layers is ['
+    + ', '.join(repr(name) for name in layers[:6])
+    + f' and 24 more] there, {layers[:1]!r} now; the SHA-256 of the weights is'
+    ' abababababab... there, cdcdcdcdcdcd... now'
+  )
