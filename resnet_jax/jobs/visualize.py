@@ -16,12 +16,11 @@ from resnet_jax import views
 from resnet_jax.data import labels, sources
 from resnet_jax.engine import devices, gradcam
 from resnet_jax.evaluation import prediction
-from resnet_jax.jobs import report_folder
 from resnet_jax.jobs import setup as setup_lib
 from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import console, errors, files, timing, version
 from resnet_jax.system.text import counted
-from resnet_jax.views import colours, graph, maps, page
+from resnet_jax.views import colours, graph, maps, page, report_folder
 
 MAX_IMAGES = 200
 PREDICTED = 'predicted'

@@ -18,9 +18,10 @@ from PIL import Image
 
 import resnet_jax
 from resnet_jax import weights
-from resnet_jax.jobs import report_folder, visualize
+from resnet_jax.jobs import visualize
 from resnet_jax.models import resnet
 from resnet_jax.system import errors, files
+from resnet_jax.views import report_folder
 from resnet_jax.weights import torch_names
 
 pytestmark = pytest.mark.filterwarnings('ignore:UNTRAINED')
