@@ -15,6 +15,11 @@ MOST = 1500 << 20
 # By how much it grows before compiled programs and freed memory go.
 _GROWTH = 200 << 20
 _PAGE = resource.getpagesize()
+_M_MMAP_THRESHOLD = -3  # malloc.h
+
+if sys.platform == 'linux':
+  # Else glibc raises it with what was freed, and then keeps what is freed.
+  ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 17)
 
 
 class Memory:
@@ -32,12 +37,10 @@ class Memory:
     """
     result = yield
     last = nextitem is None or nextitem.path != item.path
+    if last:
+      _forget(item.module)
     if last or _resident() > self._level + _GROWTH:
-      jax.clear_caches()
-      gc.collect()
-      if sys.platform == 'linux':
-        # glibc keeps what is freed in the middle of its heaps.
-        ctypes.CDLL(None).malloc_trim(0)
+      give_back()
       self._level = _resident()
     return result
 
@@ -62,6 +65,22 @@ class Memory:
         f'peak memory of {worker}: {peak >> 20} MB of {MOST >> 20} wanted',
         red=peak > MOST,
       )
+
+
+def give_back():
+  """Frees compiled programs, and gives freed memory back to the system."""
+  jax.clear_caches()
+  gc.collect()
+  if sys.platform == 'linux':
+    # glibc keeps what is freed in the middle of its heaps.
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _forget(module):
+  """Empties the caches of a file of tests: networks' parameters, mostly."""
+  for value in vars(module).values():
+    if hasattr(value, 'cache_clear'):
+      value.cache_clear()
 
 
 def _resident():

@@ -129,7 +129,7 @@ def test_an_archive_gives_what_the_directory_does(
   equal(expected.parameters, untrained)
   assert loaded.format == 'Paddle archive (tar)'
   assert expected.format == 'Paddle directory'
-  for key in ('model', 'origins', 'layout', 'preprocess', 'notes'):
+  for key in ('module', 'origins', 'layout', 'preprocess', 'notes'):
     assert getattr(loaded, key) == getattr(expected, key)
 
 

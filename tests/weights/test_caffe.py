@@ -26,7 +26,8 @@ OPTIONS = assemble.Options()
 V1_TYPES = {'Convolution': 4, 'InnerProduct': 14, 'ReLU': 18}
 
 
-@functools.cache
+# Drawn once for the cases of a depth that follow one another.
+@functools.lru_cache(maxsize=1)
 def parameters(depth):
   return reference_parameters(depth, seed=0)
 

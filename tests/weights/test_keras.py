@@ -2,6 +2,7 @@
 """Files of Keras: written by Keras itself, older ones as it wrote them."""
 
 import gc
+import importlib
 import json
 import os
 import re
@@ -9,16 +10,11 @@ import shutil
 import zipfile
 import zlib
 
-# Keras reads it when it is imported.
-os.environ['KERAS_BACKEND'] = 'jax'
-
 import h5py
 import jax
-import keras
 import ml_dtypes
 import numpy as np
 import pytest
-from keras.src.legacy.saving import legacy_h5_format
 from makers import refusal
 
 from resnet_jax import weights
@@ -53,6 +49,13 @@ BIASES = (
   '53 convolutions have a bias: it goes into the mean of the batch norm after'
   ' it, so these _conv layers are without their bias.',
 )
+
+
+def framework():
+  """Keras, imported late: it takes 120 MB of each of pytest's workers."""
+  # Keras reads it when it is imported.
+  os.environ['KERAS_BACKEND'] = 'jax'
+  return importlib.import_module('keras')
 
 
 def load(path):
@@ -92,7 +95,9 @@ def randomise(model, seed):
 def save_weights(model, path):
   """As `save_weights` wrote until Keras 3; `save` still writes the like."""
   with h5py.File(path, 'w') as file:
-    legacy_h5_format.save_weights_to_hdf5_group(file, model)
+    importlib.import_module(
+      'keras.src.legacy.saving.legacy_h5_format'
+    ).save_weights_to_hdf5_group(file, model)
 
 
 def save_everything(model, folder):
@@ -142,7 +147,7 @@ def assert_activations_agree(model, loaded, names, tolerance=5e-4):
     lambda parameters: resnet.capture(loaded.module, parameters, x, list(names))
   )(loaded.parameters)
   wanted = [model.get_layer(name).output for name in names.values()]
-  part = keras.Model(model.input, wanted)
+  part = framework().Model(model.input, wanted)
   state = part.trainable_variables, part.non_trainable_variables
   with jax.numpy_rank_promotion('allow'):
     theirs, _ = jax.jit(part.stateless_call)(
@@ -156,9 +161,40 @@ def assert_activations_agree(model, loaded, names, tolerance=5e-4):
     assert np.abs(got - expected).max() / rms < tolerance, theirs_name
 
 
+def _order_gives_names(model, depth, path):
+  """Saves a model, asserts that it is read; returns the number of classes."""
+  model.save_weights(path)
+  owners = aliases.owners(depth, 'keras')
+  # Checksums, and the model let go: a ResNet-152 is 240 MB each time.
+  expected = checksums(expected_parameters(model, owners))
+  del model
+  gc.collect()
+  assert checksums(load(path).parameters) == expected
+  strip_names(path)
+  got = load(path)
+  assert got.module.depth == depth
+  assert checksums(got.parameters) == expected
+  return got.module.classes
+
+
+# Before the other tests' networks are there: less memory.
+@pytest.mark.parametrize('depth', [101, 152])
+def test_the_order_alone_gives_the_names_of_deeper_ones(tmp_path, depth):
+  def build():
+    build = getattr(framework().applications, f'ResNet{depth}')
+    model = build(weights=None, include_top=False, input_shape=(64, 64, 3))
+    random = np.random.default_rng(depth)
+    for variable in model.weights:
+      # All differ, so that no mistaken order can pass.
+      variable.assign(random.random(variable.shape, np.float32))
+    return model
+
+  assert _order_gives_names(build(), depth, tmp_path / 'a.weights.h5') == 0
+
+
 @pytest.fixture(scope='module')
 def model():
-  made = keras.applications.ResNet50(
+  made = framework().applications.ResNet50(
     weights=None, classes=10, input_shape=(64, 64, 3)
   )
   return randomise(made, 0)
@@ -236,34 +272,8 @@ def strip_names(path):
     file.visititems(strip)
 
 
-@pytest.mark.parametrize(
-  ('depth', 'build'),
-  [
-    (50, None),
-    (101, keras.applications.ResNet101),
-    (152, keras.applications.ResNet152),
-  ],
-)
-def test_the_order_alone_gives_the_names(model, tmp_path, depth, build):
-  path = tmp_path / 'a.weights.h5'
-  if build:
-    model = build(weights=None, include_top=False, input_shape=(64, 64, 3))
-    random = np.random.default_rng(depth)
-    for variable in model.weights:
-      # All differ, so that no mistaken order can pass.
-      variable.assign(random.random(variable.shape, np.float32))
-  model.save_weights(path)
-  owners = aliases.owners(depth, 'keras')
-  # Checksums, and the model let go: a ResNet-152 is 240 MB each time.
-  expected = checksums(expected_parameters(model, owners))
-  del model
-  gc.collect()
-  assert checksums(load(path).parameters) == expected
-  strip_names(path)
-  got = load(path)
-  assert got.module.depth == depth
-  assert got.module.classes == (0 if build else 10)
-  assert checksums(got.parameters) == expected
+def test_the_order_alone_gives_the_names(model, tmp_path):
+  assert _order_gives_names(model, 50, tmp_path / 'a.weights.h5') == 10
 
 
 def test_the_configuration_gives_the_names(saved, tmp_path, loaded):
@@ -337,18 +347,18 @@ def test_headless_files_have_no_classifier(saved, tmp_path):
 @pytest.fixture(scope='module')
 def tuned(tmp_path_factory):
   """A network that somebody trained on, with the optimizer's state."""
-  body = keras.applications.ResNet50(
+  body = framework().applications.ResNet50(
     weights=None, include_top=False, input_shape=(64, 64, 3)
   )
-  made = keras.Sequential(
+  made = framework().Sequential(
     [
-      keras.Input((64, 64, 3)),
-      keras.layers.Rescaling(2.0),
-      keras.layers.RandomFlip(seed=1),
+      framework().Input((64, 64, 3)),
+      framework().layers.Rescaling(2.0),
+      framework().layers.RandomFlip(seed=1),
       body,
-      keras.layers.GlobalAveragePooling2D(),
-      keras.layers.Dropout(0.5, seed=1),
-      keras.layers.Dense(7, name='flowers'),
+      framework().layers.GlobalAveragePooling2D(),
+      framework().layers.Dropout(0.5, seed=1),
+      framework().layers.Dense(7, name='flowers'),
     ]
   )
   # Only the head, or the files would be three times as large.
@@ -387,7 +397,9 @@ def test_the_configuration_tells_epsilon_and_contradicts(model, tmp_path):
       change(layer.name, config)
       return layer.__class__.from_config(config)
 
-    keras.models.clone_model(model, clone_function=clone).save(tmp_path / name)
+    framework().models.clone_model(model, clone_function=clone).save(
+      tmp_path / name
+    )
     return tmp_path / name
 
   def other_epsilon(name, config):
@@ -415,7 +427,7 @@ def test_the_configuration_tells_epsilon_and_contradicts(model, tmp_path):
 
 
 def test_v2_is_another_network(tmp_path):
-  other = keras.applications.ResNet50V2(
+  other = framework().applications.ResNet50V2(
     weights=None, include_top=False, input_shape=(64, 64, 3)
   )
   save_weights(other, tmp_path / 'a.h5')
@@ -503,7 +515,7 @@ def test_the_names_until_2018(model, old, loaded):
       config['epsilon'] = 1e-3
     return layer.__class__.from_config(config)
 
-  reference = keras.models.clone_model(model, clone_function=clone)
+  reference = framework().models.clone_model(model, clone_function=clone)
   reference.set_weights(model.get_weights())
   names = {'pool1': 'pool1_pool', 'res5_3_addto': 'conv5_block3_out'}
   assert_activations_agree(reference, got, names | {'output': 'predictions'})
