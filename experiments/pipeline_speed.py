@@ -482,7 +482,7 @@ def _alone(depth: int, asked: Sequence[str], count: int, rows: int) -> Line:
   )
   images = np.zeros((rows, *EXACT.shape), np.uint8)
   work = run.repeated(images)
-  shapes = resnet.layer_shapes(model, EXACT.crop_size, EXACT.crop_size)
+  shapes = resnet.value_shapes(model, EXACT.crop_size, EXACT.crop_size)
   plan = table.FeatureTable(
     [str(row) for row in range(count)],
     [-1] * count,

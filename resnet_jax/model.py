@@ -3,7 +3,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike, fspath
 from typing import Any
 
@@ -104,8 +104,8 @@ class Model:
     Args:
       images: a path, a Pillow image, a list of them; or a uint8 array (N, H, W,
         3), RGB, of cropped images, H and W 32 or more.
-      layers: a name, also one of Caffe, Keras or torchvision; or several, or
-        globs, in a list or with commas.
+      layers: a name, also another program's, which means its value; or
+        several, or globs, in a list or with commas.
       pool: 'none', or 'avg' or 'max' over all positions.
       dtype: 'float32' or 'float16'.
 
@@ -116,7 +116,7 @@ class Model:
     Raises:
       UserError: a layer does not exist, or an image cannot be read.
     """
-    chosen = self.select(layers, _warn)
+    chosen = self.resolve(layers)
     values = self._values(images, chosen, reductions.Reduction(pool, dtype))
     one = isinstance(layers, str) and not aliases.is_several(layers)
     return values[chosen[0]] if one else values
@@ -157,7 +157,7 @@ class Model:
     Raises:
       UserError: a layer does not exist, or an image cannot be read.
     """
-    chosen = self.select(layers, _warn)
+    chosen = self.resolve(layers)
     if isinstance(source, str | PathLike):
       must_exist = on_error == 'fail'
       source = sources.open_source(fspath(source), must_exist=must_exist)
@@ -234,26 +234,20 @@ class Model:
   ) -> graphviz.Diagram:
     """The network's diagram; see `graphviz.diagram`."""
     size = self.preprocess.crop_size
-    return graphviz.draw_warning(self.module, size, level, highlight)
+    return graphviz.draw(self.module, size, level, highlight)
 
-  def select(
-    self, layers: str | Sequence[str], note: Callable[[str], None]
-  ) -> tuple[str, ...]:
-    """Canonical names of layers.
+  def resolve(self, layers: str | Sequence[str]) -> tuple[str, ...]:
+    """The canonical names of what names and globs of any program stand for.
 
     Args:
       layers: as for `features`.
-      note: called with each remark on their names.
 
     Raises:
-      UserError: a layer does not exist.
+      UserError: a name is unknown, or stands for several values.
     """
-    selection = aliases.select_layers(
+    return aliases.select(
       layers, self.module.depth, head=self.module.classes > 0
     )
-    for text in selection.notes:
-      note(text)
-    return selection.layers
 
   def prepared(
     self,
@@ -393,8 +387,3 @@ def load(
   # A wrong file of names should not wait for the first prediction.
   _ = model.classes
   return model
-
-
-def _warn(text: str) -> None:
-  """A warning at the caller of a method that calls `Model.select`."""
-  warnings.warn(text, stacklevel=4)

@@ -54,15 +54,15 @@ def checked_grad_cam(
     raise errors.UserError(
       f'there is no class {label}. Allowed: 0 to {module.classes - 1}.'
     )
-  maps = names.map_layers(module.depth)
-  chosen = aliases.select_layers(layer or maps[-1], module.depth).layers
-  if len(chosen) != 1 or chosen[0] not in maps:
+  last = names.map_layers(module.depth)[-1]
+  chosen = aliases.select(layer or last, module.depth)
+  if len(chosen) != 1 or not names.has_positions(chosen[0]):
     stands = f'{chosen[0]} has none'
     if len(chosen) > 1:
       stands = f"'{layer}' stands for {len(chosen)} layers"
     raise errors.UserError(
       f'Grad-CAM needs a layer with positions; {stands}. Choose for example'
-      f' {maps[-1]} (the last block).'
+      f' {last} (the last block).'
     )
   return GradCam(chosen[0], label)
 
@@ -91,7 +91,7 @@ def maps(
     own = jnp.take_along_axis(captured['logits'], label, axis=-1)
     return own.sum(), captured
 
-  channels, *size = resnet.layer_shapes(module, *x.shape[1:3])[target.layer]
+  channels, *size = resnet.value_shapes(module, *x.shape[1:3])[target.layer]
   zero = jnp.zeros((len(x), *size, channels))
   gradient, captured = jax.grad(logits, has_aux=True)(zero)
   factor = gradient.mean(axis=(1, 2), keepdims=True)

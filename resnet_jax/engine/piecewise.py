@@ -32,7 +32,7 @@ def capture(
   if pieces == 1:
     return resnet.capture(module, parameters, x, layers)
   last = structure.blocks(module.depth, module.variant)[-1].stage
-  order = resnet.layer_names(module)
+  order = resnet.value_names(module)
   begin = next(i for i, n in enumerate(order) if n.startswith(f'res{last}_'))
   front = [name for name in layers if order.index(name) < begin]
   rear = [name for name in layers if name not in front]

@@ -44,7 +44,7 @@ def output_shapes(
   width: int,
 ) -> Shapes:
   """The (C, H, W) of each layer, reduced, for images of a size."""
-  shapes = resnet.layer_shapes(module, height, width)
+  shapes = resnet.value_shapes(module, height, width)
   return {name: reduction.shape(shapes[name]) for name in layers}
 
 

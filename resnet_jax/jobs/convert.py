@@ -13,6 +13,7 @@ from resnet_jax.data import labels, mean
 from resnet_jax.data.preprocess import RUN_FIELDS
 from resnet_jax.jobs import setup
 from resnet_jax.system import console, errors, files
+from resnet_jax.system.text import counted
 from resnet_jax.weights import assemble, metadata, paddle, safetensors
 
 TARGETS = ('safetensors', 'paddle')
@@ -41,23 +42,32 @@ def run(config: ConfigDict) -> int:
     )
   given = setup.preprocess_overrides(config)
   loaded = setup.load_weights(config)
+  parameters, digest = loaded.parameters, loaded.digest
+  if not is_file and loaded.module.biases:
+    console.say(
+      f'NOTE: {counted(len(loaded.module.biases), "convolution")} with a bias:'
+      " Paddle's format has none, so they go into the means of the batch norms."
+      ' Their _conv values are without them from then on; all others stay.'
+    )
+    parameters = paddle.without_biases(parameters)
+    digest = weights.digest(parameters)
   order, source = config.conv_order, loaded.path
   text = metadata.written(
     _overridden(config, given, loaded),
     loaded.source,
-    loaded.digest,
+    digest,
     files.sha256(source) if source and source.is_file() else '',
     '' if is_file else order,
   )
   if is_file:
-    safetensors.write(target, loaded.parameters, text)
+    safetensors.write(target, parameters, text)
   else:
-    paddle.write(loaded.parameters, target, order, text)
+    paddle.write(parameters, target, order, text)
   again = weights.load(str(target), weights.Options(conv_order=order))
-  if again.digest != loaded.digest:
+  if again.digest != digest:
     raise errors.UserError(
       f'{target} reads back with digest {again.digest} instead of'
-      f' {loaded.digest}: the disk or the memory is faulty. Remove it.'
+      f' {digest}: the disk or the memory is faulty. Remove it.'
     )
   console.say(f'{target} reads back to the same digest')
   console.result(str(target))

@@ -22,8 +22,6 @@ def run(config: ConfigDict) -> int:
   kind = _kind(target) if target else ''
   module, size, _ = setup.described_network(config)
   drawn = graphviz.draw(module, size, config.diagram_level, config.highlight)
-  for note in drawn.notes:
-    console.say(f'NOTE: {note}')
   if not target:
     console.result(drawn.dot.removesuffix('\n'))
     return 0

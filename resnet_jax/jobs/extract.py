@@ -23,12 +23,10 @@ def run(config: ConfigDict) -> int:
   reduction = reductions.Reduction(config.pool, config.dtype)
   if config.layer_num:
     # A mistyped name should not wait for the weights.
-    aliases.select_layers(config.output_layer, config.layer_num)
+    aliases.select(config.output_layer, config.layer_num)
   setup = setup_lib.set_up(config)
   model, items = setup.model, setup.source.items
-  layers = model.select(
-    config.output_layer, lambda note: console.say(f'NOTE: {note}')
-  )
+  layers = model.resolve(config.output_layer)
   form = features.FORMATS[config.feature_format]
   directory = files.own_folder(config.output_dir, 'output_dir')
   resumed = output.batch_rows(directory, features.read_settings)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The job `summary`: layers, their names and costs, without weights."""
 
+import collections
 import dataclasses
 import math
 
 from ml_collections import ConfigDict
 
 from resnet_jax.jobs import setup
-from resnet_jax.models import aliases, costs, resnet
+from resnet_jax.models import aliases, costs, names, programs, resnet
 from resnet_jax.system import console
 
 
@@ -15,13 +16,12 @@ def run(config: ConfigDict) -> int:
   """Prints a row for each layer, and the totals."""
   module, size, facts = setup.described_network(config)
   found = costs.costs(module, size, size)
-  # A layer's first alias of a scheme is the usual one.
-  named = reversed(aliases.aliases(module.depth, head=module.classes > 0))
-  usual = {(alias.scheme, alias.layer): alias.name for alias in named}
+  shapes = resnet.value_shapes(module, size, size)
+  named = _names(module)
   rows = [
     {
       'layer': cost.layer,
-      **{s: usual.get((s, cost.layer), '-') for s in aliases.OTHERS},
+      **named[cost.layer],
       'C x H x W': 'x'.join(map(str, cost.shape)),
       'parameters': cost.parameters,
       'multiply-adds': cost.multiply_adds,
@@ -39,6 +39,11 @@ def run(config: ConfigDict) -> int:
     'multiply_adds': sum(cost.multiply_adds for cost in found),
     'bytes': sum(cost.bytes for cost in found),
   }
+  between = [
+    {'value': name, **several, 'C x H x W': 'x'.join(map(str, shapes[name]))}
+    for name, several in named.items()
+    if names.is_between(name)
+  ]
   console.show(
     rows,
     config.as_json,
@@ -48,11 +53,34 @@ def run(config: ConfigDict) -> int:
     **dataclasses.asdict(module.variant),
     image=[3, size, size],
     totals=totals,
+    between=between,
     **facts,
   )
   if not config.as_json:
+    console.result()
+    console.show(between, config.as_json, heads=1)
+    console.result()
     console.result(_total_line(module, size, totals))
   return 0
+
+
+def _names(module: resnet.ResNet) -> dict[str, dict[str, str]]:
+  """For each value, a name in each other program; '-': it has none.
+
+  Not one that stands for several values there, as Caffe's do in place.
+  """
+  found = aliases.aliases(module.depth, head=module.classes > 0)
+  uses = collections.Counter((alias.scheme, alias.name) for alias in found)
+  # A value's first alias of a scheme is the usual one.
+  usual = {
+    (alias.scheme, alias.value): alias.name
+    for alias in reversed(found)
+    if uses[alias.scheme, alias.name] == 1
+  }
+  return {
+    value: {s: usual.get((s, value), '-') for s in programs.SCHEMES}
+    for value in resnet.value_names(module)
+  }
 
 
 def _total_line(

@@ -4,6 +4,7 @@
 import dataclasses
 import datetime
 import importlib.metadata
+import itertools
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -108,10 +109,9 @@ def _prepared(
   config: ConfigDict, setup: setup_lib.Setup, folder: pathlib.Path
 ) -> _Plan:
   module = setup.model.module
-  selection = _map_layers(config.map_layers, module.depth)
-  layers = selection.layers
-  for note in selection.notes:
-    console.say(f'NOTE: {note}')
+  layers, without = _map_layers(config.map_layers, module.depth)
+  if without:
+    console.say(f'NOTE: {", ".join(without)}: no positions, so no maps')
   classes: Sequence[labels.ImageNetClass] = ()
   grad_cam = None
   if module.classes:
@@ -124,32 +124,34 @@ def _prepared(
     # Asked for explicitly, so this raises.
     gradcam.checked_grad_cam(module)
   size = setup.model.preprocess.crop_size
-  shapes = resnet.layer_shapes(module, size, size)
+  shapes = resnet.value_shapes(module, size, size)
   with_maps = [shapes[name] for name in layers]
   count, images = config.map_count, len(setup.source.items)
   side = page.map_side(with_maps, count, images)
   return _Plan(setup, classes, layers, count, grad_cam, side, folder)
 
 
-def _map_layers(text: str, depth: int) -> aliases.Selection:
-  """The layers with maps."""
-  with_maps = names.map_layers(depth)
+def _map_layers(
+  text: str, depth: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """The layers with maps, and those without."""
   if not text:
     # The last layer of each stage.
-    ends = {name.split('_')[0]: name for name in with_maps if name != 'pool1'}
-    return aliases.Selection(tuple(ends.values()), ())
-  selection = aliases.select_layers(text, depth)
-  chosen = tuple(name for name in selection.layers if name in with_maps)
+    ends = {
+      name.split('_')[0]: name
+      for name in names.map_layers(depth)
+      if name != 'pool1'
+    }
+    return tuple(ends.values()), ()
+  selected = aliases.select(text, depth)
+  chosen = tuple(filter(names.has_positions, selected))
+  without = tuple(itertools.filterfalse(names.has_positions, selected))
   if not chosen:
     raise errors.UserError(
-      f"map_layers='{text}': {', '.join(selection.layers)} have no positions,"
-      f' so no maps. {with_maps[0]} to {with_maps[-1]} have.'
+      f"map_layers='{text}': {', '.join(without)} have no positions, so no"
+      f' maps. All layers before avgpool have.'
     )
-  left_out = [name for name in selection.layers if name not in with_maps]
-  notes = selection.notes
-  if left_out:
-    notes += (f'{", ".join(left_out)}: no positions, so no maps',)
-  return aliases.Selection(chosen, notes)
+  return chosen, without
 
 
 def _say_plan(plan: _Plan, target: pathlib.Path) -> None:

@@ -39,7 +39,7 @@ class Cost:
 
 def costs(module: resnet.ResNet, height: int, width: int) -> tuple[Cost, ...]:
   """The cost of every layer, in the order of computing."""
-  shapes = resnet.layer_shapes(module, height, width)
+  shapes = resnet.value_shapes(module, height, width)
   own: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in shapes}
   for name, size in resnet.parameter_shapes(module).items():
     own[name.split('/')[0]][name] = size

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batch norms folded into the convolutions before them.
+"""Batch norms and biases folded into the convolutions before them.
 
 At inference a batch norm is a factor and an offset for each channel; the factor
-goes into the convolution's kernel.
+goes into the convolution's kernel, and the convolution's bias, if it has one,
+into the offset.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,7 +24,7 @@ def folded(
     module: the network.
     parameters: `layer/leaf` arrays of the network as defined, at least its
       `resnet.needed_parameters`.
-    which: the names to return: `resnet.needed_parameters(model, ...)`.
+    which: the names to return: `resnet.needed_parameters(module, ...)`.
 
   Returns:
     `layer/leaf` arrays for `resnet.capture`.
@@ -32,7 +33,8 @@ def folded(
   result = {}
   for name in which:
     layer, leaf = name.split('/')
-    if f'{layer}/kernel' not in shapes or layer == 'logits':
+    is_kernel = leaf in ('kernel', 'offset')
+    if layer == 'logits' or not is_kernel:
       result[name] = parameters[name]
       continue
     # The pool may have the convolution's kernel and offset, too.
@@ -45,6 +47,8 @@ def folded(
       )
       factor = scale / np.sqrt(var + module.variant.epsilon)
     if leaf == 'offset':
+      if (own := parameters.get(f'{unit}_conv/bias')) is not None:
+        mean = mean - np.asarray(own, np.float64)
       result[name] = (bias - mean * factor).astype(np.float32)
     else:
       kernel = np.asarray(parameters[f'{unit}_conv/kernel'])

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import initializers
 
-from resnet_jax.models import convolution, structure
+from resnet_jax.models import convolution, names, structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +51,41 @@ class Inference:
     conv, norm = f'{unit.name}_conv', f'{unit.name}_bn'
     if not self.joins or conv in self.apart:
       return conv
-    return norm if not unit.pool or norm in self.apart else unit.pool
+    before_pool = {norm, norm + names.LINEAR, names.PADDED.get(unit.pool, '')}
+    return norm if not unit.pool or before_pool & self.apart else unit.pool
+
+  def keeps(self, value: str) -> bool:
+    """Whether a value between the layers has to be there."""
+    return not self.joins or value in self.apart
 
 
 # Every layer as defined, in float32.
 DEFINITION = Inference(joins=False)
 
 
-class Conv(nn.Module):
-  """A square convolution without bias, padded by kernel // 2 on every side.
+class Identity(nn.Module):
+  """The array that it takes, under a name."""
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """The same array."""
+    return x
+
+
+class Rectifier(nn.Module):
+  """A layer with a ReLU, whose value before it can be captured."""
+
+  def linear(self, x: jax.Array) -> jax.Array:
+    """The same array: the value that the layer's `_linear` names."""
+    return x
+
+
+class Conv(Rectifier):
+  """A square convolution, padded by kernel // 2 on every side.
 
   Attributes:
     unit: its shape.
     inference: the arithmetic and the platform.
+    bias: whether it has one, which is not folded in.
     folded: whether its batch norm and ReLU are folded in.  It then has the name
       of the last layer that it replaces.
     pool: the padding of the pool after these; '': no pool.  It runs before the
@@ -73,6 +95,7 @@ class Conv(nn.Module):
 
   unit: structure.Unit
   inference: Inference = DEFINITION
+  bias: bool = False
   folded: bool = False
   pool: str = ''
 
@@ -85,16 +108,23 @@ class Conv(nn.Module):
     precision, algorithm = inference.rules.precision, inference.algorithm(unit)
     x = convolution.convolve(x, kernel, unit, precision, algorithm)
     if not self.folded:
+      if self.bias:
+        bias = self.param('bias', initializers.zeros, (unit.outputs,))
+        x += bias.astype(x.dtype)[None, None, None]
       return x
     if self.pool:
       x = stem_pool(x, self.pool, inference.platform)
     # Not `bias`: that is the batch norm's, with other values.
     offset = self.param('offset', initializers.zeros, (unit.outputs,))
     offset = offset.astype(x.dtype)
+    linear = f'{unit.name}_bn{names.LINEAR}'
+    if unit.relu and linear in inference.apart:
+      x = convolution.shifted(x, offset, False, inference.platform)
+      return nn.relu(self.linear(x))
     return convolution.shifted(x, offset, unit.relu, inference.platform)
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(Rectifier):
   """Batch norm by the stored mean and variance, and the ReLU after it.
 
   The ReLU is part of it because the original's `_bn` layers include theirs.
@@ -114,37 +144,56 @@ class BatchNorm(nn.Module):
     factor = scale * lax.rsqrt(var + self.epsilon)
     mean, factor, bias = (v.reshape(1, 1, 1, -1) for v in (mean, factor, bias))
     y = ((x - mean) * factor + bias).astype(x.dtype)
-    return nn.relu(y) if self.relu else y
+    return nn.relu(self.linear(y)) if self.relu else y
 
 
-class AddTo(nn.Module):
+class AddTo(Rectifier):
   """The end of a block: the branch and its shortcut summed, then ReLU."""
 
   inference: Inference = DEFINITION
 
   def __call__(self, branch: jax.Array, shortcut: jax.Array) -> jax.Array:
     """Two (N, H, W, C) to one."""
+    if self.inference.keeps(f'{self.name}{names.LINEAR}'):
+      return nn.relu(self.linear(branch + shortcut))
     return convolution.rectified_sum(branch, shortcut, self.inference.platform)
 
 
-def padded_shortcut(x: jax.Array, channels: int, stride: int) -> jax.Array:
+class PaddedShortcut(nn.Module):
   """A shortcut without parameters, where a block changes the shape.
 
   The paper's option A.  Half of the zeros go before the channels and half
   after, as in akamaster/pytorch_resnet_cifar10, whose weights are in use; the
   paper does not say.
 
-  Args:
-    x: (N, H, W, C).
-    channels: of the result, C or more.
+  Attributes:
+    channels: of the result.
     stride: between the pixels that are kept.
-
-  Returns:
-    (N, ceil(H / stride), ceil(W / stride), channels).
   """
-  zeros = channels - x.shape[-1]
-  sides = (zeros // 2, zeros - zeros // 2)
-  return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), sides))
+
+  channels: int
+  stride: int
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(N, H, W, C) to (N, ceil(H / stride), ceil(W / stride), channels)."""
+    zeros = self.channels - x.shape[-1]
+    sides = (zeros // 2, zeros - zeros // 2)
+    x = x[:, :: self.stride, :: self.stride]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), sides))
+
+
+class Padded(nn.Module):
+  """A map with zeros around it.
+
+  Attributes:
+    sides: rows before and after, columns before and after.
+  """
+
+  sides: tuple[tuple[int, int], tuple[int, int]]
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(N, H, W, C) to the padded size."""
+    return jnp.pad(x, ((0, 0), *self.sides, (0, 0)))
 
 
 def stem_pool(x: jax.Array, rule: str, platform: str = '') -> jax.Array:

@@ -35,6 +35,7 @@ class ResNet(nn.Module):
     classes: outputs of the classifier; 0: no classifier, and the network ends
       with `avgpool`.
     variant: what differs between networks of the same depth.
+    biases: the names of the units whose convolutions have a bias.
     inference: how it is computed; by default every layer as defined.  Where
       layers are joined, the parameters are those that `folding.folded` returns.
   """
@@ -42,6 +43,7 @@ class ResNet(nn.Module):
   depth: int
   classes: int = 1000
   variant: Variant = Variant()
+  biases: frozenset[str] = frozenset()
   inference: layers.Inference = layers.DEFINITION
 
   def _conv_bn(self, x: jax.Array, unit: structure.Unit) -> jax.Array:
@@ -49,13 +51,24 @@ class ResNet(nn.Module):
     last = inference.last_joined(unit)
     folded = last != f'{unit.name}_conv'
     joined = rule if last == unit.pool else ''
-    x = layers.Conv(unit, inference, folded, joined, name=last)(x)
+    biased = unit.name in self.biases
+    conv = layers.Conv(unit, inference, biased, folded, joined, name=last)
+    x = conv(x)
     if not folded:
       norm = f'{unit.name}_bn'
       x = layers.BatchNorm(self.variant.epsilon, unit.relu, name=norm)(x)
     if unit.pool not in ('', last):
+      sides = [layers.stem_pool_padding(rule, size) for size in x.shape[1:3]]
+      self._padded(names.PADDED[unit.pool], x, sides)
       x = layers.StemPool(rule, inference, name=unit.pool)(x)
     return x
+
+  def _padded(
+    self, name: str, x: jax.Array, sides: Sequence[tuple[int, int]]
+  ) -> None:
+    # Only to be captured: what takes it pads for itself.
+    if self.inference.keeps(name):
+      layers.Padded((sides[0], sides[1]), name=name)(x)
 
   @nn.compact
   def __call__(
@@ -75,19 +88,25 @@ class ResNet(nn.Module):
       ValueError: the images are too small.
       UserError: no ResNet has this depth.
     """
-    x = x.astype(self.inference.rules.dtype)
     if begin == 1:
       _check_size(*x.shape[1:3])
+      x = layers.Identity(name=structure.INPUT)(x)
+    x = x.astype(self.inference.rules.dtype)
+    if begin == 1:
+      stem = structure.stem(self.depth)
+      sides = [(stem.kernel // 2,) * 2] * 2
+      self._padded(names.PADDED[f'{stem.name}_conv'], x, sides)
       # 112 at 224, and 56 after the pool.
-      x = self._conv_bn(x, structure.stem(self.depth))
+      x = self._conv_bn(x, stem)
     for block in structure.blocks(self.depth, self.variant):  # 56, 28, 14, 7
       if block.stage < begin or (end is not None and block.stage > end):
         continue
-      if block.shortcut:
-        shortcut = self._conv_bn(x, block.shortcut)
-      else:
-        # Where the shape stays, this is the identity.
-        shortcut = layers.padded_shortcut(x, block.outputs, block.stride)
+      shortcut = self._conv_bn(x, block.shortcut) if block.shortcut else x
+      if block.name in structure.padded_shortcuts(self.depth):
+        pad = layers.PaddedShortcut(
+          block.outputs, block.stride, name=f'{block.name}{names.SHORTCUT}'
+        )
+        shortcut = pad(x)
       for unit in block.branch:
         x = self._conv_bn(x, unit)
       add = layers.AddTo(self.inference, name=f'{block.name}_addto')
@@ -135,6 +154,11 @@ def layer_names(module: ResNet) -> tuple[str, ...]:
   return names.layer_names(module.depth, head=module.classes > 0)
 
 
+def value_names(module: ResNet) -> tuple[str, ...]:
+  """Every addressable value of a network, in the order of computing."""
+  return names.value_names(module.depth, head=module.classes > 0)
+
+
 def parameter_shapes(module: ResNet) -> dict[str, tuple[int, ...]]:
   """The shape of every parameter, `layer/leaf`, in the order of computing.
 
@@ -145,6 +169,8 @@ def parameter_shapes(module: ResNet) -> dict[str, tuple[int, ...]]:
     last = module.inference.last_joined(unit)
     shapes[f'{last}/kernel'] = module.inference.kernel_shape(unit)
     if last.endswith('_conv'):
+      if unit.name in module.biases:
+        shapes[f'{last}/bias'] = (unit.outputs,)
       for leaf in names.NORM_LEAVES:
         shapes[f'{unit.name}_bn/{leaf}'] = (unit.outputs,)
     else:
@@ -164,27 +190,33 @@ def learned_count(shapes: dict[str, tuple[int, ...]]) -> int:
   )
 
 
-def layer_shapes(module: ResNet, height: int, width: int) -> dict[str, Shape]:
-  """The (C, H, W) of every layer for images of a size, from the table."""
+def value_shapes(module: ResNet, height: int, width: int) -> dict[str, Shape]:
+  """The (C, H, W) of every value for images of a size, from the table."""
   _check_size(height, width)
   shapes: dict[str, Shape] = {structure.INPUT: (3, height, width)}
   table = structure.layers(module.depth, module.variant, module.classes > 0)
   for layer in table:
     channels, *sides = shapes[layer.inputs[0]]
     if layer.kind == Kind.CONVOLUTION:
+      if name := names.PADDED.get(layer.name):
+        around = layer.kernel // 2 * 2
+        shapes[name] = channels, sides[0] + around, sides[1] + around
       # Padded by kernel // 2 on both sides, and kernels are odd.
       channels, sides = layer.outputs, [-(-n // layer.stride) for n in sides]
     elif layer.kind == Kind.MAX_POOL:
       rule = module.variant.stem_pool
-      padded = (n + sum(layers.stem_pool_padding(rule, n)) for n in sides)
+      padded = [n + sum(layers.stem_pool_padding(rule, n)) for n in sides]
+      shapes[names.PADDED[layer.name]] = channels, padded[0], padded[1]
       sides = [(n - 1) // 2 for n in padded]
     elif layer.kind == Kind.MEAN:
       sides = [1, 1]
     elif layer.kind == Kind.FULLY_CONNECTED:
       channels = module.classes
     shapes[layer.name] = channels, sides[0], sides[1]
-  del shapes[structure.INPUT]
-  return shapes
+    shapes[layer.name + names.LINEAR] = shapes[layer.name]
+    if layer.kind == Kind.SUM:
+      shapes[layer.block + names.SHORTCUT] = shapes[layer.name]
+  return {name: shapes[name] for name in value_names(module)}
 
 
 def capture(
@@ -197,7 +229,7 @@ def capture(
   begin: int = 1,
   end: int | None = None,
 ) -> dict[str, jax.Array]:
-  """The values of the layers in `wanted`, each (N, H, W, C).
+  """The values in `wanted`, each (N, H, W, C).
 
   Under `jax.jit`, XLA drops what they do not depend on.
 
@@ -205,13 +237,13 @@ def capture(
     module: the network.
     parameters: `layer/leaf` arrays, at least `needed_parameters`.
     x: (N, H, W, 3), normalised.
-    wanted: canonical layer names.
+    wanted: names of values, canonical.
     added: arrays to add to layers' values: the gradient with respect to a
       zero that is added is the gradient with respect to the value.
     begin: the first stage, see `ResNet.__call__`.
     end: the last stage.
   """
-  added = added or {}
+  delta = {_place(name): array for name, array in (added or {}).items()}
   tree: dict = {'params': {}, 'batch_stats': {}}
   for name, shape in parameter_shapes(module).items():
     layer, leaf = name.split('/')
@@ -221,8 +253,10 @@ def capture(
     value = parameters[name] if name in parameters else jnp.zeros(shape)
     tree[collection].setdefault(layer, {})[leaf] = value
 
+  places = {name: _place(name) for name in wanted}
+
   def asked(module: nn.Module, method: str) -> bool:
-    return method == '__call__' and module.name in wanted
+    return (module.name, method) in places.values()
 
   def plus(
     call: Callable[..., Any],
@@ -231,9 +265,8 @@ def capture(
     context: nn.module.InterceptorContext,
   ) -> Any:
     value = call(*arguments, **keywords)
-    is_layer = context.method_name == '__call__'
-    name = context.module.name or ''
-    return value + added[name] if is_layer and name in added else value
+    place = context.module.name, context.method_name
+    return value + delta[place] if place in delta else value
 
   with nn.intercept_methods(plus):
     _, state = module.apply(
@@ -244,13 +277,24 @@ def capture(
       capture_intermediates=asked,
       mutable=['intermediates'],
     )
-  return {name: state['intermediates'][name]['__call__'][0] for name in wanted}
+  found = state['intermediates']
+  return {
+    name: found[layer][method][0] for name, (layer, method) in places.items()
+  }
+
+
+def _place(name: str) -> tuple[str, str]:
+  """The submodule and the method that return a value."""
+  if name.endswith(names.LINEAR):
+    return name.removesuffix(names.LINEAR), 'linear'
+  return name, '__call__'
 
 
 def needed_parameters(module: ResNet, wanted: Sequence[str]) -> tuple[str, ...]:
-  """Parameters of the layers up to the deepest one in `wanted`."""
-  order = layer_names(module)
-  front = set(order[: 1 + max(order.index(name) for name in wanted)])
+  """Parameters of the layers up to the deepest value in `wanted`."""
+  order = value_names(module)
+  deepest = max(order.index(_place(name)[0]) for name in wanted)
+  front = set(order[: 1 + deepest])
   return tuple(
     name for name in parameter_shapes(module) if name.split('/')[0] in front
   )

@@ -232,6 +232,13 @@ def blocks(depth: int, variant: Variant) -> tuple[Block, ...]:
   return tuple(found)
 
 
+def padded_shortcuts(depth: int) -> tuple[str, ...]:
+  """The blocks whose shortcut is padded with zeros (option A)."""
+  if ARCHITECTURES[check_depth(depth)].projections:
+    return ()
+  return tuple(b.name for b in blocks(depth, Variant()) if b.stride > 1)
+
+
 def units(depth: int, variant: Variant) -> Iterator[Unit]:
   """All convolutions, in the order of computing."""
   yield stem(depth)

@@ -4,7 +4,6 @@
 import dataclasses
 import shutil
 import subprocess
-import warnings
 
 from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import errors
@@ -30,7 +29,6 @@ class Diagram:
 
   title: str
   dot: str
-  notes: tuple[str, ...] = ()
 
   def render(self, kind: str = 'svg') -> bytes:
     """The image: SVG, PNG or PDF.
@@ -79,17 +77,7 @@ def diagram(
   module = resnet.published(names.depth_of(name))
   own = module.variant.overridden(stride_in=stride_in, stem_pool=stem_pool)
   module = module.clone(variant=own)
-  return draw_warning(module, crop_size, level, highlight)
-
-
-def draw_warning(
-  module: resnet.ResNet, size: int, level: str, highlight: str
-) -> Diagram:
-  """Draws as `draw`; the notes are warnings at the caller's caller."""
-  drawn = draw(module, size, level, highlight)
-  for note in drawn.notes:
-    warnings.warn(note, stacklevel=3)
-  return drawn
+  return draw(module, crop_size, level, highlight)
 
 
 def draw(
@@ -108,18 +96,25 @@ def draw(
     UserError: the level or the layer is unknown, or the name is ambiguous.
   """
   errors.check_choice('diagram_level', level, boxes.LEVELS)
-  found = aliases.Selection(('',), ())
+  found: tuple[str, ...] = ('',)
   if highlight:
-    found = aliases.select_layers(highlight, module.depth, module.classes > 0)
-  layer, *others = found.layers
+    found = aliases.select(highlight, module.depth, module.classes > 0)
+  layer, *others = found
   if others:
     raise errors.UserError(
-      f"highlight='{highlight}' stands for {len(found.layers)} layers, from"
+      f"highlight='{highlight}' stands for {len(found)} layers, from"
       f' {layer} to {others[-1]}. Name one of them.'
+    )
+  # The value before a ReLU is in the box of its layer.
+  layer = layer.removesuffix(names.LINEAR)
+  if layer and names.is_between(layer):
+    raise errors.UserError(
+      f"highlight='{highlight}' is {layer}, which is no layer and has no box."
+      ' Name a layer.'
     )
   title, network = resnet.describe(module), graph.build(module, size, size)
   text = diagram_lib.dot(network, title, level, layer)
-  return Diagram(title, text, found.notes)
+  return Diagram(title, text)
 
 
 def run(text: str, kind: str) -> bytes:

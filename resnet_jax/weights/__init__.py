@@ -240,7 +240,9 @@ def _as_recorded(
   path: pathlib.Path, loaded: assemble.Loaded, record: lookup.Record
 ) -> assemble.Loaded:
   """The file's parameters with the zoo's variant and preprocessing."""
-  count = resnet.learned_count(resnet.parameter_shapes(loaded.module))
+  # Some files of a network have biases that others lack.
+  bare = loaded.module.clone(biases=frozenset())
+  count = resnet.learned_count(resnet.parameter_shapes(bare))
   if (loaded.module.depth, count) != (record.depth, record.parameters):
     raise errors.UserError(
       f'{path} should be {record.name}, a ResNet-{record.depth} of'

@@ -14,7 +14,7 @@ import numpy as np
 
 from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.models import names, resnet, structure
+from resnet_jax.models import resnet, structure
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 
@@ -22,6 +22,8 @@ CONV_ORDERS = ('OHWI', 'OIHW')
 # What becomes float32; weights of any other type are refused.
 DTYPES = ('float16', 'bfloat16', 'float32', 'float64')
 MAX_CLASSES = 100_000
+# How the bias of a unit's convolution ends.
+CONV_BIAS = '_conv/bias'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +86,6 @@ class Options:
     return module.clone(variant=module.variant.overridden(**self.variant))
 
 
-_BIASES = (
-  '{} convolutions have a bias: it goes into the mean of the batch norm after'
-  ' it, so these _conv layers are without their bias.'
-)
 TORCH_LAYOUT = KernelLayout('(Co, Ci, ky, kx), (out, in)', (2, 3, 1, 0), (1, 0))
 KERAS_LAYOUT = KernelLayout('(ky, kx, Ci, Co), (in, out)', (0, 1, 2, 3), (0, 1))
 
@@ -181,7 +179,7 @@ def assemble(
     tensors: by the file's names; an unknown name is an error.
     naming: for a depth, the canonical `layer/leaf` of each of the file's
       names; empty for a depth that the format does not have.  A convolution
-      may have a `bias`, which goes into the mean of its batch norm.
+      may have a `bias` or not.
     layout: of kernels.
     format: human-readable, 'Keras HDF5'.
     variant: of the network.
@@ -203,16 +201,18 @@ def assemble(
     if name in tensors
   }
   classes = _classes(path, origins, layout)
-  module = resnet.ResNet(depth, classes, variant)
-  _check_shapes(path, origins, resnet.parameter_shapes(module), layout)
+  biases = frozenset(
+    ours.removesuffix(CONV_BIAS) for ours in origins if ours.endswith(CONV_BIAS)
+  )
+  module = resnet.ResNet(depth, classes, variant, biases)
+  shapes = resnet.parameter_shapes(module)
+  _check_shapes(path, origins, shapes, layout)
   values = {
     ours: _read(path, origin.name, tensors[origin.name])
     for ours, origin in origins.items()
   }
   if options.finite:
     _check_values(path, values, origins)
-  folded = _fold_biases(values, origins)
-  order = names.parameter_names(depth, head=classes > 0)
   return Loaded(
     format,
     module,
@@ -220,30 +220,14 @@ def assemble(
       ours: np.ascontiguousarray(
         values[ours].transpose(layout.axes(values[ours].ndim))
       )
-      for ours in order
+      for ours in shapes
     },
-    {ours: origins[ours] for ours in order},
+    {ours: origins[ours] for ours in shapes},
     layout.text,
     preprocess,
-    (*notes, *([_BIASES.format(folded)] if folded else [])),
+    tuple(notes),
     tuple(guesses),
   )
-
-
-def _fold_biases(
-  values: dict[str, np.ndarray], origins: dict[str, Origin]
-) -> int:
-  """Subtracts convolutions' biases from means; counts those that are not 0."""
-  count = 0
-  for ours in [name for name in values if name.endswith('_conv/bias')]:
-    mean = ours.replace('_conv/bias', '_bn/mean')
-    bias, folded = values.pop(ours).astype(np.float64), origins.pop(ours)
-    count += bool(bias.any())
-    values[mean] = (values[mean].astype(np.float64) - bias).astype(np.float32)
-    origins[mean] = dataclasses.replace(
-      origins[mean], name=f'{origins[mean].name} - {folded.name}'
-    )
-  return count
 
 
 def _check_values(
@@ -289,7 +273,7 @@ def nearest_depth(
 
 
 def _required(ours: str) -> bool:
-  return not ours.startswith('logits/') and not ours.endswith('_conv/bias')
+  return not ours.startswith('logits/') and not ours.endswith(CONV_BIAS)
 
 
 def _check_names(
@@ -351,10 +335,7 @@ def _check_shapes(
 ) -> None:
   faults = []
   for ours, origin in origins.items():
-    # A convolution's bias has a value for each of the kernel's outputs.
-    expected = layout.stored(
-      shapes.get(ours) or shapes[ours.replace('bias', 'kernel')][-1:]
-    )
+    expected = layout.stored(shapes[ours])
     if origin.shape != expected:
       faults.append(
         f'{origin.name} has the shape {origin.shape}, not {expected}'

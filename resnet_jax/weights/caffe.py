@@ -17,7 +17,7 @@ import numpy as np
 from resnet_jax.codecs import blob
 from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data import presets
-from resnet_jax.models import aliases, structure
+from resnet_jax.models import programs, structure
 from resnet_jax.models.variant import STRIDES, Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, caffe_net
@@ -33,7 +33,7 @@ def naming(depth: int, head: str = 'fc1000') -> dict[str, str]:
     head: the name of the classifier's layer.
   """
   result: dict[str, str] = {}
-  for ours, theirs in aliases.owners(depth, 'caffe').items():
+  for ours, theirs in programs.owners(depth, 'caffe').items():
     if ours.endswith('_bn'):
       result |= {
         f'bn{theirs}.0': f'{ours}/mean',
@@ -189,7 +189,7 @@ def _stride_in(path: pathlib.Path, layers: _Layers) -> str:
 def _strides(stride_in: str) -> dict[str, set[int]]:
   """The stride of each convolution, by Caffe's names, of all depths."""
   return {
-    aliases.owners(depth, 'caffe')[f'{unit.name}_conv']: {unit.stride}
+    programs.owners(depth, 'caffe')[f'{unit.name}_conv']: {unit.stride}
     for depth in (50, 101, 152)
     for unit in structure.units(depth, Variant(stride_in))
   }

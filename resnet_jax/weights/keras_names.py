@@ -13,7 +13,7 @@ from typing import BinaryIO
 import h5py
 
 from resnet_jax.codecs import hdf5
-from resnet_jax.models import aliases
+from resnet_jax.models import programs
 from resnet_jax.system import errors
 from resnet_jax.weights import keras_config
 
@@ -68,11 +68,11 @@ def canonical(old: bool) -> dict[str, str]:
 
 def _owners(depth: int, old: bool) -> dict[str, str]:
   if not old:
-    return aliases.owners(depth, 'keras')
+    return programs.owners(depth, 'keras')
   # A batch norm's owner is the common part of Caffe's `bn...` and `scale...`.
   return {
     ours: f'bn{theirs}' if ours.endswith('_bn') else theirs
-    for ours, theirs in aliases.owners(depth, 'caffe').items()
+    for ours, theirs in programs.owners(depth, 'caffe').items()
     if depth == 50
   }
 
@@ -181,7 +181,7 @@ def _order(kind: str, count: int) -> list[str]:
   if kind == 'dense':
     return ['predictions']
   for depth in (50, 101, 152):
-    owners = aliases.owners(depth, 'keras').values()
+    owners = programs.owners(depth, 'keras').values()
     order = [name for name in owners if name.endswith(_ENDS[kind])]
     if len(order) == count:
       return sorted(order, key=_position)

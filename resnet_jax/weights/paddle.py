@@ -213,7 +213,7 @@ def write(
   """Writes a new directory, whole or not at all.
 
   Args:
-    parameters: `layer/leaf` arrays.
+    parameters: `layer/leaf` arrays, `without_biases`.
     directory: the new one.
     order: of convolutions.
     text: of `metadata.written`; '': no such file is written.
@@ -239,6 +239,25 @@ def write(
     if text:
       (part / metadata.FILE).write_text(text, 'utf-8')
     os.replace(part, directory)
+
+
+def without_biases(
+  parameters: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+  """The parameters of the same network without biases of convolutions.
+
+  The format has none: they go into the means of the batch norms after them.
+
+  Args:
+    parameters: `layer/leaf` arrays.
+  """
+  found = dict(parameters)
+  for name in [n for n in found if n.endswith(assemble.CONV_BIAS)]:
+    unit = name.removesuffix(assemble.CONV_BIAS)
+    bias = found.pop(name).astype(np.float64)
+    mean = f'{unit}_bn/mean'
+    found[mean] = (found[mean].astype(np.float64) - bias).astype(np.float32)
+  return found
 
 
 def suspect_order(

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Mapping
 
-from resnet_jax.models import aliases, names
+from resnet_jax.models import aliases, names, programs, resnet
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, caffe, keras, torch_names
 
@@ -64,13 +64,9 @@ def _of_layers(
   tables: Mapping[str, Mapping[str, object]],
 ) -> tuple[str, ...]:
   module = loaded.module
-  try:
-    layers = aliases.select_layers(
-      pattern, module.depth, head=module.classes > 0
-    ).layers
-  except aliases.AmbiguousNameError:
-    raise
-  except errors.UserError as error:
+  known = resnet.layer_names(module)
+  layers = aliases.resolve(pattern, _layer_tables(module), known)
+  if not layers:
     everything = [name for table in tables.values() for name in table]
     raise errors.unknown(
       'parameter',
@@ -79,7 +75,7 @@ def _of_layers(
       described='those of --job=inspect, LAYER/LEAF with LEAF one of kernel,'
       ' scale, mean, var, bias; the names of Paddle, Caffe, Keras and'
       ' torchvision; and a layer, for all of its parameters',
-    ) from error
+    )
   found = tuple(n for n in loaded.parameters if n.split('/')[0] in layers)
   if not found:
     raise errors.UserError(
@@ -87,3 +83,21 @@ def _of_layers(
       ' a batch norm (_bn) or the classifier (logits).'
     )
   return found
+
+
+def _layer_tables(
+  module: resnet.ResNet,
+) -> dict[str, dict[str, tuple[str, ...]]]:
+  """The layers by the names of those that hold their parameters."""
+  known = resnet.layer_names(module)
+  tables: dict[str, dict[str, tuple[str, ...]]] = {
+    aliases.CANONICAL: {name: (name,) for name in known}
+  }
+  for scheme in _NAMINGS:
+    tables[scheme] = table = {}
+    for ours, theirs in programs.owners(module.depth, scheme).items():
+      # Caffe's batch norm has its parameters in two layers.
+      both = scheme == 'caffe' and ours.endswith('_bn')
+      for kind in ('bn', 'scale') if both else ('',):
+        table[kind + theirs] = (ours,)
+  return tables

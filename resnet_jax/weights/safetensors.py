@@ -57,7 +57,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
       loaded = assemble.assemble(
         path,
         tensors,
-        lambda depth: {name: name for name in names.parameter_names(depth)},
+        _naming,
         assemble.KERAS_LAYOUT,
         format=FORMAT,
         variant=Variant(),
@@ -69,6 +69,10 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     raise errors.UserError(
       f'{path} is damaged: {error}. Get it again.'
     ) from error
+
+
+def _naming(depth: int) -> dict[str, str]:
+  return {name: name for name in names.parameter_names(depth, biases=True)}
 
 
 def _tensor(file: Any, name: str) -> Tensor:

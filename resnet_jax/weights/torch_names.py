@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data import presets
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.models import aliases, names, structure
+from resnet_jax.models import names, programs, structure
 from resnet_jax.models.variant import Variant
 from resnet_jax.weights import assemble
 
@@ -59,7 +59,7 @@ def torchvision(depth: int) -> dict[str, str]:
 
   Of a CIFAR network, of each name of pytorch_resnet_cifar10.
   """
-  owner = aliases.owners(depth, 'torchvision')
+  owner = programs.owners(depth, 'torchvision')
   return _naming(depth, lambda layer: owner[layer])
 
 
@@ -91,7 +91,7 @@ def hugging_face(depth: int, backbone: str = _BACKBONE) -> dict[str, str]:
 
 def _naming(depth: int, owner: Callable[[str], str]) -> dict[str, str]:
   result = {}
-  for ours in names.parameter_names(depth):
+  for ours in names.parameter_names(depth, biases=True):
     layer, leaf = ours.split('/')
     result[f'{owner(layer)}.{_LEAVES[leaf]}'] = ours
   return result

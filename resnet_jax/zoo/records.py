@@ -121,7 +121,7 @@ class Record:
     licence_source: what the licence is of, and where it is stated.
     variant: of the network.
     preprocess: of the images, as in training.
-    parameters: learned numbers.
+    parameters: learned numbers, without biases of convolutions.
     accuracies: published ones.
     note: what else a user should know.
   """

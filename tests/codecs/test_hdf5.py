@@ -224,5 +224,5 @@ def test_a_truncated_file_is_damaged(crafted):
   data = path.read_bytes()
   for size in (0, 7, 50, len(data) // 2, len(data) - 1):
     path.write_bytes(data[:size])
-    with pytest.raises(ValueError, match=r'signature|truncated'):
+    with pytest.raises(ValueError, match='open file'):
       read(path)
