@@ -25,14 +25,14 @@ SCHEMES = ('caffe', 'keras', 'torchvision', 'hugging_face')
 # A value and its names in another program, the usual one first.
 _Row = tuple[str, tuple[str, ...]]
 
-# By scheme, outside of the blocks.  Caffe computes in place: its names stand
-# for several values there.
+# By scheme, outside of the blocks.  A name of Caffe is a layer's, and means
+# what the layer puts out; its BatchNorm, without the Scale, is no value here.
 _STEM: dict[str, tuple[_Row, ...]] = {
   'caffe': (
     ('input', ('data',)),
     ('conv1_conv', ('conv1',)),
-    ('conv1_bn_linear', ('scale_conv1', 'bn_conv1', 'conv1')),
-    ('conv1_bn', ('conv1_relu', 'bn_conv1', 'conv1')),
+    ('conv1_bn_linear', ('scale_conv1',)),
+    ('conv1_bn', ('conv1_relu',)),
     ('pool1', ('pool1',)),
   ),
   'keras': (
@@ -107,12 +107,11 @@ class _UnitNames:
   inner: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
 
-_CAFFE = 'res{block}_{branch}'
 _UNITS = {
   'caffe': _UnitNames(
-    (_CAFFE,),
-    ('scale{block}_{branch}', 'bn{block}_{branch}', _CAFFE),
-    ('res{block}_{branch}_relu', 'bn{block}_{branch}', _CAFFE),
+    ('res{block}_{branch}',),
+    ('scale{block}_{branch}',),
+    ('res{block}_{branch}_relu',),
   ),
   'keras': _UnitNames(
     ('{block}_{number}_conv',),
@@ -146,7 +145,8 @@ _PROJECTIONS = _UNITS | {
     ('{block}.shortcut.normalization', '{block}.shortcut'),
   ),
 }
-# Of a block's sum, and of the ReLU after it.
+# Of a block's sum, and of the ReLU after it.  Caffe's ReLU overwrites the sum:
+# pycaffe has the one under the name, OpenCV the other.
 _SUMS = {
   'caffe': (('res{block}',), ('res{block}_relu', 'res{block}')),
   'keras': (('{block}_add',), ('{block}_out',)),

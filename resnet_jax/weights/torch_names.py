@@ -91,7 +91,7 @@ def hugging_face(depth: int, backbone: str = _BACKBONE) -> dict[str, str]:
 
 def _naming(depth: int, owner: Callable[[str], str]) -> dict[str, str]:
   result = {}
-  for ours in names.parameter_names(depth, biases=True):
+  for ours in names.parameter_names(depth):
     layer, leaf = ours.split('/')
     result[f'{owner(layer)}.{_LEAVES[leaf]}'] = ours
   return result

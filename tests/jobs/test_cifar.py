@@ -122,7 +122,7 @@ def test_every_layer_agrees_with_a_direct_numpy_network(depth, size):
     presets.CIFAR,
   )
   got = run.fetch(run(images[:, None]))
-  shapes = resnet.layer_shapes(model, *size)
+  shapes = resnet.value_shapes(model, *size)
   for name in wanted:
     assert got[name].shape == (2, *shapes[name]) == expected[name].shape
     scale = np.sqrt(np.mean(expected[name] ** 2))

@@ -12,7 +12,7 @@ from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 
 ALL = frozenset(
-  name for depth in structure.ARCHITECTURES for name in names.layer_names(depth)
+  name for depth in structure.ARCHITECTURES for name in names.value_names(depth)
 )
 INFERENCES = [
   layers.Inference(platform='gpu'),
@@ -29,15 +29,19 @@ def _traced(model, height, width):
   """The parameters and the (C, H, W) of layers, as Flax traces them."""
   _, traced = jax.eval_shape(
     lambda x: model.init_with_output(
-      jax.random.key(0), x, capture_intermediates=True
+      jax.random.key(0),
+      x,
+      capture_intermediates=lambda module, method: module.name is not None,
     ),
     jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32),
   )
   shapes = {}
   for name, value in traced.pop('intermediates').items():
     if name != '__call__':
-      _, rows, columns, channels = value['__call__'][0].shape
-      shapes[name] = channels, rows, columns
+      for method, (array,) in value.items():
+        _, rows, columns, channels = array.shape
+        end = '' if method == '__call__' else f'_{method}'
+        shapes[name + end] = channels, rows, columns
   parameters = {
     f'{layer}/{leaf}': array.shape
     for collection in traced.values()
@@ -54,12 +58,12 @@ def test_shapes_are_those_that_flax_traces(depth, variant):
   height, width = 45, 62
   parameters, shapes = _traced(model, height, width)
   assert resnet.parameter_shapes(model) == parameters
-  assert resnet.layer_shapes(model, height, width) == shapes
-  assert list(resnet.layer_shapes(model, height, width)) == list(
-    resnet.layer_names(model)
+  assert resnet.value_shapes(model, height, width) == shapes
+  assert list(resnet.value_shapes(model, height, width)) == list(
+    resnet.value_names(model)
   )
   headless = model.clone(classes=0)
-  assert 'logits' not in resnet.layer_shapes(headless, height, width)
+  assert 'logits' not in resnet.value_shapes(headless, height, width)
   assert 'logits/bias' not in resnet.parameter_shapes(headless)
 
 
@@ -82,7 +86,7 @@ def test_parameters_of_joined_layers_are_those_that_flax_traces(
 @pytest.mark.parametrize('size', [(31, 224), (224, 31)])
 def test_images_that_are_too_small_are_refused(size):
   with pytest.raises(ValueError, match='a ResNet takes 32x32 or more'):
-    resnet.layer_shapes(resnet.ResNet(18), *size)
+    resnet.value_shapes(resnet.ResNet(18), *size)
 
 
 def test_a_depth_that_no_resnet_has_is_refused():
@@ -90,7 +94,7 @@ def test_a_depth_that_no_resnet_has_is_refused():
   with pytest.raises(errors.UserError, match='no ResNet has 17 layers'):
     resnet.parameter_shapes(model)
   with pytest.raises(errors.UserError, match='no ResNet has 17 layers'):
-    resnet.layer_shapes(model, 224, 224)
+    resnet.value_shapes(model, 224, 224)
 
 
 @pytest.mark.parametrize(

@@ -373,8 +373,11 @@ def test_a_files_weights_say_which_network_it_is(tmp_path, capsys):
 def test_other_programs_names_can_be_highlighted(tmp_path, capsys):
   jobs.run('diagram', _config(tmp_path, highlight='layer1.0.bn1', output=''))
   said = capsys.readouterr()
-  assert 'In colour: res2_1_branch2a_bn' in said.out
-  assert 'NOTE: torchvision' in said.err
+  # The box of the layer has the value before its ReLU, too.
+  assert 'In colour: res2_1_branch2a_bn,' in said.out
+  assert not said.err
+  with pytest.raises(errors.UserError, match='conv1_pad, which is no layer'):
+    jobs.run('diagram', _config(tmp_path, highlight='conv1_pad', output=''))
 
 
 # ------------------------------------------------------- notebook, documents
@@ -405,8 +408,7 @@ def test_a_loaded_network_is_drawn_as_it_is():
   assert '3x96x96' in drawn.dot
   variant = resnet_jax.diagram(18, stride_in='3x3', crop_size=96)
   assert variant.dot == model.diagram().dot
-  with pytest.warns(UserWarning, match='before the ReLU'):
-    model.diagram(highlight='layer1.0.bn1')
+  assert 'In colour: conv1_bn,' in model.diagram(highlight='bn1').dot
   with pytest.raises(errors.UserError, match="unknown diagram_level 'all'"):
     model.diagram(level='all')
 

@@ -19,7 +19,7 @@ from makers import refusal
 
 from resnet_jax import weights
 from resnet_jax.data import presets
-from resnet_jax.models import aliases, resnet
+from resnet_jax.models import aliases, programs, resnet, structure
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble
@@ -37,18 +37,14 @@ LAYOUTS = {
   'model.weights.h5': keras_files.WEIGHTS_3,
   'model.keras': keras_files.ARCHIVE,
 }
+# All of Keras' convolutions have a bias.
+BIASES = frozenset(unit.name for unit in structure.units(50, Variant()))
 BN_LEAVES = {
   'scale': 'gamma',
   'bias': 'beta',
   'mean': 'moving_mean',
   'var': 'moving_variance',
 }
-
-# The note of `assemble` on them.
-BIASES = (
-  '53 convolutions have a bias: it goes into the mean of the batch norm after'
-  ' it, so these _conv layers are without their bias.',
-)
 
 
 def framework():
@@ -107,7 +103,7 @@ def save_everything(model, folder):
 
 
 def expected_parameters(model, owners):
-  """Ours by Keras' own variables; a convolution's bias moves the mean."""
+  """Ours by Keras' own variables."""
   result = {}
   for ours, theirs in owners.items():
     if theirs not in {layer.name for layer in model.layers}:
@@ -115,13 +111,9 @@ def expected_parameters(model, owners):
     layer = model.get_layer(theirs)
     if ours.endswith('_bn'):
       values = {k: np.asarray(getattr(layer, v)) for k, v in BN_LEAVES.items()}
-      conv = model.get_layer(theirs.removesuffix('_bn') + '_conv')
-      bias = np.array(conv.bias, np.float64)
-      values['mean'] = (values['mean'] - bias).astype(np.float32)
     else:
       values = {'kernel': np.asarray(layer.kernel)}
-      if ours == 'logits':
-        values['bias'] = np.array(layer.bias)
+      values['bias'] = np.array(layer.bias)
     result |= {f'{ours}/{leaf}': value for leaf, value in values.items()}
   return result
 
@@ -140,20 +132,22 @@ def checksums(parameters):
 
 
 def assert_activations_agree(model, loaded, names, tolerance=5e-4):
-  """Compares layers (canonical name: Keras' layer) on a random input."""
+  """Compares values (Keras' layer: canonical name) on a random input."""
   x = np.random.default_rng(1).normal(0, 60, (2, 64, 64, 3)).astype('f4')
   # Compiled whole: by single operations they are hundreds of programs.
   ours = jax.jit(
-    lambda parameters: resnet.capture(loaded.module, parameters, x, list(names))
+    lambda parameters: resnet.capture(
+      loaded.module, parameters, x, list(names.values())
+    )
   )(loaded.parameters)
-  wanted = [model.get_layer(name).output for name in names.values()]
+  wanted = [model.get_layer(name).output for name in names]
   part = framework().Model(model.input, wanted)
   state = part.trainable_variables, part.non_trainable_variables
   with jax.numpy_rank_promotion('allow'):
     theirs, _ = jax.jit(part.stateless_call)(
       *([variable.value for variable in some] for some in state), x
     )
-  for (name, theirs_name), value in zip(names.items(), theirs, strict=True):
+  for (theirs_name, name), value in zip(names.items(), theirs, strict=True):
     expected = np.asarray(value)
     got = np.asarray(ours[name]).reshape(expected.shape)
     rms = np.sqrt(np.mean(expected**2))
@@ -164,7 +158,7 @@ def assert_activations_agree(model, loaded, names, tolerance=5e-4):
 def _order_gives_names(model, depth, path):
   """Saves a model, asserts that it is read; returns the number of classes."""
   model.save_weights(path)
-  owners = aliases.owners(depth, 'keras')
+  owners = programs.owners(depth, 'keras')
   # Checksums, and the model let go: a ResNet-152 is 240 MB each time.
   expected = checksums(expected_parameters(model, owners))
   del model
@@ -216,17 +210,17 @@ def loaded(saved):
 # ------------------------------------------------------------- Keras' files
 
 
-def test_every_layer_has_keras_values(model, loaded):
-  names = {
-    alias.layer: alias.name
-    for alias in aliases.aliases(50)
-    if alias.scheme == 'keras'
-    and not alias.before_relu
-    # There it includes the bias, which here is in the batch norm.
-    and not alias.name.endswith('_conv')
-  }
-  # 53 batch norms, two pools, 16 blocks, the probabilities.
-  assert len(names) == 53 + 2 + 16 + 1
+def test_every_name_has_keras_values(model, loaded):
+  """Every layer, before and behind ReLUs, with biases and pads."""
+  names = {}
+  for layer in model.layers:
+    (names[layer.name],) = aliases.select(f'keras:{layer.name}', 50)
+    if layer.name != 'conv1_bn':
+      # The one name that Keras has for another value than the canonical one.
+      assert aliases.select(layer.name, 50) == (names[layer.name],)
+  # The input, 53 convolutions, 53 batch norms, 49 ReLUs, 16 sums, three pools,
+  # two pads, the probabilities; the sums' ReLUs are among the 49.
+  assert len(names) == 1 + 53 + 53 + 49 + 16 + 3 + 2 + 1 - 1
   assert_activations_agree(model, loaded, names)
 
 
@@ -236,13 +230,15 @@ def test_all_layouts_hold_the_same_network(model, saved, loaded, name):
   assert recognised(path)
   got = load(path)
   assert got.format == LAYOUTS[name]
-  assert got.notes == BIASES
+  assert got.notes == ()
   assert weights.digest(got.parameters) == weights.digest(loaded.parameters)
   assert got.origins == loaded.origins
-  assert got.module == resnet.ResNet(50, 10, Variant('1x1', 'pad1', 1.001e-5))
+  assert got.module == resnet.ResNet(
+    50, 10, Variant('1x1', 'pad1', 1.001e-5), BIASES
+  )
   assert got.preprocess == presets.CAFFE
   assert_same(
-    got.parameters, expected_parameters(model, aliases.owners(50, 'keras'))
+    got.parameters, expected_parameters(model, programs.owners(50, 'keras'))
   )
 
 
@@ -252,7 +248,10 @@ def test_names_are_those_that_a_keras_user_knows(loaded):
     'conv2_block1_1_conv/kernel'
   )
   assert origins['res2_1_branch2a_bn/mean'].name == (
-    'conv2_block1_1_bn/moving_mean - conv2_block1_1_conv/bias'
+    'conv2_block1_1_bn/moving_mean'
+  )
+  assert origins['res2_1_branch2a_conv/bias'].name == (
+    'conv2_block1_1_conv/bias'
   )
   assert origins['logits/kernel'].name == 'predictions/kernel'
   assert origins['logits/kernel'].shape == (2048, 10)
@@ -340,7 +339,7 @@ def test_headless_files_have_no_classifier(saved, tmp_path):
   without_layers(saved / 'weights.h5', tmp_path / 'a', 'predictions|avg_pool')
   got = load(tmp_path / 'a')
   assert got.module.classes == 0
-  assert got.notes == BIASES
+  assert got.notes == ()
   assert 'logits/kernel' not in got.parameters
 
 
@@ -375,7 +374,7 @@ def tuned(tmp_path_factory):
 def test_a_fine_tuned_model_with_its_own_head(tuned, name):
   folder, body, made = tuned
   got = load(folder / name)
-  expected = expected_parameters(body, aliases.owners(50, 'keras'))
+  expected = expected_parameters(body, programs.owners(50, 'keras'))
   head = made.get_layer('flowers')
   expected['logits/kernel'] = np.array(head.kernel)
   expected['logits/bias'] = np.array(head.bias)
@@ -499,13 +498,14 @@ def old(saved, tmp_path_factory):
 
 def test_the_names_until_2018(model, old, loaded):
   got = load(old)
-  assert got.module == resnet.ResNet(50, 10, Variant('1x1', 'pad1', 1e-3))
+  assert got.module == resnet.ResNet(
+    50, 10, Variant('1x1', 'pad1', 1e-3), BIASES
+  )
   assert_same(got.parameters, loaded.parameters)
   assert got.origins['res4_6_branch2c_bn/var'].name == (
     'bn4f_branch2c/moving_variance'
   )
-  note, biases = got.notes
-  assert (biases,) == BIASES
+  (note,) = got.notes
   assert 'names that Keras used until 2018' in note
   assert '55 pixels, not 56' in note
 
@@ -517,8 +517,8 @@ def test_the_names_until_2018(model, old, loaded):
 
   reference = framework().models.clone_model(model, clone_function=clone)
   reference.set_weights(model.get_weights())
-  names = {'pool1': 'pool1_pool', 'res5_3_addto': 'conv5_block3_out'}
-  assert_activations_agree(reference, got, names | {'output': 'predictions'})
+  names = {'pool1_pool': 'pool1', 'conv5_block3_out': 'res5_3_addto'}
+  assert_activations_agree(reference, got, names | {'predictions': 'output'})
 
 
 def test_an_old_model_without_padding_is_refused(old, tmp_path):
@@ -556,12 +556,9 @@ def test_repacked_files(saved, tmp_path, loaded, storage, dtype):
   got = load(tmp_path / 'a')
   assert got.origins['logits/kernel'].dtype == np.dtype(dtype).name
   for name, value in loaded.parameters.items():
-    if name.endswith('/mean'):  # mean and bias were rounded on their own
-      np.testing.assert_allclose(got.parameters[name], value, atol=2e-3)
-    else:
-      np.testing.assert_array_equal(
-        got.parameters[name], value.astype(dtype).astype('<f4'), err_msg=name
-      )
+    np.testing.assert_array_equal(
+      got.parameters[name], value.astype(dtype).astype('<f4'), err_msg=name
+    )
 
 
 # ------------------------------------------------- hostile and damaged files

@@ -176,14 +176,14 @@ def test_the_users_variant_is_run_and_recorded(run_main, tmp_path):
   assert np.abs(own.features(IMAGE, 'avgpool') - expected).max() > 1e-3
 
 
-def test_a_value_before_the_relu_is_warned_of_in_a_notebook(three):
+def test_a_name_of_torchvision_is_its_value_before_the_relu(three):
   model = resnet_jax.load(weights=three)
-  with pytest.warns(UserWarning, match='before the ReLU'):
-    found = model.features(IMAGE, 'layer1.0.bn1')
-  assert found.shape == (1, 64, 56, 56)
-  with pytest.warns(UserWarning, match='so are 1 more'):
-    several = model.features(IMAGE, 'layer4.*')
-  assert 'res5_2_addto' in several
+  both = model.features(IMAGE, 'layer1.0.bn1,layer1.0.relu')
+  linear, rectified = both.values()
+  assert list(both) == [*model.resolve('layer1.0.bn1,layer1.0.relu')]
+  assert linear.shape == (1, 64, 56, 56)
+  assert linear.min() < 0
+  np.testing.assert_array_equal(rectified, np.maximum(linear, 0))
 
 
 def test_a_renamed_published_file_is_recognised(three, monkeypatch):
