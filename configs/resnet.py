@@ -42,6 +42,14 @@ def get_config(arg: str = '') -> ConfigDict:
   config.stem_pool = 'auto'
   # What batch norms add to the variance.
   config.epsilon = 0.0
+  # Channels of the stem, and of res2's blocks over 4; 0: those of the weights,
+  # else the usual 64 (for CIFAR 16).
+  config.stem_width = 0
+  config.width = 0
+  # Channels of the 3x3 convolutions of res2's bottleneck blocks, and their
+  # groups: 128 is a wide ResNet-50-2, 128 in 32 groups a ResNeXt-50 of 32x4d.
+  config.inner_width = 0
+  config.groups = 0
 
   # The images: a list file (path and label, one image per line), a folder, an
   # image, a tar archive (uncompressed, read in place), shards (a folder of

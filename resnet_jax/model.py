@@ -306,6 +306,10 @@ def load(
   stride_in: str = 'auto',
   stem_pool: str = 'auto',
   epsilon: float = 0.0,
+  stem_width: int = 0,
+  width: int = 0,
+  inner_width: int = 0,
+  groups: int = 0,
   mean: str | PathLike[str] | Sequence[float] = 'auto',
   std: str | Sequence[float] = 'auto',
   channels: str = 'auto',
@@ -337,6 +341,10 @@ def load(
     stride_in: '1x1' or '3x3'.
     stem_pool: 'ceil' or 'pad1'.
     epsilon: of the batch norms.
+    stem_width: channels of the stem.
+    width: channels of res2's blocks, over 4 in bottleneck blocks.
+    inner_width: channels of the 3x3 convolution of a bottleneck block of res2.
+    groups: of that convolution.
     mean: subtracted from the image, 0 to 255: three values, or a mean file.
     std: divides the image: three values.
     channels: 'BGR' or 'RGB'.

@@ -113,7 +113,7 @@ class Setup:
     facts = [[getattr(item, field) for field in fields] for item in items]
     return {
       'model': f'ResNet-{model.module.depth}',
-      'variant': dataclasses.asdict(model.module.variant),
+      'variant': model.module.variant.stated(),
       'weights_sha256': model.weights.digest,
       'preprocessing': model.preprocess.describe(),
       'images': len(items),

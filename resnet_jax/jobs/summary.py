@@ -2,7 +2,6 @@
 """The job `summary`: layers, their names and costs, without weights."""
 
 import collections
-import dataclasses
 import math
 
 from ml_collections import ConfigDict
@@ -50,7 +49,7 @@ def run(config: ConfigDict) -> int:
     heads=1,
     depth=module.depth,
     classes=module.classes,
-    **dataclasses.asdict(module.variant),
+    **module.variant.stated(),
     image=[3, size, size],
     totals=totals,
     between=between,

@@ -32,6 +32,9 @@ class Arithmetic:
   winograd: bool = False
 
 
+# Fewer channels make a product no faster.
+_LEAST_CHANNELS = 64
+
 ARITHMETICS = {
   # Full float32 products: JAX's default on a GPU rounds the factors to 10 bits
   # (TF32).  Winograd's error against float64 is in docs/performance.md.
@@ -51,6 +54,7 @@ def algorithm(
     return 'direct'
   if unit.kernel == 1:
     return 'matrix product'
+  # Also in groups: XLA's own take two to nine times as long.
   if arithmetic.winograd and (unit.kernel, unit.stride) == (3, 1):
     return 'winograd'
   return 'direct'
@@ -58,13 +62,40 @@ def algorithm(
 
 def kernel_shape(unit: structure.Unit, name: str) -> tuple[int, ...]:
   """The shape of the kernel that `convolve` takes for an algorithm."""
-  window = (unit.kernel,) * 2 if name != 'winograd' else (winograd.POINTS,)
-  return *window, unit.inputs, unit.outputs
+  inputs = unit.inputs // unit.groups
+  if name != 'winograd':
+    return unit.kernel, unit.kernel, inputs, unit.outputs
+  return winograd.POINTS, inputs * _joined_groups(unit), unit.outputs
+
+
+def _joined_groups(unit: structure.Unit) -> int:
+  """How many groups are computed as one, with zeros between them.
+
+  A product of few channels takes as long as one of `_LEAST_CHANNELS`.
+  """
+  own = unit.inputs // unit.groups
+  return max(
+    n
+    for n in range(1, unit.groups + 1)
+    if unit.groups % n == 0 and (n == 1 or n * own <= _LEAST_CHANNELS)
+  )
 
 
 def prepared(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """A kernel (ky, kx, Ci, Co) in the shape that `kernel_shape` gives."""
-  return kernel if kernel.shape == shape else winograd.transformed(kernel)
+  """A kernel (ky, kx, Ci / groups, Co) as `kernel_shape` gives it."""
+  if kernel.shape == shape:
+    return kernel
+  own, outputs = kernel.shape[2:]
+  if (joined := shape[1] // own) > 1:
+    # An output takes the inputs of its own group, and zeros for the others'.
+    wide = np.zeros((*kernel.shape[:2], joined, own, outputs), kernel.dtype)
+    # Groups have as many outputs as inputs.
+    group = np.arange(outputs) // own % joined
+    for place in range(joined):
+      chosen = group == place
+      wide[:, :, place, :, chosen] = kernel[..., chosen].transpose(3, 0, 1, 2)
+    kernel = wide.reshape(*kernel.shape[:2], shape[1], outputs)
+  return winograd.transformed(kernel)
 
 
 def convolve(
@@ -78,7 +109,7 @@ def convolve(
 
   Args:
     x: (N, H, W, Ci).
-    kernel: as `prepared` gives it.
+    kernel: (ky, kx, Ci / groups, Co), or as `prepared` gives it.
     unit: the convolution.
     precision: of the products of float32 numbers.
     name: of the algorithm.
@@ -87,7 +118,15 @@ def convolve(
     (N, ceil(H / stride), ceil(W / stride), Co).
   """
   if name == 'winograd':
-    return winograd.convolve(x, kernel)
+    parts = unit.inputs // kernel.shape[1]
+    if parts == 1:
+      return winograd.convolve(x, kernel)
+    pairs = zip(
+      jnp.split(x, parts, axis=-1),
+      jnp.split(kernel, parts, axis=-1),
+      strict=True,
+    )
+    return jnp.concatenate([winograd.convolve(*p) for p in pairs], axis=-1)
   if name == 'matrix product':
     x = x[:, :: unit.stride, :: unit.stride]
     # Flat, so that it is one product and not a batch.
@@ -103,6 +142,7 @@ def convolve(
     window_strides=(unit.stride,) * 2,
     padding=((unit.kernel // 2,) * 2,) * 2,
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=unit.groups,
     precision=precision,
   )
 

@@ -96,7 +96,7 @@ def grammar(depth: int) -> str:
   counts = enumerate(structure.ARCHITECTURES[depth].blocks, start=2)
   blocks = ', '.join(f'res{s}_1 to res{s}_{count}' for s, count in counts)
   branches = ', '.join(unit.name.split('_')[-1] for unit in table[0].branch)
-  pool = 'pool1, ' if structure.stem(depth).pool else ''
+  pool = 'pool1, ' if structure.stem(depth, Variant()).pool else ''
   projected = ', '.join(block.name for block in table if block.shortcut)
   branch1 = f' (and branch1 in {projected})' if projected else ''
   return (

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from resnet_jax.models import layers, names, structure
 from resnet_jax.models.structure import Kind
-from resnet_jax.models.variant import Variant
+from resnet_jax.models.variant import WIDTHS, Variant
 
 MIN_SIZE = 32
 STATISTICS = ('mean', 'var')
@@ -93,7 +93,7 @@ class ResNet(nn.Module):
       x = layers.Identity(name=structure.INPUT)(x)
     x = x.astype(self.inference.rules.dtype)
     if begin == 1:
-      stem = structure.stem(self.depth)
+      stem = structure.stem(self.depth, self.variant)
       sides = [(stem.kernel // 2,) * 2] * 2
       self._padded(names.PADDED[f'{stem.name}_conv'], x, sides)
       # 112 at 224, and 56 after the pool.
@@ -145,6 +145,11 @@ def describe(module: ResNet) -> str:
     else 'shortcuts padded with zeros',
     *([f'stem pool {variant.stem_pool}'] if architecture.pool else []),
     f'epsilon {variant.epsilon:g}',
+    *(
+      f'{name} {value}'
+      for name, value in variant.stated().items()
+      if name in WIDTHS
+    ),
   ]
   return ', '.join(parts)
 

@@ -11,7 +11,7 @@ Recognition", 2015, table 1 (ImageNet) and section 4.2 (CIFAR).
 import dataclasses
 import enum
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from resnet_jax.models.variant import Variant
@@ -112,6 +112,7 @@ class Unit:
     inputs: input channels.
     outputs: output channels.
     name: of both, without `_conv` and `_bn`.
+    groups: of the convolution.
     relu: whether a ReLU follows before any sum.
     pool: the name of the max pool that follows, 3x3 of stride 2; '': none does.
   """
@@ -121,6 +122,7 @@ class Unit:
   inputs: int
   outputs: int
   name: str = ''
+  groups: int = 1
   relu: bool = False
   pool: str = ''
 
@@ -169,6 +171,7 @@ class Layer:
       over its input.
     stride: of that window.
     outputs: channels of a convolution's value; 0 for other layers.
+    groups: of a convolution.
   """
 
   name: str
@@ -181,13 +184,86 @@ class Layer:
   kernel: int = 1
   stride: int = 1
   outputs: int = 0
+  groups: int = 1
 
 
-def stem(depth: int) -> Unit:
+@dataclasses.dataclass(frozen=True)
+class Widths:
+  """The channels of a network.
+
+  Attributes:
+    stem: of the stem.
+    outputs: of res2's blocks; they double with each further stage.
+    inner: between the convolutions of res2's blocks; they double, too.
+  """
+
+  stem: int
+  outputs: int
+  inner: int
+
+
+def widths(depth: int, variant: Variant) -> Widths:
+  """The channels of a network.
+
+  Raises:
+    UserError: no network of the depth has the variant's widths.
+  """
+  own = ARCHITECTURES[check_depth(depth)]
+  stem, width = variant.stem_width or own.width, variant.width or own.width
+  inner = variant.inner_width or width
+  outputs = width * (4 if own.bottleneck else 1)
+  why = ''
+  if not own.bottleneck and (inner != width or variant.groups > 1):
+    why = (
+      f'inner_width={inner} and groups={variant.groups} are of bottleneck'
+      f' blocks, which ResNet-{depth} lacks'
+    )
+  elif inner % variant.groups:
+    why = f'inner_width={inner} is no multiple of groups={variant.groups}'
+  elif (stem == outputs) == own.bottleneck:
+    # Whether res2_1 has a projection is the same in all networks of a depth.
+    must = 'differ from' if own.bottleneck else 'be'
+    why = (
+      f'stem_width={stem} must {must} {outputs}, the channels of'
+      f" res2's blocks (width={width})"
+    )
+  if why:
+    raise errors.UserError(f'{why}. Change them, or leave them out.')
+  return Widths(stem, outputs, inner)
+
+
+def told_widths(depth: int, sizes: Mapping[str, int]) -> dict[str, Any]:
+  """The fields of a variant that the sizes of its parameters tell.
+
+  Args:
+    depth: of the network.
+    sizes: numbers of values, by `layer/leaf`; those that are not there, or fit
+      to no network, are taken as usual.
+  """
+  own = ARCHITECTURES[check_depth(depth)]
+  last = 'c' if own.bottleneck else 'b'
+  usual = widths(depth, Variant())
+  stem = sizes.get('conv1_bn/scale', usual.stem)
+  outputs = sizes.get(f'res2_1_branch2{last}_bn/scale', usual.outputs)
+  width = outputs // (4 if own.bottleneck else 1)
+  inner, groups = width, 1
+  if own.bottleneck:
+    inner = sizes.get('res2_1_branch2b_bn/scale', usual.inner)
+    dense = 9 * inner**2
+    groups = dense // (sizes.get('res2_1_branch2b_conv/kernel') or dense)
+  return {
+    'stem_width': 0 if stem == own.width else stem,
+    'width': 0 if width == own.width else width,
+    'inner_width': 0 if inner == width else inner,
+    'groups': groups,
+  }
+
+
+def stem(depth: int, variant: Variant) -> Unit:
   """The first convolution."""
   own = ARCHITECTURES[check_depth(depth)]
-  pool = 'pool1' if own.pool else ''
-  return Unit(own.kernel, own.stride, 3, own.width, 'conv1', True, pool)
+  pool, width = 'pool1' if own.pool else '', widths(depth, variant).stem
+  return Unit(own.kernel, own.stride, 3, width, 'conv1', relu=True, pool=pool)
 
 
 @functools.lru_cache(maxsize=32)
@@ -203,14 +279,14 @@ def blocks(depth: int, variant: Variant) -> tuple[Block, ...]:
   strided = 1 if architecture.bottleneck and variant.stride_in == '3x3' else 0
   last = len(kernels) - 1
   found = []
-  inputs = architecture.width
+  own = widths(depth, variant)
+  inputs = own.stem
   for stage, count in enumerate(architecture.blocks, start=2):
-    width = architecture.width * 2 ** (stage - 2)
-    outputs = width * (4 if architecture.bottleneck else 1)
+    inner, outputs = (n * 2 ** (stage - 2) for n in (own.inner, own.outputs))
     for number in range(1, count + 1):
       name = f'res{stage}_{number}'
       stride = 2 if stage > 2 and number == 1 else 1
-      channels = (inputs, *[width] * last, outputs)
+      channels = (inputs, *[inner] * last, outputs)
       branch = tuple(
         Unit(
           kernel,
@@ -218,6 +294,8 @@ def blocks(depth: int, variant: Variant) -> tuple[Block, ...]:
           channels[place],
           channels[place + 1],
           f'{name}_branch2{"abc"[place]}',
+          # Of basic blocks `widths` refuses more than one.
+          groups=variant.groups if kernel == 3 else 1,
           relu=place < last,
         )
         for place, kernel in enumerate(kernels)
@@ -241,7 +319,7 @@ def padded_shortcuts(depth: int) -> tuple[str, ...]:
 
 def units(depth: int, variant: Variant) -> Iterator[Unit]:
   """All convolutions, in the order of computing."""
-  yield stem(depth)
+  yield stem(depth, variant)
   for block in blocks(depth, variant):
     yield from block.units
 
@@ -257,7 +335,7 @@ def layers(
     variant: of the network.
     head: whether there is a classifier after `avgpool`.
   """
-  first = stem(depth)
+  first = stem(depth, variant)
   found = [*_unit_layers(first, INPUT)]
   if first.pool:
     pooled = (found[-1].name,)
@@ -294,6 +372,7 @@ def _unit_layers(unit: Unit, value: str, **place: Any) -> tuple[Layer, Layer]:
       kernel=unit.kernel,
       stride=unit.stride,
       outputs=unit.outputs,
+      groups=unit.groups,
       **place,
     ),
     Layer(norm, Kind.BATCH_NORM, (conv,), 'ReLU' * unit.relu, **place),

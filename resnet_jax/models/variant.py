@@ -8,6 +8,9 @@ from resnet_jax.system import errors, overrides
 
 STRIDES = ('1x1', '3x3')
 STEM_POOLS = ('ceil', 'pad1')
+# The fields that parameters' shapes tell.
+WIDTHS = ('stem_width', 'width', 'inner_width', 'groups')
+MAX_WIDTH = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +28,14 @@ class Variant:
     stem_pool: the padding of `pool1`, if there is one: 'ceil', Caffe's and
       Paddle's, or 'pad1', torchvision's and Keras'; see `layers.stem_pool`.
     epsilon: what every batch norm adds to the variance.
+    stem_width: channels of the stem; 0: as many as the depth usually has, 64
+      or 16.
+    width: channels that a block of res2 puts out, over 4 in a bottleneck block;
+      they double with each further stage.  0: the usual 64 or 16.
+    inner_width: channels of the 3x3 convolution of a bottleneck block of res2,
+      which double, too: 128 in a wide ResNet-50-2 and a ResNeXt-50 of 32x4.
+      0: `width`.
+    groups: of that convolution; a ResNeXt's cardinality.
 
   Raises:
     UserError: a field is out of its set.
@@ -33,6 +44,10 @@ class Variant:
   stride_in: str = '1x1'
   stem_pool: str = 'ceil'
   epsilon: float = 1e-5
+  stem_width: int = 0
+  width: int = 0
+  inner_width: int = 0
+  groups: int = 1
 
   def __post_init__(self) -> None:
     errors.check_choice('stride_in', self.stride_in, STRIDES)
@@ -41,10 +56,28 @@ class Variant:
       raise errors.UserError(
         f'epsilon={self.epsilon} is not between 0 and 1; 1e-5 is usual.'
       )
+    for name in WIDTHS:
+      value, least = getattr(self, name), int(name == 'groups')
+      if not least <= value <= MAX_WIDTH:
+        raise errors.UserError(
+          f'{name}={value} is not between {least} and {MAX_WIDTH}.'
+        )
 
   def overridden(self, **given: Any) -> 'Variant':
     """This variant with the fields that a user gave; see `overrides.given`."""
     return dataclasses.replace(self, **overrides.given(given))
+
+  def stated(self) -> dict[str, Any]:
+    """The fields as a record has them, the widths only if they are unusual.
+
+    Records of versions before the widths then are those of the same network.
+    """
+    return {
+      field.name: value
+      for field in dataclasses.fields(self)
+      if (value := getattr(self, field.name)) != field.default
+      or field.name not in WIDTHS
+    }
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Variant))

@@ -12,6 +12,7 @@ import numpy as np
 from resnet_jax.data import presets
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import resnet
+from resnet_jax.models.variant import WIDTHS
 from resnet_jax.system import console, errors
 from resnet_jax.system.overrides import AUTO
 from resnet_jax.weights import assemble, formats, random
@@ -130,7 +131,16 @@ def load(
   if record:
     loaded = _as_recorded(path, loaded, record)
     source += f', {record.name} of the zoo ({record.file.hash or "no hash"})'
-  loaded = dataclasses.replace(loaded, module=options.applied(loaded.module))
+  module = options.applied(loaded.module)
+  if resnet.parameter_shapes(module) != resnet.parameter_shapes(loaded.module):
+    told, given = loaded.module.variant, module.variant
+    other = [n for n in WIDTHS if getattr(told, n) != getattr(given, n)]
+    raise errors.UserError(
+      f'{path} holds a network of {resnet.describe(loaded.module)}, which'
+      f' {", ".join(f"{n}={getattr(given, n)}" for n in other)} contradicts.'
+      ' Leave it out: the weights tell it.'
+    )
+  loaded = dataclasses.replace(loaded, module=module)
   warnings = (*(() if loaded.trained else (f'{UNTRAINED}.',)), *loaded.warnings)
   result = Weights(loaded, source, warnings, path)
   if loaded.digest in ('', result.digest):

@@ -6,6 +6,7 @@ here, and a tensor is read only once its shape is known to be right.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -204,6 +205,14 @@ def assemble(
   biases = frozenset(
     ours.removesuffix(CONV_BIAS) for ours in origins if ours.endswith(CONV_BIAS)
   )
+  sizes = {ours: math.prod(origin.shape) for ours, origin in origins.items()}
+  try:
+    variant = dataclasses.replace(
+      variant, **structure.told_widths(depth, sizes)
+    )
+    structure.widths(depth, variant)
+  except errors.UserError as error:
+    raise not_plain(path, str(error).split('. ')[0]) from error
   module = resnet.ResNet(depth, classes, variant, biases)
   shapes = resnet.parameter_shapes(module)
   _check_shapes(path, origins, shapes, layout)

@@ -51,7 +51,7 @@ def written(
   stated: dict[str, Any] = {
     'depth': module.depth,
     'classes': module.classes,
-    **dataclasses.asdict(module.variant),
+    **module.variant.stated(),
     'preprocessing': dataclasses.asdict(loaded.preprocess),
     'source': first.source if first else source,
     'source_sha256': first.sha256 if first else file_sha256,

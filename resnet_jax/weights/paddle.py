@@ -141,7 +141,13 @@ def load_files(
   layout = _LAYOUTS[order]
   found = {name: f for name, f in found.items() if name != metadata.FILE}
   depth = assemble.nearest_depth(found, naming)
-  module = resnet.ResNet(depth, _classes(found))
+  sizes = {
+    ours: _count(found[name])
+    for name, ours in naming(depth).items()
+    if name in found
+  }
+  variant = Variant(**structure.told_widths(depth, sizes))
+  module = resnet.ResNet(depth, _classes(found), variant)
   shapes = {
     aliases.paddle_parameter(ours): layout.stored(shape)
     for ours, shape in resnet.parameter_shapes(module).items()
@@ -197,7 +203,12 @@ def _classes(found: Mapping[str, ParameterFile]) -> int:
   bias = found.get(aliases.paddle_parameter('logits/bias'))
   if bias is None:
     return 0
-  return max(1, (bias.size - _HEADER.size) // _VALUE.itemsize)
+  return max(1, _count(bias))
+
+
+def _count(file: ParameterFile) -> int:
+  """The values that a file has room for."""
+  return (file.size - _HEADER.size) // _VALUE.itemsize
 
 
 def _size(shape: tuple[int, ...]) -> int:
