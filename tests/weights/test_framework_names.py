@@ -160,9 +160,9 @@ def test_every_name_is_the_frameworks_value(
     x.numpy().transpose(0, 2, 3, 1),
     tuple(dict.fromkeys(value for (value,) in meant.values())),
   )
-  for name, (value,) in meant.items():
+  for theirs, (value,) in meant.items():
     assert_agree(
-      np.asarray(got[value]).transpose(0, 3, 1, 2), expected[name], name
+      np.asarray(got[value]).transpose(0, 3, 1, 2), expected[theirs], theirs
     )
 
 
