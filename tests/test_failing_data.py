@@ -11,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import tarfile
+import unicodedata
 import zlib
 
 import numpy as np
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:UNTRAINED')
 SMALL = '18,weights=random,resize_size=40,crop_size=32,batch_size=4'
 LFS = (
   b'version https://git-lfs.github.com/spec/v1\n'
-  b'oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n'
+  b'oid sha256:' + b'4d' * 32 + b'\n'
   b'size 12345\n'
 )
 LFS_SAYS = 'a Git LFS pointer; `git lfs pull` gets the file'
@@ -116,19 +117,6 @@ def extracted(tmp_path, data, **settings):
   )
   assert jobs.run('extract', config) == 0
   return resnet_jax.load_features(tmp_path / 'out')
-
-
-def weights_of(tmp_path, classes):
-  """Weights of a network with some classes."""
-  path = tmp_path / 'weights.safetensors'
-  model = resnet_jax.load('resnet18', weights='random', classes=classes)
-  return path, model
-
-
-def names_file(tmp_path, *names, start=''):
-  path = tmp_path / 'names.txt'
-  path.write_bytes((start + ''.join(f'{name}\r\n' for name in names)).encode())
-  return path
 
 
 def own_labels(data, names):
@@ -221,7 +209,7 @@ def test_a_png_with_a_long_text_gives_its_pixels(kind):
 
 # ----------------------------------------------------- folders: what is there
 
-WNIDS = ('n01440764', 'n02102040')
+LABEL = {'n01440764': 0, 'n02102040': 217}
 HIDDEN = (
   '.ipynb_checkpoints/img0-checkpoint.jpg',
   '._img0.jpg',
@@ -235,13 +223,9 @@ HIDDEN = (
 @pytest.mark.parametrize('hidden', HIDDEN)
 @pytest.mark.parametrize('where', ['n01440764/', ''])
 def test_what_is_hidden_is_left_out_and_counted(tmp_path, hidden, where):
-  files = {f'{w}/img{n}.jpg': PHOTO for w in WNIDS for n in range(2)}
+  files = {f'{w}/img{n}.jpg': PHOTO for w in LABEL for n in range(2)}
+  expected = [(name, LABEL[name[:9]]) for name in sorted(files)]
   files[where + hidden] = PHOTO
-  expected = [
-    (f'{w}/img{n}.jpg', k)
-    for w, k in zip(WNIDS, (0, 217), strict=True)
-    for n in range(2)
-  ]
   folder = opened(put(tmp_path / 'f', files))
   tar = opened(archive(tmp_path / 'a.tar', files))
   assert facts(folder) == facts(tar) == expected
@@ -251,7 +235,7 @@ def test_what_is_hidden_is_left_out_and_counted(tmp_path, hidden, where):
 
 
 def test_a_hidden_copy_changes_no_features(tmp_path):
-  files = {f'{w}/img{n}.jpg': PHOTO for w in WNIDS for n in range(2)}
+  files = {f'{w}/img{n}.jpg': PHOTO for w in LABEL for n in range(2)}
   files['n01440764/.ipynb_checkpoints/img0-checkpoint.jpg'] = PHOTO
   store = extracted(tmp_path, put(tmp_path / 'f', files), output_layer='logits')
   assert list(store.labels) == [0, 0, 217, 217]
@@ -261,18 +245,13 @@ def test_a_hidden_copy_changes_no_features(tmp_path):
 def test_the_doubles_of_macos_are_left_out(tmp_path, apart):
   doubles = '__MACOSX/' if apart else ''
   files = {}
-  for wnid in WNIDS:
+  for wnid in LABEL:
     files[f'{wnid}/img0.jpg'] = PHOTO
     files[f'{doubles}{wnid}/._img0.jpg'] = b'\0\5\x16\7' + bytes(100)
   source = opened(put(tmp_path, files))
-  assert facts(source) == [
-    (f'{w}/img0.jpg', k) for w, k in zip(WNIDS, (0, 217), strict=True)
-  ]
-  assert (
-    'left out: __MACOSX'
-    if apart
-    else '2 hidden items left out' in source.description
-  )
+  assert facts(source) == [(f'{w}/img0.jpg', k) for w, k in LABEL.items()]
+  said = '1 hidden item left out: __MACOSX' if apart else '2 hidden items left'
+  assert said in source.description
 
 
 def test_a_folder_that_is_hidden_itself_may_be_given(tmp_path):
@@ -335,8 +314,8 @@ def test_a_label_of_any_type_stops_only_evaluate(tmp_path, text):
   data = archive(tmp_path / 'a.tar', {'0001.jpg': PHOTO, '0001.json': text})
   assert facts(opened(data)) == [('0001.jpg', -1)]
   message = user_error(own_labels, data, ('dog', 'cow'))
-  stated = 'null' in str(text)
-  assert ('no label in the data' if stated else 'fits no class') in message
+  nothing = text in (b'', b'{"label": null}')
+  assert ('no label in the data' if nothing else 'fits no class') in message
 
 
 def test_features_of_a_shard_with_such_labels(tmp_path):
@@ -474,34 +453,327 @@ def test_a_class_label_is_known_by_its_name(tmp_path, names):
   assert batch.labels == [217, 0, 217, 0]
 
 
-@pytest.mark.parametrize(
-  ('column', 'names'), [('label', ['cat', 'dog']), ('kind', ['cat', 'dog'])]
-)
-def test_names_that_fit_no_class_are_an_error_of_evaluate(
-  tmp_path, column, names
-):
+@pytest.mark.parametrize('column', ['label', 'kind'])
+def test_names_that_fit_no_class_are_an_error_of_evaluate(tmp_path, column):
   data = parquet(
     tmp_path / 'p',
     {'img': rows('bytes', 'path'), column: [0, 1, 1, -1]},
-    {column: {**NAMES, 'names': names}},
+    {column: {**NAMES, 'names': ['cat', 'dog']}},
   )
-  assert own_labels(
-    parquet(
-      tmp_path / 'q', {'img': rows('bytes')[:3], 'label': ['cat', 'dog', 'dog']}
-    ),
-    ('dog', 'cat'),
-  ) == [1, 0, 0]
   items = opened(data).items
   message = user_error(truth.load, '', items[:3], ('dog', 'cow'))
   assert "the data names its classes, and 'cat' fits no class" in message
   assert 'class_names=FILE' in message
-  # Features keep the numbers of the data, and predictions have no label.
+  # Features keep the numbers of the data; what is predicted has no label.
   classes = labels.classes(2, stored=('dog', 'cow'))
   kept = truth.resolved(opened(data), classes, keep=True)
   assert [item.label for item in kept.items] == [0, 1, 1, -1]
-  assert (
-    "the data's own numbers, as 'cat' fits no class" in kept.description
-    or '1 image without' in kept.description
-  )
+  assert "; labels are the data's own numbers, as 'cat' f" in kept.description
   none = truth.resolved(opened(data), classes, keep=False)
   assert [item.label for item in none.items] == [-1, 0, 0, -1]
+  assert "; 1 image without a label, as 'cat' fits no" in none.description
+
+
+def test_numbers_of_classes_without_names_are_taken_and_that_is_said(tmp_path):
+  data = parquet(
+    tmp_path / 'p',
+    {'image': rows('bytes', 'path'), 'label': [0, 1, 1, 0]},
+    {'label': {**NAMES, 'names': ['cat', 'dog']}},
+  )
+  assert own_labels(data, ('LABEL_0', 'LABEL_1', 'LABEL_2')) == [0, 1, 1, 0]
+  source = truth.resolved(opened(data), labels.classes(3), keep=False)
+  assert 'the network, which have no names' in source.description
+
+
+def test_imagenets_two_cranes_are_told_apart_by_their_place(tmp_path):
+  # `datasets` allows no name twice, and calls the second crane2.
+  classes = labels.imagenet_classes()
+  names = [known.name for known in classes]
+  assert names[134] == names[517] == 'crane'
+  names[517] = 'crane2'
+  data = parquet(
+    tmp_path / 'p',
+    {'image': rows('bytes', 'path'), 'label': [517, 134, 3, 638]},
+    {'label': {**NAMES, 'names': names}},
+  )
+  columns = truth.columns(classes)
+  found = truth.load('', opened(data).items, *columns)
+  assert found.answers == ({517}, {134}, {3}, {638})
+  # In another order nothing says which crane is meant.
+  turned = parquet(
+    tmp_path / 'q',
+    {'image': rows('bytes', 'path'), 'label': [517 - 3, 134, 3, 638]},
+    {'label': {**NAMES, 'names': names[3:] + names[:3]}},
+  )
+  message = user_error(truth.load, '', opened(turned).items, *columns)
+  assert "'crane2' fits no class of this network" in message
+
+
+def test_labels_as_texts_are_names(tmp_path):
+  pa = pytest.importorskip('pyarrow')
+  texts = pa.array(['cat', 'dog', 'cat', None])
+  for column in (
+    texts,
+    texts.cast(pa.large_string()),
+    texts.dictionary_encode(),
+  ):
+    data = parquet(
+      tmp_path / 'p', {'image': rows('bytes', 'path'), 'label': column}
+    )
+    found = [(item.label, item.named) for item in opened(data).items]
+    assert found == [(-1, 'cat'), (-1, 'dog'), (-1, 'cat'), (-1, '')]
+    classes = labels.classes(2, stored=('dog', 'cat'))
+    source = truth.resolved(opened(data), classes, keep=True)
+    assert [item.label for item in source.items] == [1, 0, 1, -1]
+
+
+@pytest.mark.parametrize('form', ['binary', 'large_binary', 'struct'])
+def test_images_without_a_path_are_read(tmp_path, form):
+  pa = pytest.importorskip('pyarrow')
+  images = [PHOTO] * 4
+  column = (
+    rows('bytes') if form == 'struct' else pa.array(images, getattr(pa, form)())
+  )
+  for others in ({'label': [1, 2, 3, 4]}, {}):
+    data = parquet(tmp_path / 'p', {'image': column, **others})
+    source = opened(data)
+    numbers = others.get('label', [-1] * 4)
+    keys = [f'p/{row:08d}' for row in range(4)]
+    assert facts(source) == list(zip(keys, numbers, strict=True))
+    assert [item.read() for item in source.items] == images
+
+
+def test_the_metadata_says_which_column_of_bytes_is_the_image(tmp_path):
+  columns = {'mask': [b'-'] * 4, 'photo': [PHOTO] * 4}
+  data = parquet(tmp_path / 'p', columns, {'photo': {'_type': 'Image'}})
+  assert [item.read() for item in opened(data).items] == [PHOTO] * 4
+  message = source_error(parquet(tmp_path / 'p', columns))
+  assert 'has 2 columns of images: its columns are mask, photo.' in message
+
+
+@pytest.mark.parametrize('name', ['my.image', 'image.bytes', '.', 'a.b.c'])
+def test_a_column_may_have_a_dot_in_its_name(tmp_path, name):
+  for column in (rows('bytes', 'path'), [PHOTO] * 4):
+    columns = {name: column, 'label': [1, 2, 3, 4]}
+    source = opened(parquet(tmp_path / 'p', columns))
+    assert [item.label for item in source.items] == [1, 2, 3, 4]
+    assert [item.read() for item in source.items] == [PHOTO] * 4
+
+
+def test_labels_that_are_not_read_are_named(tmp_path):
+  data = parquet(
+    tmp_path / 'p',
+    {'img': rows('bytes', 'path'), 'fine': [1, 2, 3, 4], 'coarse': [0] * 4},
+    {name: {**NAMES, 'names': list('abcde')} for name in ('fine', 'coarse')},
+  )
+  assert '; no labels, as they could be in fine (int64), coarse (int64)' in (
+    opened(data).description
+  )
+  data = parquet(
+    tmp_path / 'p', {'img': rows('bytes', 'path'), 'label': [0.5] * 4}
+  )
+  assert 'label (double)' in opened(data).description
+
+
+@pytest.mark.parametrize(
+  'note',
+  ['{', '[]', '{"info": 3}', '{"info": {"features": {"label": {"names": 3}}}}'],
+)
+def test_damaged_metadata_is_none(tmp_path, note):
+  pa = pytest.importorskip('pyarrow')
+  writer = pytest.importorskip('pyarrow.parquet')
+  table = pa.table({'image': rows('bytes', 'path'), 'label': [1, 2, 3, 4]})
+  writer.write_table(
+    table.replace_schema_metadata({'huggingface': note}), tmp_path / 'p'
+  )
+  assert [i.label for i in opened(tmp_path / 'p').items] == [1, 2, 3, 4]
+
+
+# ------------------------------------------------------------ labels by name
+
+CIFAR = labels.NAMED['cifar10']
+# As the alphabet does not have them.
+TURNED = CIFAR[::-1]
+
+
+def evaluated(tmp_path, folders, names, start=''):
+  """The labels by key that `evaluate` counts, of folders and class names."""
+  image = encoded(photo().resize((32, 32)), 'PNG')
+  data = put(tmp_path / 'f', {f'{name}/0.png': image for name in folders})
+  text = start + ''.join(f'{name}\r\n' for name in names)
+  put(tmp_path, {'names.txt': text.encode()})
+  config = config_of(
+    '20,weights=random',
+    'cifar',
+    data=str(data),
+    labels='folders',
+    class_names=str(tmp_path / 'names.txt'),
+    results=str(tmp_path / 'results'),
+  )
+  assert jobs.run('evaluate', config) == 0
+  lines = (tmp_path / 'results' / 'predictions.jsonl').read_text().splitlines()
+  found = map(json.loads, lines[1:])
+  return {image['key']: image['labels']['folders'] for image in found}
+
+
+@pytest.mark.parametrize('start', ['', '\ufeff'])
+def test_folders_are_classes_by_name(tmp_path, start):
+  assert evaluated(tmp_path, CIFAR, TURNED, start) == {
+    f'{name}/0.png': [TURNED.index(name)] for name in CIFAR
+  }
+
+
+@pytest.mark.parametrize(
+  ('wrong', 'hint'),
+  [('fire_truck', "'fire truck'"), ('Truck', ''), ('lorry', '')],
+)
+def test_one_folder_with_another_name_is_named(tmp_path, wrong, hint):
+  names = [*TURNED[1:], 'fire truck']
+  message = user_error(evaluated, tmp_path, [*TURNED[1:], wrong], names)
+  assert (
+    "9 of 10 folders are named by the names of the 10 classes; '" in message
+  )
+  assert f"'{wrong}' is not." in message
+  assert hint in message
+
+
+@pytest.mark.parametrize('change', [str.title, str.upper, '{} '.format])
+def test_names_in_another_case_are_not_put_in_alphabetical_order(change):
+  items = [
+    sources.Item(f'{change(name)}/0.png', name, -1, bytes) for name in CIFAR
+  ]
+  message = user_error(truth.load, 'folders', items, TURNED)
+  assert message.startswith('0 of 10 folders are named by the names of the 10')
+  assert 'airplane' in message.lower()
+
+
+def test_alphabetical_order_is_said():
+  items = [sources.Item(f'{n}/0.png', '', -1, bytes) for n in 'cab']
+  found = truth.load('folders', items, ('x', 'y', 'z'))
+  assert [min(answer) for answer in found.answers] == [2, 0, 1]
+  assert 'in alphabetical order, as none is named as a' in found.description
+
+
+def test_a_class_name_that_occurs_twice_is_no_name():
+  items = [sources.Item(f'{n}/0.png', '', -1, bytes) for n in 'ab']
+  message = user_error(truth.load, 'folders', items, ('a', 'b', 'b'))
+  assert "'b' is the name of the classes 1, 2" in message
+  found = truth.load('folders', items[:1], ('a', 'b', 'b'))
+  assert found.answers == ({0},)
+  items = [sources.Item('', '', -1, bytes, named='crane')]
+  columns = truth.columns(labels.imagenet_classes())
+  message = user_error(truth.load, '', items, *columns)
+  assert "'crane' is the name of the classes 134, 517" in message
+
+
+def test_folders_of_imagenet_by_id_name_or_synonym():
+  names = ('n01440764', 'English springer', 'crane, bird', 'maillot')
+  items = [sources.Item(f'{n}/0.png', '', -1, bytes) for n in names]
+  columns = truth.columns(labels.imagenet_classes())
+  message = user_error(truth.load, 'folders', items, *columns)
+  assert '3 of 4 folders are named by the WordNet ids (such as' in message
+  assert "'crane, bird' is not." in message
+  found = truth.load('folders', [*items[:2], items[3]], *columns)
+  assert found.answers == ({0}, {217}, {638})
+
+
+def test_wordnet_ids_of_another_network_are_not_imagenets_numbers(tmp_path):
+  files = {f'{wnid}/0.jpg': PHOTO for wnid in LABEL}
+  data = put(tmp_path, files)
+  assert own_labels(data, ('x', 'n02102040', 'n01440764')) == [2, 1]
+  message = user_error(own_labels, data, ('x', 'y'))
+  assert "'n01440764', 'n02102040' fit no class of this network" in message
+  message = user_error(truth.load, '', opened(data).items, ())
+  assert 'fit no class' in message
+
+
+# ------------------------------------------------------------------ pointers
+
+
+@pytest.mark.parametrize(
+  'name', ['a.jpg', 'a.tar', 'a.parquet', 'a.list', 'a.png', 'data']
+)
+def test_a_git_lfs_pointer_says_what_it_is(tmp_path, name):
+  path = put(tmp_path, {name: LFS}) / name
+  assert source_error(path) == f'{path} is {LFS_SAYS}.'
+
+
+@pytest.mark.parametrize('suffix', ['tar', 'parquet'])
+def test_a_folder_of_pointers_says_what_they_are(tmp_path, suffix):
+  put(tmp_path, {f'{n}.{suffix}': LFS for n in range(2)})
+  assert LFS_SAYS in source_error(tmp_path)
+
+
+def test_pointers_of_images_labels_names_and_means_say_what_they_are(tmp_path):
+  assert refused(LFS) == f'it is {LFS_SAYS}'
+  path = put(tmp_path, {'pointer': LFS}) / 'pointer'
+  items = [sources.Item('a', 'a', -1, bytes)]
+  assert LFS_SAYS in user_error(truth.load, str(path), items, ())
+  assert LFS_SAYS in user_error(labels.classes, 3, str(path))
+  message = user_error(
+    resnet_jax.load, 'resnet18', weights='random', mean=str(path)
+  )
+  assert LFS_SAYS in message
+  put(tmp_path, {'meta.mat': LFS, 'truth.txt': b'1\n'})
+  columns = truth.columns(labels.imagenet_classes())
+  message = user_error(truth.load, str(tmp_path / 'truth.txt'), items, *columns)
+  assert LFS_SAYS in message
+
+
+# --------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(('there', 'written'), [('NFC', 'NFD'), ('NFD', 'NFC')])
+def test_a_name_is_the_same_in_both_unicode_forms(tmp_path, there, written):
+  def names(form, *texts):
+    return [unicodedata.normalize(form, text) for text in texts]
+
+  # Of a folder and of a file, one of which has the form that is written.
+  mixed = names(there, 'Å/') + names(written, 'ö.jpg')
+  keys = [*names(there, 'Ä/é.jpg', 'Ü.jpg'), ''.join(mixed)]
+  put(tmp_path, dict.fromkeys(keys, PHOTO))
+  lines = names(written, 'Ä/é.jpg 3', 'Ü.jpg 4', 'Å/ö.jpg 5')
+  path = put(tmp_path, {'val.txt': '\n'.join(lines).encode()}) / 'val.txt'
+  listed = opened(path)
+  assert [item.label for item in listed.items] == [3, 4, 5]
+  assert [item.read() for item in listed.items] == [PHOTO] * 3
+  items = opened(tmp_path).items
+  found = truth.load(str(path), items, ())
+  answers = dict(zip([i.key for i in items], found.answers, strict=True))
+  assert answers == dict(zip(keys, ({3}, {4}, {5}), strict=True))
+  folder = names(there, 'é/0.jpg')[0]
+  items = [sources.Item(folder, '', -1, bytes)]
+  assert truth.load('folders', items, names(written, 'é')).answers == ({0},)
+
+
+def test_names_that_differ_in_their_form_alone_stay_apart(tmp_path):
+  keys = [unicodedata.normalize(form, 'é.jpg') for form in ('NFC', 'NFD')]
+  items = [sources.Item(key, key, -1, bytes) for key in keys]
+  lines = ''.join(f'{key} {n}\n' for n, key in enumerate(keys)).encode()
+  path = put(tmp_path, {'val.txt': lines}) / 'val.txt'
+  assert truth.load(str(path), items[::-1], ()).answers == ({1}, {0})
+
+
+NAME = 'a\nLabel of b.jpg is: 7\n\x1b[31m.png'
+SHOWN = 'a\\nLabel of b.jpg is: 7\\n\\x1b[31m.png'
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='names may not have line ends')
+def test_a_line_end_in_a_name_does_not_split_a_line(tmp_path, capsys):
+  data = put(tmp_path / 'f', {NAME: encoded(photo(), 'PNG')})
+  assert jobs.run('predict', config_of(SMALL, data=str(data))) == 0
+  printed = capsys.readouterr().out.splitlines()
+  assert printed[0].startswith(f'Label of {data}/{SHOWN} is: ')
+  assert sum(line.startswith('Label of') for line in printed) == 1
+  # The key is the name itself.
+  assert [item.key for item in opened(data).items] == [NAME]
+  put(data, {NAME: b'-'})
+  config = config_of(SMALL, data=str(data))
+  message = user_error(jobs.run, 'predict', config)
+  assert f'cannot read the image {data}/{SHOWN}: ' in message
+  shard = archive(tmp_path / 'a.tar', {NAME: PHOTO})
+  (item,) = opened(shard).items
+  assert (item.key, item.name) == (NAME, f'{shard}:{SHOWN}')
+  message = user_error(truth.load, 'folders', [item], ())
+  assert SHOWN in message
+  assert '\n' not in message
