@@ -12,7 +12,7 @@ from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
-from resnet_jax.system.text import counted, plain
+from resnet_jax.system.text import counted, one_line, plain
 
 _SECONDS_A_LINE = 15.0
 
@@ -155,7 +155,7 @@ def _pieces(
 
 
 def _cell(value: Any) -> str:
-  return f'{value:.6g}' if isinstance(value, float) else str(value)
+  return f'{value:.6g}' if isinstance(value, float) else one_line(str(value))
 
 
 class Progress:
