@@ -12,7 +12,7 @@ from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
-from resnet_jax.system.text import counted, one_line, plain
+from resnet_jax.system.text import counted, plain
 
 _SECONDS_A_LINE = 15.0
 
@@ -155,7 +155,10 @@ def _pieces(
 
 
 def _cell(value: Any) -> str:
-  return f'{value:.6g}' if isinstance(value, float) else one_line(str(value))
+  if isinstance(value, float):
+    return f'{value:.6g}'
+  # The name of a file may have a line end.
+  return str(value).replace('\n', r'\n')
 
 
 class Progress:
