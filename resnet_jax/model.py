@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from resnet_jax import weights as weights_lib
-from resnet_jax.data import labels, pipeline, sources
+from resnet_jax.data import labels, pipeline, sources, truth
 from resnet_jax.data import preprocess as preprocess_lib
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.data.sources import given
@@ -139,8 +139,7 @@ class Model:
         print(batch.keys, values['avgpool'].shape)
 
     Args:
-      source: the path of a folder, a list file, archives or an image, as the
-        setting `data` takes it; or what `features` takes.
+      source: a path, as the setting `data` takes it; or what `features` takes.
       layers: as for `features`.
       pool: as for `features`.
       dtype: as for `features`.
@@ -160,7 +159,8 @@ class Model:
     chosen = self.resolve(layers)
     if isinstance(source, str | PathLike):
       must_exist = on_error == 'fail'
-      source = sources.open_source(fspath(source), must_exist=must_exist)
+      opened = sources.open_source(fspath(source), must_exist=must_exist)
+      source = truth.resolved(opened, self.classes, keep=True)
     images = source.items if isinstance(source, sources.Source) else source
     run = self.prepared(images, chosen, reductions.Reduction(pool, dtype))
     return run.stream(start, threads=threads, on_error=on_error, clock=clock)

@@ -12,6 +12,10 @@ from typing import BinaryIO
 
 from resnet_jax.system import errors
 
+# The first bytes of what Git has instead of a large file.
+GIT_LFS = b'version https://git-lfs'
+GIT_LFS_SAYS = 'a Git LFS pointer; `git lfs pull` gets the file'
+
 
 class RefusedError(Exception):
   """An undamaged file with contents that are never read."""

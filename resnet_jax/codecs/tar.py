@@ -11,6 +11,7 @@ import dataclasses
 import io
 import pathlib
 import re
+import shlex
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -74,20 +75,24 @@ def members(
 
   Raises:
     UserError: the archive is damaged or cut off, or a member's name is
-      absolute, leads out of the archive, is not UTF-8 or too long.
+      absolute, leads out of the archive or too long.
   """
+  mends = end is None
   if end is None:
     end = file.seek(0, io.SEEK_END)
-  return _Headers(file, path, end).members()
+  return _Headers(file, path, end, mends=mends).members()
 
 
 class _Headers:
   """A position in an archive."""
 
-  def __init__(self, file: BinaryIO, path: pathlib.Path, end: int) -> None:
+  def __init__(
+    self, file: BinaryIO, path: pathlib.Path, end: int, *, mends: bool
+  ) -> None:
     self._file = file
     self._path = path
     self._end = end
+    self._mends = mends
     self._offset = 0
 
   def members(self) -> Iterator[Member]:
@@ -115,6 +120,13 @@ class _Headers:
     """The next 512 bytes."""
     self._file.seek(self._offset)
     block = self._file.read(_BLOCK)
+    if not block and self._mends and 0 < self._offset == self._end:
+      mend = f'tar -rf {shlex.quote(str(self._path))} -T /dev/null'
+      raise self._error(
+        'it ends there without an end mark, after a whole member: it is cut'
+        f' off, or was written so. If nothing is missing, `{mend}` (GNU tar)'
+        ' adds the mark'
+      )
     if len(block) < _BLOCK:
       raise self._error('it ends there without an end mark, so it is cut off')
     self._advance(_BLOCK)
@@ -172,9 +184,12 @@ class _Headers:
     if kind == b'K':
       return {'linkpath': ''}
     stated = {}
-    for name, value in self._records(data):
+    records = list(self._records(data))
+    # POSIX's word for names in no known encoding; others are UTF-8.
+    strict = (b'hdrcharset', b'BINARY') not in records
+    for name, value in records:
       if name == b'path':
-        stated['path'] = self._text(value)
+        stated['path'] = self._text(value, strict=strict)
       elif name == b'size':
         if not re.fullmatch(rb'[0-9]{1,18}', value):
           raise self._error(f'{value[:20]!r} is not a size')
@@ -198,11 +213,12 @@ class _Headers:
       yield match[2], value[:-1]
       start = end
 
-  def _text(self, raw: bytes) -> str:
+  def _text(self, raw: bytes, *, strict: bool = False) -> str:
+    """A name; outside of pax headers its encoding is not known."""
     if len(raw) > _MAX_NAME:
       raise self._error(f'a name has {len(raw)} bytes, more than {_MAX_NAME}')
     try:
-      return raw.decode('utf-8')
+      return raw.decode('utf-8', 'strict' if strict else 'backslashreplace')
     except UnicodeDecodeError as error:
       raise self._error(f'the name {raw!r} is not UTF-8') from error
 

@@ -2,27 +2,44 @@
 """An image file's bytes to an RGB image, by Pillow."""
 
 import contextlib
+import dataclasses
+import importlib.util
 import io
 import threading
 import warnings
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin, features
 
+from resnet_jax.codecs import faults
+
+# Pillow has it from 11.3 on, if it was built with it.
+_HAS_AVIF = bool(
+  importlib.util.find_spec('PIL.AvifImagePlugin') and features.check('avif')
+)
 # The formats that are decoded, with the suffixes of images in folders.  Other
 # formats of Pillow start programs (EPS), or do not hold photographs.
 _SUFFIXES_OF = {
-  'JPEG': ('.jpg', '.jpeg'),
-  'PNG': ('.png',),
+  'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo'),
+  'PNG': ('.png', '.apng'),
   'GIF': ('.gif',),
   'BMP': ('.bmp',),
   'TIFF': ('.tif', '.tiff'),
   'WEBP': ('.webp',),
-  'PPM': ('.ppm', '.pgm'),
+  'PPM': ('.ppm', '.pgm', '.pbm', '.pnm'),
+  **({'AVIF': ('.avif', '.avifs')} if _HAS_AVIF else {}),
 }
 FORMATS = tuple(_SUFFIXES_OF)
 SUFFIXES = tuple(s for suffixes in _SUFFIXES_OF.values() for s in suffixes)
+
+
+_PNG = b'\x89PNG\r\n\x1a\n'
+# Texts and the colour profile, which Pillow unpacks, and refuses above 1 MB.
+_UNUSED_CHUNKS = (b'tEXt', b'zTXt', b'iTXt', b'iCCP')
+_TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+_UNSIGNED = 1
+_STORE = 'store it as 8 or 16 bits'
 
 
 class ImageError(Exception):
@@ -63,9 +80,9 @@ def decode(image: bytes | Image.Image) -> Image.Image:
   """Decodes a file's bytes, or converts a Pillow image, to RGB.
 
   Grey and palette images become RGB; alpha is dropped, without blending; CMYK
-  is converted by Pillow's formula, without colour profiles; 16-bit images keep
-  their upper 8 bits; EXIF orientation is ignored (Pillow itself applies that
-  of a TIFF); an animation gives its first frame.
+  is converted by Pillow's formula, without colour profiles; images of 9 to 16
+  bits keep their upper 8 bits; EXIF orientation is ignored (Pillow itself
+  applies that of a TIFF); an animation gives its first frame.
 
   Raises:
     ImageError: the image cannot be read; says why.
@@ -86,7 +103,16 @@ def opened(image: bytes | Image.Image) -> Image.Image:
   with reading():
     if not image:
       raise ImageError('the file is empty')
-    return Image.open(io.BytesIO(image), formats=FORMATS)
+    if image.startswith(faults.GIT_LFS):
+      raise ImageError(f'it is {faults.GIT_LFS_SAYS}')
+    if image.startswith(_PNG):
+      image = _without_texts(image)
+    try:
+      return Image.open(io.BytesIO(image), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+      if image.startswith(_TIFF):
+        raise ImageError(_unread_tiff(image)) from None
+      raise
 
 
 @contextlib.contextmanager
@@ -113,15 +139,87 @@ def to_rgb(image: Image.Image) -> Image.Image:
   image.load()
   if 0 in image.size:
     raise ImageError('it has no pixels')
+  if image.mode == 'F':
+    raise ImageError(f'floating-point values have no agreed white; {_STORE}')
+  layout = _layout(image)
+  if layout.bits > 16:
+    raise ImageError(
+      f'values of {layout.bits} bits have no agreed white; {_STORE}'
+    )
+  if layout.is_signed:
+    raise ImageError(f'signed values have no agreed black and white; {_STORE}')
   if image.mode.startswith('I'):
     # Pillow's own conversion clips values at 255.
-    values = np.asarray(image).astype(np.int64)
-    if values.size and not 0 <= values.min() <= values.max() < 1 << 16:
-      raise ImageError('its values are outside 16 bits; store it as 8 or 16')
-    return Image.fromarray((values >> 8).astype(np.uint8)).convert('RGB')
-  if image.mode == 'F':
-    raise ImageError(
-      'floating-point values have no agreed white; store it as 8 or 16 bits'
-    )
+    values = np.asarray(image).astype(np.int64) >> (layout.bits - 8)
+    if layout.white_is_zero:
+      values = 255 - values
+    return Image.fromarray(values.astype(np.uint8)).convert('RGB')
   # `convert` would copy it.
   return image if image.mode == 'RGB' else image.convert('RGB')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+  """What the values of a grey image mean.
+
+  Attributes:
+    bits: of a value.
+    is_signed: whether values may be negative.
+    white_is_zero: whether Pillow has left them inverted.
+  """
+
+  bits: int
+  is_signed: bool = False
+  white_is_zero: bool = False
+
+
+def _layout(image: Image.Image) -> _Layout:
+  """The layout by the file, where there is one, else by Pillow's mode.
+
+  Mode 'I' holds 16 bits of a PNG or PGM; in an image that was made in Python,
+  or by `convert('I')`, nothing says what its white is.
+  """
+  if isinstance(image, TiffImagePlugin.TiffImageFile):
+    tags = image.tag_v2
+    return _Layout(
+      max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))),
+      set(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))) != {_UNSIGNED},
+      # Pillow inverts what has up to 8 bits.
+      image.mode.startswith('I')
+      and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0) == 0,
+    )
+  if image.mode == 'I' and image.format not in FORMATS:
+    return _Layout(32)
+  return _Layout(16 if image.mode.startswith('I') else 8)
+
+
+def _unread_tiff(data: bytes) -> str:
+  """Why Pillow does not read a TIFF: the tags that say how it is stored."""
+  names = ('BitsPerSample', 'SampleFormat', 'PhotometricInterpretation')
+  file = io.BytesIO(data)
+  with contextlib.suppress(Exception):
+    # A BigTIFF has a longer header.
+    head = file.read(16 if b'+' in data[2:4] else 8)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+    file.seek(tags.next)
+    tags.load(file)
+    stated = [
+      f'{name} {value!r:.40}'
+      for name, value in tags.named().items()
+      if name in names
+    ]
+    if stated:
+      return f'a TIFF of {", ".join(stated)} cannot be decoded; {_STORE}'
+  return 'its TIFF header is damaged'
+
+
+def _without_texts(data: bytes) -> bytes:
+  """A PNG without the chunks that do not concern its pixels."""
+  kept, start, at = [], 0, len(_PNG)
+  while at + 8 <= len(data):
+    end = at + 12 + int.from_bytes(data[at : at + 4], 'big')
+    if data[at + 4 : at + 8] in _UNUSED_CHUNKS:
+      kept.append(data[start:at])
+      start = end
+    at = end
+  return b''.join([*kept, data[start:]]) if kept else data

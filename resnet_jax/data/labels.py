@@ -13,6 +13,7 @@ import importlib.resources
 import pathlib
 from collections.abc import Sequence
 
+from resnet_jax.codecs import faults
 from resnet_jax.system import errors
 
 
@@ -41,6 +42,9 @@ NAMED = {
 }
 
 _MAX_NAMES_BYTES = 1 << 26
+_UNNAMED = 'class {}'
+# The second is Transformers' where a config has no names.
+_PLACEHOLDERS = (_UNNAMED, 'LABEL_{}')
 
 
 def classes(
@@ -72,7 +76,15 @@ def classes(
     return tuple(ImageNetClass('', name) for name in stored)
   if count == len(imagenet_classes()):
     return imagenet_classes()
-  return tuple(ImageNetClass('', f'class {index}') for index in range(count))
+  return tuple(ImageNetClass('', _UNNAMED.format(n)) for n in range(count))
+
+
+def are_placeholders(names: Sequence[str]) -> bool:
+  """Whether classes have no names, or numbered ones."""
+  return any(
+    all(name == form.format(index) for index, name in enumerate(names))
+    for form in _PLACEHOLDERS
+  )
 
 
 def find(
@@ -105,11 +117,13 @@ def _read_names(path: pathlib.Path) -> list[str]:
   try:
     if path.stat().st_size > _MAX_NAMES_BYTES:
       raise errors.UserError(f'class_names={path} is too large for names.')
-    lines = path.read_text('utf-8').splitlines()
+    text = path.read_text('utf-8-sig')
+    if text.startswith(faults.GIT_LFS.decode()):
+      raise errors.UserError(f'class_names={path} is {faults.GIT_LFS_SAYS}.')
   except (OSError, UnicodeDecodeError) as error:
     raise errors.UserError(
       f'class_names={path} cannot be read: {error}. Give a text file (UTF-8)'
       ' with one class name per line, in the order of the labels; or one of'
       f' {", ".join(NAMED)}.'
     ) from error
-  return [line.strip() for line in lines if line.strip()]
+  return [line.strip() for line in text.split('\n') if line.strip()]

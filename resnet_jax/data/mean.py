@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from resnet_jax.codecs import blob, pickles, tar
+from resnet_jax.codecs import blob, faults, pickles, tar
 from resnet_jax.codecs import zip as zip_lib
 from resnet_jax.system import errors
 
@@ -189,6 +189,8 @@ def _mean_image(path: pathlib.Path, size: int) -> MeanImage:
   if path.stat().st_size > _MAX_MEAN_BYTES:
     raise errors.UserError(f'{path} is too large for a mean file.')
   data = path.read_bytes()
+  if data.startswith(faults.GIT_LFS):
+    raise errors.UserError(f'{path} is {faults.GIT_LFS_SAYS}.')
   digest = hashlib.sha256(data).hexdigest()
   if blob.recognise(path):
     array: Any = _centre(blob.read_mean(path), size)
@@ -233,7 +235,7 @@ def _from_archive(path: pathlib.Path, packed: bytes) -> bytes:
     raise errors.UserError(
       f'{path} is a damaged archive of a mean file: {error}. Get it again.'
     ) from error
-  for member in tar.members(io.BytesIO(data), path):
+  for member in tar.members(io.BytesIO(data), path, len(data)):
     if member.name.rpartition('/')[2] == _META:
       return data[member.offset : member.offset + member.size]
   raise errors.UserError(

@@ -27,7 +27,7 @@ from resnet_jax.data import decoding, sources
 from resnet_jax.data.crops import crops_of
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.system import cores, errors, timing
-from resnet_jax.system.text import counted
+from resnet_jax.system.text import counted, one_line
 
 ON_ERROR = ('fail', 'record')
 
@@ -53,7 +53,8 @@ class Batch:
   def __repr__(self) -> str:
     return (
       f'Batch(start={self.start}, {counted(len(self.items), "image")},'
-      f' {self.keys[0]} to {self.keys[-1]}, images: {self.images.shape})'
+      f' {one_line(self.keys[0])} to {one_line(self.keys[-1])}, images:'
+      f' {self.images.shape})'
     )
 
   @property

@@ -25,6 +25,7 @@ from resnet_jax.evaluation.prediction_record import (
 )
 from resnet_jax.system import errors, files
 from resnet_jax.system import settings as settings_lib
+from resnet_jax.system.text import one_line
 
 _MAX_LINE = 1 << 24
 
@@ -171,9 +172,10 @@ def images(
   pairs = itertools.zip_longest(keys, PredictionReader(path))
   for row, (key, image) in enumerate(pairs):
     if image is None or image.key != key:
-      found = image.key if image else 'missing'
+      found = one_line(image.key) if image else 'missing'
+      wanted = one_line(key) if key else 'none'
       raise errors.UserError(
-        f'{path}, image {row}, is {found}, and should be {key or "none"}.'
+        f'{path}, image {row}, is {found}, and should be {wanted}.'
         ' Remove the file and predict again.'
       )
     yield image

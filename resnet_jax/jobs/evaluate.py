@@ -121,7 +121,8 @@ def _checkpoint(config: ConfigDict, model: Model) -> lookup.Record | None:
 def _label_sets(
   job: predictor.Predictor, texts: Sequence[str]
 ) -> list[truth.LabelSet]:
-  sets = [truth.load(text, job.setup.source.items, job.names) for text in texts]
+  items, classes = job.setup.source.items, truth.columns(job.classes)
+  sets = [truth.load(text, items, *classes) for text in texts]
   for found in sets:
     console.say(f'{report.title(found.name)}: {found.description}')
   twice = collections.Counter(found.name for found in sets).most_common(1)[0]

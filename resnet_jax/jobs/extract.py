@@ -24,7 +24,7 @@ def run(config: ConfigDict) -> int:
   if config.layer_num:
     # A mistyped name should not wait for the weights.
     aliases.select(config.output_layer, config.layer_num)
-  setup = setup_lib.set_up(config)
+  setup = setup_lib.set_up(config, own_numbers=True)
   model, items = setup.model, setup.source.items
   layers = model.resolve(config.output_layer)
   form = features.FORMATS[config.feature_format]

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import weights
-from resnet_jax.data import pipeline, preprocess, presets, sources
+from resnet_jax.data import pipeline, preprocess, presets, sources, truth
 from resnet_jax.engine import devices, gradcam, loop, reductions, runner
 from resnet_jax.model import Model
 from resnet_jax.models import resnet, variant
@@ -152,12 +152,16 @@ class Setup:
     return 3
 
 
-def set_up(config: ConfigDict, most: int | None = None) -> Setup:
+def set_up(
+  config: ConfigDict, most: int | None = None, *, own_numbers: bool = False
+) -> Setup:
   """Checks the config, cheap things first, and loads the weights.
 
   Args:
     config: the settings.
     most: images that the job takes; None: any number.
+    own_numbers: whether labels stay the data's own where the network lacks one
+      of the classes that the data names.
 
   Raises:
     UserError: a setting is wrong, or the images or weights cannot be used.
@@ -191,9 +195,6 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
   )
   loaded = load_weights(config)
   own = loaded.preprocess.overridden(**overrides)
-  console.say(f'images: {source.description}')
-  console.say(f'input: {own.describe()}')
-  console.say(f'device: {devices.describe(execution.devices)}')
   model = Model(
     loaded,
     own,
@@ -201,6 +202,11 @@ def set_up(config: ConfigDict, most: int | None = None) -> Setup:
     class_names=config.class_names,
     batch_size=config.batch_size,
   )
+  if model.module.classes > 1:
+    source = truth.resolved(source, model.classes, keep=own_numbers)
+  console.say(f'images: {source.description}')
+  console.say(f'input: {own.describe()}')
+  console.say(f'device: {devices.describe(execution.devices)}')
   return Setup(source, model, config.threads, config.on_error)
 
 

@@ -155,7 +155,10 @@ def _pieces(
 
 
 def _cell(value: Any) -> str:
-  return f'{value:.6g}' if isinstance(value, float) else str(value)
+  if isinstance(value, float):
+    return f'{value:.6g}'
+  # The name of a file may have a line end.
+  return str(value).replace('\n', r'\n')
 
 
 class Progress:

@@ -11,12 +11,21 @@ def plain(text: str) -> str:
   )
 
 
+def one_line(text: str) -> str:
+  """A name on one line: what does not print, line ends too, as escapes."""
+  if text.isprintable():
+    return text
+  return ''.join(
+    c if c.isprintable() else c.encode('unicode_escape').decode() for c in text
+  )
+
+
 def counted(count: int, noun: str) -> str:
   """`1 image`, `50,000 images`."""
   return f'{count:,} {noun}{"s" * (count != 1)}'
 
 
 def some(names: Sequence[str], most: int = 3) -> str:
-  """`a, b, c and 2 more`."""
+  """`a, b, c and 2 more`, each on one line."""
   more = f' and {len(names) - most} more' if len(names) > most else ''
-  return ', '.join(names[:most]) + more
+  return ', '.join(map(one_line, names[:most])) + more

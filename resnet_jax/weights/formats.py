@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 from collections.abc import Callable
 
+from resnet_jax.codecs import faults
 from resnet_jax.system import errors
 from resnet_jax.system.text import some
 from resnet_jax.weights import (
@@ -54,10 +55,7 @@ FORMATS = {
 _HEAD = 512
 # Files that are mistaken for weights: their first bytes and a description.
 _MISTAKEN = (
-  (
-    b'version https://git-lfs',
-    'a Git LFS pointer; `git lfs pull` gets the file',
-  ),
+  (faults.GIT_LFS, faults.GIT_LFS_SAYS),
   (b'<', 'a web page or XML, not weights: the download went wrong'),
   (b'\x89PNG', 'an image'),
   (b'\xff\xd8\xff', 'an image'),

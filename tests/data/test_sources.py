@@ -163,7 +163,8 @@ def test_a_folder_is_searched_to_the_bottom_in_order(tmp_path):
   assert {i.label for i in source.items} == {-1}
   assert source.items[3].read() == (root / 'a' / 'z.JPG').read_bytes()
   assert source.description == (
-    f'6 images in the folder {root}; 3 other files left out'
+    f'6 images in the folder {root}; 3 other files left out: .bak, .txt, no'
+    ' suffix'
   )
 
 
@@ -175,11 +176,12 @@ def test_a_folder_of_images_alone_leaves_nothing_out(tmp_path):
 
 def test_a_folder_without_images_is_an_error(tmp_path):
   assert source_error(tmp_path).startswith(
-    f'there are no images in the folder {tmp_path}. Their suffixes are .bmp,'
+    f'there are no images in the folder {tmp_path}. Their suffixes are .apng,'
   )
   (tmp_path / 'a.txt').write_text('-')
   assert source_error(tmp_path).startswith(
-    f'there are no images in the folder {tmp_path}; 1 other file left out.'
+    f'there are no images in the folder {tmp_path}; 1 other file left out:'
+    ' .txt.'
   )
 
 

@@ -142,7 +142,6 @@ def test_the_columns_may_have_other_names_and_neighbours(tmp_path):
   ('columns', 'count'),
   [
     ({'n': [1]}, 0),
-    ({'image': [b'-']}, 0),
     ({'image': [{'bytes': [1, 2], 'path': 'a'}]}, 0),
     ({'image': pa.array([row()], IMAGE), 'b': pa.array([row()], IMAGE)}, 2),
   ],

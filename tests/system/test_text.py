@@ -22,5 +22,15 @@ def test_some(names, said):
   assert text.some(names) == said
 
 
+def test_some_names_are_on_one_line():
+  assert text.some(['a\nb', 'c']) == 'a\\nb, c'
+
+
+def test_one_line():
+  assert text.one_line('grün 猫 \\') == 'grün 猫 \\'
+  given = 'a\n\r\tb\x1b[31m\u2028\udcfc'
+  assert text.one_line(given) == r'a\n\r\tb\x1b[31m\u2028\udcfc'
+
+
 def test_plain():
   assert text.plain('a\x1b[31m\n\tü\u202e') == 'a\ufffd[31m\n\tü\ufffd'

@@ -11,9 +11,10 @@ import pathlib
 import re
 from collections.abc import Callable, Sequence
 
-from resnet_jax.codecs import tar
+from resnet_jax.codecs import faults, tar
 from resnet_jax.data import decoding
 from resnet_jax.data.sources import archives, parquet, paths, patterns
+from resnet_jax.data.sources import item as item_lib
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source, file_item
 from resnet_jax.system import errors
 from resnet_jax.system.text import counted
@@ -100,13 +101,16 @@ def _file(path: pathlib.Path, must_exist: bool) -> Source:
 
 
 def _folder(root: pathlib.Path) -> Source:
-  files = list(paths.walk(root))
-  source = paths.folder(root, files)
+  everything = list(paths.walk(root))
+  hidden = [path.name for path in everything if item_lib.hidden(path.name)]
+  files = [path for path in everything if not item_lib.hidden(path.name)]
+  source = paths.folder(root, files, hidden)
   found = sorted(path for path in files if path.suffix.lower() in _SUFFIXES)
   if source.items or not found:
     return source
-  others = len(files) - len(found)
-  left_out = f' ({counted(others, "other file")} left out)' if others else ''
+  others = [p.name for p in files if p.suffix.lower() not in _SUFFIXES]
+  left_out = '; '.join(item_lib.left_out(others, hidden))
+  left_out = f' ({left_out})' if left_out else ''
   return _several(found, f'in the folder {root}{left_out}')
 
 
@@ -129,10 +133,12 @@ def _form(path: pathlib.Path) -> str:
   """A key of _OPENERS, or '' for images and lists.
 
   Raises:
-    UserError: it is compressed.
+    UserError: it is compressed, or a Git LFS pointer.
   """
   with open(path, 'rb') as file:
     head = file.read(_HEAD_BYTES)
+  if head.startswith(faults.GIT_LFS):
+    raise errors.UserError(f'{path} is {faults.GIT_LFS_SAYS}.')
   for magic, (name, command) in _PACKED.items():
     if re.match(magic, head):
       raise errors.UserError(

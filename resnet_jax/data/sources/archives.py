@@ -19,11 +19,12 @@ from resnet_jax.data import decoding
 from resnet_jax.data.sources import item as item_lib
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source
 from resnet_jax.system import errors, files
-from resnet_jax.system.text import counted, some
+from resnet_jax.system.text import counted, one_line, some
 
 _MAX_LABEL_BYTES = 1 << 20
 _LABEL_SUFFIXES = ('.cls', '.json', '.txt')
-_JSON_KEYS = ('label', 'cls', 'wnid')
+_OTHER = 'other member'
+_JSON_KEYS = ('wnid', 'label', 'cls')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,15 +77,61 @@ def check_unchanged(file: BinaryIO, stamp: tuple[int, int]) -> None:
 class _Archive:
   """The result of one pass over an archive's headers.
 
-  `stated` has the labels that members state, by sample; `others` counts the
-  members that are neither images nor labels.
+  Attributes:
+    path: the archive.
+    images: its members with an image's suffix.
+    stated: what members state of their class, by sample.
+    others: the names of members that are neither images nor labels.
+    hidden: of members that are left out, the part of the path that hides them.
+    stamp: of the file.
   """
 
   path: pathlib.Path
   images: list[tar.Member]
-  stated: dict[str, int]
-  others: int
+  stated: dict[str, '_Stated']
+  others: list[str]
+  hidden: list[str]
   stamp: tuple[int, int]
+
+
+@dataclasses.dataclass
+class _Stated:
+  """What the members of a sample state of its class.
+
+  Attributes:
+    numbers: labels, by the members that state them.
+    names: texts, the names of classes or WordNet ids.
+    others: what is neither, such as a list.
+  """
+
+  numbers: dict[str, int] = dataclasses.field(default_factory=dict)
+  names: list[str] = dataclasses.field(default_factory=list)
+  others: list[str] = dataclasses.field(default_factory=list)
+
+  def add(self, member: str, value: object) -> None:
+    """Notes a member's value, of any type."""
+    number = item_lib.number_of(value)
+    if number is not None:
+      self.numbers.setdefault(member, number)
+    elif isinstance(value, str):
+      self.names.append(item_lib.name_of(value))
+    else:
+      self.others.append(item_lib.name_of(value))
+
+  @property
+  def named(self) -> str:
+    """The class's name; what is no label only where nothing else is stated."""
+    names = self.names or ([] if self.numbers else self.others)
+    return names[0] if names else ''
+
+  @property
+  def label(self) -> int:
+    """The class's number, by ImageNet's order for a WordNet id."""
+    numbers = list(self.numbers.values())
+    return numbers[0] if numbers else item_lib.label_of_wnid(self.named)
+
+
+_NOTHING = _Stated()
 
 
 def open_archives(paths: Sequence[pathlib.Path], what: str) -> Source:
@@ -98,8 +145,8 @@ def open_archives(paths: Sequence[pathlib.Path], what: str) -> Source:
     what: describes them.
 
   Raises:
-    UserError: an archive is damaged or names an image twice, or a label cannot
-      be read.
+    UserError: an archive is damaged or names an image twice, or two labels of
+      an image contradict each other.
   """
   archives = [_scan(path) for path in paths]
   names = [m.name for one in archives for m in one.images]
@@ -107,17 +154,24 @@ def open_archives(paths: Sequence[pathlib.Path], what: str) -> Source:
   items = [
     Item(
       f'{one.path.stem}/{member.name}' if recur else member.name,
-      f'{one.path}:{member.name}',
-      one.stated.get(_sample(member.name), NO_LABEL),
+      one_line(f'{one.path}:{member.name}'),
+      stated.label,
       Slice(one.path, one.stamp, member.offset, member.size),
       member.size,
+      stated.named,
     )
     for one in archives
     for member in one.images
+    for stated in [one.stated.get(_sample(member.name), _NOTHING)]
   ]
-  described = f'{counted(len(items), "image")} in {what}'
-  if others := sum(one.others for one in archives):
-    described += f'; {counted(others, "other member")} left out'
+  others = [name for one in archives for name in one.others]
+  hidden = [part for one in archives for part in one.hidden]
+  described = '; '.join(
+    [
+      f'{counted(len(items), "image")} in {what}',
+      *item_lib.left_out(others, hidden, _OTHER),
+    ]
+  )
   if recur:
     described += '; keys begin with the names of the archives'
   if any(one.stated for one in archives):
@@ -129,10 +183,12 @@ def open_archives(paths: Sequence[pathlib.Path], what: str) -> Source:
 
 def _scan(path: pathlib.Path) -> _Archive:
   with open(path, 'rb') as file:
-    result = _Archive(path, [], {}, 0, stamp_of(file))
-    where: dict[str, str] = {}
+    result = _Archive(path, [], {}, [], [], stamp_of(file))
     for member in tar.members(file, path):
       if member.kind == 'folder':
+        continue
+      if hides := item_lib.hidden(member.name):
+        result.hidden.append(hides)
         continue
       if item_lib.is_image_name(member.name):
         if member.kind != 'file':
@@ -143,18 +199,14 @@ def _scan(path: pathlib.Path) -> _Archive:
           )
         result.images.append(member)
         continue
-      label = _stated(file, member, path)
-      if label is None:
-        result.others += 1
+      values = _values(file, member)
+      if not values:
+        result.others.append(member.name)
         continue
-      sample = _sample(member.name)
-      if result.stated.setdefault(sample, label) != label:
-        raise errors.UserError(
-          f'{path}: {where[sample]} states the label {result.stated[sample]},'
-          f' and {member.name} the label {label}, for the same image. Correct'
-          ' the shard.'
-        )
-      where[sample] = member.name
+      stated = result.stated.setdefault(_sample(member.name), _Stated())
+      for value in values:
+        stated.add(member.name, value)
+      _check_agree(stated, path)
   result.images.sort(key=lambda member: member.name)
   _check_names(result)
   return result
@@ -183,8 +235,25 @@ def _check_names(archive: _Archive) -> None:
   if unused:
     raise errors.UserError(
       f'{archive.path} has labels for {counted(len(unused), "sample")} without'
-      f' an image: {some(sorted(unused))}. Get or make the shard again.'
+      f' an image: {some(sorted(unused))}{_left_out(archive)}. Get or make the'
+      ' shard again.'
     )
+
+
+def _left_out(archive: _Archive) -> str:
+  notes = item_lib.left_out(archive.others, archive.hidden, _OTHER)
+  return f' ({"; ".join(notes)})' if notes else ''
+
+
+def _check_agree(stated: _Stated, path: pathlib.Path) -> None:
+  """Checks that the members of a sample state one label."""
+  (first, label), *others = stated.numbers.items() or [('', NO_LABEL)]
+  for member, other in others:
+    if other != label:
+      raise errors.UserError(
+        f'{path}: {first} states the label {label}, and {member} the label'
+        f' {other}, for the same image. Correct the shard.'
+      )
 
 
 def _sample(name: str) -> str:
@@ -193,36 +262,31 @@ def _sample(name: str) -> str:
   return f'{folder}{slash}{file.partition(".")[0]}'
 
 
-def _stated(
-  file: BinaryIO, member: tar.Member, path: pathlib.Path
-) -> int | None:
-  """The label that a member states, or None."""
+def _values(file: BinaryIO, member: tar.Member) -> list[object]:
+  """What a member states of its sample's class, as it states it.
+
+  Only a label that is used has to be one: whatever a member holds, its image
+  can be read.
+  """
   suffix = os.path.splitext(member.name)[1].lower()
   if suffix not in _LABEL_SUFFIXES or member.kind != 'file':
-    return None
-  try:
-    if member.size > _MAX_LABEL_BYTES:
-      raise ValueError(f'it has {member.size} bytes')
-    file.seek(member.offset)
-    return _parse(suffix, file.read(member.size).decode('utf-8'))
-  except ValueError as error:
-    raise errors.UserError(
-      f'{path}: {member.name} does not state a valid label: {error}. A label'
-      ' is a whole number from 0, or -1 for none, or a WordNet id of ILSVRC'
-      ' 2012.'
-    ) from error
-
-
-def _parse(suffix: str, text: str) -> int | None:
-  value: object = text
+    return []
+  if member.size > _MAX_LABEL_BYTES:
+    return [] if suffix == '.txt' else [f'{member.size} bytes of {suffix}']
+  file.seek(member.offset)
+  text = file.read(member.size).decode('utf-8-sig', 'replace')
   if suffix == '.json':
-    values = files.read_json(text)
-    keys = [k for k in _JSON_KEYS if isinstance(values, dict) and k in values]
-    if not keys:
-      return None
-    value = values[keys[0]]
-  label = item_lib.label_of(value)
+    return _values_of_json(text)
   # A text may be a caption.
-  if label is None and suffix != '.txt':
-    raise ValueError(f'{value!r:.20} is not a label')
-  return label
+  is_label = suffix == '.cls' or item_lib.number_of(text) is not None
+  known = item_lib.label_of_wnid(item_lib.name_of(text)) != NO_LABEL
+  return [text] if is_label or known else []
+
+
+def _values_of_json(text: str) -> list[object]:
+  try:
+    values = files.read_json(text)
+  except ValueError:
+    return [text]
+  keys = _JSON_KEYS if isinstance(values, dict) else ()
+  return [values[key] for key in keys if key in values]

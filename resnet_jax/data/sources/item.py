@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image that has not been read yet, and the label that its name states.
+"""An image that has not been read yet, and the class that its name states.
 
-A key states a label in three ways: the folder is a WordNet id, as for
+A key states a class in three ways: the folder is a WordNet id, as for
 torchvision's ImageFolder; or the file is named NAME_WNID.JPEG, as in the
 archives of Hugging Face's ILSVRC/imagenet-1k, or WNID_NAME.JPEG, as ILSVRC's
 training images.  Source: that data set's card and its loading script.
@@ -13,16 +13,22 @@ import os
 import pathlib
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from PIL import Image
 
 from resnet_jax.data import decoding, labels
 from resnet_jax.system import errors
+from resnet_jax.system.text import counted, one_line, some
 
 NO_LABEL = -1
 MAX_LABEL = 10**9 - 1
 MAX_BYTES = 1 << 30
+
+# What systems put beside the files of a user, copies of images among it:
+# besides names that begin with a dot.
+_HIDDEN = ('__MACOSX', '@eaDir', '$RECYCLE.BIN', 'Thumbs.db', 'desktop.ini')
+_MAX_NAME = 200
 
 _WNID_OF_NAME = (
   re.compile(r'.*_(n[0-9]{8})\.[^.]*', re.DOTALL),
@@ -37,10 +43,13 @@ class Item:
   Attributes:
     key: its path relative to the list file, the folder or the archive, with
       slashes.
-    name: its path from the working directory, for messages.
-    label: its class, or NO_LABEL.
+    name: its path from the working directory, on one line, for messages.
+    label: its class by the numbers of the data, or NO_LABEL; ImageNet's number
+      for a WordNet id.
     read: returns the file's bytes or a Pillow image; thread-safe.
     size: of its file in bytes; -1 if unknown.
+    named: its class as the data names it, which comes before the number; ''
+      where it has none.
   """
 
   key: str
@@ -48,6 +57,7 @@ class Item:
   label: int
   read: Callable[[], bytes | Image.Image]
   size: int = -1
+  named: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +84,8 @@ def file_item(path: pathlib.Path, key: str, label: int = NO_LABEL) -> Item:
     size = path.stat().st_size
   except (OSError, ValueError):
     size = -1
-  return Item(key, os.fspath(path), label, functools.partial(_read, path), size)
+  name = one_line(os.fspath(path))
+  return Item(key, name, label, functools.partial(_read, path), size)
 
 
 def _read(path: pathlib.Path) -> bytes:
@@ -107,16 +118,51 @@ def is_image_name(name: str) -> bool:
   return os.path.splitext(name)[1].lower() in decoding.SUFFIXES
 
 
-def label_of(value: object) -> int | None:
-  """The label that a number or a WordNet id states, or None."""
-  if isinstance(value, str):
-    text = value.strip()
-    if not re.fullmatch(r'-?[0-9]{1,9}', text):
-      return _index_of_wnid().get(text)
-    value = int(text)
+def hidden(path: str) -> str:
+  """The first part of a path that hides what is there, or ''."""
+  parts = path.split('/')
+  return next((p for p in parts if p.startswith('.') or p in _HIDDEN), '')
+
+
+def left_out(
+  others: Iterable[str], out_of_sight: Iterable[str], noun: str = 'other file'
+) -> list[str]:
+  """Says what is left out: `3 other files left out: .csv, .txt`.
+
+  Args:
+    others: names of what is no image.
+    out_of_sight: the hidden parts of paths, one for each that is left out.
+    noun: for the others.
+  """
+  suffixes = [
+    os.path.splitext(name)[1].lower() or 'no suffix' for name in others
+  ]
+  notes = {noun: suffixes, 'hidden item': list(out_of_sight)}
+  return [
+    f'{counted(len(names), what)} left out: {some(sorted(set(names)))}'
+    for what, names in notes.items()
+    if names
+  ]
+
+
+def number_of(value: object) -> int | None:
+  """The label that a whole number states, also as text, or None."""
+  if isinstance(value, str) and re.fullmatch(r'\s*-?[0-9]{1,9}\s*', value):
+    value = int(value)
   if not isinstance(value, int) or isinstance(value, bool):
     return None
   return value if NO_LABEL <= value <= MAX_LABEL else None
+
+
+def name_of(value: object) -> str:
+  """A class's name as a text or another value states it; '' for none."""
+  text = value.strip() if isinstance(value, str) else f'{value!r}'
+  return '' if value is None else text[:_MAX_NAME]
+
+
+def label_of_wnid(wnid: str) -> int:
+  """ImageNet's label, or NO_LABEL."""
+  return _index_of_wnid().get(wnid, NO_LABEL)
 
 
 def labelled(
@@ -130,17 +176,30 @@ def labelled(
       has an id is used.
 
   Returns:
-    The items, with labels if there is such a list; and a note of that.
+    The items, with labels if there is such a list; and a note of that, or of
+    the paths that lack an id where others have one.
   """
+  classes = labels.imagenet_classes()
+  without = ''
   for paths in stating:
     found = list(map(_label_of_path, paths))
     if items and NO_LABEL not in found:
       items = [
-        dataclasses.replace(item, label=label)
+        dataclasses.replace(item, label=label, named=classes[label].wnid)
         for item, label in zip(items, found, strict=True)
       ]
       return items, '; labels from the WordNet ids in their paths'
-  return items, ''
+    lost = [
+      item.key
+      for item, label in zip(items, found, strict=True)
+      if label == NO_LABEL
+    ]
+    if len(lost) < len(items) and not without:
+      without = (
+        f'; no labels, as {len(lost)} of {len(items)} paths have no WordNet id'
+        f' of ILSVRC 2012: {some(lost)}'
+      )
+  return items, without
 
 
 def _label_of_path(path: str) -> int:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images in the rows of Parquet files, as Hugging Face's data sets have them.
 
-A row is {image: {bytes, path}, label}, in columns of any names.  A row group is
-read when one of its rows is, and the last few stay in memory, which thus
-depends on their size and not on the file's.
-Source: Hugging Face's documentation of `datasets.Image` and of the repository
-structure; Apache Parquet's format (`RowGroup.total_byte_size`).
+A row has an image, {bytes, path} or bytes alone, in a column of any name, and
+perhaps a label: a number, whose name the file's metadata may have, or a name.
+A row group is read when one of its rows is, and the last few stay in memory,
+which thus depends on their size and not on the file's.
+Source: Hugging Face's documentation of the repository structure; Apache
+Parquet's format (`RowGroup.total_byte_size`).
 """
 
 import collections
@@ -22,8 +23,9 @@ from resnet_jax.data import decoding
 from resnet_jax.data.sources import archives
 from resnet_jax.data.sources import item as item_lib
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source
+from resnet_jax.data.sources.parquet_columns import Columns, choose
 from resnet_jax.system import errors
-from resnet_jax.system.text import counted
+from resnet_jax.system.text import counted, one_line
 
 # The last byte begins a Thrift structure, unlike a list of images.
 MAGIC = b'PAR1\x15'
@@ -51,7 +53,12 @@ def open_files(paths: Sequence[pathlib.Path], what: str) -> Source:
       exactly one column of images, or is part of an incomplete split.
   """
   _check_split(paths)
-  rows = [row for path in paths for row in _rows(path)]
+  rows: list[_ImageRow] = []
+  notes: dict[str, None] = {}
+  for path in paths:
+    found, note = _rows(path)
+    rows += found
+    notes |= {note: None} if note else {}
   paths_of_rows = {row.path for row in rows}
   by_path = len(paths_of_rows) == len(rows) and all(
     path and tar.is_relative(path) for path in paths_of_rows
@@ -60,9 +67,12 @@ def open_files(paths: Sequence[pathlib.Path], what: str) -> Source:
   for row in rows:
     key = row.path if by_path and row.path else f'{row.file.stem}/{row.row:08d}'
     item_lib.check_text(key)
-    items.append(Item(key, f'{row.file}:{key}', row.label, row.read))
-  keyed = '' if by_path else '; keys are FILE/ROW, as paths are not unique'
-  return Source(items, f'{counted(len(items), "image")} in {what}{keyed}')
+    name = one_line(f'{row.file}:{key}')
+    items.append(Item(key, name, row.label, row.read, named=row.named))
+  described = [f'{counted(len(items), "image")} in {what}', *notes]
+  if not by_path:
+    described.append('keys are FILE/ROW, as paths are not unique')
+  return Source(items, '; '.join(described))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,11 +81,12 @@ class _ImageRow:
   row: int
   path: str | None
   label: int
+  named: str
   read: functools.partial[bytes]
 
 
-def _rows(path: pathlib.Path) -> list[_ImageRow]:
-  """The rows of a file, without their images."""
+def _rows(path: pathlib.Path) -> tuple[list[_ImageRow], str]:
+  """The rows of a file, without their images; and a note on its labels."""
   parquet = _pyarrow()
   try:
     with open(path, 'rb') as file:
@@ -84,8 +95,8 @@ def _rows(path: pathlib.Path) -> list[_ImageRow]:
       # With run lengths a byte can stand for a thousand rows.
       if opened.metadata.num_rows > stamp[0]:
         raise ValueError(f'it claims {opened.metadata.num_rows} rows')
-      image, label_column = _columns(opened.schema_arrow, path)
-      texts = _texts(opened, image, label_column, path)
+      columns = choose(opened.schema_arrow, path)
+      texts = _texts(opened, columns, path)
   except errors.UserError:
     raise
   except Exception as error:
@@ -94,27 +105,43 @@ def _rows(path: pathlib.Path) -> list[_ImageRow]:
       f'{path} is a Parquet file that cannot be read: {_first_line(error)}. Get'
       ' it again.'
     ) from error
-  groups = _Groups(path, stamp, image)
+  groups = _Groups(path, stamp, columns)
   result = []
   for row, (group, within, name, stated) in enumerate(texts):
-    label = NO_LABEL if stated is None else stated
-    if not NO_LABEL <= label <= item_lib.MAX_LABEL:
-      raise errors.UserError(
-        f'{path}: row {row} has the label {label}; a label is a whole number'
-        ' from 0, or -1 for none.'
-      )
+    label, named = _label(stated, columns, path, row)
     read = functools.partial(groups.read, group, within)
-    result.append(_ImageRow(path, row, name, label, read))
-  return result
+    result.append(_ImageRow(path, row, name, label, named, read))
+  return result, columns.note
+
+
+def _label(
+  stated: int | str | None, columns: Columns, path: pathlib.Path, row: int
+) -> tuple[int, str]:
+  """A row's label and the name of its class, where they are stated."""
+  if isinstance(stated, str):
+    number = item_lib.number_of(stated)
+    if number is not None:
+      return number, ''
+    named = item_lib.name_of(stated)
+    return item_lib.label_of_wnid(named), named
+  label = NO_LABEL if stated is None else stated
+  last = len(columns.classes) - 1 if columns.classes else item_lib.MAX_LABEL
+  if not NO_LABEL <= label <= last:
+    raise errors.UserError(
+      f'{path}: row {row} has the label {label}; a label is a whole number'
+      f' from 0{f" to {last}" if columns.classes else ""}, or -1 for none.'
+    )
+  named = columns.classes[label] if columns.classes and label >= 0 else ''
+  return label, named
 
 
 class _Groups:
   """The row groups of a file, the last few of them in memory."""
 
   def __init__(
-    self, path: pathlib.Path, stamp: tuple[int, int], image: str
+    self, path: pathlib.Path, stamp: tuple[int, int], columns: Columns
   ) -> None:
-    self._path, self._stamp, self._image = path, stamp, image
+    self._path, self._stamp, self._columns = path, stamp, columns
     self._lock = threading.Lock()
     # The images of a group, and the sum of their bytes.
     self._kept: collections.OrderedDict[int, tuple[list[bytes | None], int]]
@@ -145,9 +172,12 @@ class _Groups:
       with open(self._path, 'rb') as file:
         archives.check_unchanged(file, self._stamp)
         opened = _pyarrow().ParquetFile(file)
-        names = [f'{self._image}.bytes']
-        for batch in opened.iter_batches(_ROWS, [group], names, False):
-          (column,) = batch.column(0).flatten()
+        name = self._columns.image
+        chosen = [f'{name}.bytes' if self._columns.parts else name]
+        for batch in opened.iter_batches(_ROWS, [group], chosen, False):
+          column = batch.column(name)
+          if self._columns.parts:
+            (column,) = column.flatten()
           total += column.nbytes
           if total > _MAX_GROUP_BYTES:
             raise decoding.ImageError(
@@ -175,51 +205,36 @@ def _pyarrow() -> Any:
   return pyarrow.parquet
 
 
-def _columns(schema: Any, path: pathlib.Path) -> tuple[str, str]:
-  """The names of the columns of images and of labels ('' if there is none)."""
-  import pyarrow  # noqa: PLC0415
-
-  images = [
-    field.name
-    for field in schema
-    if pyarrow.types.is_struct(field.type)
-    and {
-      (part.name, str(part.type).removeprefix('large_')) for part in field.type
-    }
-    >= {('bytes', 'binary'), ('path', 'string')}
-  ]
-  labels = [
-    field.name
-    for field in schema
-    if field.name == 'label' and pyarrow.types.is_integer(field.type)
-  ]
-  if len(images) != 1 or len(labels) > 1 or '.' in images[0]:
-    raise errors.UserError(
-      f'{path} has {len(images)} columns of images: its columns are'
-      f' {", ".join(schema.names)}. It needs exactly one of {{bytes, path}},'
-      " and may have one of whole numbers named 'label'."
-    )
-  return images[0], labels[0] if labels else ''
-
-
 def _texts(
-  opened: Any, image: str, label: str, path: pathlib.Path
-) -> list[tuple[int, int, str | None, int | None]]:
+  opened: Any, columns: Columns, path: pathlib.Path
+) -> list[tuple[int, int, str | None, int | str | None]]:
   """Each row's group, place in it, path and label (None: there is none)."""
-  columns = [f'{image}.path', *([label] if label else [])]
-  found: list[tuple[int, int, str | None, int | None]] = []
+  has_path = 'path' in columns.parts
+  chosen = [f'{columns.image}.path'] if has_path else []
+  chosen += [columns.label] if columns.label else []
+  found: list[tuple[int, int, str | None, int | str | None]] = []
   total = 0
   for group in range(opened.metadata.num_row_groups):
     start = len(found)
-    for batch in opened.iter_batches(_TEXT_ROWS, [group], columns, False):
+    if not chosen:
+      count = opened.metadata.row_group(group).num_rows
+      if not 0 <= count <= opened.metadata.num_rows - start:
+        raise ValueError(f'its row group {group} claims {count} rows')
+      found += [(group, row, None, None) for row in range(count)]
+      continue
+    for batch in opened.iter_batches(_TEXT_ROWS, [group], chosen, False):
       total += batch.nbytes
       if total > _MAX_TEXT_BYTES:
         raise errors.UserError(
           f'{path}: its paths and labels have more than {_MAX_TEXT_BYTES}'
           ' bytes.'
         )
-      (names,) = (part.to_pylist() for part in batch.column(image).flatten())
-      labels = batch.column(label).to_pylist() if label else [None] * len(names)
+      names = labels = [None] * len(batch)
+      if has_path:
+        (part,) = batch.column(columns.image).flatten()
+        names = part.to_pylist()
+      if columns.label:
+        labels = batch.column(columns.label).to_pylist()
       for name, stated in zip(names, labels, strict=True):
         found.append((group, len(found) - start, name, stated))
   return found

@@ -4,6 +4,7 @@
 import os
 import pathlib
 import re
+import unicodedata
 from collections.abc import Iterator
 
 from PIL import Image
@@ -37,33 +38,43 @@ def is_image(path: pathlib.Path) -> bool:
     return False
 
 
-def folder(root: pathlib.Path, files: list[pathlib.Path]) -> Source:
+def folder(
+  root: pathlib.Path, files: list[pathlib.Path], hidden: list[str]
+) -> Source:
   """The images among the files below a folder, in the order of their keys.
 
   If all paths have WordNet ids, these are the labels.
+
+  Args:
+    root: the folder.
+    files: those below it.
+    hidden: the names of what is left out.
   """
   found = sorted(
     (path.relative_to(root).as_posix(), path)
     for path in files
     if item_lib.is_image_name(path.name)
   )
-  others = len(files) - len(found)
-  left_out = f'; {counted(others, "other file")} left out' if others else ''
   items = [file_item(path, key) for key, path in found]
   items, labelled = item_lib.labelled(items, [item.key for item in items])
-  images = counted(len(items), 'image')
-  return Source(items, f'{images} in the folder {root}{left_out}{labelled}')
+  described = f'{counted(len(items), "image")} in the folder {root}'
+  others = [p.name for p in files if not item_lib.is_image_name(p.name)]
+  notes = [described, *item_lib.left_out(others, hidden)]
+  return Source(items, '; '.join(notes) + labelled)
 
 
 def walk(
   root: pathlib.Path, above: frozenset[str] = frozenset()
 ) -> Iterator[pathlib.Path]:
-  """Yields the files below a folder; follows links, except in circles."""
+  """Yields the files below a folder, and hidden folders as if they were files.
+
+  It follows links, except in circles.
+  """
   real = os.path.realpath(root)
   if real in above:
     return
   for path in root.iterdir():
-    if path.is_dir():
+    if path.is_dir() and not item_lib.hidden(path.name):
       yield from walk(path, above | {real})
     else:
       yield path
@@ -83,7 +94,7 @@ def list_file(path: pathlib.Path, must_exist: bool) -> Source:
     raise errors.UserError(
       f'{path} is neither a readable image nor a list of images in UTF-8.'
     ) from error
-  items = []
+  items, found = [], []
   for line in text.split('\n'):
     if not line.strip():
       continue
@@ -93,10 +104,25 @@ def list_file(path: pathlib.Path, must_exist: bool) -> Source:
     name = match['quoted'] or match['plain']
     label = int(match['label']) if match['label'] else NO_LABEL
     key = pathlib.PurePath(name).as_posix()
-    items.append(file_item(path.parent / name, key, label))
+    found.append(_on_disk(path.parent, name))
+    items.append(file_item(found[-1], key, label))
   if must_exist:
-    _check_present([item.name for item in items], path)
+    _check_present(list(map(os.fspath, found)), path)
   return Source(items, f'{counted(len(items), "image")} listed in {path}')
+
+
+def _on_disk(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """A listed file, also where its name is composed otherwise in Unicode.
+
+  A list written on macOS may have an accent as a character of its own (NFD).
+  """
+  path = folder / name
+  if name.isascii() or os.path.lexists(path):
+    return path
+  for part in pathlib.PurePath(name).parts:
+    forms = (part, *(unicodedata.normalize(f, part) for f in ('NFC', 'NFD')))
+    folder /= next((f for f in forms if os.path.lexists(folder / f)), part)
+  return folder
 
 
 def _check_present(names: list[str], path: pathlib.Path) -> None:

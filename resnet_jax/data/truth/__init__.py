@@ -3,5 +3,6 @@
 
 from resnet_jax.data.truth.diagnosis import diagnose
 from resnet_jax.data.truth.labelset import LabelSet, load
+from resnet_jax.data.truth.naming import columns, resolved
 
-__all__ = ['LabelSet', 'diagnose', 'load']
+__all__ = ['LabelSet', 'columns', 'diagnose', 'load', 'resolved']

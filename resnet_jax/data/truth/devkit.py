@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from scipy import io
 
+from resnet_jax.codecs import faults
 from resnet_jax.system import errors
 
 NAME = 'meta.mat'
@@ -100,6 +101,8 @@ def label_of_id(path: pathlib.Path, wnids: Sequence[str]) -> np.ndarray:
 
 def _check_unpacked(data: bytes) -> None:
   """Raises a ValueError if a file would unpack to too much memory."""
+  if data.startswith(faults.GIT_LFS):
+    raise ValueError(f'it is {faults.GIT_LFS_SAYS}')
   words = _WORDS.get(data[126:_HEADER_BYTES])
   if words is None:
     raise ValueError('it is not a Level 5 MAT-file')

@@ -13,6 +13,7 @@ import pathlib
 import re
 from collections.abc import Callable, Sequence
 
+from resnet_jax.codecs import faults
 from resnet_jax.data.truth import devkit
 from resnet_jax.system import errors, files
 
@@ -95,7 +96,10 @@ def _text(path: pathlib.Path) -> str:
       )
     if path.stat().st_size > _MAX_BYTES:
       raise error(path, f'has more than {_MAX_BYTES} bytes')
-    return path.read_text('utf-8-sig')
+    text = path.read_text('utf-8-sig')
+    if text.startswith(faults.GIT_LFS.decode()):
+      raise error(path, f'is {faults.GIT_LFS_SAYS}')
+    return text
   except OSError as fault:
     raise errors.UserError(
       f'the label file {path} cannot be read: {fault.strerror or fault}.'

@@ -8,14 +8,16 @@ import json
 import os
 import pathlib
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 
 from resnet_jax.data.sources import NO_LABEL, Item
-from resnet_jax.data.truth import formats
+from resnet_jax.data.truth import formats, naming
 from resnet_jax.system import errors
 from resnet_jax.system.text import counted, some
 
 FOLDERS = 'folders'
+_SOURCE = 'their source'
 
 # The number in a name of ILSVRC's validation images, whatever follows it.
 _VAL_NUMBER = re.compile(r'ILSVRC2012_val_([0-9]{8})(?![0-9])')
@@ -44,7 +46,12 @@ class LabelSet:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load(text: str, items: Sequence[Item], wnids: Sequence[str]) -> LabelSet:
+def load(
+  text: str,
+  items: Sequence[Item],
+  wnids: Sequence[str],
+  words: Sequence[str] = (),
+) -> LabelSet:
   """Loads the labels of images.
 
   A label file's names are matched with the keys by the whole path, else the
@@ -60,15 +67,16 @@ def load(text: str, items: Sequence[Item], wnids: Sequence[str]) -> LabelSet:
     items: the images.
     wnids: the WordNet ids of the classes in the order of the labels; for other
       networks the names of the classes, or nothing.
+    words: the names of the classes beside WordNet ids.
 
   Raises:
     UserError: a label is missing, has no image or is out of range, a name
       occurs twice, or the label file is in no known form.
   """
   if not text:
-    result = _own(items)
+    result = _own(items, wnids, words)
   elif text == FOLDERS:
-    result = _by_folders(items, wnids)
+    result = _by_folders(items, wnids, words)
   else:
     path = pathlib.Path(os.path.expanduser(text))
     entries = formats.read(path, wnids)
@@ -85,8 +93,12 @@ def load(text: str, items: Sequence[Item], wnids: Sequence[str]) -> LabelSet:
   return dataclasses.replace(result, description=description)
 
 
-def _own(items: Sequence[Item]) -> LabelSet:
-  missing = [item.name for item in items if item.label == NO_LABEL]
+def _own(
+  items: Sequence[Item], wnids: Sequence[str], words: Sequence[str]
+) -> LabelSet:
+  missing = [
+    item.name for item in items if item.label == NO_LABEL and not item.named
+  ]
   if missing:
     raise errors.UserError(
       f'{len(missing)} of {counted(len(items), "image")}'
@@ -95,15 +107,24 @@ def _own(items: Sequence[Item]) -> LabelSet:
       f' shards and Parquet files can have labels. Set labels=FILE, or'
       f' labels={FOLDERS} if the folders are the classes.'
     )
-  return LabelSet(
-    'labels', tuple(frozenset([i.label]) for i in items), 'their source'
-  )
+  stated = dict.fromkeys((i.named, i.label) for i in items if i.named)
+  found = naming.match(stated, wnids, words)
+  if why := naming.fault(found):
+    raise errors.UserError(
+      f'the data names its classes, and {why}. Classes are compared by WordNet'
+      ' id, then by exact name. Set class_names=FILE, with the names that the'
+      " data has in the order of the network's classes; or labels=FILE."
+    )
+  numbers = [found.labels.get((i.named, i.label), i.label) for i in items]
+  return LabelSet('labels', tuple(frozenset([n]) for n in numbers), _SOURCE)
 
 
 # ----------------------------------------------------------------- folders
 
 
-def _by_folders(items: Sequence[Item], wnids: Sequence[str]) -> LabelSet:
+def _by_folders(
+  items: Sequence[Item], wnids: Sequence[str], words: Sequence[str]
+) -> LabelSet:
   names = [item.key.rpartition('/')[0].rpartition('/')[2] for item in items]
   bare = [item.key for item, name in zip(items, names, strict=True) if not name]
   if bare:
@@ -111,41 +132,37 @@ def _by_folders(items: Sequence[Item], wnids: Sequence[str]) -> LabelSet:
       f'{len(bare)} of {counted(len(items), "image")} in no folder that could'
       f' name the class: {some(bare)}. Set labels=FILE.'
     )
-  index, naming = _folder_labels(sorted(set(names)), wnids)
+  index, how = _folder_labels(sorted(set(names)), wnids, words)
   return LabelSet(
     FOLDERS,
     tuple(frozenset([index[name]]) for name in names),
-    f'their {len(index)} folders, {naming}',
+    f'their {len(index)} folders, {how}',
   )
 
 
 def _folder_labels(
-  folders: list[str], wnids: Sequence[str]
+  folders: list[str], wnids: Sequence[str], words: Sequence[str]
 ) -> tuple[dict[str, int], str]:
   """The labels of folders, and what the folders are named by."""
-  known = {wnid: label for label, wnid in enumerate(wnids)}
-  strange = [name for name in folders if name not in known]
-  if not strange:
-    return {name: known[name] for name in folders}, 'named as the classes'
-  if all(re.fullmatch(r'[0-9]{1,9}', name) for name in folders):
-    numbers = {name: int(name) for name in folders}
-    if len(set(numbers.values())) != len(folders):
+  found = naming.match([(name, NO_LABEL) for name in folders], wnids, words)
+  index = {name: label for (name, _), label in found.labels.items()}
+  if len(index) == len(folders):
+    if len({*index.values()}) != len(folders) and all(map(str.isdigit, index)):
       raise errors.UserError(
         f'of the folders {some(folders)} two are the same number.'
       )
-    return numbers, 'named by the numbers of the classes'
+    return index, found.how
   by_wnid = formats.are_wnids(wnids)
-  if by_wnid or len(strange) < len(folders):
+  near = [name for name in found.strange if naming.nearest(name, wnids)]
+  if by_wnid or index or near or found.several:
     kind = 'WordNet ids (such as n02123045)' if by_wnid else 'names'
     free = () if by_wnid else set(wnids).difference(folders)
-    named = len(folders) - len(strange)
+    odd = near or [*found.strange, *found.several]
     raise errors.UserError(
-      f'{named} of {counted(len(folders), "folder")}'
-      f' {"is" if named == 1 else "are"} named by the {kind} of the'
-      f' {len(wnids)} classes;'
-      f' {some([repr(name) for name in strange])}'
-      f' {"are" if len(strange) > 1 else "is"} not.'
-      f'{errors.hint(strange[0], sorted(free))} Rename or remove what is not,'
+      f'{len(index)} of {counted(len(folders), "folder")}'
+      f' {"is" if len(index) == 1 else "are"} named by the {kind} of the'
+      f' {len(wnids)} classes; {naming.fault(found, ("is not", "are not"))}.'
+      f'{errors.hint(odd[0], sorted(free))} Rename or remove what is not,'
       ' or set labels=FILE.'
     )
   if wnids and len(folders) != len(wnids):
@@ -154,7 +171,8 @@ def _folder_labels(
       ' so their alphabetical order does not say which is which. Name the'
       ' folders by the names or numbers of the classes, or set labels=FILE.'
     )
-  return {name: i for i, name in enumerate(folders)}, 'in alphabetical order'
+  order = 'in alphabetical order, as none is named as a class of this network'
+  return {name: i for i, name in enumerate(folders)}, order
 
 
 # ---------------------------------------------------------------- matching
@@ -192,7 +210,7 @@ def _check_distinct(names: Sequence[str], what: str) -> None:
 
 def _difference(names: Sequence[str], keys: Sequence[str]) -> str:
   """The names without a counterpart, if there are names, for the message."""
-  ours, theirs = (set(map(_file_name, side)) for side in (keys, names))
+  ours, theirs = (set(map(_composed_name, side)) for side in (keys, names))
   sides = (
     ('Without a label', sorted(ours - theirs)),
     ('Without an image', sorted(theirs - ours)),
@@ -272,9 +290,24 @@ def _path(path: str) -> str:
   return path.removeprefix('./')
 
 
+def _composed(path: str) -> str:
+  """A path whose accents are part of their letters, as macOS has them not."""
+  return unicodedata.normalize('NFC', _path(path))
+
+
+def _composed_name(path: str) -> str:
+  return _file_name(_composed(path))
+
+
+def _composed_stem(path: str) -> str:
+  return _stem(_composed(path))
+
+
 # What is compared of a label file's name and a key; the first that matches all
 # images is used.
-_VIEWS: tuple[Callable[[str], str], ...] = (_path, _file_name, _stem, _number)
+_VIEWS: tuple[Callable[[str], str], ...] = (
+  *(_path, _composed, _composed_name, _composed_stem, _number),
+)
 
 
 def _check_range(labels: LabelSet, items: Sequence[Item], classes: int) -> None:
