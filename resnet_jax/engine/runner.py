@@ -251,7 +251,7 @@ class Runner:
   ) -> dict[str, jax.Array]:
     """The parameters, a copy on each device."""
     missing = [n for n in self._needed if (n, sharding) not in self._placed]
-    for name, array in self._folded(missing).items():
+    for name, array in self._folded(missing):
       self._placed[name, sharding] = jax.device_put(array, sharding)
     return {name: self._placed[name, sharding] for name in self._needed}
 

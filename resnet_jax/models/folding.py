@@ -6,7 +6,7 @@ goes into the convolution's kernel, and the convolution's bias, if it has one,
 into the offset.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -17,8 +17,8 @@ def folded(
   module: resnet.ResNet,
   parameters: Mapping[str, np.ndarray],
   which: Iterable[str],
-) -> dict[str, np.ndarray]:
-  """The parameters of a network whose `inference` joins layers.
+) -> Iterator[tuple[str, np.ndarray]]:
+  """The parameters of a network whose `inference` joins layers, one by one.
 
   Args:
     module: the network.
@@ -26,16 +26,15 @@ def folded(
       `resnet.needed_parameters`.
     which: the names to return: `resnet.needed_parameters(module, ...)`.
 
-  Returns:
-    `layer/leaf` arrays for `resnet.capture`.
+  Yields:
+    Names and arrays for `resnet.capture`.
   """
   shapes = resnet.parameter_shapes(module)
-  result = {}
   for name in which:
     layer, leaf = name.split('/')
     is_kernel = leaf in ('kernel', 'offset')
     if layer == 'logits' or not is_kernel:
-      result[name] = parameters[name]
+      yield name, parameters[name]
       continue
     # The pool may have the convolution's kernel and offset, too.
     unit = 'conv1' if layer == 'pool1' else layer.rpartition('_')[0]
@@ -49,10 +48,8 @@ def folded(
     if leaf == 'offset':
       if (own := parameters.get(f'{unit}_conv/bias')) is not None:
         mean = mean - np.asarray(own, np.float64)
-      result[name] = (bias - mean * factor).astype(np.float32)
+      yield name, (bias - mean * factor).astype(np.float32)
     else:
       kernel = np.asarray(parameters[f'{unit}_conv/kernel'])
-      result[name] = convolution.prepared(
-        kernel * np.float32(factor), shapes[name]
-      )
-  return result
+      kernel = kernel * np.float32(factor)
+      yield name, convolution.prepared(kernel, shapes[name])

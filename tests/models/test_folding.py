@@ -49,9 +49,8 @@ def joined(model, parameters, x, wanted, arithmetic='float32'):
   """Values, and the names of the parameters that were used."""
   inference = layers.Inference(arithmetic, 'cpu', frozenset(wanted))
   model = model.clone(inference=inference)
-  folded = folding.folded(
-    model, parameters, resnet.needed_parameters(model, wanted)
-  )
+  needed = resnet.needed_parameters(model, wanted)
+  folded = dict(folding.folded(model, parameters, needed))
   return as_defined(model, folded, x, wanted), set(folded)
 
 
@@ -141,10 +140,12 @@ def in_pieces(depth, count, pieces, wanted):
   """The network in pieces, the whole one, and what both take."""
   inference = layers.Inference('float32', 'cpu', frozenset(wanted))
   model = resnet.ResNet(depth, classes=10, inference=inference)
-  parameters = folding.folded(
-    model,
-    parameters_of(model.clone(inference=layers.DEFINITION)),
-    resnet.needed_parameters(model, wanted),
+  parameters = dict(
+    folding.folded(
+      model,
+      parameters_of(model.clone(inference=layers.DEFINITION)),
+      resnet.needed_parameters(model, wanted),
+    )
   )
 
   def cut(parameters, x):
