@@ -132,42 +132,36 @@ class Chosen:
   left_out: tuple[str, ...]
 
 
-def starts(
-  names: Collection[str], programs: Sequence[Program]
-) -> list[tuple[str, Program]]:
-  """The prefixes below which a network seems to begin."""
+def find(names: Collection[str], programs: Sequence[Program]) -> list[Network]:
+  """The complete networks among the tensors of these names."""
   result = []
   for program in programs:
     first, *others = program.first
     for name in names:
       prefix = name.removesuffix(first)
       if (
-        name.endswith(first)
-        and (not prefix or prefix.endswith('.'))
+        f'.{name}'.endswith(f'.{first}')
+        # Of most files these tell, before all names are looked for.
         and all(prefix + other in names for other in others)
+        and (depth := _depth(names, program, prefix))
       ):
-        result.append((prefix, program))
+        network = Network(prefix, program, depth)
+        averaged = not _AVERAGES.isdisjoint(prefix.split('.')) or any(
+          f'{base}{_AVERAGED_STEPS}' in names for base in network.above
+        )
+        result.append(dataclasses.replace(network, averaged=averaged))
   return result
 
 
-def find(names: Collection[str], programs: Sequence[Program]) -> list[Network]:
-  """The complete networks among the tensors of these names."""
-  result = []
-  for prefix, program in starts(names, programs):
-    depths = [
-      depth
-      for depth in structure.ARCHITECTURES
-      if (body := program.body(depth))
-      and all(prefix + name in names for name in body)
-    ]
-    if depths:
-      deepest = max(depths, key=lambda depth: len(program.body(depth)))
-      network = Network(prefix, program, deepest)
-      averaged = not _AVERAGES.isdisjoint(prefix.split('.')) or any(
-        f'{base}{_AVERAGED_STEPS}' in names for base in network.above
-      )
-      result.append(dataclasses.replace(network, averaged=averaged))
-  return result
+def _depth(names: Collection[str], program: Program, prefix: str) -> int:
+  """The deepest network that is complete below a prefix; 0: there is none."""
+  complete = [
+    (len(body), depth)
+    for depth in structure.ARCHITECTURES
+    if (body := program.body(depth))
+    and all(prefix + name in names for name in body)
+  ]
+  return max(complete)[1] if complete else 0
 
 
 def choose(

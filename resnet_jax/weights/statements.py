@@ -24,10 +24,13 @@ ARCHITECTURES = {
 # Words beside such a name that say where the weights are from.
 _ORIGINS = {
   *('tv', 'torchvision', 'timm', 'gluon', 'v1b', 'ssl', 'swsl', 'hub', 'model'),
-  *('imagenet', 'imagenet1k', 'in1k', 'places365', 'cifar', 'cifar10'),
-  *('cifar100', 'pretrained', 'finetuned', 'supervised', 'backbone', 'encoder'),
+  *('models', 'imagenet', 'imagenet1k', 'in1k', 'in12k', 'in21k', 'in22k'),
+  *('imagenet21k', 'places365', 'cifar', 'cifar10', 'cifar100'),
+  *('pretrained', 'finetuned', 'supervised', 'backbone', 'encoder'),
   *('moco', 'mocov2', 'mocov3', 'simclr', 'byol', 'simsiam', 'swav', 'dino'),
 }
+# A path of weights, which is no name of a network.
+_WEIGHTS = re.compile(r'\.(pth|pt|tar|bin|ckpt|safetensors)$')
 _RESNET = re.compile(r'res\w?-?_?ne')
 
 _NONE = (None, '', False, 0)
@@ -79,16 +82,18 @@ _FILE = (
 def depth_of(name: str) -> int | None:
   """The depth of a plain ResNet by a program's name of it.
 
-  'resnet50.a1_in1k', 'tv_resnet50', 'timm/resnet50', 'ResNet-50'.
+  'resnet50.a1_in1k', 'tv_resnet50', 'torchvision.models.resnet50', 'ResNet-50'.
 
   Returns:
     0: the name states none; None: it is not the name of a plain ResNet.
   """
   text = name.lower().rsplit('/', 1)[-1].replace('v1.5', 'v1b')
-  text = re.sub(r'resnet[-_ ](?=\d)', 'resnet', text.partition('.')[0])
-  words = set(re.split(r'[-_ ]+', text)) - _ORIGINS
-  (word,) = words if len(words) == 1 else ('',)
-  return ARCHITECTURES.get(word)
+  text = re.sub(r'resnet[-_ ](?=\d)', 'resnet', text)
+  # What follows the name after a dot says which weights these are.
+  for part in text.split('.'):
+    if words := set(re.split(r'[-_ ]+', part)) - _ORIGINS:
+      return ARCHITECTURES.get(words.pop()) if len(words) == 1 else None
+  return None
 
 
 def check_folder(
@@ -158,6 +163,8 @@ def check_checkpoint(
       name = stated.get(key)
       if not isinstance(name, str) or depth_of(name) is not None:
         continue
+      if _WEIGHTS.search(name):
+        continue
       if _RESNET.search(name.lower()):
         raise _another(path, key, name, _ALONE)
       if stated is contents:
@@ -196,10 +203,19 @@ def _check_arguments(
 def _another(
   path: pathlib.Path, key: str, value: object, advice: str
 ) -> errors.UserError:
-  # Python refuses to print very long numbers.
-  shown = 'a number' if isinstance(value, int) and value >> 64 else f'{value}'
   return errors.UserError(
-    f'{path} holds another network: it states {key[:99]}={shown[:99]}, which is'
-    ' not that of a plain ResNet, though the tensors may look like its.'
+    f'{path} holds another network: it states {key[:99]}={_shown(value)}, which'
+    ' is not that of a plain ResNet, though the tensors may look like its.'
     f'{advice}'
   )
+
+
+def _shown(value: object) -> str:
+  """A value of a file, which may be nested in itself or be a huge number."""
+  if isinstance(value, list | tuple) and len(value) <= 4:
+    simple = all(isinstance(v, bool | float | str) for v in value)
+  else:
+    simple = isinstance(value, bool | float | str) or (
+      isinstance(value, int) and abs(value) < 1 << 64
+    )
+  return f'{value}'[:99] if simple else f'({type(value).__name__})'

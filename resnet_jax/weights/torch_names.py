@@ -218,8 +218,14 @@ def _said(network: prefixes.Network, head: str, place: str) -> list[str]:
 
 def _nearest(tensors: Mapping[str, Tensor]) -> tuple[str, Program]:
   """The prefix and program that tensors without a network are judged by."""
-  begun = prefixes.starts(tensors, _PROGRAMS)
-  return begun[0] if begun else ('', _TORCHVISION)
+  begun = collections.Counter(
+    (name.removesuffix(first), program)
+    for name in tensors
+    for program in _PROGRAMS
+    for first in program.first
+    if f'.{name}'.endswith(f'.{first}')
+  )
+  return max(begun, key=lambda place: begun[place], default=('', _TORCHVISION))
 
 
 @dataclasses.dataclass(frozen=True)
