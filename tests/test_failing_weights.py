@@ -329,6 +329,22 @@ def test_of_two_networks_one_is_chosen(tmp_path, name):
   )
 
 
+def test_a_network_of_a_safetensors_file_is_chosen(tmp_path):
+  arrays = {
+    f'{prefix}{name}': np.full(shape, value, np.float16)
+    for prefix, value in (('encoder_q.', 1), ('encoder_k.', 2))
+    for name, shape in shapes(0).items()
+  } | {'queue': np.zeros(3, np.float16)}
+  path = tmp_path / 'model.safetensors'
+  safetensors.numpy.save_file(arrays, path)
+  message = user_error(weights.load, str(path))
+  assert "'encoder_k' (ResNet-18), 'encoder_q' (ResNet-18)" in message
+  loaded = weights.load(str(path), weights.Options(weights_prefix='encoder_k'))
+  assert all((array == 2).all() for array in loaded.parameters.values())
+  notes = '\n'.join(loaded.notes)
+  assert f'{len(shapes(0)) + 1} tensors of encoder_q, queue' in notes
+
+
 def test_an_average_is_taken_if_it_is_chosen(tmp_path):
   contents = CHECKPOINTS['torchvision_reference'][0]
   loaded = load(tmp_path, contents, 'model_ema')
