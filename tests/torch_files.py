@@ -33,7 +33,8 @@ def call(name, *arguments):
 
 
 def storage(key, count, kind='Float', view=()):
-  name = f'ctorch\n{kind}Storage\n'.encode()
+  module = 'torch.storage' if kind == 'Untyped' else 'torch'
+  name = f'c{module}\n{kind}Storage\n'.encode()
   return value(('storage', name, key, 'cpu', count, *view)) + b'Q'
 
 

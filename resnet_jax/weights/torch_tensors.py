@@ -41,7 +41,7 @@ _DTYPES = {
   'QInt32': np.dtype('<i4'),
 }
 # Of the types that are newer than the named ones; its count is in bytes.
-_UNTYPED = 'torch.UntypedStorage'
+_UNTYPED = 'torch.storage.UntypedStorage'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +70,24 @@ class Storages(dict[str, Storage]):
   def persistent_load(self, given: object) -> Storage:
     """Makes a storage of ('storage', dtype, key, device, count)."""
     match given:
-      case ('storage', np.dtype() as dtype, str(key), _, int(count)):
-        pass
-      case ('storage', pickles.Inert(name=n), str(key), _, int(count)) if (
-        n == _UNTYPED
-      ):
-        dtype = np.dtype('u1')
-      # Of views, which the old format has here, only PyTorch 0.1 made any.
-      case ('storage', np.dtype() as dtype, str(key), _, int(count), None):
+      # Of views, which the old format has last, only PyTorch 0.1 made any.
+      case ('storage', kind, str(key), _, int(count)) | (
+        'storage',
+        kind,
+        str(key),
+        _,
+        int(count),
+        None,
+      ) if isinstance(kind, np.dtype | pickles.Inert):
         pass
       case _:
         raise faults.RefusedError('a persistent id that names no storage')
+    if isinstance(kind, np.dtype):
+      dtype = kind
+    elif kind.name == _UNTYPED:
+      dtype = np.dtype('u1')
+    else:
+      raise faults.RefusedError(kind.name)
     _numbers((count,))
     storage = Storage(dtype, key, count, self)
     if self.setdefault(key, storage) != storage:

@@ -187,6 +187,12 @@ BESIDE = {
   'keys': b'}' + value((1, 2)) + value(3) + b's',
   'type': built('torch.float32', b''),
   'repeated': tensor('0', (9, 9), strides=(0, 0), count=64),
+  # Of a type that is newer than the named storages; of 16 bits.
+  'newer': call(
+    'torch._utils._rebuild_tensor_v3',
+    *(storage('new', 4, kind='Untyped'), 0, (2,), (1,), False, {}),
+    built('torch.uint16', b''),
+  ),
   'negative': tensor('0', (1,), count=64, more=({'neg': True},)),
 }
 
@@ -203,6 +209,7 @@ def test_what_is_no_tensor_is_left_out_and_not_executed(
     beside[name] = beside[name].replace(b'K@', value(network[key].size))
   path = tmp_path / 'model.pth'
   counted = {key: (len(data) // 4, data) for key, data in sorted(raw.items())}
+  raw['new'], counted['new'] = bytes(4), (4, bytes(4))
   for data in (
     zip_file({'state_dict': state} | beside, raw),
     row_file({'state_dict': state} | beside, counted),
@@ -219,6 +226,7 @@ def test_what_is_no_tensor_is_left_out_and_not_executed(
       ('set', 'a set'),
       ('of python 2', 'os.system'),
       ('called', 'os.system'),
+      ('newer', 'torch._utils._rebuild_tensor_v3'),
       ('negative', 'a tensor with a conjugate or negative bit'),
     ):
       assert f"'{name}' ({what})" in note
