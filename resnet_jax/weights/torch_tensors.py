@@ -67,7 +67,7 @@ class Storages(dict[str, Storage]):
     # Each tensor that shares a storage would read the whole storage.
     self.read = functools.lru_cache(maxsize=1)(read)
 
-  def persistent_load(self, given: object) -> Storage:
+  def persistent_load(self, given: object) -> Storage | pickles.Inert:
     """Makes a storage of ('storage', dtype, key, device, count)."""
     match given:
       # Of views, which the old format has last, only PyTorch 0.1 made any.
@@ -80,6 +80,9 @@ class Storages(dict[str, Storage]):
         None,
       ) if isinstance(kind, np.dtype | pickles.Inert):
         pass
+      # A module's class with its source, in the old format.
+      case ('module', pickles.Inert() as named, *_):
+        return named
       case _:
         raise faults.RefusedError('a persistent id that names no storage')
     if isinstance(kind, np.dtype):
