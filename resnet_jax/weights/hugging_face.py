@@ -48,7 +48,7 @@ _TIMM: dict[str, Any] = {
   'interpolation': 'bicubic',
   'label_offset': 0,
 }
-_LABELS = ('label_names', 'labels')
+_LABELS = ('label_names', 'labels', 'id2label')
 _PROCESSORS = ('ConvNextFeatureExtractor', 'ConvNextImageProcessor')
 # Steps of a preprocessor that must not be turned off.
 _STEPS = ('do_normalize', 'do_rescale', 'do_resize', 'do_center_crop')

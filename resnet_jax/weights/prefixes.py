@@ -8,6 +8,7 @@ A complete one has all tensors of a network's body below one prefix.
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,6 +29,7 @@ _AVERAGES = {
 }
 _AVERAGED_STEPS = 'n_averaged'
 _MOST_ABOVE = 8
+_DOT = re.compile(r'\.')
 # A classifier is the only linear layer of one of these modules, beside the body
 # or beside what wraps it; the numbers are of children of torch.nn.Sequential.
 _HEADS = (
@@ -109,11 +111,7 @@ class Network:
   @property
   def above(self) -> tuple[str, ...]:
     """The prefix and those of the modules around it, the nearest first."""
-    parts = self.prefix.split('.')[:-1]
-    return tuple(
-      ''.join(f'{part}.' for part in parts[:count])
-      for count in range(len(parts), -1, -1)[:_MOST_ABOVE]
-    )
+    return ('', *_bases(self.prefix))[: -_MOST_ABOVE - 1 : -1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,13 +275,13 @@ def described(
   place: str,
 ) -> list[str]:
   """Notes on the tensors of a place that are left out: a few, and a count."""
-  others = [n.prefix for n in networks if n is not chosen and n.prefix]
+  others = {n.prefix for n in networks if n is not chosen}
   modules: dict[str, None] = {}
   count = 0
   for name in left_out:
     if name.startswith(place):
       count += 1
-      owner = next((p for p in others if name.startswith(p)), '')
+      owner = next((base for base in _bases(name) if base in others), '')
       module = owner.removesuffix('.') or _LEAF.sub('', name)
       modules[module.removeprefix(place)] = None
   notes = []
@@ -299,6 +297,12 @@ def described(
       f" weights_prefix='{averages[0].choice[:99]}'."
     )
   return notes
+
+
+def _bases(name: str) -> list[str]:
+  """The beginnings of a name that end with a dot, the shortest first."""
+  ends = [match.end() for match in itertools.islice(_DOT.finditer(name), 32)]
+  return [name[:end] for end in ends]
 
 
 def needless(wanted: str, what: str) -> errors.UserError:

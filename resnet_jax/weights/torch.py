@@ -42,6 +42,7 @@ _TAR_NAMES = (b'sys_info', b'pickle', b'tensors', b'storages')
 _PICKLE = '/data.pkl'
 # Dicts in dicts that a state dict may lie in.
 _MAX_DEPTH = 4
+_MAX_PLACE = 400
 _CLEAN = (
   'If you trust the file, save a clean one in Python:'
   " torch.save(model.state_dict(), 'clean.pth')."
@@ -204,6 +205,11 @@ def _tensors(contents: dict) -> dict[str, _Found]:
   while waiting:
     held, keys = waiting.popleft()
     place = ''.join(f'{key}.' for key in keys)
+    # It is copied for each of the tensors.
+    if len(place) > _MAX_PLACE:
+      raise ValueError(
+        f'its state dict is under a name of {len(place)} letters'
+      )
     for name, value in held.items():
       if not isinstance(name, str):
         continue

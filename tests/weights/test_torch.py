@@ -414,6 +414,35 @@ def test_values_copied_again_and_again_are_refused(tmp_path):
 
 
 @pytest.mark.usefixtures('little_memory')
+def test_a_long_key_is_not_copied_for_every_tensor(tmp_path):
+  made = tensor('0', ()) + b'q\0'
+  state = (
+    b'}('
+    + value('n')
+    + made
+    + b''.join(value(f'{number}') + b'h\0' for number in range(50_000))
+  )
+  data = zip_file({'k' * 1_000_000: state + b'u'}, {'0': bytes(4)})
+  assert 'its state dict is under a name of 1000001 letters' in refusal(
+    read, tmp_path / 'model.pth', data
+  )
+
+
+@pytest.mark.usefixtures('little_memory')
+def test_dicts_named_again_and_again_are_read_once(tmp_path):
+  # Each names the one before it a thousand times.
+  inner = value({'n': tensor('0', ())}) + b'q\0'
+  for level in range(1, 5):
+    again = b'h' + bytes([level - 1])
+    pairs = b''.join(value(f'{i}') + again for i in range(1000))
+    inner = b'}(' + value('first') + inner + pairs + b'uq' + bytes([level])
+  data = zip_file(inner, {'0': bytes(4)})
+  assert 'does not hold a plain ResNet' in refusal(
+    read, tmp_path / 'model.pth', data
+  )
+
+
+@pytest.mark.usefixtures('little_memory')
 def test_a_text_encoded_again_and_again_is_refused(tmp_path):
   text = b'X' + struct.pack('<I', 100_000) + b'a' * 100_000 + b'q\0'
   encode = b'c_codecs\nencode\nq\1' + value('latin1') + b'q\2'
