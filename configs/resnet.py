@@ -26,6 +26,9 @@ def get_config(arg: str = '') -> ConfigDict:
   # them); 'auto': model/resnet_<layer_num>, else the zoo's default; 'random':
   # untrained, for trying the program.  download: also several, or 'all'.
   config.weights = 'auto'
+  # Of a PyTorch or safetensors file with several networks: the prefix of the
+  # names of one, such as 'encoder_q'; '': there is one.
+  config.weights_prefix = ''
   # Layout of convolutions in a Paddle directory: 'OHWI', (Co, ky, kx, Ci), or
   # 'OIHW', (Co, Ci, ky, kx).
   config.conv_order = 'OHWI'

@@ -300,6 +300,7 @@ def load(
   name: str | int | None = None,
   *,
   weights: str | PathLike[str] = 'auto',
+  weights_prefix: str = '',
   conv_order: str = 'OHWI',
   seed: int = 0,
   class_names: str | PathLike[str] | Sequence[str] = '',
@@ -330,11 +331,10 @@ def load(
   'auto' and 0 take what belongs to the weights.
 
   Args:
-    name: 'resnet18', 'resnet34', 'resnet50', 'resnet101' or 'resnet152', or
-      the number; None: that of the weights' file, else 50.
+    name: 'resnet50', or 50, and so on; None: that of the file, else 50.
     weights: a file or directory in any known format; a checkpoint of the zoo,
-      such as 'msra' or 'torchvision.v2'; 'auto', `model/resnet_50` and so on,
-      else the zoo's usual one; or 'random', untrained.
+      such as 'msra'; 'auto', `model/resnet_50`, else the zoo's; or 'random'.
+    weights_prefix: of the names of one of several networks in a file.
     conv_order: the axes of convolutions in a Paddle directory.
     seed: for 'random'.
     class_names: a file with a class name a line, or a list of names.
@@ -365,8 +365,7 @@ def load(
   """
   # By the names of fields, so that a new field is a new argument only.
   settings = dict(locals())
-  if batch_size == 'auto':
-    batch_size = 0
+  batch_size = 0 if batch_size == 'auto' else batch_size
   if not isinstance(batch_size, int) or batch_size < 0:
     raise errors.UserError(
       f"batch_size={batch_size!r} is neither a number of crops nor 'auto'."
@@ -378,6 +377,7 @@ def load(
     {field: settings[field] for field in variant.FIELDS},
     conv_order,
     seed,
+    weights_prefix=weights_prefix,
   )
   execution = runner.start(
     use_gpu, arithmetic, compilation_cache, console.say, application=False

@@ -4,11 +4,13 @@
 The original program's feature and mean files are pickles, also Python 2's, and
 a pickle can run any code.  This reader calls the few functions that rebuild an
 array, its own, and refuses any other name.  `load` takes another table of
-functions, for PyTorch's files.
+functions, for PyTorch's files, and may put an `Inert` object in the place of
+what any other name would make.
 """
 
 import codecs
 import contextlib
+import dataclasses
 import io
 import mmap
 import pathlib
@@ -24,6 +26,19 @@ from resnet_jax.codecs import faults
 _NDARRAY = object()
 # The object for a module and a name.
 Admitted = Mapping[tuple[str, str], Any]
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Inert:
+  """Stands for an object that is not rebuilt; nothing of it is imported or run.
+
+  Attributes:
+    name: of its class or function, `argparse.Namespace`; or what it is.
+    state: its attributes or entries, as far as they are a dict.
+  """
+
+  name: str
+  state: dict = dataclasses.field(default_factory=dict)
 
 
 class _Dtype:
@@ -111,13 +126,16 @@ def ordered_dict(entries: Iterable = ()) -> dict:
   return result
 
 
-# These name or build objects other than through the functions above.
-_REFUSED_OPCODES = (
-  *('EXT1', 'EXT2', 'EXT4', 'INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX', 'PERSID'),
-  # Sets hash what they hold, see load_setitems.
-  *('EMPTY_SET', 'ADDITEMS', 'FROZENSET'),
+_REFUSED_OPCODES = ('EXT1', 'EXT2', 'EXT4', 'PERSID')
+# These build objects other than through the functions above, or sets, which
+# hash what they hold, see load_setitems.
+_BUILDING_OPCODES = (
+  *('INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX', 'EMPTY_SET', 'ADDITEMS', 'FROZENSET'),
 )
+_KEYS = (str, bytes, int)
 _COPIED = (str, bytes, bytearray, list, tuple, dict)
+# What these make is of the class in their first argument.
+_MAKERS = ('copyreg._reconstructor', 'copy_reg._reconstructor')
 
 
 class _Unpickler(pickle._Unpickler):
@@ -126,6 +144,7 @@ class _Unpickler(pickle._Unpickler):
   dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
   read: Callable[[int], bytes]
   pop_mark: Callable[[], list[Any]]
+  readline: Callable[[], bytes]
   stack: list[Any]
 
   def __init__(
@@ -134,9 +153,11 @@ class _Unpickler(pickle._Unpickler):
     size: int,
     admitted: Admitted,
     persistent_load: Callable[[Any], Any] | None,
+    inert: bool,
   ) -> None:
     super().__init__(stream, encoding='latin1')
     self._admitted = admitted
+    self.inert = inert
     self._persistent_load = persistent_load
     # A value is copied three times at most: as text, bytes and an array.
     self._left = 4 * size
@@ -144,9 +165,14 @@ class _Unpickler(pickle._Unpickler):
   def find_class(self, module: str, name: str) -> Any:
     # Python 2's name, which Python 3 maps only after this call.
     module = 'builtins' if module == '__builtin__' else module
-    if (module, name) not in self._admitted:
-      raise faults.RefusedError(f'{module}.{name}'[:99])
-    return self._admitted[module, name]
+    if (module, name) in self._admitted:
+      return self._admitted[module, name]
+    return self._instead(f'{module}.{name}'[:99])
+
+  def _instead(self, name: str) -> Inert:
+    if not self.inert:
+      raise faults.RefusedError(name)
+    return Inert(name)
 
   def persistent_load(self, pid: Any) -> Any:
     if self._persistent_load is None:
@@ -163,13 +189,64 @@ class _Unpickler(pickle._Unpickler):
 
   def load_reduce(self) -> None:
     arguments = self.stack.pop()
+    if isinstance(self.stack[-1], Inert):
+      self._make(self.stack.pop(), arguments)
+      return
     self._charge(arguments)
     self.stack[-1] = self.stack[-1](*arguments)
+
+  def _make(self, kind: object, arguments: Any = ()) -> None:
+    """Pushes what stands for an object of a class, or of a function's."""
+    if not isinstance(kind, Inert):
+      raise faults.RefusedError('an object made by another opcode')
+    if kind.name in _MAKERS and isinstance(arguments[0], Inert):
+      kind = arguments[0]
+    self.stack.append(Inert(kind.name))
+
+  def load_inst(self) -> None:
+    module = self.readline()[:-1].decode('ascii')
+    name = self.readline()[:-1].decode('ascii')
+    self.pop_mark()
+    self._make(self.find_class(module, name))
+
+  def load_obj(self) -> None:
+    self._make(self.pop_mark()[0])
+
+  def load_newobj(self) -> None:
+    self.stack.pop()
+    self._make(self.stack.pop())
+
+  def load_newobj_ex(self) -> None:
+    self.stack.pop()
+    self.load_newobj()
+
+  def load_empty_set(self) -> None:
+    self.stack.append(self._instead('a set'))
+
+  def load_additems(self) -> None:
+    self.pop_mark()
+
+  def load_frozenset(self) -> None:
+    self.pop_mark()
+    self.load_empty_set()
+
+  def load_append(self) -> None:
+    value = self.stack.pop()
+    if not isinstance(self.stack[-1], Inert):
+      self.stack[-1].append(value)
+
+  def load_appends(self) -> None:
+    values = self.pop_mark()
+    if not isinstance(self.stack[-1], Inert):
+      self.stack[-1].extend(values)
 
   def load_build(self) -> None:
     state = self.stack.pop()
     built = self.stack[-1]
-    if isinstance(built, _Dtype):
+    if isinstance(built, Inert):
+      if isinstance(state, dict):
+        built.state = state
+    elif isinstance(built, _Dtype):
       built.build(state)
     elif isinstance(built, np.ndarray):
       self._charge(state)
@@ -186,18 +263,30 @@ class _Unpickler(pickle._Unpickler):
 
   def load_setitems(self) -> None:
     entries = self.pop_mark()
-    _fill(self.stack[-1], entries)
+    self._enter(entries)
 
   def load_setitem(self) -> None:
     entries = [self.stack.pop(), self.stack.pop()]
-    _fill(self.stack[-1], entries[::-1])
+    self._enter(entries[::-1])
 
   def load_dict(self) -> None:
     entries = self.pop_mark()
     self.stack.append({})
-    _fill(self.stack[-1], entries)
+    self._enter(entries)
+
+  def _enter(self, entries: list[Any]) -> None:
+    target = self.stack[-1]
+    if self.inert:
+      # Whatever is under such a key has no name.
+      entries[::2] = [
+        key if isinstance(key, _KEYS) else Inert(f'a {type(key).__name__}')
+        for key in entries[::2]
+      ]
+    _fill(target.state if isinstance(target, Inert) else target, entries)
 
   dispatch[pickle.REDUCE[0]] = load_reduce
+  dispatch[pickle.APPEND[0]] = load_append
+  dispatch[pickle.APPENDS[0]] = load_appends
   dispatch[pickle.BUILD[0]] = load_build
   dispatch[pickle.SETITEMS[0]] = load_setitems
   dispatch[pickle.SETITEM[0]] = load_setitem
@@ -210,7 +299,7 @@ def _fill(target: object, entries: list[Any]) -> None:
   if type(target) is not dict or len(entries) % 2:
     raise faults.RefusedError(f'entries of a {type(target).__name__}')
   for key, value in zip(entries[::2], entries[1::2], strict=True):
-    if not isinstance(key, str | bytes | int):
+    if not isinstance(key, (*_KEYS, Inert)):
       raise faults.RefusedError(f'a {type(key).__name__} as the key of a dict')
     target[key] = value
 
@@ -222,8 +311,21 @@ def _refuse(name: str) -> Callable[[_Unpickler], None]:
   return refuse
 
 
+def _unless_inert(name: str) -> Callable[[_Unpickler], None]:
+  method = getattr(_Unpickler, f'load_{name.lower()}')
+
+  def build(unpickler: _Unpickler) -> None:
+    if not unpickler.inert:
+      raise faults.RefusedError(f'the opcode {name}')
+    method(unpickler)
+
+  return build
+
+
 for _name in _REFUSED_OPCODES:
   _Unpickler.dispatch[getattr(pickle, _name)[0]] = _refuse(_name)
+for _name in _BUILDING_OPCODES:
+  _Unpickler.dispatch[getattr(pickle, _name)[0]] = _unless_inert(_name)
 
 
 def load(
@@ -231,6 +333,8 @@ def load(
   size: int,
   admitted: Admitted,
   persistent_load: Callable[[Any], Any] | None = None,
+  *,
+  inert: bool = False,
 ) -> Any:
   """The next pickle of a stream, which is left at its end.
 
@@ -239,13 +343,15 @@ def load(
     size: of the stream, bytes.
     admitted: functions that are safe with any arguments, and other objects.
     persistent_load: returns the object of a persistent id; None: refused.
+    inert: whether an `Inert` stands for what is not admitted, instead of an
+      error.
 
   Raises:
     RefusedError: it holds something that is not admitted.
     ValueError: it is not a pickle, or is damaged.
   """
   try:
-    return _Unpickler(stream, size, admitted, persistent_load).load()
+    return _Unpickler(stream, size, admitted, persistent_load, inert).load()
   except faults.RefusedError:
     raise
   except EOFError as error:

@@ -221,7 +221,11 @@ def weight_options(config: ConfigDict) -> weights.Options:
   """The config's settings of the weights, checked."""
   fields = {name: config[name] for name in variant.FIELDS}
   return weights.Options(
-    config.layer_num, fields, config.conv_order, config.seed
+    config.layer_num,
+    fields,
+    config.conv_order,
+    config.seed,
+    weights_prefix=config.weights_prefix,
   )
 
 

@@ -15,7 +15,7 @@ from resnet_jax.models import resnet
 from resnet_jax.models.variant import WIDTHS
 from resnet_jax.system import console, errors
 from resnet_jax.system.overrides import AUTO
-from resnet_jax.weights import assemble, formats, random
+from resnet_jax.weights import assemble, formats, prefixes, random
 from resnet_jax.weights.assemble import Options
 from resnet_jax.zoo import download, lookup
 
@@ -112,6 +112,8 @@ def load(
   """
   options = options or Options()
   depth = options.depth or DEFAULT_DEPTH
+  if name == RANDOM and options.weights_prefix:
+    raise prefixes.needless(options.weights_prefix, f'weights={RANDOM}')
   if name == RANDOM:
     module = options.applied(resnet.published(depth))
     loaded = untrained(module, options.seed)

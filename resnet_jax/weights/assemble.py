@@ -18,6 +18,7 @@ from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import resnet, structure
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
+from resnet_jax.system.text import some
 
 CONV_ORDERS = ('OHWI', 'OIHW')
 # What becomes float32; weights of any other type are refused.
@@ -61,6 +62,8 @@ class Options:
     conv_order: the axes of convolutions in a Paddle directory; see `paddle`.
     seed: for `random`, 0 to 2**32 - 1.
     finite: whether values that are not finite are an error.
+    weights_prefix: chooses a network of several in a PyTorch or safetensors
+      file, see `prefixes.choose`; '': the only one.
 
   Raises:
     UserError: a setting is out of its set.
@@ -71,6 +74,7 @@ class Options:
   conv_order: str = 'OHWI'
   seed: int = 0
   finite: bool = True
+  weights_prefix: str = ''
 
   def __post_init__(self) -> None:
     if self.depth:
@@ -253,11 +257,11 @@ def _check_values(
   if faults:
     raise errors.UserError(
       f'{path} holds values that are not finite, or too large for float32, in'
-      f' {", ".join(faults)}. Get it again; --job=inspect lists every tensor.'
+      f' {some(faults, 6)}. Get it again; --job=inspect lists every tensor.'
     )
   if negative:
     raise errors.UserError(
-      f'{path} holds negative variances in {", ".join(negative)}. Get it again.'
+      f'{path} holds negative variances in {some(negative, 6)}. Get it again.'
     )
 
 
@@ -308,7 +312,7 @@ def _check_names(
     )
   elif missing or unknown:
     parts = [
-      f'{len(given)} names are {what} ({", ".join(n[:99] for n in given)})'
+      f'{len(given)} names are {what} ({some([n[:99] for n in given], 6)})'
       for given, what in ((missing, 'missing'), (unknown, 'unknown'))
       if given
     ]
@@ -354,7 +358,7 @@ def _check_shapes(
         f'{origin.name} is {origin.dtype}, not one of {", ".join(DTYPES)}'
       )
   if faults:
-    raise not_plain(path, '; '.join(faults))
+    raise not_plain(path, some(faults, 6))
 
 
 def not_plain(path: pathlib.Path, why: str) -> errors.UserError:

@@ -15,6 +15,7 @@ from resnet_jax.weights import (
   hugging_face,
   keras,
   paddle,
+  prefixes,
   safetensors,
   torch,
 )
@@ -52,6 +53,8 @@ FORMATS = {
   )
 }
 
+# Whose names have prefixes.
+_OF_MODULES = [FORMATS[key] for key in ('torch', 'hugging_face', 'safetensors')]
 _HEAD = 512
 # Files that are mistaken for weights: their first bytes and a description.
 _MISTAKEN = (
@@ -80,7 +83,13 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
         head = file.read(_HEAD)
     for form in FORMATS.values():
       if form.recognise(path, head):
-        return form.load(path, options)
+        if options.weights_prefix and form not in _OF_MODULES:
+          raise prefixes.needless(
+            options.weights_prefix, f'{path}, {form.description},'
+          )
+        loaded = form.load(path, options)
+        notes = (*loaded.notes, *hugging_face.beside(path))
+        return dataclasses.replace(loaded, notes=notes)
   except OSError as error:
     raise errors.UserError(
       f'cannot read the weights {path}: {error.strerror or error}.'

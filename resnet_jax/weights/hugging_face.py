@@ -3,9 +3,10 @@
 
 In Transformers' (`save_pretrained`), `config.json` has the stride and the class
 names, and `preprocessor_config.json`, if there is one, the preprocessing; timm
-has it in `config.json`.  Sources: Transformers 5.23,
+has all in `config.json`.  Sources: Transformers 5.23,
 `models/resnet/configuration_resnet.py` and
-`models/convnext/image_processing_convnext.py`.
+`models/convnext/image_processing_convnext.py`; timm 1.0.31, `models/_hub.py`,
+`data/config.py` and `data/transforms_factory.py`.
 """
 
 import contextlib
@@ -18,7 +19,13 @@ from typing import Any
 from resnet_jax.data import presets
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.system import errors, files
-from resnet_jax.weights import assemble, safetensors, torch
+from resnet_jax.weights import (
+  assemble,
+  class_names,
+  safetensors,
+  statements,
+  torch,
+)
 
 _CONFIG, _PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 _LOADERS = {
@@ -31,6 +38,17 @@ _FILTERS = {1: 'lanczos', 2: 'bilinear', 3: 'bicubic'}
 # Images from this size on are squashed, not cropped.
 _SQUASHED = 384
 _CROP_PCT = 0.875
+# timm's defaults.
+_TIMM: dict[str, Any] = {
+  'mean': [0.485, 0.456, 0.406],
+  'std': [0.229, 0.224, 0.225],
+  'input_size': [3, 224, 224],
+  'crop_pct': _CROP_PCT,
+  'crop_mode': 'center',
+  'interpolation': 'bicubic',
+  'label_offset': 0,
+}
+_LABELS = ('label_names', 'labels', 'id2label')
 _PROCESSORS = ('ConvNextFeatureExtractor', 'ConvNextImageProcessor')
 # Steps of a preprocessor that must not be turned off.
 _STEPS = ('do_normalize', 'do_rescale', 'do_resize', 'do_center_crop')
@@ -40,6 +58,7 @@ _PLAIN = {
   'embedding_size': 64,
   'hidden_act': 'relu',
   'downsample_in_first_stage': False,
+  'num_channels': 3,
 }
 
 
@@ -58,18 +77,19 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
       or describes another network.
   """
   config = _read(path / _CONFIG)
-  timms = config.get('pretrained_cfg')
-  if not isinstance(timms, dict):
-    _check_network(path, config)
   name = next(n for n in _LOADERS if (path / n).is_file())
-  loaded = _LOADERS[name](path / name, options)
+  # timm wrote the fields of pretrained_cfg beside the others once.
+  timms = config.get('pretrained_cfg')
+  if timms is None and 'architecture' in config and 'model_type' not in config:
+    timms = config
   if isinstance(timms, dict):
-    return dataclasses.replace(
-      loaded,
-      format=f'timm folder, {name}',
-      preprocess=_timm(path / _CONFIG, timms),
-      guesses=(),
-    )
+    statements.check_folder(path / _CONFIG, config, timms)
+    preprocess = _timm(path / _CONFIG, timms)
+    loaded = _LOADERS[name](path / name, options)
+    loaded = dataclasses.replace(loaded, format=f'timm folder, {name}')
+    return _with_timms(path / _CONFIG, config, timms, loaded, preprocess)
+  _check_network(path, config)
+  loaded = _LOADERS[name](path / name, options)
   stride_in = '1x1' if config.get('downsample_in_bottleneck') else '3x3'
   preprocess, notes = presets.HUGGING_FACE, loaded.notes
   if (path / _PREPROCESSOR).is_file():
@@ -86,7 +106,23 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     preprocess=preprocess,
     notes=notes,
     guesses=(),
-    class_names=_class_names(path, config, loaded.module.classes),
+    class_names=class_names.stated(
+      path / _CONFIG,
+      'id2label',
+      config.get('id2label'),
+      loaded.module.classes,
+    ),
+  )
+
+
+def beside(path: pathlib.Path) -> tuple[str, ...]:
+  """A note on the configuration beside a file that is given instead of both."""
+  config = path.with_name(_CONFIG)
+  if path.name not in _LOADERS or not config.is_file():
+    return ()
+  return (
+    f'{config} is not read: give the folder, {path.parent}, for the'
+    ' preprocessing and the class names that it states.',
   )
 
 
@@ -102,15 +138,54 @@ def _check_network(path: pathlib.Path, config: dict[str, Any]) -> None:
       )
 
 
+def _with_timms(
+  path: pathlib.Path,
+  config: dict[str, Any],
+  cfg: dict[str, Any],
+  loaded: assemble.Loaded,
+  preprocess: Preprocess,
+) -> assemble.Loaded:
+  """The weights with what timm's configuration states."""
+  module = loaded.module
+  statements.check_folder_fits(path, config, cfg, module.depth, module.classes)
+  both = cfg | config
+  key = next((key for key in _LABELS if both.get(key)), _LABELS[0])
+  return dataclasses.replace(
+    loaded,
+    preprocess=preprocess,
+    guesses=(),
+    class_names=class_names.stated(
+      path,
+      key,
+      both.get(key),
+      module.classes,
+      both.get('label_descriptions'),
+    ),
+  )
+
+
 def _timm(path: pathlib.Path, stated: dict[str, Any]) -> Preprocess:
+  # Null is the default; crop_pct and crop_mode may be '' or 0, too.
+  given = _TIMM | {k: v for k, v in stated.items() if v is not None}
   with _supported(path):
-    return _preprocess(
-      stated['mean'],
-      stated['std'],
-      int(stated['input_size'][-1]),
-      float(stated['crop_pct']),
-      str(stated['interpolation']),
+    channels, *sides = given['input_size']
+    share, mode = float(given['crop_pct'] or _CROP_PCT), given['crop_mode']
+    if channels != 3 or len(set(sides)) != 1:
+      raise ValueError(f'input_size={given["input_size"]}')
+    if given['label_offset']:
+      raise ValueError(f'label_offset={given["label_offset"]}')
+    # timm squashes to the size before the crop.
+    if mode not in (None, '', 'center') and (mode, share) != ('squash', 1):
+      raise ValueError(f'crop_mode={mode}, crop_pct={share}')
+    preprocess = _preprocess(
+      given['mean'],
+      given['std'],
+      int(sides[0]),
+      share,
+      str(given['interpolation']),
     )
+    resize = 'squash' if mode == 'squash' else 'short_side'
+    return dataclasses.replace(preprocess, resize=resize)
 
 
 def _transformers(path: pathlib.Path) -> Preprocess:
@@ -190,22 +265,3 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
       f'{path} is damaged: {error}. Save the model again, or give the file with'
       ' the weights instead of the folder.'
     ) from error
-
-
-def _class_names(
-  path: pathlib.Path, config: dict[str, Any], classes: int
-) -> tuple[str, ...]:
-  """The names of classes other than ImageNet's, if the model has any."""
-  stated = config.get('id2label')
-  if classes == 1000 or not isinstance(stated, dict):
-    return ()
-  found = tuple(str(stated.get(str(index), '')) for index in range(classes))
-  if len(stated) != classes or not all(found):
-    raise errors.UserError(
-      f'{path / _CONFIG} names {len(stated)} classes in id2label, and the'
-      f' classifier has {classes}. Correct it, or give the file with the'
-      ' weights instead of the folder.'
-    )
-  # Transformers' placeholders.
-  unnamed = found == tuple(f'LABEL_{index}' for index in range(classes))
-  return () if unnamed else found

@@ -18,7 +18,7 @@ from resnet_jax.data import presets
 from resnet_jax.models import names
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors, files
-from resnet_jax.weights import assemble, metadata, torch_names
+from resnet_jax.weights import assemble, metadata, prefixes, torch_names
 
 FORMAT = 'resnet_jax safetensors'
 
@@ -54,6 +54,8 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
       tensors = {name: _tensor(file, name) for name in file.keys()}  # noqa: SIM118
       if _KEY not in stated:
         return torch_names.load_tensors(path, tensors, 'safetensors', options)
+      if options.weights_prefix:
+        raise prefixes.needless(options.weights_prefix, f'{path}, {FORMAT},')
       loaded = assemble.assemble(
         path,
         tensors,

@@ -10,18 +10,25 @@ values.  The first versions wrote a tar archive.  Source: PyTorch 2.13,
 `torch/serialization.py`.
 """
 
+import collections
 import dataclasses
 import io
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-from resnet_jax.codecs import faults
+from resnet_jax.codecs import faults, pickles
 from resnet_jax.codecs import zip as zip_lib
 from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.system import errors
 from resnet_jax.system.text import some
-from resnet_jax.weights import assemble, torch_names, torch_tensors
+from resnet_jax.weights import (
+  assemble,
+  statements,
+  torch_names,
+  torch_tensors,
+)
 
 # ResNet-152 with AdamW's state has 2339 members of 60 bytes or so.
 _MAX_DIRECTORY = 4 << 20
@@ -33,8 +40,9 @@ _MAGIC_TEXT = f'L{_MAGIC}L\n.'.encode()
 _TAR_NAMES = (b'sys_info', b'pickle', b'tensors', b'storages')
 
 _PICKLE = '/data.pkl'
-# Keys of a state dict among other contents.
-_PLACES = ('state_dict', 'model_state_dict', 'model')
+# Dicts in dicts that a state dict may lie in.
+_MAX_DEPTH = 4
+_MAX_PLACE = 400
 _CLEAN = (
   'If you trust the file, save a clean one in Python:'
   " torch.save(model.state_dict(), 'clean.pth')."
@@ -136,11 +144,10 @@ def recognise(path: pathlib.Path, head: bytes) -> bool:
 
 
 def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
-  """Reads a state dict, alone or under one of _PLACES.
+  """Reads the state dict of a ResNet, alone or among other contents.
 
   Raises:
-    UserError: the file cannot be read, is damaged, holds anything other than
-      tensors and containers, or is not a ResNet.
+    UserError: the file cannot be read, is damaged, or does not hold one ResNet.
   """
   with faults.opened(path) as file:
     kind = _kind(file.read(512))
@@ -153,49 +160,101 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
       )
     with faults.reported(path, refused=_REFUSED):
       contents = (_read_zip if kind == 'zip' else _read_row)(file)
-    tensors, notes = _state_dict(path, contents)
+      if isinstance(contents, pickles.Inert):
+        raise faults.RefusedError(contents.name)
+      tensors = _tensors(contents) if isinstance(contents, dict) else {}
+    if not tensors:
+      raise errors.UserError(_no_state_dict(path, contents))
     loaded = torch_names.load_tensors(
-      path, tensors, 'PyTorch checkpoint', options
+      path,
+      {name: found.tensor for name, found in tensors.items()},
+      'PyTorch checkpoint',
+      options,
+      places={found.place for found in tensors.values()},
+      beside=lambda used: _unread(contents, [tensors[name] for name in used]),
     )
-  return dataclasses.replace(loaded, notes=(*notes, *loaded.notes))
+  stated = statements.check_checkpoint(path, contents)
+  return dataclasses.replace(loaded, notes=(*loaded.notes, *stated))
 
 
-def _state_dict(
-  path: pathlib.Path, contents: object
-) -> tuple[dict[str, Tensor], list[str]]:
-  """The named tensors, and notes on the other contents."""
+@dataclasses.dataclass(frozen=True)
+class _Found:
+  """A tensor in the contents of a file.
+
+  Attributes:
+    tensor: not read yet.
+    place: the keys to its state dict, with dots after them.
+    key: the first of these; '': the contents are the state dict.
+  """
+
+  tensor: Tensor
+  place: str
+  key: str
+
+
+def _tensors(contents: dict) -> dict[str, _Found]:
+  """All tensors with names, in the contents and in dicts in them.
+
+  Raises:
+    ValueError: two have the same name.
+  """
+  found: dict[str, _Found] = {}
+  # A dict may be referred to any number of times.
+  seen = set()
+  waiting = collections.deque[tuple[dict, tuple[str, ...]]]([(contents, ())])
+  while waiting:
+    held, keys = waiting.popleft()
+    place = ''.join(f'{key}.' for key in keys)
+    # It is copied for each of the tensors.
+    if len(place) > _MAX_PLACE:
+      raise ValueError(
+        f'its state dict is under a name of {len(place)} letters'
+      )
+    for name, value in held.items():
+      if not isinstance(name, str):
+        continue
+      if isinstance(value, Tensor):
+        if place + name in found:
+          raise ValueError(f'it has two tensors {place + name!r:.99}')
+        found[place + name] = _Found(value, place, keys[0] if keys else '')
+      elif (
+        isinstance(value, dict)
+        and id(value) not in seen
+        and len(keys) < _MAX_DEPTH
+      ):
+        seen.add(id(value))
+        waiting.append((value, (*keys, name)))
+  return found
+
+
+def _unread(contents: dict, used: Sequence[_Found]) -> list[str]:
+  """A note on the contents beside the state dicts of the tensors."""
+  keys = {found.key for found in used}
+  unread = {
+    key: value
+    for key, value in contents.items()
+    if key not in keys and not ('' in keys and isinstance(value, Tensor))
+  }
+  if not unread:
+    return []
+  return [f'Also in the file, but not read: {_listed(unread)}.']
+
+
+def _no_state_dict(path: pathlib.Path, contents: object) -> str:
   if not isinstance(contents, dict):
-    raise errors.UserError(
-      f'{path} holds a {type(contents).__name__}, not a state dict. {_CLEAN}'
-    )
-  for place in (*_PLACES, None):
-    held = contents if place is None else contents.get(place)
-    if not isinstance(held, dict):
-      continue
-    tensors = {
-      name: value
-      for name, value in held.items()
-      if isinstance(name, str) and isinstance(value, Tensor)
-    }
-    if tensors:
-      unread = [key for key in held if key not in tensors]
-      notes = []
-      if place:
-        unread = [*(key for key in contents if key != place), *unread]
-        notes.append(f"The state dict is under '{place}'.")
-      if unread:
-        notes.append(f'Also in the file, but not read: {_listed(unread)}.')
-      return tensors, notes
-  raise errors.UserError(
-    f'{path} holds no state dict: it has no tensors, nor have its'
-    f' {", ".join(_PLACES)}; it holds {_listed(list(contents))}. {_CLEAN}'
+    kind = type(contents).__name__
+    return f'{path} holds a {kind}, not a state dict. {_CLEAN}'
+  return (
+    f'{path} holds no state dict: it has no tensors, nor have its dicts; it'
+    f' holds {_listed(contents)}. {_CLEAN}'
   )
 
 
-def _listed(keys: list) -> str:
+def _listed(contents: dict) -> str:
   # Only strings are shown: Python refuses to print very long numbers.
   shown = [
-    f'{key!r:.99}' if isinstance(key, str) else type(key).__name__
-    for key in keys
+    (f'{key!r:.99}' if isinstance(key, str) else type(key).__name__)
+    + (f' ({value.name})' if isinstance(value, pickles.Inert) else '')
+    for key, value in contents.items()
   ]
   return some(shown, 20) or 'nothing'

@@ -13,14 +13,15 @@ import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data import presets
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import names, programs, structure
 from resnet_jax.models.variant import Variant
-from resnet_jax.weights import assemble
+from resnet_jax.weights import assemble, prefixes
+from resnet_jax.weights.prefixes import Program
 
 # `torch.nn`'s names of a layer's parameters.
 _LEAVES = {
@@ -34,12 +35,7 @@ _BLOCK = re.compile(r'res(\d)_(\d+)_(branch\w+)_(conv|bn)')
 _KINDS = {'conv': 'convolution', 'bn': 'normalization'}
 # The number of training steps, which batch norm does not compute with.
 _COUNTER = 'num_batches_tracked'
-_BACKBONE = 'resnet.'
-# A network's first tensor, and others that a block's first one lacks.
-_FIRST = {
-  'conv1.weight': ('bn1.weight', 'layer1.0.conv1.weight'),
-  'embedder.embedder.convolution.weight': (),
-}
+_USUAL_HEADS = ('fc', 'linear', 'classifier.1')
 VARIANT = Variant(stride_in='3x3', stem_pool='pad1')
 GUESSED = (
   'the file states neither the place of the strides nor the preprocessing:'
@@ -63,7 +59,7 @@ def torchvision(depth: int) -> dict[str, str]:
   return _naming(depth, lambda layer: owner[layer])
 
 
-def hugging_face(depth: int, backbone: str = _BACKBONE) -> dict[str, str]:
+def hugging_face(depth: int, backbone: str = 'resnet.') -> dict[str, str]:
   """The canonical `layer/leaf` of each name of ResNetForImageClassification.
 
   Empty for the CIFAR networks, which Transformers does not have.
@@ -97,78 +93,139 @@ def _naming(depth: int, owner: Callable[[str], str]) -> dict[str, str]:
   return result
 
 
+_STAGES = range(1, 5)
+_TORCHVISION = Program(
+  "torchvision's and timm's",
+  torchvision,
+  ('conv1.weight', 'bn1.weight', 'layer1.0.conv1.weight'),
+  # Pools that are learned, blur pools, attention between stages, ....
+  re.compile(
+    r'(conv|bn|layer|downsample|norm\d|maxpool|pool|avgpool|global_?pool|gem'
+    r'|relu|act\d|stem|blur|bam|cbam|se\d|attn|attention|non_?local)\w*\.'
+  ),
+)
+_HUGGING_FACE = Program(
+  "Hugging Face's",
+  functools.partial(hugging_face, backbone=''),
+  (
+    'embedder.embedder.convolution.weight',
+    'embedder.embedder.normalization.weight',
+  ),
+  re.compile(r'(embedder|encoder|pooler)\.'),
+)
+_PROGRAMS = (
+  _TORCHVISION,
+  _HUGGING_FACE,
+  # torch.nn.Sequential of the children of torchvision's network (3 is the pool)
+  # or of pytorch_resnet_cifar10's; and names of a stem that is a module.
+  *(
+    _TORCHVISION.renamed(modules)
+    for modules in (
+      {'conv1': '0', 'bn1': '1'} | {f'layer{n}': f'{n + 3}' for n in _STAGES},
+      {'conv1': '0', 'bn1': '1'} | {f'layer{n}': f'{n + 1}' for n in _STAGES},
+      {'conv1': 'layer0.0', 'bn1': 'layer0.1'},
+      {'conv1': 'stem.0', 'bn1': 'stem.1'},
+    )
+  ),
+)
+
+
 def load_tensors(
   path: pathlib.Path,
   tensors: Mapping[str, Tensor],
   container: str,
   options: assemble.Options,
+  *,
+  places: Collection[str] = (),
+  beside: Callable[[Collection[str]], Sequence[str]] = lambda used: (),
 ) -> assemble.Loaded:
-  """Loads tensors that have the names of a PyTorch program.
+  """Loads the network among tensors that have the names of a PyTorch program.
 
-  A batch norm's `num_batches_tracked` is skipped, and nothing else.
+  A batch norm's `num_batches_tracked` is skipped.  Other tensors that the
+  network does not have are left out, and a note says so.
 
   Args:
     path: for messages.
     tensors: all of the file.
     container: human-readable, 'PyTorch checkpoint'.
     options: the user's.
+    places: the beginnings of names that are the places of state dicts in the
+      file (`model.`).
+    beside: for the names of the tensors that are used, notes on what else is in
+      the file.
 
   Raises:
-    UserError: as `assemble.assemble`.
+    UserError: several networks are meant; or as `assemble.assemble`.
   """
-  notes = []
   tensors = {
     name: tensor
     for name, tensor in tensors.items()
     if name.rsplit('.', 1)[-1] != _COUNTER
   }
-  if prefix := _prefix(tensors):
-    tensors = {n.removeprefix(prefix): t for n, t in tensors.items()}
-    notes.append(f"The prefix '{prefix}' of the names was removed.")
-  if renamed := _head(tensors):
-    tensors = {renamed.get(name, name): t for name, t in tensors.items()}
-    notes.append(f'The classifier is {next(iter(renamed))}.')
-  publisher = _publisher(tensors)
-  notes += _conversions(tensors)
+  notes: list[str] = []
+  networks = prefixes.find(tensors, _PROGRAMS)
+  if networks:
+    network = prefixes.choose(path, networks, options.weights_prefix)
+    prefix, program = network.prefix, network.program
+    place = max(
+      (p for p in places if prefix.startswith(p)), key=len, default=''
+    )
+    chosen = prefixes.tensors_of(path, tensors, network)
+    notes += _said(network, chosen.head, place)
+    notes += beside(chosen.tensors)
+    notes += prefixes.described(chosen.left_out, networks, network, place)
+    tensors, head = chosen.tensors, chosen.head
+  else:
+    # Not complete: the error lists what is missing.
+    prefix, program = _nearest(tensors)
+    place, head = '', f'{prefix}fc'
+    tensors = {n: t for n, t in tensors.items() if n.startswith(prefix)}
+  prefix, head = prefix.removeprefix(place), head.removeprefix(place)
+  tensors = {n.removeprefix(place): t for n, t in tensors.items()}
+
+  def naming(depth: int) -> dict[str, str]:
+    body = {prefix + n: ours for n, ours in program.body(depth).items()}
+    logits = {f'{head}.weight': 'logits/kernel', f'{head}.bias': 'logits/bias'}
+    return body | (logits if head and body else {})
+
+  publisher = _publisher(program, assemble.nearest_depth(tensors, naming))
   return assemble.assemble(
     path,
     tensors,
-    publisher.naming,
+    naming,
     assemble.TORCH_LAYOUT,
     format=f'{container}, {publisher.name} names',
     variant=VARIANT,
     preprocess=publisher.preprocess,
     options=options,
-    notes=notes,
+    notes=(*notes, *_conversions(tensors)),
     guesses=(publisher.guess,),
   )
 
 
-def _prefix(tensors: Mapping[str, Tensor]) -> str:
-  """The prefix of a module around the network; '' without one.
-
-  `module.` of torch.nn.DataParallel, `model.` of Lightning's modules, and so
-  on; not Transformers' own.
-  """
-  for first, others in _FIRST.items():
-    for name in tensors:
-      prefix = name.removesuffix(first)
-      needed = [prefix + other for other in (first, *others)]
-      if prefix.endswith('.') and all(name in tensors for name in needed):
-        return '' if prefix == _BACKBONE else prefix
-  return ''
+def _said(network: prefixes.Network, head: str, place: str) -> list[str]:
+  """Notes on a prefix and a classifier that are not the usual ones."""
+  notes = []
+  if place:
+    notes.append(f"The state dict is under '{place.removesuffix('.')}'.")
+  prefix = network.prefix.removeprefix(place)
+  if prefix and (network.program, prefix) != (_HUGGING_FACE, 'resnet.'):
+    notes.append(f"The prefix '{prefix}' of the names was removed.")
+  if head and head.removeprefix(network.prefix) not in _USUAL_HEADS:
+    notes.append(f'The classifier is {head.removeprefix(place)}.')
+  return notes
 
 
-def _head(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-  """New names of the only linear layer of a head `fc` of several modules."""
-  if 'fc.weight' in tensors:
-    return {}
-  inside = [n for n, t in tensors.items() if n.startswith('fc.')]
-  matrices = [n for n in inside if len(tensors[n].shape) == 2]
-  if len(matrices) != 1 or len(inside) != 2:
-    return {}
-  layer = matrices[0].removesuffix('.weight')
-  return {f'{layer}.weight': 'fc.weight', f'{layer}.bias': 'fc.bias'}
+def _nearest(tensors: Mapping[str, Tensor]) -> tuple[str, Program]:
+  """The prefix and program that tensors without a network are judged by."""
+  begun = collections.Counter(
+    (name.removesuffix(first), program)
+    for name in tensors
+    for program in _PROGRAMS
+    for first in program.first
+    if f'.{name}'.endswith(f'.{first}')
+  )
+  return max(begun, key=lambda place: begun[place], default=('', _TORCHVISION))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,28 +234,22 @@ class _Publisher:
 
   Attributes:
     name: human-readable.
-    naming: as `assemble.assemble` takes it.
     preprocess: its usual one.
     guess: a note on what the names do not state.
   """
 
   name: str
-  naming: Callable[[int], Mapping[str, str]]
   preprocess: Preprocess
   guess: str = GUESSED
 
 
-def _publisher(tensors: Mapping[str, Tensor]) -> _Publisher:
-  if any('.convolution.' in name for name in tensors):
-    naming: Callable[[int], Mapping[str, str]] = hugging_face
-    if not any(name.startswith(_BACKBONE) for name in tensors):
-      naming = functools.partial(hugging_face, backbone='')
-    return _Publisher("Hugging Face's", naming, presets.HUGGING_FACE)
-  if assemble.nearest_depth(tensors, torchvision) in structure.CIFAR:
+def _publisher(program: Program, depth: int) -> _Publisher:
+  if program is _HUGGING_FACE:
+    return _Publisher(program.name, presets.HUGGING_FACE)
+  if depth in structure.CIFAR:
     name = "pytorch_resnet_cifar10's"
-    return _Publisher(name, torchvision, presets.CIFAR, GUESSED_CIFAR)
-  name = "torchvision's and timm's"
-  return _Publisher(name, torchvision, presets.TORCHVISION)
+    return _Publisher(name, presets.CIFAR, GUESSED_CIFAR)
+  return _Publisher(program.name, presets.TORCHVISION)
 
 
 def _conversions(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pickles of PyTorch: tensors, storages and containers, nothing else.
+"""The pickles of PyTorch: tensors, storages and containers.
 
 A tensor is a call of `_rebuild_tensor_v2` with a storage, an offset, a size and
 strides (in values), and a storage is a persistent id with its class, key and
-number of values.  Source: PyTorch 2.13, `torch/serialization.py` and
-`torch/_utils.py`.
+number of values.  A `pickles.Inert` stands for anything else.  Source: PyTorch
+2.13, `torch/serialization.py` and `torch/_utils.py`.
 """
 
 import dataclasses
@@ -36,7 +36,12 @@ _DTYPES = {
   'Bool': np.dtype('?'),
   'ComplexFloat': np.dtype('<c8'),
   'ComplexDouble': np.dtype('<c16'),
+  'QInt8': np.dtype('i1'),
+  'QUInt8': np.dtype('u1'),
+  'QInt32': np.dtype('<i4'),
 }
+# Of the types that are newer than the named ones; its count is in bytes.
+_UNTYPED = 'torch.storage.UntypedStorage'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +67,30 @@ class Storages(dict[str, Storage]):
     # Each tensor that shares a storage would read the whole storage.
     self.read = functools.lru_cache(maxsize=1)(read)
 
-  def persistent_load(self, given: object) -> Storage:
+  def persistent_load(self, given: object) -> Storage | pickles.Inert:
     """Makes a storage of ('storage', dtype, key, device, count)."""
     match given:
-      case ('storage', np.dtype() as dtype, str(key), _, int(count)):
+      # Of views, which the old format has last, only PyTorch 0.1 made any.
+      case ('storage', kind, str(key), _, int(count)) | (
+        'storage',
+        kind,
+        str(key),
+        _,
+        int(count),
+        None,
+      ) if isinstance(kind, np.dtype | pickles.Inert):
         pass
-      # Of views, which the old format has here, only PyTorch 0.1 made any.
-      case ('storage', np.dtype() as dtype, str(key), _, int(count), None):
-        pass
+      # A module's class with its source, in the old format.
+      case ('module', pickles.Inert() as named, *_):
+        return named
       case _:
         raise faults.RefusedError('a persistent id that names no storage')
+    if isinstance(kind, np.dtype):
+      dtype = kind
+    elif kind.name == _UNTYPED:
+      dtype = np.dtype('u1')
+    else:
+      raise faults.RefusedError(kind.name)
     _numbers((count,))
     storage = Storage(dtype, key, count, self)
     if self.setdefault(key, storage) != storage:
@@ -87,19 +106,19 @@ def _rebuild_tensor(  # noqa: PLR0917, as PyTorch's has them
   requires_grad: object = None,
   hooks: object = None,
   metadata: object = None,
-) -> Tensor:
+) -> Tensor | pickles.Inert:
   del requires_grad, hooks
   if not isinstance(storage, Storage):
     raise ValueError('a tensor does not view a storage')
   if metadata:
-    raise faults.RefusedError('a tensor with a conjugate or negative bit')
+    return pickles.Inert('a tensor with a conjugate or negative bit')
   shape, strides = _numbers(shape), _numbers(strides)
   (offset,) = _numbers((offset,))
   if len(shape) != len(strides):
     raise ValueError('a tensor does not have one stride per dimension')
   steps = [(n - 1, s) for n, s in zip(shape, strides, strict=True)]
   if any(n > 0 and s == 0 for n, s in steps):
-    raise faults.RefusedError('a tensor that repeats values (a stride of 0)')
+    return pickles.Inert('a tensor that repeats values (a stride of 0)')
   count = math.prod(shape)
   end = offset + (1 + sum(n * s for n, s in steps) if count else 0)
   # Overlapping strides could expand a few values.
@@ -126,7 +145,7 @@ def _numbers(given: object) -> tuple[int, ...]:
 
 
 def _rebuild_parameter(data: object, *rest: object) -> object:
-  del rest  # whether it requires a gradient, and hooks
+  del rest  # whether it requires a gradient, hooks, attributes
   return data
 
 
@@ -135,6 +154,7 @@ _ADMITTED: dict[tuple[str, str], Any] = {
   # PyTorch 0.3's, which has the first four arguments only.
   ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
   ('torch._utils', '_rebuild_parameter'): _rebuild_parameter,
+  ('torch._utils', '_rebuild_parameter_with_state'): _rebuild_parameter,
   ('collections', 'OrderedDict'): pickles.ordered_dict,
 } | {('torch', f'{n}Storage'): dtype for n, dtype in _DTYPES.items()}
 
@@ -148,7 +168,8 @@ def unpickle(stream: io.BytesIO, storages: Storages | None = None) -> Any:
       containers are allowed.
 
   Raises:
-    RefusedError: it holds anything else.
+    RefusedError: it holds what cannot be read past, or, without `storages`,
+      anything but numbers, strings and containers.
     ValueError: it is damaged or too large.
   """
   size = stream.getbuffer().nbytes
@@ -156,7 +177,8 @@ def unpickle(stream: io.BytesIO, storages: Storages | None = None) -> Any:
     ({}, None) if storages is None else (_ADMITTED, storages.persistent_load)
   )
   try:
-    return pickles.load(stream, size, admitted, persistent_load)
+    inert = storages is not None
+    return pickles.load(stream, size, admitted, persistent_load, inert=inert)
   except ValueError as error:
     if stream.tell() == MAX_PICKLE:
       raise ValueError(f'its pickle has more than {size} bytes') from error

@@ -2,7 +2,6 @@
 """PyTorch checkpoints made by hand: their structure, damage, and attacks."""
 
 import io
-import math
 import pickle
 import struct
 import tracemalloc
@@ -10,6 +9,18 @@ import tracemalloc
 import numpy as np
 import pytest
 from makers import refusal, zip_of
+from torch_files import (
+  SYSTEM,
+  built,
+  call,
+  ordered,
+  pickled,
+  row_file,
+  storage,
+  tensor,
+  value,
+  zip_file,
+)
 
 from resnet_jax.codecs import pickles
 from resnet_jax.models import resnet
@@ -19,77 +30,6 @@ from resnet_jax.weights import assemble, torch, torch_names, torch_tensors
 
 OPTIONS = assemble.Options()
 MODEL = resnet.ResNet(18, 1, variant=Variant(stride_in='3x3', stem_pool='pad1'))
-MAGIC = 0x1950A86A20F9469CFC6C
-
-
-# ------------------------------------------- a writer: opcodes of protocol 2
-
-
-def value(given):
-  """The opcodes of plain objects; bytes are opcodes already."""
-  if isinstance(given, bytes):
-    return given
-  if isinstance(given, dict):
-    pairs = b''.join(value(k) + value(v) for k, v in given.items())
-    return b'}(' + pairs + b'u'
-  if isinstance(given, tuple | list):
-    end = b't' if isinstance(given, tuple) else b'l'
-    return b'(' + b''.join(map(value, given)) + end
-  if isinstance(given, str):
-    # Without a place in the memo, which tests use themselves.
-    data = given.encode()
-    return b'X' + struct.pack('<I', len(data)) + data
-  return pickle.dumps(given, 2)[2:-1]
-
-
-def call(name, *arguments):
-  module, _, function = name.rpartition('.')
-  return f'c{module}\n{function}\n'.encode() + value(arguments) + b'R'
-
-
-def storage(key, count, kind='Float', view=()):
-  name = f'ctorch\n{kind}Storage\n'.encode()
-  return value(('storage', name, key, 'cpu', count, *view)) + b'Q'
-
-
-def strides_of(shape):
-  return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-
-
-def tensor(key, shape, *, offset=0, strides=None, count=None, more=(), **kind):
-  count = math.prod(shape) if count is None else count
-  strides = strides_of(shape) if strides is None else strides
-  hooks = call('collections.OrderedDict')
-  return call(
-    'torch._utils._rebuild_tensor_v2',
-    storage(key, count, **kind),
-    *(offset, shape, strides, False, hooks, *more),
-  )
-
-
-def pickled(given):
-  return b'\x80\x02' + value(given) + b'.'
-
-
-def zip_file(contents, storages=(), **options):
-  data = [(f'm/data/{key}', raw) for key, raw in dict(storages).items()]
-  return zip_of(
-    [('m/data.pkl', pickled(contents)), ('m/byteorder', b'little'), *data],
-    **options,
-  )
-
-
-SYSTEM = {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {}}
-
-
-def row_file(contents, storages=(), system=SYSTEM, keys=None, version=1001):
-  """A file of before 1.6; a storage is (its number of values, its bytes)."""
-  storages = dict(storages)
-  keys = sorted(storages) if keys is None else keys
-  parts = [MAGIC, version, system, contents, keys]
-  return b''.join(map(pickled, parts)) + b''.join(
-    struct.pack('<q', count) + raw for count, raw in storages.values()
-  )
 
 
 def read(path):
@@ -132,14 +72,6 @@ def assert_holds(loaded, network):
     )
 
 
-def ordered(state):
-  """As torch.save has a state dict: an OrderedDict with a state."""
-  pairs = b''.join(value(k) + value(v) for k, v in state.items())
-  versions = {'_metadata': {'': {'version': 1}}}
-  made = call('collections.OrderedDict')
-  return made + b'(' + pairs + b'u' + value(versions) + b'b'
-
-
 # ------------------------------------------------------------------ structure
 
 
@@ -180,6 +112,17 @@ def test_a_pickle_that_is_not_first_is_found(load, network):
   assert_holds(load(zip_of([*data, ('m/data.pkl', pickled(state))])), network)
 
 
+@pytest.fixture
+def little_memory():
+  """Checks that a test claims less than 24 megabytes at once."""
+  tracemalloc.start()
+  try:
+    yield
+    assert tracemalloc.get_traced_memory()[1] < 24 << 20
+  finally:
+    tracemalloc.stop()
+
+
 # ------------------------------------------------------ refused and not read
 
 
@@ -193,20 +136,19 @@ ADVICE = "torch.save(model.state_dict(), 'clean.pth')."
     (call('os.system', f'echo > {EXECUTED}'), 'os.system'),
     (call('__builtin__.eval', '1'), 'builtins.eval'),
     (call('argparse.Namespace'), 'argparse.Namespace'),
-    (b'cmy.models\nNet\n)\x81.', 'my.models.Net'),
+    (b'cmy.models\nNet\n)\x81', 'my.models.Net'),
     (call('torch.load', 'x'), 'torch.load'),
     (call('torch.storage._load_from_bytes', 'x'), 'torch.storage._load_from_'),
     (call('torch._utils._rebuild_tensor_v3'), 'torch._utils._rebuild_tensor'),
     (call('torch.UntypedStorage', 9), 'torch.UntypedStorage'),
     (call('numpy.core.multiarray._reconstruct'), 'numpy.core.multiarray._re'),
     (b'c_codecs\nencode\n', '_codecs.encode'),
-    (b"(S'x'\nios\nsystem\n", 'the opcode INST'),
+    (b"(S'x'\nios\nsystem\n", 'os.system'),
     (b'Pstorage\n', 'the opcode PERSID'),
-    (b'\x8f', 'the opcode EMPTY_SET'),
+    (b'\x82\1', 'the opcode EXT1'),
+    (b'\x8f', 'a set'),
     (value(('module', 1)) + b'Q', 'a persistent id that names no storage'),
     (storage('0', 1, view=(('1', 0, 1),)), 'a persistent id that names no'),
-    (tensor('0', (9, 9), strides=(0, 0), count=1), 'a tensor that repeats'),
-    (tensor('0', (1,), more=({'neg': True},)), 'a tensor with a conjugate or'),
     (b'c\x1b[2J' + b'x' * 9999 + b'\n\xc3\xa9\n', '\ufffd[2Jxxx'),
   ],
 )
@@ -221,6 +163,82 @@ def test_what_is_no_tensor_is_refused_by_name(
     assert 'and only tensors and containers are read' in message
     assert message.endswith(ADVICE)
     assert not (tmp_path / EXECUTED).exists()
+
+
+# What training programs store beside a state dict; the opcodes that make it.
+BESIDE = {
+  'args': built('argparse.Namespace', b')\x81', {'lr': 0.1, 'arch': 'x'}),
+  'old args': call('copy_reg._reconstructor', built('my.Args', b''), 1, None),
+  'keywords': built('my.Args', b')}\x92', ({'a': 1}, {'b': 2})),
+  'accuracy': call(
+    'numpy._core.multiarray.scalar',
+    built('numpy.dtype', value(('f8', False, True)) + b'R', (3, '<', None)),
+    'x' * 8,
+  ),
+  'milestones': call('collections.Counter', {30: 1}),
+  'filled': call('collections.defaultdict', built('builtins.list', b''))
+  + b'(K\1]u',
+  'listed': built('my.List', b')\x81') + b'(K\1K\2e' + b'K\3a',
+  'set': b'\x8f(K\1\x90',
+  'frozen set': b'(K\1\x91',
+  'of python 2': b'(ios\nsystem\n',
+  'as an object': b'(cos\nsystem\n' + value('echo') + b'o',
+  'called': call('os.system', f'echo > {EXECUTED}'),
+  'keys': b'}' + value((1, 2)) + value(3) + b's',
+  'type': built('torch.float32', b''),
+  'repeated': tensor('0', (9, 9), strides=(0, 0), count=64),
+  # Of a type that is newer than the named storages; of 16 bits.
+  'newer': call(
+    'torch._utils._rebuild_tensor_v3',
+    *(storage('new', 4, kind='Untyped'), 0, (2,), (1,), False, {}),
+    built('torch.uint16', b''),
+  ),
+  'negative': tensor('0', (1,), count=64, more=({'neg': True},)),
+}
+
+
+def test_what_is_no_tensor_is_left_out_and_not_executed(
+  tmp_path, monkeypatch, network
+):
+  monkeypatch.chdir(tmp_path)
+  state, raw = state_of(network)
+  key = next(iter(state))
+  assert network[key].shape[0] == 64
+  beside = dict(BESIDE)
+  for name in ('repeated', 'negative'):
+    beside[name] = beside[name].replace(b'K@', value(network[key].size))
+  path = tmp_path / 'model.pth'
+  counted = {key: (len(data) // 4, data) for key, data in sorted(raw.items())}
+  raw['new'], counted['new'] = bytes(4), (4, bytes(4))
+  for data in (
+    zip_file({'state_dict': state} | beside, raw),
+    row_file({'state_dict': state} | beside, counted),
+  ):
+    path.write_bytes(data)
+    loaded = read(path)
+    assert_holds(loaded, network)
+    assert not (tmp_path / EXECUTED).exists()
+    (note,) = [n for n in loaded.notes if n.startswith('Also in the file')]
+    for name, what in (
+      ('args', 'argparse.Namespace'),
+      ('old args', 'my.Args'),
+      ('accuracy', 'numpy._core.multiarray.scalar'),
+      ('set', 'a set'),
+      ('of python 2', 'os.system'),
+      ('called', 'os.system'),
+      ('newer', 'torch._utils._rebuild_tensor_v3'),
+      ('negative', 'a tensor with a conjugate or negative bit'),
+    ):
+      assert f"'{name}' ({what})" in note
+
+
+def test_a_parameter_that_has_attributes_is_a_tensor(load, network):
+  state, raw = state_of(network)
+  state['fc.bias'] = call(
+    'torch._utils._rebuild_parameter_with_state',
+    *(state['fc.bias'], True, {}, {'tag': 1}),
+  )
+  assert_holds(load(zip_file(state, raw)), network)
 
 
 def test_a_tar_archive_is_refused_by_name(tmp_path):
@@ -301,17 +319,6 @@ def test_what_is_something_else_is_not_recognised(tmp_path):
 
 
 # --------------------------------------------------------- damage and attacks
-
-
-@pytest.fixture
-def little_memory():
-  """Checks that a test claims less than 24 megabytes at once."""
-  tracemalloc.start()
-  try:
-    yield
-    assert tracemalloc.get_traced_memory()[1] < 24 << 20
-  finally:
-    tracemalloc.stop()
 
 
 HUGE = 1 << 40
@@ -404,6 +411,35 @@ def test_values_copied_again_and_again_are_refused(tmp_path):
     read, tmp_path / 'model.pth', zip_file(value((many, rebuild + made)))
   )
   assert 'a tensor does not have 0 to 8 dimensions' in text
+
+
+@pytest.mark.usefixtures('little_memory')
+def test_a_long_key_is_not_copied_for_every_tensor(tmp_path):
+  made = tensor('0', ()) + b'q\0'
+  state = (
+    b'}('
+    + value('n')
+    + made
+    + b''.join(value(f'{number}') + b'h\0' for number in range(50_000))
+  )
+  data = zip_file({'k' * 1_000_000: state + b'u'}, {'0': bytes(4)})
+  assert 'its state dict is under a name of 1000001 letters' in refusal(
+    read, tmp_path / 'model.pth', data
+  )
+
+
+@pytest.mark.usefixtures('little_memory')
+def test_dicts_named_again_and_again_are_read_once(tmp_path):
+  # Each names the one before it a thousand times.
+  inner = value({'n': tensor('0', ())}) + b'q\0'
+  for level in range(1, 5):
+    again = b'h' + bytes([level - 1])
+    pairs = b''.join(value(f'{i}') + again for i in range(1000))
+    inner = b'}(' + value('first') + inner + pairs + b'uq' + bytes([level])
+  data = zip_file(inner, {'0': bytes(4)})
+  assert 'does not hold a plain ResNet' in refusal(
+    read, tmp_path / 'model.pth', data
+  )
 
 
 @pytest.mark.usefixtures('little_memory')
