@@ -385,7 +385,7 @@ def test_a_prefix_where_there_is_nothing_to_choose_is_refused(tmp_path):
   ('inside', 'message'),
   [
     ({'layer1.0.se.fc1.weight': ONE}, 'layer1.0.se.fc1.weight'),
-    ({'conv1.bias': [64]}, 'conv1.bias'),
+    ({'conv1.offset': [64]}, 'conv1.offset'),
     ({'maxpool.1.filt': (1, 1, 3, 3)}, 'maxpool.1.filt'),
     ({'layer5.0.conv1.weight': ONE}, 'layer5.0.conv1.weight'),
     ({'cbam1.weight': ONE}, 'cbam1.weight'),
@@ -397,6 +397,13 @@ def test_another_network_is_not_taken_for_the_plain_one_in_it(
 ):
   contents = {'state_dict': body('backbone.') | layers('backbone.', inside)}
   assert message in user_error(load, tmp_path, contents)
+
+
+def test_a_convolution_may_have_a_bias(tmp_path):
+  inside = layers('backbone.', {'layer1.0.conv2.bias': [64]})
+  loaded = load(tmp_path, {'state_dict': body('backbone.') | inside})
+  assert loaded.module.biases == {'res2_1_branch2b'}
+  assert loaded.parameters['res2_1_branch2b_conv/bias'].shape == (64,)
 
 
 def test_what_is_missing_is_named(tmp_path):

@@ -186,7 +186,13 @@ def load_tensors(
   def naming(depth: int) -> dict[str, str]:
     body = {prefix + n: ours for n, ours in program.body(depth).items()}
     logits = {f'{head}.weight': 'logits/kernel', f'{head}.bias': 'logits/bias'}
-    return body | (logits if head and body else {})
+    # Of a convolution, which may have one.
+    biases = {
+      f'{name.removesuffix("weight")}bias': f'{ours.removesuffix("kernel")}bias'
+      for name, ours in body.items()
+      if ours.endswith('_conv/kernel')
+    }
+    return body | biases | (logits if head and body else {})
 
   publisher = _publisher(program, assemble.nearest_depth(tensors, naming))
   return assemble.assemble(

@@ -73,26 +73,28 @@ def test_layers_are_named_as_in_the_other_networks(depth):
     ('conv1', 'conv1_conv'),
     ('layer2.0.conv1', 'res3_1_branch2a_conv'),
     ('layer3.8.bn2', 'res4_9_branch2b_bn'),
+    ('layer3.8.bn1', 'res4_9_branch2a_bn_linear'),
+    ('layer3.0.shortcut', 'res4_1_shortcut'),
     ('layer3', 'res4_9_addto'),
     ('linear', 'logits'),
   ],
 )
 def test_layers_by_the_names_of_their_program(asked, layer):
-  assert aliases.select_layers(asked, 56).layers == (layer,)
+  assert aliases.select(asked, 56) == (layer,)
 
 
 def test_layers_of_the_larger_networks_are_not_there():
   with pytest.raises(errors.UserError) as caught:
-    aliases.select_layers('pool1', 20)
+    aliases.select('pool1', 20)
   message = str(caught.value)
   assert "ResNet-20 has no layer 'pool1'" in message
   assert 'Allowed: conv1_conv, conv1_bn, avgpool, logits, output' in message
   assert 'BLOCK is res2_1 to res2_3, res3_1 to res3_3, res4_1 to' in message
   assert 'BRANCH is branch2a, branch2b; globs such as res4_*_addto' in message
   with pytest.raises(errors.UserError, match=r"'res5_\*'"):
-    aliases.select_layers('res5_*', 20)
+    aliases.select('res5_*', 20)
   with pytest.raises(errors.UserError, match=r"'linear': these .* no head"):
-    aliases.select_layers('linear', 20, head=False)
+    aliases.select('linear', 20, head=False)
 
 
 def test_a_depth_that_nobody_published_lists_all():
@@ -132,14 +134,13 @@ def test_every_layer_agrees_with_a_direct_numpy_network(depth, size):
 
 def test_a_padded_shortcut_takes_every_second_pixel_between_zeros():
   x = np.arange(1, 19, dtype=np.float32).reshape(1, 3, 3, 2)
-  got = np.asarray(layers.padded_shortcut(x, 5, 2))
+  got = np.asarray(layers.PaddedShortcut(5, 2).apply({}, x))
   assert got.tolist() == [
     [
       [[0, 1, 2, 0, 0], [0, 5, 6, 0, 0]],
       [[0, 13, 14, 0, 0], [0, 17, 18, 0, 0]],
     ]
   ]
-  np.testing.assert_array_equal(layers.padded_shortcut(x, 2, 1), x)
 
 
 def test_costs_are_those_computed_by_hand():

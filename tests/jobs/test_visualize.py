@@ -270,7 +270,10 @@ def test_a_broken_image_ends_it_and_leaves_no_report(folder, tmp_path):
   [
     ({'multi_crop': True}, 'visualize needs a single crop; leave multi_crop o'),
     ({'map_count': 0}, 'map_count=0 is not between 1 and 64'),
-    ({'map_layers': 'avgpool,logits'}, 'have no positions, so no maps. conv1_'),
+    (
+      {'map_layers': 'avgpool,logits'},
+      'have no positions, so no maps. All layers',
+    ),
     ({'map_layers': 'res9'}, "ResNet-18 has no layer 'res9'"),
     ({'report': ''}, "report='': name a folder of its own"),
     ({'report': 'list'}, 'report=list is a file; name a folder'),

@@ -272,7 +272,7 @@ def test_equal_lines_are_shown_as_od_shows_them(run_main, small, tmp_path):
   [
     ('conv1_conv/kernal', "Did you mean 'conv1_conv/kernel'"),
     ('avgpool', "'avgpool' is a layer without parameters"),
-    ('layer1.0.relu', 'ambiguous'),
+    ('layer1.0.relu', 'unknown parameter'),
   ],
 )
 def test_an_unknown_parameter(run_main, small, name, message):
@@ -289,13 +289,19 @@ def test_an_unknown_parameter(run_main, small, name, message):
 # ------------------------------------------------------------------- summary
 
 
-def test_summary_shows_all_four_names_and_the_totals(run_main):
+def test_summary_shows_the_names_of_all_programs_and_the_totals(run_main):
   done = run_main(f'{CONFIG}:101', '--job=summary', check=0)
   lines = done.stdout.splitlines()
   (line,) = [x for x in lines if x.startswith('res4_13_branch2c_conv')]
-  assert line.split()[1:5] == [
+  assert line.split()[1:6] == [
     *('res4b12_branch2c', 'conv4_block13_3_conv', 'layer3.12.conv3'),
+    'resnet.encoder.stages.2.layers.12.layer.2.convolution',
     '1024x14x14',
+  ]
+  # Between the layers, in a table of its own; of Caffe's sums no name is sure.
+  (line,) = [x for x in lines if x.startswith('res2_1_addto_linear')]
+  assert line.split()[1:] == [
+    *('-', 'conv2_block1_add', 'layer1.0.add', '-', '256x56x56')
   ]
   assert '44,549,160 learned parameters' in lines[-1]
   assert '7.57 G multiply-adds' in lines[-1]
