@@ -19,7 +19,7 @@ from makers import refusal
 
 from resnet_jax import weights
 from resnet_jax.data import presets
-from resnet_jax.models import aliases, programs, resnet, structure
+from resnet_jax.models import aliases, costs, programs, resnet, structure
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble
@@ -222,6 +222,11 @@ def test_every_name_has_keras_values(model, loaded):
   # two pads, the probabilities; the sums' ReLUs are among the 49.
   assert len(names) == 1 + 53 + 53 + 49 + 16 + 3 + 2 + 1 - 1
   assert_activations_agree(model, loaded, names)
+  # The biases are counted.
+  found = costs.costs(loaded.module, 64, 64)
+  assert sum(cost.parameters for cost in found) == sum(
+    variable.value.size for variable in model.trainable_variables
+  )
 
 
 @pytest.mark.parametrize('name', LAYOUTS)
