@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 
 
 class RefusedError(Exception):
@@ -50,6 +50,6 @@ def opened(path: pathlib.Path) -> Iterator[BinaryIO]:
     UserError: it cannot be opened.
   """
   with reported(path):
-    file = open(path, 'rb')  # noqa: SIM115, as the next line closes it
+    file = files.opened(path)
   with file:
     yield file

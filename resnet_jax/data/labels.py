@@ -13,7 +13,7 @@ import importlib.resources
 import pathlib
 from collections.abc import Sequence
 
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +103,8 @@ def find(
 
 def _read_names(path: pathlib.Path) -> list[str]:
   try:
-    if path.stat().st_size > _MAX_NAMES_BYTES:
-      raise errors.UserError(f'class_names={path} is too large for names.')
-    lines = path.read_text('utf-8').splitlines()
-  except (OSError, UnicodeDecodeError) as error:
+    lines = files.read_text(path, _MAX_NAMES_BYTES).splitlines()
+  except (OSError, ValueError) as error:
     raise errors.UserError(
       f'class_names={path} cannot be read: {error}. Give a text file (UTF-8)'
       ' with one class name per line, in the order of the labels; or one of'

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 
 
 def plain(text: str) -> str:
-  """A text without the control characters that names in a file may have."""
+  r"""A text whose control characters, as names in a file may have, are escaped.
+
+  ESC is `\x1b`, and a terminal does not obey it.
+  """
   return ''.join(
-    c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text
+    c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in text
   )
 
 

@@ -23,4 +23,4 @@ def test_some(names, said):
 
 
 def test_plain():
-  assert text.plain('a\x1b[31m\n\tü\u202e') == 'a\ufffd[31m\n\tü\ufffd'
+  assert text.plain('a\x1b[31m\n\tü\u202e') == 'a\\x1b[31m\n\tü\\u202e'

@@ -15,7 +15,7 @@ from resnet_jax.codecs import tar
 from resnet_jax.data import decoding
 from resnet_jax.data.sources import archives, parquet, paths, patterns
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source, file_item
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 from resnet_jax.system.text import counted
 
 __all__ = ['NO_LABEL', 'Item', 'Source', 'file_item', 'open_source']
@@ -131,7 +131,7 @@ def _form(path: pathlib.Path) -> str:
   Raises:
     UserError: it is compressed.
   """
-  with open(path, 'rb') as file:
+  with files.opened(path) as file:
     head = file.read(_HEAD_BYTES)
   for magic, (name, command) in _PACKED.items():
     if re.match(magic, head):

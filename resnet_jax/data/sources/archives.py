@@ -52,7 +52,7 @@ class Slice:
       ImageError: the file has changed, or the part is too large.
     """
     item_lib.check_size(self.size)
-    with open(self.path, 'rb') as file:
+    with files.opened(self.path) as file:
       check_unchanged(file, self.stamp)
       file.seek(self.offset)
       return file.read(self.size)
@@ -128,7 +128,7 @@ def open_archives(paths: Sequence[pathlib.Path], what: str) -> Source:
 
 
 def _scan(path: pathlib.Path) -> _Archive:
-  with open(path, 'rb') as file:
+  with files.opened(path) as file:
     result = _Archive(path, [], {}, 0, stamp_of(file))
     where: dict[str, str] = {}
     for member in tar.members(file, path):

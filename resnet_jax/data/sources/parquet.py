@@ -22,7 +22,7 @@ from resnet_jax.data import decoding
 from resnet_jax.data.sources import archives
 from resnet_jax.data.sources import item as item_lib
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 from resnet_jax.system.text import counted
 
 # The last byte begins a Thrift structure, unlike a list of images.
@@ -78,7 +78,7 @@ def _rows(path: pathlib.Path) -> list[_ImageRow]:
   """The rows of a file, without their images."""
   parquet = _pyarrow()
   try:
-    with open(path, 'rb') as file:
+    with files.opened(path) as file:
       stamp = archives.stamp_of(file)
       opened = parquet.ParquetFile(file)
       # With run lengths a byte can stand for a thousand rows.
@@ -142,7 +142,7 @@ class _Groups:
     images: list[bytes | None] = []
     total = 0
     try:
-      with open(self._path, 'rb') as file:
+      with files.opened(self._path) as file:
         archives.check_unchanged(file, self._stamp)
         opened = _pyarrow().ParquetFile(file)
         names = [f'{self._image}.bytes']
