@@ -5,7 +5,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from resnet_jax.data.sources import given
 from resnet_jax.engine import gradcam, loop, networks, reductions, runner
 from resnet_jax.evaluation import prediction
 from resnet_jax.models import aliases, names, resnet, variant
-from resnet_jax.system import console, errors, timing
+from resnet_jax.system import console, errors, text, timing
 from resnet_jax.views import graphviz
 
 # Images that `crops` cuts out at a time.
@@ -69,13 +69,14 @@ class Model:
     )
 
   def __repr__(self) -> str:
-    lines = [
-      f'ResNet-{self.module.depth}, weights: {self.weights.source}',
-      f'digest: {self.weights.digest}',
-      f'input: {self.preprocess.describe()}',
-      *(f'note: {note}' for note in self.weights.notes),
-    ]
-    return '\n'.join(lines)
+    return text.plain(
+      f'ResNet-{self.module.depth}, weights: {self.weights.source}\n'
+      f'digest: {self.weights.digest}\ninput: {self.preprocess.describe()}'
+      + ''.join(f'\nnote: {note}' for note in self.weights.notes)
+    )
+
+  def __reduce__(self) -> NoReturn:
+    raise errors.UserError(runner.NOT_PICKLED)
 
   @functools.cached_property
   def classes(self) -> tuple[labels.ImageNetClass, ...]:
@@ -251,8 +252,8 @@ class Model:
     selection = aliases.select_layers(
       layers, self.module.depth, head=self.module.classes > 0
     )
-    for text in selection.notes:
-      note(text)
+    for remark in selection.notes:
+      note(remark)
     return selection.layers
 
   def prepared(
@@ -363,8 +364,7 @@ def load(
   """
   # By the names of fields, so that a new field is a new argument only.
   settings = dict(locals())
-  if batch_size == 'auto':
-    batch_size = 0
+  batch_size = 0 if batch_size == 'auto' else batch_size
   if not isinstance(batch_size, int) or batch_size < 0:
     raise errors.UserError(
       f"batch_size={batch_size!r} is neither a number of crops nor 'auto'."
@@ -381,7 +381,7 @@ def load(
     use_gpu, arithmetic, compilation_cache, console.say, application=False
   )
   loaded = weights_lib.load_logged(
-    fspath(weights), options, lambda text: warnings.warn(text, stacklevel=4)
+    fspath(weights), options, lambda line: warnings.warn(line, stacklevel=4)
   )
   model = Model(
     loaded,
@@ -395,6 +395,6 @@ def load(
   return model
 
 
-def _warn(text: str) -> None:
+def _warn(line: str) -> None:
   """A warning at the caller of a method that calls `Model.select`."""
-  warnings.warn(text, stacklevel=4)
+  warnings.warn(line, stacklevel=4)

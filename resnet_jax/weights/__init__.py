@@ -14,6 +14,7 @@ from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import resnet
 from resnet_jax.system import console, errors
 from resnet_jax.system.overrides import AUTO
+from resnet_jax.system.text import plain
 from resnet_jax.weights import assemble, formats, random
 from resnet_jax.weights.assemble import Options
 from resnet_jax.zoo import download, lookup
@@ -161,7 +162,7 @@ def load_logged(
   console.say(resnet.describe(loaded.module))
   console.say(f'digest {loaded.digest}')
   for warning in loaded.warnings:
-    warn(warning)
+    warn(plain(warning))
   for note in loaded.notes:
     console.say(f'NOTE: {note}')
   return loaded
