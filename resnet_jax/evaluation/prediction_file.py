@@ -27,6 +27,8 @@ from resnet_jax.system import errors, files
 from resnet_jax.system import settings as settings_lib
 
 _MAX_LINE = 1 << 24
+# Settings that files of earlier versions do not state.
+_LATER = ('class_names_sha256', 'labels_sha256')
 
 
 class PredictionReader:
@@ -218,7 +220,8 @@ def relabel(
 def _check_same(
   path: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> None:
-  if different := settings_lib.differences(found, wanted):
+  known = {k: v for k, v in wanted.items() if k in found or k not in _LATER}
+  if different := settings_lib.differences(found, known):
     raise errors.UserError(
       f'{path} holds predictions with other settings: {different}. Choose'
       ' another file (results, predictions), remove this one, or use its'

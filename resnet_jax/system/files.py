@@ -15,6 +15,11 @@ from resnet_jax.system import errors
 
 PART = '.part'
 
+# Of a file or folder that has other endings until it is complete, bytes.
+_MAX_NAME = 240
+# Letters of a long path in a message.
+_SHOWN = 300
+
 # The failed rows of a run of millions of images take some 100 MB.
 _MAX_JSON_BYTES = 1 << 28
 # A network's configuration has about ten.
@@ -187,9 +192,11 @@ def own_folder(text: str, setting: str) -> pathlib.Path:
   """The path of a folder that a run creates, normalised, links resolved.
 
   Raises:
-    UserError: the path has no name of its own, as `.` has none.
+    UserError: the path has no name of its own, as `.` has none, or cannot be
+      one.
   """
   path = pathlib.Path(os.path.normpath(os.path.expanduser(text)))
+  check_path(path, setting)
   if path.is_symlink():
     path = path.resolve()
   if not text or not path.name or path.name == '..':
@@ -197,6 +204,25 @@ def own_folder(text: str, setting: str) -> pathlib.Path:
       f"{setting}='{text}': name a folder of its own, such as new."
     )
   return path
+
+
+def check_path(path: pathlib.Path, setting: str) -> None:
+  """Raises a UserError if nothing can be written under a path.
+
+  The links on the way lead in a circle, or the name is too long, or only long
+  enough without what it ends with until the file or folder is complete.
+  """
+  for place in (path, path.with_name(f'{path.name}{PART}.new')):
+    try:
+      place.stat()
+    except (FileNotFoundError, NotADirectoryError):
+      continue
+    except OSError as error:
+      raise errors.UserError(
+        f'{setting}={str(path)[:_SHOWN]} cannot be used:'
+        f' {error.strerror or error}. Choose another; a name may have'
+        f' {_MAX_NAME} bytes.'
+      ) from error
 
 
 @contextlib.contextmanager
