@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, BinaryIO, cast
@@ -25,9 +26,12 @@ _MAX_JSON_BYTES = 1 << 28
 # A network's configuration has about ten.
 _MAX_JSON_DEPTH = 100
 
+# Half of a letter, in JSON.
+_HALF = re.compile(r'\\u[dD][89a-fA-F]')
+
 # A file of more bytes must have stored a part of them: nothing read here packs
 # better, and zeros that are stored nowhere take as long to read as others.
-_SPARSE_FROM = 1 << 30
+_SPARSE_FROM = 1 << 32
 _MAX_EXPANSION = 64
 
 
@@ -173,8 +177,14 @@ def read_json(source: pathlib.Path | bytes | str) -> Any:
   for _ in range(_MAX_JSON_DEPTH):
     level = [inner for outer in level for inner in _inner(outer)]
     if not level:
-      return value
-  raise ValueError('its JSON is nested too deeply')
+      break
+  else:
+    raise ValueError('its JSON is nested too deeply')
+  text = source if isinstance(source, str) else source.decode(errors='replace')
+  if _HALF.search(text):
+    # One without the other cannot be written in UTF-8.
+    json.dumps(value, ensure_ascii=False).encode()
+  return value
 
 
 def _inner(value: Any) -> Iterable[Any]:
@@ -196,7 +206,8 @@ def own_folder(text: str, setting: str) -> pathlib.Path:
       one.
   """
   path = pathlib.Path(os.path.normpath(os.path.expanduser(text)))
-  check_path(path, setting)
+  if path.name:
+    check_path(path, setting)
   if path.is_symlink():
     path = path.resolve()
   if not text or not path.name or path.name == '..':
@@ -212,7 +223,7 @@ def check_path(path: pathlib.Path, setting: str) -> None:
   The links on the way lead in a circle, or the name is too long, or only long
   enough without what it ends with until the file or folder is complete.
   """
-  for place in (path, path.with_name(f'{path.name}{PART}.new')):
+  for place in (path, path.parent / f'{path.name}{PART}.new'):
     try:
       place.stat()
     except (FileNotFoundError, NotADirectoryError):
