@@ -21,6 +21,7 @@ import tensorstore
 from resnet_jax.features import chunks, output, strings, table
 from resnet_jax.system import errors, files
 from resnet_jax.system import settings as settings_lib
+from resnet_jax.system.text import plain
 
 _MAX_CHUNK_BYTES = 32 << 20
 
@@ -236,7 +237,7 @@ class Features(Mapping[str, StoredLayer]):
 
   def __repr__(self) -> str:
     layers = ', '.join(f'{k}: {v.shape}' for k, v in self.items())
-    return f'Features({len(self.rows)} rows, {layers})'
+    return plain(f'Features({len(self.rows)} rows, {layers})')
 
 
 def load_features(directory: str | pathlib.Path) -> Features:

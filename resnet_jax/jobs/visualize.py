@@ -19,7 +19,7 @@ from resnet_jax.evaluation import prediction
 from resnet_jax.jobs import setup as setup_lib
 from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import console, errors, files, timing, version
-from resnet_jax.system.text import counted
+from resnet_jax.system.text import counted, some
 from resnet_jax.views import colours, graph, maps, page, report_folder
 
 MAX_IMAGES = 200
@@ -142,7 +142,7 @@ def _map_layers(text: str, depth: int) -> aliases.Selection:
   chosen = tuple(name for name in selection.layers if name in with_maps)
   if not chosen:
     raise errors.UserError(
-      f"map_layers='{text}': {', '.join(selection.layers)} have no positions,"
+      f"map_layers='{text}': {some(selection.layers)} have no positions,"
       f' so no maps. {with_maps[0]} to {with_maps[-1]} have.'
     )
   left_out = [name for name in selection.layers if name not in with_maps]

@@ -15,7 +15,7 @@ from typing import Any, Self, TextIO
 from tqdm import tqdm
 
 from resnet_jax.system import errors
-from resnet_jax.system.text import counted, plain
+from resnet_jax.system.text import brief, counted, plain
 
 _SECONDS_A_LINE = 15.0
 
@@ -39,7 +39,7 @@ _BAR = (
 
 def say(text: str) -> None:
   """Prints a line to stderr."""
-  line = plain(text)
+  line = brief(plain(text))
   if _has_colours(sys.stderr):
     words = '|'.join(_MARKS)
     line = re.sub(

@@ -3,6 +3,9 @@
 
 from collections.abc import Sequence
 
+# Letters of a message; those that list settings have about 1,200.
+_LONGEST = 2000
+
 
 def plain(text: str) -> str:
   r"""A text whose control characters, as names in a file may have, are escaped.
@@ -12,6 +15,18 @@ def plain(text: str) -> str:
   return ''.join(
     c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in text
   )
+
+
+def brief(text: str) -> str:
+  """A message that fits a screen: of a longer one, the beginning and the end.
+
+  The end says what to do.
+  """
+  left_out = len(text) - _LONGEST
+  if left_out <= 0:
+    return text
+  end = _LONGEST // 4
+  return f'{text[: _LONGEST - end]} ... ({left_out} letters) ... {text[-end:]}'
 
 
 def counted(count: int, noun: str) -> str:

@@ -138,8 +138,8 @@ def load(
     return result
   changed = (
     f'{path} was changed since it was written: its parameters have the digest'
-    f' {result.digest}, and it states {loaded.digest}. Convert the original'
-    ' again.'
+    f' {result.digest}, and it states {loaded.digest[:64]}. Convert the'
+    ' original again.'
   )
   if options.finite:
     raise errors.UserError(changed)

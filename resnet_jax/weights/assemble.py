@@ -17,6 +17,7 @@ from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import names, resnet, structure
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
+from resnet_jax.system.text import some
 
 CONV_ORDERS = ('OHWI', 'OIHW')
 # What becomes float32; weights of any other type are refused.
@@ -260,11 +261,11 @@ def _check_values(
   if faults:
     raise errors.UserError(
       f'{path} holds values that are not finite, or too large for float32, in'
-      f' {", ".join(faults)}. Get it again; --job=inspect lists every tensor.'
+      f' {some(faults)}. Get it again; --job=inspect lists every tensor.'
     )
   if negative:
     raise errors.UserError(
-      f'{path} holds negative variances in {", ".join(negative)}. Get it again.'
+      f'{path} holds negative variances in {some(negative)}. Get it again.'
     )
 
 
@@ -315,7 +316,7 @@ def _check_names(
     )
   elif missing or unknown:
     parts = [
-      f'{len(given)} names are {what} ({", ".join(n[:99] for n in given)})'
+      f'{len(given)} names are {what} ({some([n[:99] for n in given])})'
       for given, what in ((missing, 'missing'), (unknown, 'unknown'))
       if given
     ]
@@ -364,7 +365,7 @@ def _check_shapes(
         f'{origin.name} is {origin.dtype}, not one of {", ".join(DTYPES)}'
       )
   if faults:
-    raise not_plain(path, '; '.join(faults))
+    raise not_plain(path, some(faults))
 
 
 def not_plain(path: pathlib.Path, why: str) -> errors.UserError:

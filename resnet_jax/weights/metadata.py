@@ -100,7 +100,8 @@ def applied(
   ) as error:
     raise errors.UserError(
       f'{path} is damaged: the metadata that --job=convert wrote cannot be read'
-      f' ({type(error).__name__}: {str(error)[:300]}). Convert the original again.'
+      f' ({type(error).__name__}: {str(error)[:300]}). Convert the original'
+      ' again.'
     ) from error
 
 

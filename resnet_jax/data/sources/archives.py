@@ -139,7 +139,7 @@ def _scan(path: pathlib.Path) -> _Archive:
           raise errors.UserError(
             f'{path}: {member.name} is a link, a device or a sparse file, and'
             ' only regular files are read. Make the archive again with the'
-            ' files themselves (GNU tar: --dereference --hard-dereference, and not'
+            ' files themselves (GNU tar: --dereference --hard-dereference, not'
             ' --sparse).'
           )
         result.images.append(member)
