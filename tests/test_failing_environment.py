@@ -26,7 +26,11 @@ import resnet_jax
 from resnet_jax import features, jobs, weights
 from resnet_jax.data import labels, sources
 from resnet_jax.data.truth import devkit
-from resnet_jax.evaluation import evidence, prediction_file
+from resnet_jax.evaluation import (
+  evidence,
+  prediction_file,
+  prediction_record,
+)
 from resnet_jax.features import chunks
 from resnet_jax.system import console, errors, files, memory, settings
 from resnet_jax.weights import metadata
@@ -36,6 +40,7 @@ SETTINGS = [f'--config.{key}={value}' for key, value in SMALL.items()]
 ARGUMENTS = ('--config=configs/resnet.py:18', *SETTINGS)
 PREDICT = ('--job=predict', '--config.data=images', *ARGUMENTS)
 
+HEADER = prediction_record.Header({'classes': 9}, {}, {})
 # What the weights here are.
 untrained = pytest.mark.filterwarnings('ignore:UNTRAINED')
 linux = pytest.mark.skipif(sys.platform != 'linux', reason='only on Linux')
@@ -449,7 +454,7 @@ def _fifo(path):
     (
       'x.jsonl.part',
       lambda path: prediction_file.PredictionWriter(
-        path.with_suffix(''), None, 1
+        path.with_suffix(''), HEADER, 1
       ),
     ),
     ('batch_0', lambda path: features.load_feature_py(path.parent)),
