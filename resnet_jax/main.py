@@ -10,19 +10,22 @@ configs/resnet.py lists every setting with its default and meaning.  Set any of
 them after the colon or by --config.KEY=VALUE.
 """
 
-import os
+import contextlib
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from resnet_jax import configuration, jobs
-from resnet_jax.system import console, errors
+from resnet_jax.system import console, errors, memory
 
 # absl's own help lists flags instead of settings, and exits with 1.
-_HELP = {'--help', '-help', '-h', '-?', '--helpshort', '--helpfull'}
+_HELP = {
+  *('--help', '-help', '-h', '-?', '--helpshort', '--helpfull', '--helpxml')
+}
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -82,6 +85,7 @@ def run() -> None:
   # Ctrl-C ends the program at once, even inside the compiler: every run can be
   # killed at any moment, so nothing needs cleaning up.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
+  console.prepare()
   try:
     if _HELP & set(sys.argv[1:]):
       console.result(_help())
@@ -89,13 +93,26 @@ def run() -> None:
     # config_flags reads sys.argv, too.
     sys.argv = configuration.resolve_flags(sys.argv)
     app.run(main, flags_parser=_parse)
-  except errors.UserError as error:
-    console.say(f'error: {error}')
-    sys.exit(1)
   except BrokenPipeError:
     # The reader of the output closed the pipe (`| head`).
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    console.abandon()
     sys.exit(141)
+  except errors.UserError as error:
+    _fail(str(error))
+  except MemoryError as error:
+    _fail(memory.exhausted(error))
+  except OSError as error:
+    # A file that no other place has named.
+    named = f'{error.filename}: ' if error.filename else ''
+    _fail(f'{named}{error.strerror or error}.')
+
+
+def _fail(message: str) -> NoReturn:
+  # Without a place for the message there is still the exit status.
+  with contextlib.suppress(OSError, errors.UserError):
+    console.say(f'error: {message}')
+  console.abandon()
+  sys.exit(1)
 
 
 if __name__ == '__main__':

@@ -5,7 +5,7 @@ import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from resnet_jax.data.sources import given
 from resnet_jax.engine import gradcam, loop, networks, reductions, runner
 from resnet_jax.evaluation import prediction
 from resnet_jax.models import aliases, names, resnet, variant
-from resnet_jax.system import console, errors, timing
+from resnet_jax.system import console, errors, text, timing
 from resnet_jax.views import graphviz
 
 # Images that `crops` cuts out at a time.
@@ -69,13 +69,14 @@ class Model:
     )
 
   def __repr__(self) -> str:
-    lines = [
-      f'ResNet-{self.module.depth}, weights: {self.weights.source}',
-      f'digest: {self.weights.digest}',
-      f'input: {self.preprocess.describe()}',
-      *(f'note: {note}' for note in self.weights.notes),
-    ]
-    return '\n'.join(lines)
+    return text.plain(
+      f'ResNet-{self.module.depth}, weights: {self.weights.source}\n'
+      f'digest: {self.weights.digest}\ninput: {self.preprocess.describe()}'
+      + ''.join(f'\nnote: {note}' for note in self.weights.notes)
+    )
+
+  def __reduce__(self) -> NoReturn:
+    raise errors.UserError(runner.NOT_PICKLED)
 
   @functools.cached_property
   def classes(self) -> tuple[labels.ImageNetClass, ...]:
@@ -383,7 +384,7 @@ def load(
     use_gpu, arithmetic, compilation_cache, console.say, application=False
   )
   loaded = weights_lib.load_logged(
-    fspath(weights), options, lambda text: warnings.warn(text, stacklevel=4)
+    fspath(weights), options, lambda line: warnings.warn(line, stacklevel=4)
   )
   model = Model(
     loaded,

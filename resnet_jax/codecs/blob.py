@@ -13,7 +13,7 @@ import numpy as np
 
 from resnet_jax.codecs import faults, protobuf
 from resnet_jax.codecs.tensor import map_file
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 
 # Field numbers.  The first four are the shape of older files.
 _LEGACY = (1, 2, 3, 4)  # num, channels, height, width
@@ -110,7 +110,7 @@ def squeezed(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
 def recognise(path: pathlib.Path) -> bool:
   """Whether a file begins as a BlobProto does, unlike a pickle or .npz."""
   try:
-    with open(path, 'rb') as file:
+    with files.opened(path) as file:
       return file.read(1) in _FIRST_BYTES
   except OSError:
     return False

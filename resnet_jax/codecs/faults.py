@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 
 # The first bytes of what Git has instead of a large file.
 GIT_LFS = b'version https://git-lfs'
@@ -54,6 +54,6 @@ def opened(path: pathlib.Path) -> Iterator[BinaryIO]:
     UserError: it cannot be opened.
   """
   with reported(path):
-    file = open(path, 'rb')  # noqa: SIM115, as the next line closes it
+    file = files.opened(path)
   with file:
     yield file

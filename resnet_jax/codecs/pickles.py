@@ -21,6 +21,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 
 from resnet_jax.codecs import faults
+from resnet_jax.system import files
 
 # Stands for numpy.ndarray, which could be called for arrays of any size.
 _NDARRAY = object()
@@ -370,7 +371,7 @@ def load_arrays(path: pathlib.Path) -> Any:
   """
   with (
     _reported(path),
-    open(path, 'rb') as file,
+    files.opened(path) as file,
     # Mapped, because a file object allocates as much as a pickle claims.
     mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
   ):

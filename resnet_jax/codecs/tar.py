@@ -24,6 +24,10 @@ _MAX_EXTENSION = 1 << 20
 _CHECKSUM = slice(148, 156)
 _REGULAR = b'0\0\x37'
 _WITHOUT_DATA = b'123456'
+# GNU's sparse file, whose map may go on in more blocks, and where they say so.
+_SPARSE = b'S'
+_MAP_GOES_ON, _MORE_GOES_ON = 482, 504
+_SPARSE_NAME = 'GNU.sparse.name'
 # A record of an extended header: its length, its name, its value.
 _RECORD = re.compile(rb'([0-9]{1,7}) ([^=]+)=')
 _AGAIN = 'Get or make the archive again.'
@@ -106,6 +110,9 @@ class _Headers:
         self._skip(size)
         continue
       size = int(stated.get('size', size))
+      goes_on = kind == _SPARSE and block[_MAP_GOES_ON]
+      while goes_on:
+        goes_on = self._block()[_MORE_GOES_ON]
       member = self._member(block, kind, stated, size)
       stated = {}
       # Some writers give a link the size of what it leads to.
@@ -157,7 +164,7 @@ class _Headers:
   def _member(
     self, block: bytes, kind: bytes, stated: dict[str, str], size: int
   ) -> Member:
-    name = stated.get('path')
+    name = stated.get(_SPARSE_NAME, stated.get('path'))
     if name is None:
       raw = block[:100].partition(b'\0')[0]
       # GNU's magic number ends in blanks, and its prefix field is another.
@@ -194,6 +201,8 @@ class _Headers:
         if not re.fullmatch(rb'[0-9]{1,18}', value):
           raise self._error(f'{value[:20]!r} is not a size')
         stated['size'] = value.decode()
+      elif name == b'GNU.sparse.name':
+        stated[_SPARSE_NAME] = self._text(value)
       elif name == b'linkpath' or name.startswith(b'GNU.sparse.'):
         stated[name.decode(errors='replace')] = ''
     if kind == b'g' and stated:

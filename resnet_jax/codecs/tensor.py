@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from resnet_jax.system import files
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
@@ -31,7 +33,7 @@ def map_file(path: pathlib.Path) -> memoryview:
   Raises:
     OSError: the file cannot be read.
   """
-  with open(path, 'rb') as file:
+  with files.opened(path) as file:
     # An empty file cannot be mapped.
     if not file.seek(0, 2):
       return memoryview(b'')

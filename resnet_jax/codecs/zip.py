@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from resnet_jax.codecs import faults
+from resnet_jax.system import files
 
 MAGIC = b'PK\x03\x04'
 
@@ -39,7 +40,7 @@ def holds(
   if wanted(first.decode(errors='replace')):
     return True
   try:
-    with open(path, 'rb') as file:
+    with files.opened(path) as file:
       return any(map(wanted, ZipArchive(file, max_directory).members))
   except (OSError, ValueError):
     return False

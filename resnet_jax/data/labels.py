@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Sequence
 
 from resnet_jax.codecs import faults
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +115,10 @@ def find(
 
 def _read_names(path: pathlib.Path) -> list[str]:
   try:
-    if path.stat().st_size > _MAX_NAMES_BYTES:
-      raise errors.UserError(f'class_names={path} is too large for names.')
-    text = path.read_text('utf-8-sig')
+    text = files.read_text(path, _MAX_NAMES_BYTES)
     if text.startswith(faults.GIT_LFS.decode()):
       raise errors.UserError(f'class_names={path} is {faults.GIT_LFS_SAYS}.')
-  except (OSError, UnicodeDecodeError) as error:
+  except (OSError, ValueError) as error:
     raise errors.UserError(
       f'class_names={path} cannot be read: {error}. Give a text file (UTF-8)'
       ' with one class name per line, in the order of the labels; or one of'

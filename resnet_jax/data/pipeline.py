@@ -26,7 +26,7 @@ import numpy as np
 from resnet_jax.data import decoding, sources
 from resnet_jax.data.crops import crops_of
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.system import cores, errors, timing
+from resnet_jax.system import cores, errors, memory, timing
 from resnet_jax.system.text import counted, one_line
 
 ON_ERROR = ('fail', 'record')
@@ -174,10 +174,11 @@ class _Decoders:
     self._done = queue.SimpleQueue()
     # The number of images that a batch lacks, by its start.
     self._missing: dict[int, int] = {}
-    for number in range(threads):
-      threading.Thread(
-        target=self._work, name=f'decode_{number}', daemon=True
-      ).start()
+    with memory.starting_threads():
+      for number in range(threads):
+        threading.Thread(
+          target=self._work, name=f'decode_{number}', daemon=True
+        ).start()
 
   def submit(self, batch: Batch) -> None:
     """Fills a batch in the background."""

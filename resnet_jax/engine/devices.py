@@ -74,16 +74,31 @@ def select(use_gpu: bool) -> tuple[jax.Device, ...]:
   """
   try:
     return tuple(jax.local_devices(backend='gpu' if use_gpu else None))
-  except RuntimeError as error:
-    if not use_gpu:
-      raise errors.UserError(f'JAX finds no device: {error}.') from error
-    there = ', '.join(str(device) for device in jax.devices())
-    raise errors.UserError(
+  except Exception as error:
+    # JAX raises a RuntimeError, and for some platforms an AssertionError.
+    raise _no_device(use_gpu, error) from error
+
+
+def _no_device(use_gpu: bool, error: Exception) -> errors.UserError:
+  try:
+    there = ', '.join(map(str, jax.devices()))
+  except Exception:
+    there = ''
+  if use_gpu and there:
+    return errors.UserError(
       f'use_gpu is set, and JAX {jax.__version__} finds no GPU, only {there}.'
       " Install the extra for the machine's CUDA (pip install"
       " 'resnet-jax-zoo[cuda12]' or [cuda13]; in a checkout '.[cuda12]'), or"
       ' leave use_gpu out to run on the CPU.'
-    ) from error
+    )
+  platforms = getattr(jax.config, 'jax_platforms')  # noqa: B009
+  asked = f' of JAX_PLATFORMS={platforms}' if platforms else ''
+  why = f' ({str(error)[:300]})' if str(error) else ''
+  return errors.UserError(
+    f'JAX {jax.__version__} finds no device{asked}{why}. Unset JAX_PLATFORMS to'
+    ' run on what is there, or set it to cpu; for a GPU install the extra for'
+    " the machine's CUDA (pip install 'resnet-jax-zoo[cuda12]' or [cuda13])."
+  )
 
 
 def even_step(devices: Sequence[jax.Device]) -> int:

@@ -18,8 +18,8 @@ import numpy as np
 
 from resnet_jax.data import pipeline, sources
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.engine import decoding_difference, sizing
-from resnet_jax.system import cores, errors, timing
+from resnet_jax.engine import decoding_difference, runner, sizing
+from resnet_jax.system import cores, errors, memory, timing
 
 # Images to read, or cropped ones: (N, H, W, 3) uint8, RGB.
 Images: TypeAlias = Sequence[sources.Item] | np.ndarray
@@ -182,6 +182,8 @@ class Run:
     def hand_out(computed: Computed) -> Iterator[Computed]:
       with clock.waiting('writer'):
         yield computed
+      # The caller may have forked meanwhile: the decoding threads are missing.
+      runner.check_usable()
 
     # The batch that the devices compute.
     before: tuple[pipeline.Batch, sizing.Pending] | None = None
@@ -246,7 +248,9 @@ def writing_behind(
       while waiting and (len(waiting) > _WAITING_WRITES or waiting[0].done()):
         waiting.popleft().result()
       last = waiting[-1] if waiting else None
-      waiting.append(pool.submit(functools.partial(after, last, work)))
+      with memory.starting_threads():
+        future = pool.submit(functools.partial(after, last, work))
+      waiting.append(future)
 
     yield give
     for future in waiting:

@@ -57,6 +57,7 @@ class Networks:
     check_decoding: bool = False,
   ) -> loop.Run:
     """Images and the network for layers; see `model.Model.prepared`."""
+    runner.check_usable()
     shape: tuple[int, ...] = self._preprocess.shape
     if isinstance(images, np.ndarray):
       shape = (1, *images.shape[1:])

@@ -3,6 +3,8 @@
 
 import dataclasses
 import functools
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +26,12 @@ from resnet_jax.engine import (
 from resnet_jax.engine import devices as device_lib
 from resnet_jax.models import convolution, folding, names, resnet
 from resnet_jax.models import layers as layers_lib
-from resnet_jax.system import console, errors, timing
+from resnet_jax.system import console, errors, memory, timing
+
+NOT_PICKLED = (
+  'a model cannot be pickled or copied, because its devices belong to this'
+  " process. In workers (multiprocessing.get_context('spawn')) load it in each."
+)
 
 Placed = dict[tuple[str, jax.sharding.Sharding], jax.Array]
 
@@ -63,12 +70,38 @@ def start(
     application: as for `compilation.keep_programs`.
 
   Raises:
-    UserError: there is no such device or arithmetic.
+    UserError: there is no such device or arithmetic, or JAX cannot be used.
   """
+  check_usable()
+  memory.check(memory.NETWORK, 'a network')
   device_lib.use_cores()
   execution = Execution(device_lib.select(use_gpu), arithmetic)
   compilation.keep_programs(compilation_cache, say, application=application)
   return execution
+
+
+def check_usable() -> None:
+  """Raises a UserError where JAX would hang, or fail in the middle of a run.
+
+  Called at the start of the process, and before each use of a network.
+  """
+  if os.getpid() != _process():
+    raise errors.UserError(
+      'the model belongs to another process: this one was forked from it, lacks'
+      ' the threads of JAX, and would wait for ever. Start workers with'
+      " multiprocessing.get_context('spawn'), and load the model in each."
+    )
+  if getattr(jax.config, 'jax_disable_jit'):  # noqa: B009
+    raise errors.UserError(
+      'JAX_DISABLE_JIT is set, and networks are compiled. Unset it, or call'
+      " jax.config.update('jax_disable_jit', False)."
+    )
+
+
+@functools.cache
+def _process() -> int:
+  """The process that uses JAX first; its forks inherit the value."""
+  return os.getpid()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +160,9 @@ class Runner:
       )
     )
     self._needed = resnet.needed_parameters(module, aside)
+    shapes = resnet.parameter_shapes(module)
+    held = 4 * sum(math.prod(shapes[name]) for name in self._needed)
+    memory.check(memory.COMPILER + 2 * held, 'the compiled network')
     self._folded = functools.partial(folding.folded, module, parameters)
     # One copy for all the runners.
     self._placed = {} if shared is None else shared
@@ -157,6 +193,7 @@ class Runner:
       clock: times the transfer and the computation.  The call waits for both;
         they are timed alone if all earlier results have been fetched.
     """
+    check_usable()
     program = self._program((rows or len(images), *images.shape[1:]))
     if clock is None:
       return program(program.put(images), len(images))
@@ -200,6 +237,7 @@ class Runner:
     Raises:
       UserError: a value that counts does not fit into float16.
     """
+    check_usable()
     bring = transposes.fetched if self._on_cpu else jax.device_get
     values, overflows = (
       {

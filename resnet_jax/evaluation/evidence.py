@@ -11,6 +11,8 @@ from resnet_jax.system import errors, files
 
 # Facts that differ when the same result is found again.
 _OF_THE_DAY = ('date', 'command', 'config', 'speed')
+# A line has some kilobytes.
+_MAX_BYTES = 1 << 28
 # Tables of a label set that are in results.json only.
 _LONG = ('classes', 'confusions')
 
@@ -33,7 +35,9 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     UserError: the file holds something else.
   """
   try:
-    text = path.read_text('utf-8') if path.exists() else ''
+    text = ''
+    if path.exists():
+      text = files.read_text(path, _MAX_BYTES)
     if text and not text.endswith('\n'):
       raise ValueError('its last line breaks off')
     lines = [files.read_json(line) for line in text.splitlines()]
@@ -54,7 +58,7 @@ def append(
   new = [line for line in lines if _result(line) not in known]
   with files.writing('the record', path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'ab') as file:
+    with files.writable(path, 'ab') as file:
       for line in new:
         file.write((json.dumps(line, ensure_ascii=False) + '\n').encode())
       file.flush()

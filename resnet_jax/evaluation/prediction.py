@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from resnet_jax.data import labels
+from resnet_jax.system.text import plain
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class ClassScore:
 
   def __str__(self) -> str:
     wnid = f'{self.wnid}  ' if self.wnid else ''
-    return f'{self.probability:8.4f}  {self.label:4d}  {wnid}{self.name}'
+    name = plain(self.name)
+    return f'{self.probability:8.4f}  {self.label:4d}  {wnid}{name}'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,8 @@ from resnet_jax.system import settings as settings_lib
 from resnet_jax.system.text import one_line
 
 _MAX_LINE = 1 << 24
+# Settings that files of earlier versions do not state.
+_LATER = ('class_names_sha256', 'labels_sha256')
 
 
 class PredictionReader:
@@ -42,7 +44,7 @@ class PredictionReader:
   def __init__(self, path: pathlib.Path) -> None:
     self.path = path
     try:
-      with open(path, 'rb') as file:
+      with files.opened(path) as file:
         self.format, self.header = parse_header(_line(file))
     except (DamageError, OSError) as error:
       raise errors.UserError(
@@ -57,7 +59,7 @@ class PredictionReader:
       names = labels_lib.classes(count, stored=stored)
     number = 1
     try:
-      with open(self.path, 'rb') as file:
+      with files.opened(self.path) as file:
         _line(file)
         number = 2
         while line := _line(file):
@@ -121,7 +123,7 @@ class PredictionWriter:
     self._path, self._part = path, files.part(path)
     with self._writing():
       path.parent.mkdir(parents=True, exist_ok=True)
-      self._file: IO[bytes] = open(self._part, 'ab')  # noqa: SIM115
+      self._file = files.writable(self._part, 'ab')
     try:
       files.lock(self._file, self._part, 'results, predictions')
       self.done, end = _resumable(self._part, header, rows)
@@ -206,7 +208,7 @@ def relabel(
     return False
   header = dataclasses.replace(PredictionReader(path).header, record=record)
   new = path.with_name(f'{path.name}.new')
-  with files.writing('predictions', new), open(new, 'wb') as file:
+  with files.writing('predictions', new), files.writable(new, 'wb') as file:
     file.write(header.line())
     for image, wanted in zip(images(path, keys), labels, strict=True):
       file.write(dataclasses.replace(image, labels=wanted).line())
@@ -220,7 +222,8 @@ def relabel(
 def _check_same(
   path: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> None:
-  if different := settings_lib.differences(found, wanted):
+  known = {k: v for k, v in wanted.items() if k in found or k not in _LATER}
+  if different := settings_lib.differences(found, known):
     raise errors.UserError(
       f'{path} holds predictions with other settings: {different}. Choose'
       ' another file (results, predictions), remove this one, or use its'
@@ -235,7 +238,7 @@ def _resumable(
 
   Whole batches are; a last line that breaks off is not.
   """
-  with open(path, 'rb') as file:
+  with files.opened(path) as file:
     first = file.readline(_MAX_LINE)
     # A file of anything else stays.
     if not first.endswith(b'\n') and begins_header(first):

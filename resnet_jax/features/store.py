@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from resnet_jax.features import output, strings, table
+from resnet_jax.features import chunks, output, strings, table
 from resnet_jax.system import errors, files
 from resnet_jax.system import settings as settings_lib
+from resnet_jax.system.text import plain
 
 _MAX_CHUNK_BYTES = 32 << 20
 
@@ -84,6 +85,7 @@ class StoreWriter:
     self._path = path
     self._plan = plan
     try:
+      _check_planned(path, plan)
       self._arrays = {
         name: _open(path / name) for name in (*plan.layers, 'status')
       }
@@ -133,10 +135,15 @@ class StoredLayer:
   Attributes:
     shape: (rows, C, H, W).
     dtype: NumPy's.
+    whole: whether its files are as large as all values.
   """
 
   def __init__(self, path: pathlib.Path) -> None:
     self._path = path
+    grid = chunks.read(path)
+    # A made-up shape would claim any amount of memory.  Nothing is compressed,
+    # and all-NaN chunks have files, too.
+    self.whole = grid.bytes_of(grid.shape) <= chunks.held(path, grid)
     self._array = _open(path)
     self.shape: tuple[int, ...] = tuple(self._array.shape)
     self.dtype = self._array.dtype.numpy_dtype
@@ -209,7 +216,10 @@ class Features(Mapping[str, StoredLayer]):
     self.labels: np.ndarray = labels[:]
     self.status: np.ndarray = status[:]
     for name, layer in self._layers.items():
-      _check_size(path / name, layer)
+      if not layer.whole:
+        raise ValueError(
+          f'{name} states {layer.shape}, and its files hold less'
+        )
 
   def __getitem__(self, layer: str) -> StoredLayer:
     if layer not in self._layers:
@@ -227,7 +237,7 @@ class Features(Mapping[str, StoredLayer]):
 
   def __repr__(self) -> str:
     layers = ', '.join(f'{k}: {v.shape}' for k, v in self.items())
-    return f'Features({len(self.rows)} rows, {layers})'
+    return plain(f'Features({len(self.rows)} rows, {layers})')
 
 
 def load_features(directory: str | pathlib.Path) -> Features:
@@ -258,18 +268,19 @@ def load_features(directory: str | pathlib.Path) -> Features:
   return features
 
 
-def _check_size(path: pathlib.Path, layer: StoredLayer) -> None:
-  """Raises a ValueError if an array states more values than its files hold.
-
-  A made-up shape would claim any amount of memory.  Nothing is compressed, and
-  all-NaN chunks have files, too.
-  """
-  held = sum(f.stat().st_size for f in path.rglob('*') if f.is_file())
-  stated = math.prod(layer.shape) * layer.dtype.itemsize
-  if stated > held:
-    raise ValueError(
-      f'{path.name} states {stated} bytes of values, and its files hold {held}'
+def _check_planned(path: pathlib.Path, plan: table.FeatureTable) -> None:
+  """Raises a ValueError unless an unfinished store has the plan's arrays."""
+  status = chunks.Grid((plan.rows,), (plan.batch_rows,), 'uint8')
+  planned = {'status': status} | {
+    name: chunks.Grid(
+      (plan.rows, *shape), (_chunk_rows(plan, shape), *shape), plan.dtype
     )
+    for name, shape in plan.layers.items()
+  }
+  for name, grid in planned.items():
+    if (found := chunks.read(path / name)) != grid:
+      raise ValueError(f'{name} is {found}, not {grid}')
+  chunks.held(path / 'status', status)
 
 
 def _chunk_rows(plan: table.FeatureTable, shape: tuple[int, ...]) -> int:
@@ -306,9 +317,6 @@ def _create_array(
 
 
 def _open(path: pathlib.Path, *, create: bool = False, **more: Any) -> Any:
-  if not create:
-    # TensorStore overflows the stack on deeply nested JSON.
-    files.read_json(path / 'zarr.json')
   spec = {
     'driver': 'zarr3',
     'kvstore': {'driver': 'file', 'path': str(path.absolute())},

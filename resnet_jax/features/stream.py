@@ -9,6 +9,7 @@ One writer appends the rows of both, and notes the files' size in
 
 import collections
 import dataclasses
+import io
 import itertools
 import os
 import pathlib
@@ -193,7 +194,7 @@ class StreamWriter:
     """Adds pieces to a file; `end` is the first row after the batch."""
     path = self._path / self._form.file_name.format(number)
     exists = self.done > 0 and number == self._number(self.done - 1)
-    with open(path, 'r+b' if exists else 'wb') as file:
+    with files.writable(path, 'r+b' if exists else 'wb') as file:
       if exists:
         # A killed run has left the bytes after the noted size.
         if file.seek(0, os.SEEK_END) < self._size:
@@ -256,14 +257,19 @@ def load_feature_c(file: str | pathlib.Path) -> list[list[list[float]]]:
   output.check_finished(path.parent)
   samples: list[list[list[float]]] = []
   try:
-    with open(path, encoding='ascii', errors='backslashreplace') as lines:
+    with (
+      files.opened(path) as opened,
+      io.TextIOWrapper(opened, 'ascii', errors='backslashreplace') as lines,
+    ):
       for line in lines:
         *layers, rest = line.split(';')
         if rest != '\n' or not layers:
           raise ValueError('it does not end with a semicolon')
         samples.append([[float(v) for v in layer.split()] for layer in layers])
   except OSError as error:
-    raise errors.UserError(f'cannot read {path}: {error.strerror}.') from error
+    raise errors.UserError(
+      f'cannot read {path}: {error.strerror or error}.'
+    ) from error
   except ValueError as error:
     raise errors.UserError(
       f'{path} is not a text file of features: line {len(samples) + 1}:'

@@ -12,6 +12,9 @@ from collections.abc import Iterator, Sequence
 
 from resnet_jax.system import files
 
+# The keys of millions of images, in one chunk.
+_MAX_CHUNK_BYTES = 1 << 32
+
 
 def create(path: pathlib.Path, rows: int, chunk: int) -> None:
   """Creates an array of `rows` empty strings, `chunk` per file."""
@@ -72,7 +75,7 @@ def read(path: pathlib.Path, rows: int | None = None) -> list[str]:
   for index in range(-(-stated // chunk)):
     file = path / 'c' / str(index)
     if rows is None or file.exists():
-      values += _decode(file.read_bytes(), chunk)
+      values += _decode(files.read(file, _MAX_CHUNK_BYTES), chunk)
     else:
       values += [''] * min(chunk, stated - len(values))
   return values[:stated]

@@ -2,12 +2,13 @@
 """The table of jobs, which also feeds the flag `--job`."""
 
 import importlib
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from resnet_jax.system import errors
+from resnet_jax.system import errors, memory
 
 
 class Job(NamedTuple):
@@ -59,5 +60,23 @@ def take(name: str, arguments: Sequence[str], config: ConfigDict) -> None:
 
 def run(name: str, config: ConfigDict) -> int:
   """Runs a job; returns the exit status: 0, or 3 if images failed."""
+  memory.check(memory.IMPORTS, 'the program')
+  _import_jax()
   # Imported only now: a mistyped flag should not wait for JAX.
   return importlib.import_module(f'{__name__}.{name}').run(config)
+
+
+def _import_jax() -> None:
+  """Imports JAX, which reads the environment.
+
+  Raises:
+    UserError: one of its variables has a value that it does not take.
+  """
+  try:
+    importlib.import_module('jax')
+  except ValueError as error:
+    given = [name for name in os.environ if name.startswith(('JAX_', 'XLA_'))]
+    raise errors.UserError(
+      f'JAX does not start: {error}. Correct or unset the variables of the'
+      f' environment for it: {", ".join(sorted(given)) or "none is set"}.'
+    ) from error

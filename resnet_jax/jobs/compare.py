@@ -17,7 +17,7 @@ from resnet_jax.evaluation import (
   similarity,
 )
 from resnet_jax.features import table
-from resnet_jax.system import console, errors
+from resnet_jax.system import console, errors, settings
 from resnet_jax.system.text import counted
 
 
@@ -104,7 +104,8 @@ def _differences(first: pathlib.Path, second: pathlib.Path) -> list[str]:
   ]
   one, other = ({**header.settings, **header.run} for header in headers)
   return [
-    f'{key}: {one.get(key)!r} in the first, {other.get(key)!r} in the second'
+    f'{key}: {settings.shown(one.get(key))} in the first,'
+    f' {settings.shown(other.get(key))} in the second'
     for key in dict.fromkeys((*one, *other))
     if one.get(key) != other.get(key)
   ]

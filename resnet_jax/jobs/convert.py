@@ -36,6 +36,7 @@ def run(config: ConfigDict) -> int:
       f" safetensors file ends with '{SUFFIX}', a Paddle directory does not."
       ' Change one of the two.'
     )
+  files.check_path(target, 'output')
   if target.exists():
     raise errors.UserError(
       f'{target} exists already; remove it, or name another output.'

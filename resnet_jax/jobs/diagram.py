@@ -20,6 +20,8 @@ def run(config: ConfigDict) -> int:
   errors.check_choice('diagram_level', config.diagram_level, boxes.LEVELS)
   target = pathlib.Path(config.output).expanduser() if config.output else None
   kind = _kind(target) if target else ''
+  if target:
+    files.check_path(target, 'output')
   module, size, _ = setup.described_network(config)
   drawn = graphviz.draw(module, size, config.diagram_level, config.highlight)
   if not target:

@@ -95,6 +95,7 @@ def _folder(config: ConfigDict) -> pathlib.Path:
       "results='': name a folder for the predictions and results.json."
     )
   folder = pathlib.Path(config.results).expanduser()
+  files.check_path(folder, 'results')
   if folder.exists() and not folder.is_dir():
     raise errors.UserError(f'results={folder} is a file; name a folder.')
   return folder

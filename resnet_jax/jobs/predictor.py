@@ -3,6 +3,8 @@
 
 import contextlib
 import functools
+import hashlib
+import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -65,8 +67,14 @@ class Predictor:
         labels of a finished file can be replaced.
     """
     return prediction_record.Header(
-      self.setup.settings('key', 'size') | {'classes': len(self.classes)},
-      self.setup.environment(self.run),
+      self.setup.settings('key', 'size')
+      | {
+        'classes': len(self.classes),
+        'class_names_sha256': _sha256([known.name for known in self.classes]),
+      },
+      # The data's own labels: a finished file can be given others.
+      self.setup.environment(self.run)
+      | {'labels_sha256': _sha256([i.label for i in self.setup.source.items])},
       self.setup.origin() | {'labels': dict(label_sets)},
     )
 
@@ -122,6 +130,10 @@ class Predictor:
     return clock.figures()
 
 
+def _sha256(values: Sequence[Any]) -> str:
+  return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
 def file_setting(config: ConfigDict, key: str) -> pathlib.Path | None:
   """The file that a setting names; None if it names none.
 
@@ -131,6 +143,7 @@ def file_setting(config: ConfigDict, key: str) -> pathlib.Path | None:
   if not config[key]:
     return None
   path = pathlib.Path(config[key]).expanduser()
+  files.check_path(path, key)
   if path.is_dir():
     raise errors.UserError(f'{key}={path} is a folder; name a file.')
   return path

@@ -20,7 +20,7 @@ from resnet_jax.evaluation import prediction
 from resnet_jax.jobs import setup as setup_lib
 from resnet_jax.models import aliases, names, resnet
 from resnet_jax.system import console, errors, files, timing, version
-from resnet_jax.system.text import counted
+from resnet_jax.system.text import counted, some
 from resnet_jax.views import colours, graph, maps, page, report_folder
 
 MAX_IMAGES = 200
@@ -148,8 +148,8 @@ def _map_layers(
   without = tuple(itertools.filterfalse(names.has_positions, selected))
   if not chosen:
     raise errors.UserError(
-      f"map_layers='{text}': {', '.join(without)} have no positions, so no"
-      f' maps. All layers before avgpool have.'
+      f"map_layers='{text}': {some(without)} have no positions, so no maps."
+      ' All layers before avgpool have.'
     )
   return chosen, without
 

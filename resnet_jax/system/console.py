@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program's output: results to stdout, everything else to stderr."""
 
+import contextlib
+import io
 import json
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
-from resnet_jax.system.text import counted, plain
+from resnet_jax.system import errors
+from resnet_jax.system.text import brief, counted, plain
 
 _SECONDS_A_LINE = 15.0
 
@@ -36,20 +39,63 @@ _BAR = (
 
 def say(text: str) -> None:
   """Prints a line to stderr."""
-  line = plain(text)
+  line = brief(plain(text))
   if _has_colours(sys.stderr):
     words = '|'.join(_MARKS)
     line = re.sub(
       f'^({words})', lambda m: f'{_MARKS[m[1]]}{m[1]}{_PLAIN}', line
     )
-  # Not into the line of a progress bar.
-  tqdm.write(line, file=sys.stderr)
-  sys.stderr.flush()
+  with _writing('standard error'):
+    # Not into the line of a progress bar.
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
 
 
 def result(text: str = '') -> None:
   """Prints a line, or lines, to stdout."""
-  print(plain(text), flush=True)
+  with _writing('standard output'):
+    print(plain(text), flush=True)
+
+
+@contextlib.contextmanager
+def _writing(where: str) -> Iterator[None]:
+  """Names the stream that cannot be written; a closed pipe is no error."""
+  try:
+    yield
+  except BrokenPipeError:
+    raise
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot write to {where}: {error.strerror or error}. Redirect it to'
+      ' another place, or make room.'
+    ) from error
+
+
+def prepare() -> None:
+  """Prepares the program's standard streams; a notebook has its own.
+
+  Closed ones lead nowhere, so that no other file gets their numbers.  What the
+  encoding of stdout lacks is escaped, as Python does on stderr.
+  """
+  for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+    try:
+      os.fstat(number)
+    except OSError:
+      # The lowest free number is this one.
+      os.open(os.devnull, os.O_RDWR)
+    if getattr(sys, name) is None:
+      setattr(sys, name, open(os.devnull, 'r+', encoding='utf-8'))  # noqa: SIM115
+  if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == 'strict':
+    sys.stdout.reconfigure(errors='backslashreplace')
+
+
+def abandon() -> None:
+  """Drops what cannot be written: Python would complain of it at its end."""
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      stream.flush()
+    except OSError:
+      os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _has_colours(stream: TextIO) -> bool:

@@ -16,7 +16,7 @@ class UserError(Exception):
 
   def __init__(self, message: str) -> None:
     # Names in it may come from a hostile file; Python prints it as it is.
-    super().__init__(text.plain(message))
+    super().__init__(text.brief(text.plain(message)))
 
 
 def unknown(

@@ -7,18 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from resnet_jax.system import files
-from resnet_jax.system.text import plain, some
+from resnet_jax.system.text import some
 
 # What a user knows them by, in messages.
 _SAID = {
   'batch_rows': 'batch_size',
+  'class_names_sha256': 'the SHA-256 of class_names',
   'images': 'the number of images',
   'images_sha256': 'the SHA-256 of the list of images',
+  'labels_sha256': "the SHA-256 of the images' labels",
   'weights_sha256': 'the SHA-256 of the weights',
 }
 _SHA256 = re.compile('[0-9a-f]{64}')
 # Entries of a list that a message shows.
 _MOST = 6
+_MOST_LETTERS = 300
 # Names, and words of descriptions, in stores and files of earlier versions.
 _RENAMED = {'pictures': 'images', 'pictures_sha256': 'images_sha256'}
 _REWORDED = {'pictures of ': 'images of ', 'whole picture ': 'whole image '}
@@ -53,17 +56,22 @@ def batch_rows(stored: Mapping[str, Any]) -> int:
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
   """Names the settings that differ, with both values; '' if none does."""
-  return '; '.join(
-    f'{_SAID.get(key, key)} is {_shown(stored.get(key))} there,'
-    f' {_shown(wanted.get(key))} now'
-    for key in sorted({*stored, *wanted})
-    if stored.get(key) != wanted.get(key)
-  )
+  found = []
+  for key in sorted({*stored, *wanted}):
+    before, now = stored.get(key), wanted.get(key)
+    if isinstance(before, dict) and isinstance(now, dict):
+      found.append(differences(before, now))
+    elif before != now:
+      found.append(
+        f'{_SAID.get(key, key)} is {shown(before)} there, {shown(now)} now'
+      )
+  return '; '.join(filter(None, found))
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+  """A value of a setting, for a message: a long one is shortened."""
   if isinstance(value, list) and len(value) > _MOST:
-    return f'[{some([repr(each) for each in value], _MOST)}]'
+    return f'[{some([shown(each) for each in value], _MOST)}]'
   if isinstance(value, str) and _SHA256.fullmatch(value):
     return f'{value[:12]}...'
-  return plain(repr(value))
+  return repr(value)[:_MOST_LETTERS]

@@ -3,11 +3,17 @@
 
 from collections.abc import Sequence
 
+# Letters of a message; those that list settings have about 1,200.
+_LONGEST = 2000
+
 
 def plain(text: str) -> str:
-  """A text without the control characters that names in a file may have."""
+  r"""A text whose control characters, as names in a file may have, are escaped.
+
+  ESC is `\x1b`, and a terminal does not obey it.
+  """
   return ''.join(
-    c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text
+    c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in text
   )
 
 
@@ -18,6 +24,18 @@ def one_line(text: str) -> str:
   return ''.join(
     c if c.isprintable() else c.encode('unicode_escape').decode() for c in text
   )
+
+
+def brief(text: str) -> str:
+  """A message that fits a screen: of a longer one, the beginning and the end.
+
+  The end says what to do.
+  """
+  left_out = len(text) - _LONGEST
+  if left_out <= 0:
+    return text
+  end = _LONGEST // 4
+  return f'{text[: _LONGEST - end]} ... ({left_out} letters) ... {text[-end:]}'
 
 
 def counted(count: int, noun: str) -> str:

@@ -15,6 +15,7 @@ from resnet_jax.models import resnet
 from resnet_jax.models.variant import WIDTHS
 from resnet_jax.system import console, errors
 from resnet_jax.system.overrides import AUTO
+from resnet_jax.system.text import plain
 from resnet_jax.weights import assemble, formats, prefixes, random
 from resnet_jax.weights.assemble import Options
 from resnet_jax.zoo import download, lookup
@@ -149,8 +150,8 @@ def load(
     return result
   changed = (
     f'{path} was changed since it was written: its parameters have the digest'
-    f' {result.digest}, and it states {loaded.digest}. Convert the original'
-    ' again.'
+    f' {result.digest}, and it states {loaded.digest[:64]}. Convert the'
+    ' original again.'
   )
   if options.finite:
     raise errors.UserError(changed)
@@ -173,7 +174,7 @@ def load_logged(
   console.say(resnet.describe(loaded.module))
   console.say(f'digest {loaded.digest}')
   for warning in loaded.warnings:
-    warn(warning)
+    warn(plain(warning))
   for note in loaded.notes:
     console.say(f'NOTE: {note}')
   return loaded

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 from resnet_jax.codecs import faults, tar
+from resnet_jax.system import files
 from resnet_jax.weights import assemble, paddle
 
 _GZIP = b'\x1f\x8b'
@@ -70,7 +71,7 @@ def _files(path: pathlib.Path, keep: bool) -> Iterator[tuple[str, int, bytes]]:
   Raises:
     UserError: the archive is damaged, or holds something else.
   """
-  with faults.reported(path), open(path, 'rb') as file:
+  with faults.reported(path), files.opened(path) as file:
     packed = file.read(2) == _GZIP
     end = file.seek(0, io.SEEK_END)
     file.seek(0)

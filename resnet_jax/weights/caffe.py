@@ -20,6 +20,7 @@ from resnet_jax.data import presets
 from resnet_jax.models import programs, structure
 from resnet_jax.models.variant import STRIDES, Variant
 from resnet_jax.system import errors
+from resnet_jax.system.text import some
 from resnet_jax.weights import assemble, caffe_net
 
 _Layers = Mapping[str, caffe_net.CaffeLayer]
@@ -139,7 +140,7 @@ def _factor(
   if len(shapes) < 3 or math.prod(shapes[2]) != 1:
     raise errors.UserError(
       f'{path}: the BatchNorm layer {layer.name} has blobs of shapes'
-      f' {", ".join(map(str, shapes))}; it must have mean, variance and one'
+      f' {some([*map(str, shapes)])}; it must have mean, variance and one'
       ' factor. Get a file that Caffe itself wrote.'
     )
   factor = float(layer.blobs[2].values().reshape(()))
@@ -165,7 +166,7 @@ def _check_geometry(path: pathlib.Path, layers: _Layers) -> None:
   if 'pool1' in layers and layers['pool1'].settings.get('pad', {0}) != {0}:
     wrong.append('pool1 is padded')
   if wrong:
-    raise assemble.not_plain(path, ', '.join(wrong))
+    raise assemble.not_plain(path, some(wrong))
 
 
 def _stride_in(path: pathlib.Path, layers: _Layers) -> str:
@@ -182,7 +183,7 @@ def _stride_in(path: pathlib.Path, layers: _Layers) -> str:
   raise assemble.not_plain(
     path,
     'the strides of its convolutions are not those of one'
-    f' ({", ".join(sorted(others))})',
+    f' ({some(sorted(others))})',
   )
 
 
@@ -202,7 +203,7 @@ def _epsilon(path: pathlib.Path, layers: _Layers) -> float:
   if len(found) > 1 or not all(0 < value < 1 for value in found):
     raise assemble.not_plain(
       path,
-      f'its BatchNorm layers have the eps {", ".join(map(str, sorted(found)))},'
+      f'its BatchNorm layers have the eps {some([*map(str, sorted(found))])},'
       ' where one between 0 and 1 is needed',
     )
   return found.pop()

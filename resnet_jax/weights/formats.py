@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable
 
 from resnet_jax.codecs import faults
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 from resnet_jax.system.text import some
 from resnet_jax.weights import (
   archive,
@@ -74,12 +74,8 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   """
   try:
     head = b''
-    if path.exists() and not (path.is_dir() or path.is_file()):
-      raise errors.UserError(
-        f'{path} is a pipe or a device, not a file or a directory.'
-      )
     if not path.is_dir():
-      with open(path, 'rb') as file:
+      with files.opened(path) as file:
         head = file.read(_HEAD)
     for form in FORMATS.values():
       if form.recognise(path, head):

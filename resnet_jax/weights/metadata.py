@@ -95,12 +95,13 @@ def applied(
       digest=str(stated['digest']),
     )
   except (
-    *(ValueError, KeyError, TypeError, AttributeError),
+    *(ValueError, KeyError, TypeError, AttributeError, ArithmeticError),
     errors.UserError,
   ) as error:
     raise errors.UserError(
       f'{path} is damaged: the metadata that --job=convert wrote cannot be read'
-      f' ({type(error).__name__}: {error}). Convert the original again.'
+      f' ({type(error).__name__}: {str(error)[:300]}). Convert the original'
+      ' again.'
     ) from error
 
 

@@ -61,8 +61,8 @@ def cached(file: records.File, name: str) -> pathlib.Path | None:
       wrong = fault(path, known)
   except OSError as error:
     raise errors.UserError(
-      f'cannot read {path}: {error.strerror}. Remove it, make it readable, or'
-      ' name another folder in RESNET_JAX_CACHE.'
+      f'cannot read {path}: {error.strerror or error}. Remove it, make it'
+      ' readable, or name another folder in RESNET_JAX_CACHE.'
     ) from error
   if wrong:
     raise errors.UserError(
@@ -80,8 +80,8 @@ def digest(path: pathlib.Path, algorithm: str) -> str:
   """The hexadecimal hash of a file."""
   # MD5 finds damage; it is what some publishers give.
   new = functools.partial(hashlib.new, algorithm, usedforsecurity=False)
-  with open(path, 'rb') as opened:
-    return hashlib.file_digest(opened, new).hexdigest()
+  with files.opened(path) as file:
+    return hashlib.file_digest(file, new).hexdigest()
 
 
 def fault(path: pathlib.Path, known: records.Hash) -> str | None:

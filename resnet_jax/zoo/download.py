@@ -73,7 +73,7 @@ def fetch(
   waiting = f'waiting for another process that is downloading {path.name}'
   with files.writing('a download (see RESNET_JAX_CACHE)', path.parent):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f'{path.name}.lock'), 'ab') as lock:
+    with files.writable(path.with_name(f'{path.name}.lock'), 'ab') as lock:
       # Some network file systems have no locks.  The hash finds what two
       # processes garble.
       with contextlib.suppress(OSError):
@@ -216,7 +216,7 @@ class _Download:
         cache.write_json(self.part, origin)
     start = time.monotonic()
     self.report(done, total or self.file.size)
-    with open(self.part, 'ab') as part:
+    with files.writable(self.part, 'ab') as part:
       # A connection that is kept open has no other end than `total`.
       while done != total and (chunk := _read(response, self.grace)):
         done += len(chunk)

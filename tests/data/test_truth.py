@@ -385,7 +385,7 @@ def _large(path):
     (lambda path: path.write_bytes(b''), 'not a Level 5 MAT-file'),
     (lambda path: path.write_bytes(b'x' * 999), 'not a Level 5 MAT-file'),
     (_large, 'it has more than 16777216 bytes'),
-    (_bomb, 'unpacked it has 134217728 bytes or more'),
+    (_bomb, 'it breaks off, or unpacks to more than 16777216 bytes'),
     (lambda path: scipy.io.savemat(path, {'x': 1}), 'it has no synsets with'),
     (lambda path: scipy.io.savemat(path, {'synsets': 1}), 'it has no synsets'),
     (

@@ -183,7 +183,7 @@ def test_check_finished_says_what_to_do(tmp_path):
       {'layers': ['b', 'a'], 'mean': {'x': [1.25]}, 'pool': 'avg'},
       [
         "layers is ['a', 'b'] there, ['b', 'a'] now",
-        "mean is {'x': [1.5]} there, {'x': [1.25]} now",
+        'x is [1.5] there, [1.25] now',
         "pool is None there, 'avg' now",
       ],
     ),

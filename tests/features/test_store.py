@@ -465,7 +465,7 @@ DEEP = b'[' * 200_000 + b']' * 200_000
     ('reason/zarr.json', edit(shape=[9]), ''),
     ('reason/c/1', claim(MOST), f'{MOST} strings, where 3'),
     ('reason/c/1', cut(1), ''),
-    ('labels/zarr.json', edit(shape=[7]), '8 rows'),
+    ('labels/zarr.json', edit(shape=[7]), 'the shape (7,) in chunks of'),
     ('labels/zarr.json', edit(shape=[10**15]), '8 rows'),
     ('labels/zarr.json', None, ''),
     ('status/zarr.json', edit(shape=[10**15]), '8 rows'),
@@ -474,12 +474,12 @@ DEEP = b'[' * 200_000 + b']' * 200_000
     ('wide/zarr.json', edit(codecs=[{'name': 'nonsense'}]), 'nonsense'),
     ('wide/zarr.json', edit(shape=[10**15, 3, 2, 2]), '8 rows'),
     ('wide/zarr.json', edit(shape=[7, 3, 2, 2]), '8 rows'),
-    ('wide/zarr.json', edit(shape=[8, 3, 9, 9]), 'and its files hold'),
+    ('wide/zarr.json', edit(shape=[8, 3, 9, 9]), 'and its files hold less'),
     ('wide/zarr.json', edit(shape=[10**9, 8, 3, 2, 2]), ''),
     (
       'wide/zarr.json',
       edit(shape=[], chunk_grid=grid(), dimension_names=[]),
-      '8 rows',
+      '148 bytes, and a chunk 8',
     ),
   ],
 )

@@ -86,7 +86,7 @@ def test_results_have_no_control_characters(capsys):
   console.result('labels of \x1b]0;title\x07: 1\t2')
   console.show([{'name': '\x1b[2J'}], False)
   assert capsys.readouterr().out == (
-    'labels of \ufffd]0;title\ufffd: 1\t2\nname\n\ufffd[2J\n'
+    'labels of \\x1b]0;title\\x07: 1\t2\nname\n\\x1b[2J\n'
   )
 
 

@@ -8,7 +8,7 @@ from resnet_jax.system import errors
 
 def test_names_from_a_file_cannot_steer_the_terminal():
   error = errors.UserError('bad name \x1b[2J\x9b\u202e\r, next\n\tline')
-  assert str(error) == ('bad name \ufffd[2J\ufffd\ufffd\ufffd, next\n\tline')
+  assert str(error) == ('bad name \\x1b[2J\\x9b\\u202e\\r, next\n\tline')
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():

@@ -33,4 +33,4 @@ def test_one_line():
 
 
 def test_plain():
-  assert text.plain('a\x1b[31m\n\tü\u202e') == 'a\ufffd[31m\n\tü\ufffd'
+  assert text.plain('a\x1b[31m\n\tü\u202e') == 'a\\x1b[31m\n\tü\\u202e'

@@ -457,7 +457,7 @@ REDIRECTS = ': it redirects in circles, or not to https or http'
       f'it is not the published file: its sha256 is'
       f' {hashlib.sha256(OTHER).hexdigest()}, not {SHA256}',
     ),
-    (raw(b'\x1b[31mHello\r\n\r\n'), 'no connection (\ufffd[31mHello'),
+    (raw(b'\x1b[31mHello\r\n\r\n'), 'no connection (\\x1b[31mHello'),
     (
       raw(b'HTTP/1.0 200 OK\r\nX: ' + b'x' * 70_000 + b'\r\n\r\n'),
       'no connection (got more than 65536 bytes when reading header line)',

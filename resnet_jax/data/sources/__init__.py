@@ -16,7 +16,7 @@ from resnet_jax.data import decoding
 from resnet_jax.data.sources import archives, parquet, paths, patterns
 from resnet_jax.data.sources import item as item_lib
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source, file_item
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 from resnet_jax.system.text import counted
 
 __all__ = ['NO_LABEL', 'Item', 'Source', 'file_item', 'open_source']
@@ -135,7 +135,7 @@ def _form(path: pathlib.Path) -> str:
   Raises:
     UserError: it is compressed, or a Git LFS pointer.
   """
-  with open(path, 'rb') as file:
+  with files.opened(path) as file:
     head = file.read(_HEAD_BYTES)
   if head.startswith(faults.GIT_LFS):
     raise errors.UserError(f'{path} is {faults.GIT_LFS_SAYS}.')

@@ -53,7 +53,7 @@ class Slice:
       ImageError: the file has changed, or the part is too large.
     """
     item_lib.check_size(self.size)
-    with open(self.path, 'rb') as file:
+    with files.opened(self.path) as file:
       check_unchanged(file, self.stamp)
       file.seek(self.offset)
       return file.read(self.size)
@@ -182,7 +182,7 @@ def open_archives(paths: Sequence[pathlib.Path], what: str) -> Source:
 
 
 def _scan(path: pathlib.Path) -> _Archive:
-  with open(path, 'rb') as file:
+  with files.opened(path) as file:
     result = _Archive(path, [], {}, [], [], stamp_of(file))
     for member in tar.members(file, path):
       if member.kind == 'folder':
@@ -195,7 +195,8 @@ def _scan(path: pathlib.Path) -> _Archive:
           raise errors.UserError(
             f'{path}: {member.name} is a link, a device or a sparse file, and'
             ' only regular files are read. Make the archive again with the'
-            ' files themselves (GNU tar: --dereference --hard-dereference).'
+            ' files themselves (GNU tar: --dereference --hard-dereference, not'
+            ' --sparse).'
           )
         result.images.append(member)
         continue

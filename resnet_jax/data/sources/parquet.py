@@ -24,7 +24,7 @@ from resnet_jax.data.sources import archives
 from resnet_jax.data.sources import item as item_lib
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source
 from resnet_jax.data.sources.parquet_columns import Columns, choose
-from resnet_jax.system import errors
+from resnet_jax.system import errors, files
 from resnet_jax.system.text import counted, one_line
 
 # The last byte begins a Thrift structure, unlike a list of images.
@@ -89,7 +89,7 @@ def _rows(path: pathlib.Path) -> tuple[list[_ImageRow], str]:
   """The rows of a file, without their images; and a note on its labels."""
   parquet = _pyarrow()
   try:
-    with open(path, 'rb') as file:
+    with files.opened(path) as file:
       stamp = archives.stamp_of(file)
       opened = parquet.ParquetFile(file)
       # With run lengths a byte can stand for a thousand rows.
@@ -169,7 +169,7 @@ class _Groups:
     images: list[bytes | None] = []
     total = 0
     try:
-      with open(self._path, 'rb') as file:
+      with files.opened(self._path) as file:
         archives.check_unchanged(file, self._stamp)
         opened = _pyarrow().ParquetFile(file)
         name = self._columns.image

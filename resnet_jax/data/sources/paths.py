@@ -13,8 +13,11 @@ from resnet_jax.data import decoding
 from resnet_jax.data.sources import item as item_lib
 from resnet_jax.data.sources.item import NO_LABEL, Source, file_item
 from resnet_jax.system import errors
+from resnet_jax.system import files as files_lib
 from resnet_jax.system.text import counted, some
 
+# Of millions of images.
+_MAX_LIST_BYTES = 1 << 32
 # A path in double quotes, or anything; then, perhaps, a label.
 _LINE = re.compile(
   r'(?:"(?P<quoted>[^"]+)"|(?P<plain>\S.*?))(?:\s+(?P<label>\d{1,9}))?'
@@ -87,7 +90,7 @@ def list_file(path: pathlib.Path, must_exist: bool) -> Source:
     UserError: it is not a list, or an image that must exist is missing.
   """
   try:
-    text = path.read_text('utf-8-sig')
+    text = files_lib.read_text(path, _MAX_LIST_BYTES, 'utf-8-sig')
     if '\0' in text:
       raise ValueError('a binary file')
   except ValueError as error:
