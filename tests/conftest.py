@@ -12,6 +12,10 @@ from PIL import Image
 
 __all__ = ['ROOT', 'make_image_folder']
 
+# Their tests are those of test_failing.
+for _name in ('data', 'environment', 'weights'):
+  pytest.register_assert_rewrite(f'failing_{_name}')
+
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # As the program has it on a CPU of two cores, whatever this one's are.  JAX
 # has to start before a test calls what sets the number.

@@ -254,9 +254,7 @@ def _supported(path: pathlib.Path) -> Iterator[None]:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
-    if path.stat().st_size > _MAX_BYTES:
-      raise ValueError(f'it has more than {_MAX_BYTES} bytes')
-    found = files.read_json(path.read_text('utf-8'))
+    found = files.read_json(files.read_text(path, _MAX_BYTES))
     if not isinstance(found, dict):
       raise ValueError('it is not a JSON object')
     return found

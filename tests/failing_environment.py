@@ -47,20 +47,20 @@ linux = pytest.mark.skipif(sys.platform != 'linux', reason='only on Linux')
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-  """A folder with `images`, one of whose names no small encoding has."""
+def workplace(tmp_path_factory):
+  """A workplace with `images`, one of whose names no small encoding has."""
   path = tmp_path_factory.mktemp('environment')
   images = make_image_folder(path)
   (images / 'f.png').rename(images / 'f\u2192.png')
   return path
 
 
-def in_shell(folder, arguments, streams, before=''):
+def in_shell(workplace, arguments, streams, before=''):
   """Runs the program from a shell; returns what it did."""
   program = shlex.join([sys.executable, '-m', 'resnet_jax.main', *arguments])
   done = subprocess.run(
     ['bash', '-c', f'{before} {program} {streams}'],
-    cwd=folder,
+    cwd=workplace,
     env=os.environ | {'PYTHONPATH': str(ROOT)},
     capture_output=True,
     text=True,
@@ -76,9 +76,9 @@ def in_shell(folder, arguments, streams, before=''):
 
 
 @pytest.mark.parametrize('platform', ['cuda', 'rocm', 'nonsense'])
-def test_platforms_that_cannot_start(folder, platform):
+def test_platforms_that_cannot_start(workplace, platform):
   env = {'JAX_PLATFORMS': platform, 'CUDA_VISIBLE_DEVICES': ''}
-  done = run_program(folder, *PREDICT, check=1, env=env)
+  done = run_program(workplace, *PREDICT, check=1, env=env)
   assert f'finds no device of JAX_PLATFORMS={platform}' in done.stderr
   assert 'Unset JAX_PLATFORMS to run on what is there' in done.stderr
 
@@ -91,17 +91,17 @@ def test_platforms_that_cannot_start(folder, platform):
     ('JAX_DEFAULT_MATMUL_PRECISION', 'x', 'for it: JAX_DEFAULT_MATMUL_PRECIS'),
   ],
 )
-def test_settings_of_jax(folder, variable, value, expected):
-  done = run_program(folder, *PREDICT, check=1, env={variable: value})
+def test_settings_of_jax(workplace, variable, value, expected):
+  done = run_program(workplace, *PREDICT, check=1, env={variable: value})
   assert expected in done.stderr
   # At the start.
   assert 'images:' not in done.stderr
 
 
 @pytest.mark.parametrize('encoding', ['ascii', 'cp1252'])
-def test_an_encoding_that_lacks_a_letter(folder, encoding):
+def test_an_encoding_that_lacks_a_letter(workplace, encoding):
   env = {'PYTHONIOENCODING': encoding}
-  done = run_program(folder, *PREDICT, check=0, env=env)
+  done = run_program(workplace, *PREDICT, check=0, env=env)
   assert f'Label of images{os.sep}f\\u2192.png is: ' in done.stdout
 
 
@@ -111,16 +111,16 @@ def test_an_encoding_that_lacks_a_letter(folder, encoding):
   [PREDICT, ['--job=zoo'], ['--help'], ['--helpxml'], ['--job=diagram']],
   ids=lambda arguments: arguments[0],
 )
-def test_streams_that_are_full_closed_or_left(folder, arguments):
-  done = in_shell(folder, arguments, '> /dev/full')
+def test_streams_that_are_full_closed_or_left(workplace, arguments):
+  done = in_shell(workplace, arguments, '> /dev/full')
   assert done.returncode == 1
   expected = 'error: cannot write to standard output: No space left on device.'
   assert done.stderr.splitlines()[-1].startswith(expected)
   for streams in ('>&-', '2>&-', '<&- >&- 2>&-'):
-    assert in_shell(folder, arguments, streams).returncode == 0
-  done = in_shell(folder, arguments, '> /dev/full 2>&1')
+    assert in_shell(workplace, arguments, streams).returncode == 0
+  done = in_shell(workplace, arguments, '> /dev/full 2>&1')
   assert (done.returncode, done.stderr) == (1, '')
-  done = in_shell(folder, arguments, '| true; exit ${PIPESTATUS[0]}')
+  done = in_shell(workplace, arguments, '| true; exit ${PIPESTATUS[0]}')
   assert done.returncode == 141
   assert 'error' not in done.stderr
 
@@ -149,9 +149,9 @@ def _forked(work):
 
 @untrained
 @linux
-def test_a_model_belongs_to_its_process(folder):
+def test_a_model_belongs_to_its_process(workplace):
   model = resnet_jax.load(18, **SMALL)
-  image = str(folder / 'images' / 'a.png')
+  image = str(workplace / 'images' / 'a.png')
   begun = iter(model.stream([image] * 9, 'avgpool'))
   for work in (
     lambda: model.features(image, 'avgpool'),
@@ -177,7 +177,7 @@ def test_a_model_belongs_to_its_process(folder):
 
 @pytest.fixture(scope='module')
 def stopped(tmp_path_factory):
-  """A folder with a list of images, and the predictions of the first four."""
+  """A list of images, and the predictions of the first four of them."""
   path = tmp_path_factory.mktemp('stopped')
   images = sorted(make_image_folder(path).glob('*.png'))
   lines = [f'images/{each.name} {row}\n' for row, each in enumerate(images)]
@@ -258,12 +258,12 @@ def test_a_file_without_later_settings_is_still_used(stopped):
   ],
 )
 def test_outputs_that_no_file_system_takes(
-  tmp_path, folder, job, setting, name
+  tmp_path, workplace, job, setting, name
 ):
   place = tmp_path / name
   if name == 'circle':
     place.symlink_to(place)
-  given = SMALL | {'data': str(folder / 'images'), 'convert_to': 'paddle'}
+  given = SMALL | {'data': str(workplace / 'images'), 'convert_to': 'paddle'}
   config = config_of('18', compilation_cache=False, **given)
   config[setting] = str(place)
   message = user_error(jobs.run, job, config)
@@ -274,15 +274,17 @@ def test_outputs_that_no_file_system_takes(
 
 @linux
 @pytest.mark.parametrize('limit', [300_000, 1_000_000, 2_000_000])
-def test_too_little_memory_is_said_before_it_is_taken(folder, limit):
-  done = in_shell(folder, PREDICT, '', f'ulimit -v {limit};')
+def test_too_little_memory_is_said_before_it_is_taken(workplace, limit):
+  done = in_shell(workplace, PREDICT, '', f'ulimit -v {limit};')
   assert done.returncode == 1
   message = done.stderr.splitlines()[-1]
   assert message.startswith('error: there is not enough memory for ')
   assert f' of the {limit >> 10} MB that it may take. Raise ' in message
 
 
-def test_memory_that_runs_out_later_is_one_message(folder, monkeypatch, capsys):
+def test_memory_that_runs_out_later_is_one_message(
+  workplace, monkeypatch, capsys
+):
   from resnet_jax import main  # noqa: PLC0415 - defines flags
 
   def exhausted(*_, **__):
@@ -316,7 +318,7 @@ def _metadata(path, extra=None, **changed):
 
 @untrained
 def test_control_characters_are_escaped_wherever_they_are_printed(
-  tmp_path, folder, capsys
+  tmp_path, workplace, capsys
 ):
   hostile = '\x1b[31m\x0e\x9b'
   escaped = '\\x1b[31m\\x0e\\x9b'
@@ -324,7 +326,7 @@ def test_control_characters_are_escaped_wherever_they_are_printed(
   names = [f'{hostile} {number}' for number in range(10)]
   path = _metadata(tmp_path / 'a.safetensors', class_names=names)
   model = resnet_jax.load(weights=path, resize='squash')
-  prediction = model.predict(str(folder / 'images' / 'a.png'))
+  prediction = model.predict(str(workplace / 'images' / 'a.png'))
   assert escaped in str(prediction)
   assert '\x1b' not in str(prediction) + repr(model)
   console.result(prediction.best[0].name)
