@@ -16,7 +16,7 @@ from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.data.sources import given
 from resnet_jax.engine import gradcam, loop, networks, reductions, runner
 from resnet_jax.evaluation import prediction
-from resnet_jax.models import aliases, names, resnet, variant
+from resnet_jax.models import aliases, known, resnet, variant
 from resnet_jax.system import console, errors, timing
 from resnet_jax.views import graphviz
 
@@ -70,7 +70,7 @@ class Model:
 
   def __repr__(self) -> str:
     lines = [
-      f'ResNet-{self.module.depth}, weights: {self.weights.source}',
+      f'{resnet.title(self.module)}, weights: {self.weights.source}',
       f'digest: {self.weights.digest}',
       f'input: {self.preprocess.describe()}',
       *(f'note: {note}' for note in self.weights.notes),
@@ -331,7 +331,9 @@ def load(
 
   Args:
     name: 'resnet18', 'resnet34', 'resnet50', 'resnet101' or 'resnet152', or
-      the number; None: that of the weights' file, else 50.
+      the number; 'wide_resnet50_2', 'wide_resnet101_2', 'resnext50_32x4d',
+      'resnext101_32x8d' or 'resnext101_64x4d'; None: that of the weights, else
+      'resnet50'.
     weights: a file or directory in any known format; a checkpoint of the zoo,
       such as 'msra' or 'torchvision.v2'; 'auto', `model/resnet_50` and so on,
       else the zoo's usual one; or 'random', untrained.
@@ -373,12 +375,10 @@ def load(
     )
   overrides = {field: settings[field] for field in preprocess_lib.FIELDS}
   preprocess_lib.check_overrides(**overrides)
-  options = weights_lib.Options(
-    0 if name is None else names.depth_of(name),
-    {field: settings[field] for field in variant.FIELDS},
-    conv_order,
-    seed,
-  )
+  depth, fields = 0, {field: settings[field] for field in variant.FIELDS}
+  if name is not None:
+    depth, fields = known.asked(name, fields)
+  options = weights_lib.Options(depth, fields, conv_order, seed)
   execution = runner.start(
     use_gpu, arithmetic, compilation_cache, console.say, application=False
   )

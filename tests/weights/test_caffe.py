@@ -266,7 +266,10 @@ def test_a_file_says_how_it_was_read(tmp_path):
   loaded = load(path)
   assert loaded.format == 'Caffe model (layer)'
   assert loaded.module == resnet.ResNet(
-    50, 1000, variant=Variant(stride_in='1x1', stem_pool='ceil', epsilon=1e-5)
+    50,
+    1000,
+    variant=Variant(stride_in='1x1', stem_pool='ceil', epsilon=1e-5),
+    biases=frozenset({'conv1'}),
   )
   assert loaded.preprocess == presets.CAFFE
   assert loaded.layout == '(Co, Ci, ky, kx), (out, in)'
@@ -275,7 +278,7 @@ def test_a_file_says_how_it_was_read(tmp_path):
   assert origins['conv1_conv/kernel'] == assemble.Origin(
     'conv1.0', (64, 3, 7, 7), 'float32'
   )
-  assert origins['conv1_bn/mean'].name == 'bn_conv1.0 - conv1.1'
+  assert origins['conv1_bn/mean'].name == 'bn_conv1.0'
   assert origins['res2_1_branch2a_bn/var'].name == 'bn2a_branch2a.1'
   assert origins['res2_1_branch2a_bn/bias'].name == 'scale2a_branch2a.1'
   assert origins['logits/kernel'].shape == (1000, 2048)
