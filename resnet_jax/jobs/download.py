@@ -89,6 +89,6 @@ def _chosen(text: str, options: weights.Options) -> list[lookup.Record]:
   if not chosen:
     raise errors.UserError(
       f"weights='{text}' names no checkpoint. Give one or several of"
-      f' {", ".join(lookup.FAMILIES)}, or {ALL}.'
+      f' {lookup.LISTED}, or {ALL}.'
     )
   return chosen

@@ -14,6 +14,7 @@ from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import known, resnet, structure, widths
 from resnet_jax.system import console, errors
 from resnet_jax.system.overrides import AUTO
+from resnet_jax.system.text import some
 from resnet_jax.weights import assemble, formats, random
 from resnet_jax.weights.assemble import Options
 from resnet_jax.zoo import download, lookup
@@ -214,7 +215,7 @@ def check_record(record: lookup.Record, options: Options) -> lookup.Record:
   own = record.depth, record.variant
   if wrong := widths.contradicting(*own, options.variant):
     asked = known.usual(record.depth, options.variant)
-    there = ', '.join(lookup.families(record.depth, asked)) or 'no checkpoint'
+    there = some(lookup.families(record.depth, asked)) or 'no checkpoint'
     raise errors.UserError(
       f'{record.name} is {known.title(*own)}, which {wrong} contradicts. Leave'
       f' that out; or take one of {known.describe(record.depth, asked)}:'
@@ -265,7 +266,7 @@ def _find(
 
 _WAYS = (
   'Give weights=PATH, a file or directory; or weights=NAME, one of'
-  f' {", ".join(lookup.FAMILIES)}; or weights=random, untrained, to try the'
+  f' {lookup.LISTED}; or weights=random, untrained, to try the'
   ' program.'
 )
 

@@ -9,12 +9,14 @@ from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import known, structure, widths
 from resnet_jax.models.variant import WIDTHS, Variant
 from resnet_jax.system import errors
+from resnet_jax.system.text import some
 from resnet_jax.zoo import cache
 from resnet_jax.zoo.checkpoints import FAMILIES, MEANS, RECORDS, USUAL
 from resnet_jax.zoo.records import Accuracy, File, Record
 
 __all__ = [
   'FAMILIES',
+  'LISTED',
   'MEANS',
   'RECORDS',
   'USUAL',
@@ -29,6 +31,16 @@ __all__ = [
 ]
 
 
+# For messages.
+LISTED = f'{some(FAMILIES, 6)} (--job=zoo lists all)'
+
+
+def _check_family(family: str, others: tuple[str, ...] = ()) -> None:
+  if family not in FAMILIES:
+    described = ', '.join((*others, LISTED))
+    raise errors.unknown('checkpoint', family, FAMILIES, described)
+
+
 def find(family: str, depth: int = 0) -> Record:
   """The checkpoint of a family and depth.
 
@@ -39,7 +51,7 @@ def find(family: str, depth: int = 0) -> Record:
   Raises:
     UserError: there is none; lists those that there are.
   """
-  errors.check_choice('checkpoint', family, FAMILIES)
+  _check_family(family)
   own = {record.depth: record for record in RECORDS if record.family == family}
   if not depth:
     depth = next(iter(own)) if len(own) == 1 else structure.DEFAULT_DEPTH
@@ -78,7 +90,7 @@ def with_settings(depth: int, given: Mapping[str, Any]) -> list[Record]:
     and not widths.contradicting(record.depth, record.variant, given)
   ]
   if not chosen:
-    asked = {'layer_num': depth, **given}
+    asked = {'layer_num': depth} | {name: given.get(name) for name in WIDTHS}
     stated = (f'{name}={value}' for name, value in asked.items() if value)
     raise errors.UserError(
       f'no published checkpoint has {", ".join(stated)}. Leave some out;'
@@ -109,6 +121,7 @@ def usual(depth: int, given: Mapping[str, Any]) -> list[Record]:
     if not family:
       raise errors.UserError(
         f'the zoo has no checkpoint of {known.describe(one, asked)}.'
+        ' --job=zoo lists those that there are.'
       )
     chosen.append(find(family, one))
   return chosen
@@ -129,8 +142,7 @@ def select(
   """
   chosen = []
   for family in families:
-    if family not in FAMILIES:
-      raise errors.unknown('checkpoint', family, (*FAMILIES, *others))
+    _check_family(family, others)
     if depth:
       chosen.append(find(family, depth))
     else:
