@@ -5,8 +5,9 @@
   python -m resnet_jax.main --config=configs/resnet.py:152,weights=random \
       --job=predict --config.multi_crop=true --config.data=photos
 
-A depth and settings, separated by commas, follow the colon.  A flag sets any
-key, too: `--config.KEY=VALUE`, which a value with a comma needs.
+A depth, or a network's name such as resnext50_32x4d, and settings, separated by
+commas, follow the colon.  A flag sets any key, too: `--config.KEY=VALUE`, which
+a value with a comma needs.
 """
 
 from ml_collections import ConfigDict
@@ -18,13 +19,13 @@ def get_config(arg: str = '') -> ConfigDict:
   """The settings, overridden by `arg`, such as '152,weights=random'."""
   config = ConfigDict()
 
-  # The network's depth: 18, 34, 50, 101 or 152; 0: from the weights' file,
-  # else 50.
+  # The network's depth: 18, 34, 50, 101 or 152; 0: from the weights, else 50.
   config.layer_num = 0
   # A file or directory in any known format; a checkpoint of the zoo (msra,
-  # paddle, keras, torchvision.v1, torchvision.v2, timm.a1_in1k; --job=zoo lists
-  # them); 'auto': model/resnet_<layer_num>, else the zoo's default; 'random':
-  # untrained, for trying the program.  download: also several, or 'all'.
+  # paddle, keras, torchvision.v1, torchvision.v2, timm.a1_in1k, ...; --job=zoo
+  # lists them); 'auto': model/resnet_<layer_num>, else the zoo's default;
+  # 'random': untrained, for trying the program.  download: also several, or
+  # 'all'.
   config.weights = 'auto'
   # Of a PyTorch or safetensors file with several networks: the prefix of the
   # names of one, such as 'encoder_q'; '': there is one.

@@ -37,11 +37,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
-from resnet_jax import weights
 from resnet_jax.data import crops, decoding, pipeline, preprocess, sources
 from resnet_jax.engine import devices, runner
 from resnet_jax.features import store, table
-from resnet_jax.models import resnet
+from resnet_jax.models import resnet, structure
 from resnet_jax.system import cores
 from resnet_jax.weights import random
 
@@ -442,7 +441,7 @@ def layers(
   storing them.  The rest of a run is start-up and decoding.
   """
   given = dict(setting.split('=', 1) for setting in settings)
-  depth = int(given.get('layer_num', weights.DEFAULT_DEPTH))
+  depth = int(given.get('layer_num', structure.DEFAULT_DEPTH))
   found: dict[str, list[Run]] = {'avgpool': [], '*': []}
   # Alternately, because a disk's speed varies.
   for _ in range(repeats):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of the measurements of benchmark.py and pipeline_speed.py."""
+"""Tables of the measurements of benchmark, grouped and pipeline_speed.py."""
 
 import json
 import pathlib
@@ -70,6 +70,32 @@ def compute() -> Table:
     *('batch size', 'speedup of resnet_jax', 'of the matrix product'),
     'of memory',
     *('device', 'versions'),
+  ), rows
+
+
+def grouped() -> Table:
+  """3x3 convolutions in groups, and their networks, against XLA's own."""
+  rows = []
+  for line in _lines('grouped.jsonl', 'grouped'):
+    whole = line['layer'] == 'all'
+    side = '' if whole else f'{line["channels"]}x{line["side"]}x{line["side"]}'
+    ours, theirs = (
+      1000 * line[way] / line['images'] for way in ('ours', 'xla')
+    )
+    rows.append(
+      [
+        line['network'],
+        'whole network' if whole else line['layer'],
+        side,
+        '' if whole else str(line['groups']),
+        f'{ours:.2f}',
+        f'{theirs:.2f}',
+        f'{theirs / ours:.1f}',
+      ]
+    )
+  return (
+    *('network', 'layer', 'C x H x W', 'groups'),
+    *('ms an image', "with XLA's own", 'ratio'),
   ), rows
 
 

@@ -140,6 +140,7 @@ TABLES: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
         speed.decode,
         speed.workers,
         speed.arithmetic,
+        speed.grouped,
         speed.start,
         speed.growth,
         speed.layers,

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from resnet_jax.models import known
 from resnet_jax.system import errors
 
 _PACKAGE = pathlib.Path(__file__).parent
@@ -120,18 +121,23 @@ def apply(config: ConfigDict, argument: str) -> ConfigDict:
   """
   for part in filter(None, (part.strip() for part in argument.split(','))):
     key, equals, text = part.partition('=')
+    given = {key: text}
     if part.isdecimal():
-      key, text = 'layer_num', part
+      given = {'layer_num': part}
     elif not equals:
-      raise errors.UserError(
-        f"'{part}' in '{argument}' is neither a depth (18, 34, 50, 101, 152)"
-        ' nor a setting (key=value). Pass a value with commas by its own flag,'
-        ' --config.key=value.'
-      )
-    # `in` of a ConfigDict would follow the dots in a key.
-    if key not in (keys := sorted(config)):
-      raise errors.unknown('setting', key, keys)
-    config[key] = _typed(key, text, config[key])
+      network = known.settings(part)
+      if network is None:
+        raise errors.UserError(
+          f"'{part}' in '{argument}' is neither a depth (18, 34, 50, 101, 152)"
+          ' nor a network (such as resnext50_32x4d) nor a setting (key=value).'
+          ' Pass a value with commas by its own flag, --config.key=value.'
+        )
+      given = {name: str(value) for name, value in network.items()}
+    for key, text in given.items():
+      # `in` of a ConfigDict would follow the dots in a key.
+      if key not in (keys := sorted(config)):
+        raise errors.unknown('setting', key, keys)
+      config[key] = _typed(key, text, config[key])
   return config
 
 

@@ -16,7 +16,7 @@ from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.data.sources import given
 from resnet_jax.engine import gradcam, loop, networks, reductions, runner
 from resnet_jax.evaluation import prediction
-from resnet_jax.models import aliases, names, resnet, variant
+from resnet_jax.models import aliases, known, resnet, variant
 from resnet_jax.system import console, errors, text, timing
 from resnet_jax.views import graphviz
 
@@ -70,7 +70,7 @@ class Model:
 
   def __repr__(self) -> str:
     return text.plain(
-      f'ResNet-{self.module.depth}, weights: {self.weights.source}\n'
+      f'{resnet.title(self.module)}, weights: {self.weights.source}\n'
       f'digest: {self.weights.digest}\ninput: {self.preprocess.describe()}'
       + ''.join(f'\nnote: {note}' for note in self.weights.notes)
     )
@@ -332,7 +332,8 @@ def load(
   'auto' and 0 take what belongs to the weights.
 
   Args:
-    name: 'resnet50', or 50, and so on; None: that of the file, else 50.
+    name: 'resnet50', 50, 'resnext50_32x4d' and so on; None: that of the
+      weights, else 50.
     weights: a file or directory in any known format; a checkpoint of the zoo,
       such as 'msra'; 'auto', `model/resnet_50`, else the zoo's; or 'random'.
     weights_prefix: of the names of one of several networks in a file.
@@ -373,12 +374,11 @@ def load(
     )
   overrides = {field: settings[field] for field in preprocess_lib.FIELDS}
   preprocess_lib.check_overrides(**overrides)
+  depth, fields = 0, {field: settings[field] for field in variant.FIELDS}
+  if name is not None:
+    depth, fields = known.asked(name, fields)
   options = weights_lib.Options(
-    0 if name is None else names.depth_of(name),
-    {field: settings[field] for field in variant.FIELDS},
-    conv_order,
-    seed,
-    weights_prefix=weights_prefix,
+    depth, fields, conv_order, seed, weights_prefix=weights_prefix
   )
   execution = runner.start(
     use_gpu, arithmetic, compilation_cache, console.say, application=False

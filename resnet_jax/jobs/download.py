@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from resnet_jax import weights
 from resnet_jax.data import mean
-from resnet_jax.models import names, structure
+from resnet_jax.jobs import setup
+from resnet_jax.models import names, resnet
 from resnet_jax.system import console, errors, folders
 from resnet_jax.zoo import cache, download, lookup
 from resnet_jax.zoo.records import File
@@ -21,7 +22,7 @@ def run(config: ConfigDict) -> int:
 
   After a failure the others are still downloaded.
   """
-  chosen = _chosen(config.weights, config.layer_num)
+  chosen = _chosen(config.weights, setup.weight_options(config))
   records = {record.name: record for record in chosen}
   files = {name: record.file for name, record in records.items()}
   for family in dict.fromkeys(record.family for record in chosen):
@@ -44,7 +45,7 @@ def run(config: ConfigDict) -> int:
       # Some publishers give no hash, so the contents are read, too.
       if record := records.get(name):
         loaded = weights.load(record.family, weights.Options(record.depth))
-        held = f'ResNet-{record.depth}, digest {loaded.digest}'
+        held = f'{resnet.title(loaded.module)}, digest {loaded.digest}'
       else:
         held = f'a {mean.describe(mean.parse_mean(path, _MEAN_SIZE))}'
       console.say(f'{name} holds {held}')
@@ -75,19 +76,19 @@ def _check_offline(files: Mapping[str, File]) -> None:
     )
 
 
-def _chosen(text: str, depth: int) -> list[lookup.Record]:
+def _chosen(text: str, options: weights.Options) -> list[lookup.Record]:
   """The checkpoints for `msra`, `msra,keras`, `all` or `auto`."""
-  if depth:
-    structure.check_depth(depth)
+  depth = options.depth
   if text == ALL:
-    return [r for r in lookup.RECORDS if depth in (0, r.depth)]
+    return lookup.with_settings(depth, options.variant)
   if text == weights.AUTO:
-    depths = [depth] if depth else list(lookup.USUAL)
-    return [lookup.find(lookup.USUAL[d], d) for d in depths]
+    return lookup.usual(depth, options.variant)
   chosen = lookup.select(names.split_list(text), depth, (ALL, weights.AUTO))
+  for record in chosen:
+    weights.check_record(record, options)
   if not chosen:
     raise errors.UserError(
       f"weights='{text}' names no checkpoint. Give one or several of"
-      f' {", ".join(lookup.FAMILIES)}, or {ALL}.'
+      f' {lookup.LISTED}, or {ALL}.'
     )
   return chosen

@@ -17,7 +17,7 @@ from resnet_jax import weights
 from resnet_jax.data import pipeline, preprocess, presets, sources, truth
 from resnet_jax.engine import devices, gradcam, loop, reductions, runner
 from resnet_jax.model import Model
-from resnet_jax.models import resnet, variant
+from resnet_jax.models import resnet, structure, variant
 from resnet_jax.system import console, errors, timing, version
 from resnet_jax.system.text import counted
 from resnet_jax.zoo import lookup
@@ -112,7 +112,7 @@ class Setup:
     model, items = self.model, self.source.items
     facts = [[getattr(item, field) for field in fields] for item in items]
     return {
-      'model': f'ResNet-{model.module.depth}',
+      'model': resnet.title(model.module),
       'variant': model.module.variant.stated(),
       'weights_sha256': model.weights.digest,
       'preprocessing': model.preprocess.describe(),
@@ -251,22 +251,24 @@ def described_network(
   Raises:
     UserError: the weights cannot be used, or the side is out of bounds.
   """
-  name, depth = config.weights, config.layer_num or weights.DEFAULT_DEPTH
+  name, options = config.weights, weight_options(config)
   is_path = os.path.exists(pathlib.Path(name).expanduser())
   facts = {}
   if name in lookup.FAMILIES:
-    record = lookup.find(name, depth)
-    module = resnet.published(depth).clone(variant=record.variant)
+    record = weights.recorded(name, options)
+    module = resnet.published(record.depth).clone(variant=record.variant)
     preset = record.preprocess
   elif name in (weights.AUTO, weights.RANDOM) and not is_path:
-    module, preset = resnet.published(depth), presets.usual(depth)
+    depth = options.depth or structure.DEFAULT_DEPTH
+    module = resnet.published(depth, options.variant)
+    preset = presets.usual(depth)
   else:
     loaded = load_weights(config)
     module, preset = loaded.module, loaded.preprocess
     facts = {'digest': loaded.digest, 'source': loaded.source}
   size = config.crop_size or preset.crop_size
   preprocess.check_crop_size(size)
-  return weight_options(config).applied(module), size, facts
+  return options.applied(module), size, facts
 
 
 def report_stages(clock: timing.Clock) -> None:

@@ -7,7 +7,15 @@ import math
 from ml_collections import ConfigDict
 
 from resnet_jax.jobs import setup
-from resnet_jax.models import aliases, costs, names, programs, resnet
+from resnet_jax.models import (
+  aliases,
+  costs,
+  known,
+  names,
+  programs,
+  resnet,
+  structure,
+)
 from resnet_jax.system import console
 
 
@@ -17,10 +25,17 @@ def run(config: ConfigDict) -> int:
   found = costs.costs(module, size, size)
   shapes = resnet.value_shapes(module, size, size)
   named = _names(module)
+  groups = {
+    layer.name: {'groups': layer.groups}
+    for layer in structure.layers(module.depth, module.variant)
+    # A column only where a network has them.
+    if module.variant.groups > 1
+  }
   rows = [
     {
       'layer': cost.layer,
       **named[cost.layer],
+      **groups.get(cost.layer, {}),
       'C x H x W': 'x'.join(map(str, cost.shape)),
       'parameters': cost.parameters,
       'multiply-adds': cost.multiply_adds,
@@ -82,17 +97,23 @@ def _names(module: resnet.ResNet) -> dict[str, dict[str, str]]:
   }
 
 
+def _is_the_papers(module: resnet.ResNet) -> bool:
+  own = module.variant
+  named = known.name(module.depth, own) == f'resnet{module.depth}'
+  return named and own.stride_in == '1x1' and module.classes == 1000
+
+
 def _total_line(
   module: resnet.ResNet, size: int, totals: dict[str, int]
 ) -> str:
+  name = known.describe(module.depth, module.variant)
   line = (
-    f'ResNet-{module.depth} at {size}x{size}: {totals["parameters"]:,} learned'
-    f' parameters ({totals["with_statistics"]:,} with the statistics),'
+    f'{name} at {size}x{size}: {totals["parameters"]:,} learned parameters'
+    f' ({totals["with_statistics"]:,} with the statistics),'
     f' {totals["multiply_adds"] / 1e9:.2f} G multiply-adds,'
     f' {totals["bytes"] / 1e6:.1f} MB of float32 values'
   )
-  published = module.variant.stride_in == '1x1' and module.classes == 1000
-  if size == 224 and published and module.depth in costs.PAPER:
+  if size == 224 and _is_the_papers(module) and module.depth in costs.PAPER:
     paper = costs.PAPER[module.depth] / 1e9
     line += f"; the paper's table 1 prints {paper:g} G"
   return line

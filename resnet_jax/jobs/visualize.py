@@ -293,7 +293,7 @@ def _overview(config: ConfigDict, plan: _Plan) -> page.Overview:
     ('Versions', ', '.join(f'{k} {v}' for k, v in versions.items())),
   )
   return page.Overview(
-    f'ResNet-{model.module.depth} on {counted(len(source.items), "image")}',
+    f'{resnet.title(model.module)} on {counted(len(source.items), "image")}',
     weights.warnings,
     graph.build(model.module, size, size),
     plan.layers,

@@ -6,20 +6,20 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from resnet_jax import weights
-from resnet_jax.models import names, structure
+from resnet_jax.jobs import setup
+from resnet_jax.models import names
 from resnet_jax.system import console
 from resnet_jax.zoo import lookup
 
 
 def run(config: ConfigDict) -> int:
-  """Prints the checkpoints of `weights` and `layer_num`: a table, or JSON."""
-  depth = config.layer_num
-  if depth:
-    structure.check_depth(depth)
-  if config.weights == weights.AUTO:
-    chosen = [r for r in lookup.RECORDS if depth in (0, r.depth)]
-  else:
-    chosen = lookup.select(names.split_list(config.weights), depth)
+  """Prints the checkpoints of the config's network: a table, or JSON."""
+  options = setup.weight_options(config)
+  chosen = lookup.with_settings(options.depth, options.variant)
+  if config.weights != weights.AUTO:
+    families = names.split_list(config.weights)
+    named = lookup.select(families, options.depth)
+    chosen = [record for record in named if record in chosen]
   rows = (
     [dataclasses.asdict(record) for record in chosen]
     if config.as_json

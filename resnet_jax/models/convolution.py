@@ -54,7 +54,8 @@ def algorithm(
     return 'direct'
   if unit.kernel == 1:
     return 'matrix product'
-  # Also in groups: XLA's own take two to nine times as long.
+  # Also in groups: XLA's own take up to five times as long
+  # (docs/performance.md).
   if arithmetic.winograd and (unit.kernel, unit.stride) == (3, 1):
     return 'winograd'
   return 'direct'

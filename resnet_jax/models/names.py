@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The names of the layers and parameters; PaddlePaddle's are canonical."""
 
-import re
 from collections.abc import Sequence
 
 from resnet_jax.models import structure
 from resnet_jax.models.variant import Variant
-from resnet_jax.system import errors
 
 HEAD = ('logits', 'output')
 # The ends of names of values between the layers.
@@ -112,21 +110,3 @@ def split_list(text: str | Sequence[str]) -> list[str]:
   """Names from `a,b` or from a sequence of names."""
   parts = text.split(',') if isinstance(text, str) else text or ()
   return [part.strip() for part in parts if part.strip()]
-
-
-def depth_of(name: str | int) -> int:
-  """The depth of a network by its name: 50 of 'resnet50', 'ResNet-50' or 50.
-
-  Raises:
-    UserError: there is no such network.
-  """
-  match = re.fullmatch(r'(?:resnet[-_]?)?(\d+)', str(name).lower())
-  if match and int(match[1]) in structure.ARCHITECTURES:
-    return int(match[1])
-  allowed = ', '.join(f'resnet{depth}' for depth in structure.ARCHITECTURES)
-  raise errors.unknown(
-    'network',
-    str(name),
-    (),
-    described=f"{allowed}; give a file of weights as weights='PATH'",
-  )

@@ -13,9 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.models import layers, names, structure
+from resnet_jax.models import known, layers, names, structure
 from resnet_jax.models.structure import Kind
-from resnet_jax.models.variant import WIDTHS, Variant
+from resnet_jax.models.variant import Variant
 
 MIN_SIZE = 32
 STATISTICS = ('mean', 'var')
@@ -128,28 +128,38 @@ def _check_size(height: int, width: int) -> None:
     )
 
 
-def published(depth: int) -> ResNet:
-  """The network of a depth with the paper's number of classes."""
+def published(depth: int, given: Mapping[str, Any] | None = None) -> ResNet:
+  """The network of a depth with the paper's number of classes.
+
+  Args:
+    depth: one of `structure.ARCHITECTURES`.
+    given: fields of the variant that a user gave; the others are those of the
+      network that has these widths.
+
+  Raises:
+    UserError: no network has the depth, or the depth not the widths.
+  """
   structure.check_depth(depth)
-  return ResNet(depth, structure.ARCHITECTURES[depth].classes)
+  classes = structure.ARCHITECTURES[depth].classes
+  return ResNet(depth, classes, known.usual(depth, given or {}))
+
+
+def title(module: ResNet) -> str:
+  """`ResNet-50`, `ResNeXt-50 32x4d`."""
+  return known.title(module.depth, module.variant)
 
 
 def describe(module: ResNet) -> str:
-  """One line: depth, classes, and the variant's used fields."""
+  """One line: the network's name, classes, and the variant's used fields."""
   architecture, variant = structure.ARCHITECTURES[module.depth], module.variant
   parts = [
-    f'ResNet-{module.depth}',
+    known.describe(module.depth, variant),
     f'{module.classes} classes' if module.classes else 'no head',
     f'stride in {variant.stride_in}'
     if architecture.projections
     else 'shortcuts padded with zeros',
     *([f'stem pool {variant.stem_pool}'] if architecture.pool else []),
     f'epsilon {variant.epsilon:g}',
-    *(
-      f'{name} {value}'
-      for name, value in variant.stated().items()
-      if name in WIDTHS
-    ),
   ]
   return ', '.join(parts)
 

@@ -11,7 +11,7 @@ Recognition", 2015, table 1 (ImageNet) and section 4.2 (CIFAR).
 import dataclasses
 import enum
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from resnet_jax.models.variant import Variant
@@ -75,6 +75,8 @@ CIFAR = {
   for n in (3, 5, 7, 9)
 }
 ARCHITECTURES = IMAGENET | CIFAR
+# Where nothing tells it.
+DEFAULT_DEPTH = 50
 # For messages.
 DEPTHS = (
   f'{", ".join(map(str, IMAGENET))} (ImageNet),'
@@ -230,33 +232,6 @@ def widths(depth: int, variant: Variant) -> Widths:
   if why:
     raise errors.UserError(f'{why}. Change them, or leave them out.')
   return Widths(stem, outputs, inner)
-
-
-def told_widths(depth: int, sizes: Mapping[str, int]) -> dict[str, Any]:
-  """The fields of a variant that the sizes of its parameters tell.
-
-  Args:
-    depth: of the network.
-    sizes: numbers of values, by `layer/leaf`; those that are not there, or fit
-      to no network, are taken as usual.
-  """
-  own = ARCHITECTURES[check_depth(depth)]
-  last = 'c' if own.bottleneck else 'b'
-  usual = widths(depth, Variant())
-  stem = sizes.get('conv1_bn/scale', usual.stem)
-  outputs = sizes.get(f'res2_1_branch2{last}_bn/scale', usual.outputs)
-  width = outputs // (4 if own.bottleneck else 1)
-  inner, groups = width, 1
-  if own.bottleneck:
-    inner = sizes.get('res2_1_branch2b_bn/scale', usual.inner)
-    dense = 9 * inner**2
-    groups = dense // (sizes.get('res2_1_branch2b_conv/kernel') or dense)
-  return {
-    'stem_width': 0 if stem == own.width else stem,
-    'width': 0 if width == own.width else width,
-    'inner_width': 0 if inner == width else inner,
-    'groups': groups,
-  }
 
 
 def stem(depth: int, variant: Variant) -> Unit:

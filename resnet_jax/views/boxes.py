@@ -157,6 +157,7 @@ def _stage_lines(nodes: Sequence[graphs.Node]) -> list[str]:
   # The last block, as the first one may have a projection.
   kernels = ' - '.join(
     f'{node.detail.partition(",")[0]}, {node.shape[0]}'
+    + (f', {node.groups} groups' if node.groups > 1 else '')
     for node in nodes
     if node.block == nodes[-1].block and node.kind == Kind.CONVOLUTION
   )

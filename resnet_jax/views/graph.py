@@ -112,6 +112,8 @@ def _detail(layer: structure.Layer, module: resnet.ResNet) -> str:
   parts = [f'{layer.kernel}x{layer.kernel}']
   if layer.stride > 1:
     parts.append(f'stride {layer.stride}')
+  if layer.groups > 1:
+    parts.append(f'{layer.groups} groups')
   if layer.kind == Kind.MAX_POOL:
     parts.append(module.variant.stem_pool)
   return ', '.join(parts)

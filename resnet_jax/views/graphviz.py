@@ -5,7 +5,7 @@ import dataclasses
 import shutil
 import subprocess
 
-from resnet_jax.models import aliases, names, resnet
+from resnet_jax.models import aliases, known, names, resnet, variant
 from resnet_jax.system import errors
 from resnet_jax.views import boxes, graph
 from resnet_jax.views import diagram as diagram_lib
@@ -55,16 +55,26 @@ def diagram(
   highlight: str = '',
   stride_in: str = 'auto',
   stem_pool: str = 'auto',
+  epsilon: float = 0.0,
+  stem_width: int = 0,
+  width: int = 0,
+  inner_width: int = 0,
+  groups: int = 0,
   crop_size: int = 224,
 ) -> Diagram:
   """A network's diagram, without any weights.
 
   Args:
-    name: 'resnet50' and so on, or the number.
+    name: as for `load`: 'resnet50', 50, 'resnext50_32x4d'.
     level: a box for each of the 'layers', 'blocks' or 'stages'.
     highlight: a layer; what does not lead to it is pale.
     stride_in: '1x1' or '3x3'.
     stem_pool: 'ceil' or 'pad1'.
+    epsilon: of the batch norms.
+    stem_width: channels of the stem.
+    width: channels of res2's blocks, over 4 in bottleneck blocks.
+    inner_width: channels of the 3x3 convolution of a bottleneck block of res2.
+    groups: of that convolution.
     crop_size: of the images, pixels.
 
   Returns:
@@ -74,9 +84,10 @@ def diagram(
   Raises:
     UserError: says what was given, what is allowed and what to do.
   """
-  module = resnet.published(names.depth_of(name))
-  own = module.variant.overridden(stride_in=stride_in, stem_pool=stem_pool)
-  module = module.clone(variant=own)
+  # By the names of fields, so that a new field is a new argument only.
+  settings = dict(locals())
+  given = {field: settings[field] for field in variant.FIELDS}
+  module = resnet.published(*known.asked(name, given))
   return draw(module, crop_size, level, highlight)
 
 

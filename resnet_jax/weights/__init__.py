@@ -11,24 +11,24 @@ import numpy as np
 
 from resnet_jax.data import presets
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.models import resnet
-from resnet_jax.models.variant import WIDTHS
+from resnet_jax.models import known, resnet, structure, widths
 from resnet_jax.system import console, errors
 from resnet_jax.system.overrides import AUTO
-from resnet_jax.system.text import plain
+from resnet_jax.system.text import plain, some
 from resnet_jax.weights import assemble, formats, prefixes, random
 from resnet_jax.weights.assemble import Options
 from resnet_jax.zoo import download, lookup
 
 __all__ = [
   'AUTO',
-  'DEFAULT_DEPTH',
   'RANDOM',
   'UNTRAINED',
   'Options',
   'Weights',
+  'check_record',
   'digest',
   'load',
+  'recorded',
   'untrained',
 ]
 
@@ -36,7 +36,6 @@ UNTRAINED = (
   'UNTRAINED: random weights; features and labels mean nothing, only shapes,'
   ' formats and speed do'
 )
-DEFAULT_DEPTH = 50
 RANDOM = 'random'
 
 
@@ -112,18 +111,18 @@ def load(
     UserError: the file does not exist, or holds no ResNet of the depth.
   """
   options = options or Options()
-  depth = options.depth or DEFAULT_DEPTH
   if name == RANDOM and options.weights_prefix:
     raise prefixes.needless(options.weights_prefix, f'weights={RANDOM}')
   if name == RANDOM:
-    module = options.applied(resnet.published(depth))
+    depth = options.depth or structure.DEFAULT_DEPTH
+    module = resnet.published(depth, options.variant)
     loaded = untrained(module, options.seed)
     return Weights(loaded, loaded.format, (f'{UNTRAINED}.',))
-  path, record = _find(name, depth, report, say)
+  path, record = _find(name, options, report, say)
   loaded = formats.load(path, options)
   if options.depth not in (0, loaded.module.depth):
     raise errors.UserError(
-      f'{path} holds ResNet-{loaded.module.depth}, not ResNet-{options.depth}:'
+      f'{path} holds {resnet.title(loaded.module)}, not ResNet-{options.depth}:'
       f' set layer_num={loaded.module.depth} (in Python the name'
       f" 'resnet{loaded.module.depth}'), or 0 for that of any file."
     )
@@ -134,16 +133,13 @@ def load(
   if record:
     loaded = _as_recorded(path, loaded, record)
     source += f', {record.name} of the zoo ({record.file.hash or "no hash"})'
-  module = options.applied(loaded.module)
-  if resnet.parameter_shapes(module) != resnet.parameter_shapes(loaded.module):
-    told, given = loaded.module.variant, module.variant
-    other = [n for n in WIDTHS if getattr(told, n) != getattr(given, n)]
+  told = loaded.module
+  if wrong := widths.contradicting(told.depth, told.variant, options.variant):
     raise errors.UserError(
-      f'{path} holds a network of {resnet.describe(loaded.module)}, which'
-      f' {", ".join(f"{n}={getattr(given, n)}" for n in other)} contradicts.'
-      ' Leave it out: the weights tell it.'
+      f'{path} holds {resnet.describe(told)}, which {wrong} contradicts. Leave'
+      ' that out: the weights tell it.'
     )
-  loaded = dataclasses.replace(loaded, module=module)
+  loaded = dataclasses.replace(loaded, module=options.applied(loaded.module))
   warnings = (*(() if loaded.trained else (f'{UNTRAINED}.',)), *loaded.warnings)
   result = Weights(loaded, source, warnings, path)
   if loaded.digest in ('', result.digest):
@@ -207,9 +203,32 @@ def untrained(module: resnet.ResNet, seed: int = 0) -> assemble.Loaded:
   )
 
 
+def recorded(family: str, options: Options) -> lookup.Record:
+  """The checkpoint of a family that a user's settings ask for.
+
+  Raises:
+    UserError: the family lacks the depth, or has another network's widths.
+  """
+  return check_record(lookup.find(family, options.depth), options)
+
+
+def check_record(record: lookup.Record, options: Options) -> lookup.Record:
+  """Returns a checkpoint; raises a UserError if it is of other widths."""
+  own = record.depth, record.variant
+  if wrong := widths.contradicting(*own, options.variant):
+    asked = known.usual(record.depth, options.variant)
+    there = some(lookup.families(record.depth, asked)) or 'no checkpoint'
+    raise errors.UserError(
+      f'{record.name} is {known.title(*own)}, which {wrong} contradicts. Leave'
+      f' that out; or take one of {known.describe(record.depth, asked)}:'
+      f' {there}.'
+    )
+  return record
+
+
 def _find(
   name: str,
-  depth: int,
+  options: Options,
   report: Callable[[int, int | None], None] | None,
   say: Callable[[str], None],
 ) -> tuple[pathlib.Path, lookup.Record | None]:
@@ -217,17 +236,22 @@ def _find(
   missing = f'weights={name!r}: {name} does not exist.'
   family = name
   if name == AUTO:
-    usual = pathlib.Path('model') / f'resnet_{depth}'
+    depth = options.depth or structure.DEFAULT_DEPTH
+    asked = known.usual(depth, options.variant)
+    network = known.name(depth, asked)
+    plain = network in ('', f'resnet{depth}')
+    usual = pathlib.Path('model') / (f'resnet_{depth}' if plain else network)
     if usual.is_dir():
       return usual, None
     missing = f'no weights found: {usual} does not exist.'
-    family = lookup.USUAL.get(depth, '')
+    family = lookup.USUAL.get(network, '')
     if not family:
       raise errors.UserError(
-        f'{missing} The zoo has no checkpoint of ResNet-{depth}. {_WAYS}'
+        f'{missing} The zoo has no checkpoint of'
+        f' {known.describe(depth, asked)}. {_WAYS}'
       )
   if family in lookup.FAMILIES:
-    record = lookup.find(family, depth)
+    record = recorded(family, options)
     try:
       path = download.fetch(record.file, record.name, report=report, say=say)
     except errors.UserError as error:
@@ -244,7 +268,7 @@ def _find(
 
 _WAYS = (
   'Give weights=PATH, a file or directory; or weights=NAME, one of'
-  f' {", ".join(lookup.FAMILIES)}; or weights=random, untrained, to try the'
+  f' {lookup.LISTED}; or weights=random, untrained, to try the'
   ' program.'
 )
 
@@ -256,11 +280,12 @@ def _as_recorded(
   # Some files of a network have biases that others lack.
   bare = loaded.module.clone(biases=frozenset())
   count = resnet.learned_count(resnet.parameter_shapes(bare))
+  own = record.depth, record.variant
   if (loaded.module.depth, count) != (record.depth, record.parameters):
     raise errors.UserError(
-      f'{path} should be {record.name}, a ResNet-{record.depth} of'
-      f' {record.parameters} parameters, and holds a ResNet-'
-      f'{loaded.module.depth} of {count}. Get it again.'
+      f'{path} should be {record.name}, a {known.title(*own)} of'
+      f' {record.parameters} parameters, and holds a'
+      f' {resnet.title(loaded.module)} of {count}. Get it again.'
     )
   return dataclasses.replace(
     loaded,

@@ -15,7 +15,7 @@ import numpy as np
 
 from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.models import resnet, structure
+from resnet_jax.models import resnet, structure, widths
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.system.text import some
@@ -87,8 +87,13 @@ class Options:
     Variant().overridden(**self.variant)
 
   def applied(self, module: resnet.ResNet) -> resnet.ResNet:
-    """A network with the variant's fields that the user gave."""
-    return module.clone(variant=module.variant.overridden(**self.variant))
+    """A network with the variant's fields that the user gave.
+
+    Raises:
+      UserError: no network of the depth has such widths.
+    """
+    own = module.variant.overridden(**self.variant)
+    return module.clone(variant=widths.normal(module.depth, own))
 
 
 TORCH_LAYOUT = KernelLayout('(Co, Ci, ky, kx), (out, in)', (2, 3, 1, 0), (1, 0))
@@ -211,9 +216,7 @@ def assemble(
   )
   sizes = {ours: math.prod(origin.shape) for ours, origin in origins.items()}
   try:
-    variant = dataclasses.replace(
-      variant, **structure.told_widths(depth, sizes)
-    )
+    variant = dataclasses.replace(variant, **widths.told(depth, sizes))
     structure.widths(depth, variant)
   except errors.UserError as error:
     raise not_plain(path, str(error).split('. ')[0]) from error

@@ -2,7 +2,7 @@
 """Caffe's `.caffemodel`: layers by the authors' names, each with its blobs.
 
 A blob's name is its layer and number: `res2a_branch2a.0`.  Sources: the
-authors' deploy prototxts (names) and BVLC Caffe,
+authors' and Yahoo's (open_nsfw) deploy prototxts (names) and BVLC Caffe,
 src/caffe/layers/batch_norm_layer.cpp (a batch norm's blobs: mean and variance,
 both multiplied by the third one, a factor).
 """
@@ -10,7 +10,7 @@ both multiplied by the third one, a factor).
 import functools
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -24,17 +24,49 @@ from resnet_jax.system.text import some
 from resnet_jax.weights import assemble, caffe_net
 
 _Layers = Mapping[str, caffe_net.CaffeLayer]
+# From a depth to names in the form of `programs.owners`.
+_Owners = Callable[[int], dict[str, str]]
 
 
-def naming(depth: int, head: str = 'fc1000') -> dict[str, str]:
+def _authors(depth: int) -> dict[str, str]:
+  return programs.owners(depth, 'caffe')
+
+
+def _open_nsfw(depth: int) -> dict[str, str]:
+  """The names of Yahoo's open_nsfw, a ResNet-50 of half the width."""
+  if depth != 50:
+    return {}
+  found = {'conv1_conv': 'conv_1', 'conv1_bn': '_1'}
+  for block in structure.blocks(depth, Variant()):
+    place = f'_stage{block.stage - 2}_block{block.number - 1}_'
+    for unit in block.units:
+      branch = unit.name.removeprefix(f'{block.name}_')
+      end = place + ('proj_shortcut' if unit is block.shortcut else branch)
+      found |= {f'{unit.name}_conv': f'conv{end}', f'{unit.name}_bn': end}
+  return found | {'logits': 'fc_nsfw'}
+
+
+def _owners(layers: _Layers) -> _Owners:
+  """Whose names a file has."""
+
+  def likeness(owners: _Owners) -> int:
+    return len(layers.keys() & set(owners(50).values()))
+
+  return max((_authors, _open_nsfw), key=likeness)
+
+
+def naming(
+  depth: int, head: str = 'fc1000', owners: _Owners = _authors
+) -> dict[str, str]:
   """The canonical `layer/leaf` of Caffe's blobs; empty for 18 and 34.
 
   Args:
     depth: of the network.
     head: the name of the classifier's layer.
+    owners: whose names.
   """
   result: dict[str, str] = {}
-  for ours, theirs in programs.owners(depth, 'caffe').items():
+  for ours, theirs in owners(depth).items():
     if ours.endswith('_bn'):
       result |= {
         f'bn{theirs}.0': f'{ours}/mean',
@@ -62,20 +94,25 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   """
   text, layers = caffe_net.read(path)
   _check_geometry(path, layers)
-  head = _head(layers)
-  return assemble.assemble(
+  head, owners = _head(layers), _owners(layers)
+  own_naming = functools.partial(naming, head=head, owners=owners)
+  loaded = assemble.assemble(
     path,
-    _tensors(path, layers, head, options),
-    functools.partial(naming, head=head),
+    _tensors(path, layers, own_naming, options),
+    own_naming,
     assemble.TORCH_LAYOUT,
     format=f'Caffe model ({text})',
     variant=Variant(
-      stride_in=_stride_in(path, layers), epsilon=_epsilon(path, layers)
+      stride_in=_stride_in(path, layers, owners),
+      epsilon=_epsilon(path, layers),
     ),
     preprocess=presets.CAFFE,
     options=options,
     guesses=(presets.GUESSED_INPUT,),
   )
+  module = loaded.module
+  _check_groups(path, layers, module.depth, module.variant, owners)
+  return loaded
 
 
 def _head(layers: _Layers) -> str:
@@ -88,22 +125,22 @@ def _head(layers: _Layers) -> str:
   return found[0] if len(found) == 1 else 'fc1000'
 
 
-def _roles(head: str) -> dict[str, str]:
+def _roles(own_naming: Callable[[int], dict[str, str]]) -> dict[str, str]:
   """The canonical names of all blobs of all depths."""
   return {
     blob: ours
     for depth in structure.ARCHITECTURES
-    for blob, ours in naming(depth, head).items()
+    for blob, ours in own_naming(depth).items()
   }
 
 
 def _tensors(
   path: pathlib.Path,
   layers: _Layers,
-  head: str,
+  own_naming: Callable[[int], dict[str, str]],
   options: assemble.Options,
 ) -> dict[str, Tensor]:
-  roles, tensors = _roles(head), {}
+  roles, tensors = _roles(own_naming), {}
   for layer in layers.values():
     statistics = roles.get(f'{layer.name}.0', '').endswith('_bn/mean')
     factor = None
@@ -169,10 +206,32 @@ def _check_geometry(path: pathlib.Path, layers: _Layers) -> None:
     raise assemble.not_plain(path, some(wrong))
 
 
-def _stride_in(path: pathlib.Path, layers: _Layers) -> str:
+def _check_groups(
+  path: pathlib.Path,
+  layers: _Layers,
+  depth: int,
+  variant: Variant,
+  owners: _Owners,
+) -> None:
+  """Compares the groups that convolutions state with their kernels'."""
+  wrong = []
+  for unit in structure.units(depth, variant):
+    name = owners(depth)[f'{unit.name}_conv']
+    # A layer without settings states nothing.
+    stated = layers[name].settings.get('group', {unit.groups})
+    if stated != {unit.groups}:
+      wrong.append(
+        f'{name} states group {", ".join(map(str, sorted(stated)))}, and its'
+        f' kernel has the shape of {unit.groups}'
+      )
+  if wrong:
+    raise assemble.not_plain(path, some(wrong))
+
+
+def _stride_in(path: pathlib.Path, layers: _Layers, owners: _Owners) -> str:
   """The position of the stages' strides, as far as the file states it."""
   for choice in STRIDES:
-    expected = _strides(choice)
+    expected = _strides(choice, owners)
     others = [
       name
       for name in expected.keys() & layers.keys()
@@ -187,11 +246,12 @@ def _stride_in(path: pathlib.Path, layers: _Layers) -> str:
   )
 
 
-def _strides(stride_in: str) -> dict[str, set[int]]:
+def _strides(stride_in: str, owners: _Owners) -> dict[str, set[int]]:
   """The stride of each convolution, by Caffe's names, of all depths."""
   return {
-    programs.owners(depth, 'caffe')[f'{unit.name}_conv']: {unit.stride}
+    named[f'{unit.name}_conv']: {unit.stride}
     for depth in (50, 101, 152)
+    if (named := owners(depth))
     for unit in structure.units(depth, Variant(stride_in))
   }
 

@@ -17,7 +17,11 @@ from resnet_jax.codecs.tensor import map_file
 # By the name of a setting: its field numbers in the message (pads and strides
 # have one for both directions and one for each), and its default.
 _Stated = Mapping[str, tuple[tuple[int, ...], float]]
-_CONVOLUTION: _Stated = {'stride': ((6, 13, 14), 1), 'dilation': ((18,), 1)}
+_CONVOLUTION: _Stated = {
+  'group': ((5,), 1),
+  'stride': ((6, 13, 14), 1),
+  'dilation': ((18,), 1),
+}
 _POOLING: _Stated = {'pad': ((4, 9, 10), 0)}
 _BATCH_NORM: _Stated = {'epsilon': ((3,), 1e-5)}
 
@@ -64,8 +68,8 @@ class CaffeLayer:
     name: the net's.
     kind: its type; in V1 files only 'InnerProduct' or ''.
     blobs: its parameters.
-    settings: values of 'stride', 'dilation', 'pad' and 'epsilon', for layers
-      that have them.
+    settings: values of 'group', 'stride', 'dilation', 'pad' and 'epsilon', for
+      layers that have them.
   """
 
   name: str

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 from resnet_jax.data.preprocess import Preprocess
+from resnet_jax.models import known
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors, files
 from resnet_jax.weights import assemble
@@ -82,6 +83,8 @@ def applied(
         f'{len(class_names)} class names for {loaded.module.classes} classes'
       )
     variant = _restored(Variant, stated)
+    if not known.same_widths(variant, loaded.module.variant):
+      raise ValueError('it states other widths than the parameters have')
     return dataclasses.replace(
       loaded,
       module=loaded.module.clone(variant=variant),

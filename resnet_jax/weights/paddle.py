@@ -26,7 +26,7 @@ import numpy as np
 from resnet_jax.codecs import faults
 from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data import presets
-from resnet_jax.models import aliases, names, resnet, structure
+from resnet_jax.models import aliases, names, resnet, structure, widths
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors, files
 from resnet_jax.weights import assemble, metadata
@@ -146,7 +146,7 @@ def load_files(
     for name, ours in naming(depth).items()
     if name in found
   }
-  variant = Variant(**structure.told_widths(depth, sizes))
+  variant = Variant(**widths.told(depth, sizes))
   module = resnet.ResNet(depth, _classes(found), variant)
   shapes = {
     aliases.paddle_parameter(ours): layout.stored(shape)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published checkpoints, as a table.
+"""The published checkpoints, as a table; `wider` has those of wider networks.
 
 Sources of the figures: torchvision 0.29.2 `models/resnet.py`, timm 1.0.31
 `models/resnet.py` and `results/results-imagenet.csv`, Keras 3.15
@@ -15,6 +15,7 @@ import dataclasses
 
 from resnet_jax.data import presets
 from resnet_jax.models.variant import Variant
+from resnet_jax.zoo import wider
 from resnet_jax.zoo.records import Accuracy, File, Hash, Protocol, Record
 
 # Learned numbers of the networks with 1000 classes.
@@ -263,15 +264,17 @@ RECORDS: tuple[Record, ...] = (
   *_keras(),
   *_torchvision(),
   *_timm(),
+  *wider.RECORDS,
 )
 FAMILIES = tuple(dict.fromkeys(record.family for record in RECORDS))
-# What weights=auto means, of each depth.
+# What weights=auto means, by the network's name.
 USUAL = {
-  18: 'torchvision.v1',
-  34: 'torchvision.v1',
-  50: 'msra',
-  101: 'msra',
-  152: 'msra',
+  'resnet18': 'torchvision.v1',
+  'resnet34': 'torchvision.v1',
+  'resnet50': 'msra',
+  'resnet101': 'msra',
+  'resnet152': 'msra',
+  **wider.USUAL,
 }
 # The mean images that the authors' networks were trained with, by family.
 MEANS = {

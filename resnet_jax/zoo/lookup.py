@@ -3,44 +3,128 @@
 
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.models import structure
+from resnet_jax.models import known, structure, widths
+from resnet_jax.models.variant import WIDTHS, Variant
 from resnet_jax.system import errors
+from resnet_jax.system.text import some
 from resnet_jax.zoo import cache
 from resnet_jax.zoo.checkpoints import FAMILIES, MEANS, RECORDS, USUAL
 from resnet_jax.zoo.records import Accuracy, File, Record
 
 __all__ = [
   'FAMILIES',
+  'LISTED',
   'MEANS',
   'RECORDS',
   'USUAL',
   'Record',
+  'families',
   'find',
   'identify',
   'select',
   'table',
+  'usual',
+  'with_settings',
 ]
 
 
-def find(family: str, depth: int) -> Record:
+# For messages.
+LISTED = f'{some(FAMILIES, 6)} (--job=zoo lists all)'
+
+
+def _check_family(family: str, others: tuple[str, ...] = ()) -> None:
+  if family not in FAMILIES:
+    described = ', '.join((*others, LISTED))
+    raise errors.unknown('checkpoint', family, FAMILIES, described)
+
+
+def find(family: str, depth: int = 0) -> Record:
   """The checkpoint of a family and depth.
+
+  Args:
+    family: its name.
+    depth: of the network; 0: the only one of the family, else 50.
 
   Raises:
     UserError: there is none; lists those that there are.
   """
-  errors.check_choice('checkpoint', family, FAMILIES)
+  _check_family(family)
+  own = {record.depth: record for record in RECORDS if record.family == family}
+  if not depth:
+    depth = next(iter(own)) if len(own) == 1 else structure.DEFAULT_DEPTH
   structure.check_depth(depth)
-  for record in RECORDS:
-    if (record.family, record.depth) == (family, depth):
-      return record
-  depths = [str(r.depth) for r in RECORDS if r.family == family]
-  others = [r.family for r in RECORDS if r.depth == depth]
+  if depth in own:
+    return own[depth]
   raise errors.UserError(
-    f'{family} has no ResNet-{depth}, only {", ".join(depths)}. ResNet-{depth}'
-    f' is in {", ".join(others)}.'
+    f'{family} has no ResNet-{depth}, only {", ".join(map(str, own))}.'
+    f' ResNet-{depth} is in {", ".join(families(depth, Variant()))}.'
   )
+
+
+def families(depth: int, variant: Variant) -> list[str]:
+  """Those with a network of a depth and the widths of a variant."""
+  return [
+    record.family
+    for record in RECORDS
+    if record.depth == depth and known.same_widths(record.variant, variant)
+  ]
+
+
+def with_settings(depth: int, given: Mapping[str, Any]) -> list[Record]:
+  """The checkpoints of a depth and of the widths that a user gave.
+
+  Args:
+    depth: of the network; 0: any.
+    given: fields of the variant.
+
+  Raises:
+    UserError: there are none.
+  """
+  chosen = [
+    record
+    for record in RECORDS
+    if depth in (0, record.depth)
+    and not widths.contradicting(record.depth, record.variant, given)
+  ]
+  if not chosen:
+    asked = {'layer_num': depth} | {name: given.get(name) for name in WIDTHS}
+    stated = (f'{name}={value}' for name, value in asked.items() if value)
+    raise errors.UserError(
+      f'no published checkpoint has {", ".join(stated)}. Leave some out;'
+      ' --job=zoo lists all.'
+    )
+  return chosen
+
+
+def usual(depth: int, given: Mapping[str, Any]) -> list[Record]:
+  """What `auto` means: one checkpoint, or those of all of the paper's depths.
+
+  Args:
+    depth: of the network; 0: all depths, or 50 of the widths that are given.
+    given: fields of the variant.
+
+  Raises:
+    UserError: the zoo has none of the network.
+  """
+  has_widths = any(given.get(name) for name in WIDTHS)
+  if not depth:
+    depths = (structure.DEFAULT_DEPTH,) if has_widths else structure.IMAGENET
+  else:
+    depths = (depth,)
+  chosen = []
+  for one in depths:
+    asked = known.usual(one, given)
+    family = USUAL.get(known.name(one, asked))
+    if not family:
+      raise errors.UserError(
+        f'the zoo has no checkpoint of {known.describe(one, asked)}.'
+        ' --job=zoo lists those that there are.'
+      )
+    chosen.append(find(family, one))
+  return chosen
 
 
 def select(
@@ -58,8 +142,7 @@ def select(
   """
   chosen = []
   for family in families:
-    if family not in FAMILIES:
-      raise errors.unknown('checkpoint', family, (*FAMILIES, *others))
+    _check_family(family, others)
     if depth:
       chosen.append(find(family, depth))
     else:

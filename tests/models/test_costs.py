@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax.models import costs, names, resnet
+from resnet_jax.models import costs, known, names, resnet
 from resnet_jax.models.variant import STEM_POOLS, Variant
 from resnet_jax.weights import random
 
@@ -22,6 +22,26 @@ def _total(depth, stride_in):
 )
 def test_multiply_adds_are_torchvisions(depth, published):
   assert round(_total(depth, '3x3') / 1e9, 3) == published
+
+
+@pytest.mark.parametrize(
+  ('network', 'published', 'parameters'),
+  # The same of torchvision 0.28.0, and `num_params`.
+  [
+    ('wide_resnet50_2', 11.398, 68_883_240),
+    ('wide_resnet101_2', 22.753, 126_886_696),
+    ('resnext50_32x4d', 4.230, 25_028_904),
+    ('resnext101_32x8d', 16.414, 88_791_336),
+    ('resnext101_64x4d', 15.460, 83_455_272),
+  ],
+)
+def test_multiply_adds_of_groups_are_torchvisions(
+  network, published, parameters
+):
+  model = resnet.published(*known.asked(network, {}))
+  found = costs.costs(model, 224, 224)
+  assert round(sum(c.multiply_adds for c in found) / 1e9, 3) == published
+  assert sum(c.parameters for c in found) == parameters
 
 
 @pytest.mark.parametrize('depth', costs.PAPER)

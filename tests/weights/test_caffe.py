@@ -2,6 +2,7 @@
 """Caffe's files: against OpenCV's reader and network, and damaged."""
 
 import functools
+import re
 import struct
 import tracemalloc
 
@@ -17,7 +18,7 @@ from reference_weights import (
 
 from resnet_jax import weights
 from resnet_jax.data import presets
-from resnet_jax.models import names, resnet
+from resnet_jax.models import names, resnet, structure
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import assemble, caffe, paddle
@@ -266,7 +267,10 @@ def test_a_file_says_how_it_was_read(tmp_path):
   loaded = load(path)
   assert loaded.format == 'Caffe model (layer)'
   assert loaded.module == resnet.ResNet(
-    50, 1000, variant=Variant(stride_in='1x1', stem_pool='ceil', epsilon=1e-5)
+    50,
+    1000,
+    variant=Variant(stride_in='1x1', stem_pool='ceil', epsilon=1e-5),
+    biases=frozenset({'conv1'}),
   )
   assert loaded.preprocess == presets.CAFFE
   assert loaded.layout == '(Co, Ci, ky, kx), (out, in)'
@@ -275,7 +279,7 @@ def test_a_file_says_how_it_was_read(tmp_path):
   assert origins['conv1_conv/kernel'] == assemble.Origin(
     'conv1.0', (64, 3, 7, 7), 'float32'
   )
-  assert origins['conv1_bn/mean'].name == 'bn_conv1.0 - conv1.1'
+  assert origins['conv1_bn/mean'].name == 'bn_conv1.0'
   assert origins['res2_1_branch2a_bn/var'].name == 'bn2a_branch2a.1'
   assert origins['res2_1_branch2a_bn/bias'].name == 'scale2a_branch2a.1'
   assert origins['logits/kernel'].shape == (1000, 2048)
@@ -379,6 +383,111 @@ def test_strides_and_epsilon_are_the_files(tmp_path):
   assert loaded.module == resnet.ResNet(
     50, variant=Variant(stride_in='3x3', epsilon=2e-5)
   )
+
+
+# ------------------------------------------------- half the width, and groups
+
+
+def _authors_name(unit):
+  """The convolution's name, and how the names of its batch norm end."""
+  conv = make_reference.caffe_names(50)[f'{unit}_conv']
+  return conv, '_conv1' if unit == 'conv1' else conv.removeprefix('res')
+
+
+def _open_nsfw_name(unit):
+  if unit == 'conv1':
+    return 'conv_1', '_1'
+  stage, number, branch = re.fullmatch(r'res(.)_(.)_(.*)', unit).groups()
+  branch = 'proj_shortcut' if branch == 'branch1' else branch
+  end = f'_stage{int(stage) - 2}_block{int(number) - 1}_{branch}'
+  return f'conv{end}', end
+
+
+def drawn(module):
+  """Values of which none is usual, with biases, and variances of 0."""
+  random, values = np.random.default_rng(3), {}
+  for name, shape in resnet.parameter_shapes(module).items():
+    value = random.normal(0, np.prod(shape[:-1]) ** -0.5, shape)
+    if name.endswith(('/var', '/scale')):
+      value = random.uniform(0.5, 2, shape)
+    if name.endswith('_branch2a_bn/var'):
+      value[::5] = 0
+    values[name] = value.astype(np.float32)
+  return values
+
+
+def as_layers(module, values, name_of=_authors_name, head='fc1000', groups=0):
+  """The layers of Caffe that hold a network's parameters."""
+  layers = {}
+  for unit in structure.units(module.depth, module.variant):
+    conv, end = name_of(unit.name)
+    blobs = [values[f'{unit.name}_conv/kernel'].transpose(3, 2, 0, 1)]
+    if unit.name in module.biases:
+      blobs.append(values[f'{unit.name}_conv/bias'])
+    stated = _int_field(1, unit.outputs) + _int_field(6, unit.stride)
+    if unit.groups > 1 and groups:
+      stated += _int_field(5, groups)
+    layers[conv] = ('Convolution', blobs, _bytes_field(106, stated))
+    norm = {n: values[f'{unit.name}_bn/{n}'] for n in names.NORM_LEAVES}
+    statistics = [norm['mean'], norm['var'], np.ones(1)]
+    layers[f'bn{end}'] = ('BatchNorm', statistics, b'')
+    layers[f'scale{end}'] = ('Scale', [norm['scale'], norm['bias']], b'')
+  classifier = [values['logits/kernel'].T, values['logits/bias']]
+  layers[head] = ('InnerProduct', classifier, b'')
+  return layers
+
+
+@pytest.mark.parametrize(
+  ('name_of', 'head'),
+  [(_authors_name, 'fc1000'), (_open_nsfw_name, 'fc_nsfw')],
+)
+def test_half_the_width_with_biases_and_variances_of_zero(
+  tmp_path, name_of, head
+):
+  variant = Variant(width=32)
+  units = frozenset(u.name for u in structure.units(50, variant))
+  module = resnet.ResNet(50, 2, variant, units)
+  values = drawn(module)
+  path = write(tmp_path / 'half', as_layers(module, values, name_of, head))
+  loaded = load(path)
+  assert loaded.module == module
+  assert loaded.parameters['res2_1_branch2c_conv/kernel'].shape[3] == 128
+  for name, value in values.items():
+    np.testing.assert_array_equal(loaded.parameters[name], value)
+  conv, end = name_of('res5_3_branch2b')
+  origins = loaded.origins
+  assert origins['res5_3_branch2b_conv/bias'].name == f'{conv}.1'
+  assert origins['res5_3_branch2b_bn/var'].name == f'bn{end}.1'
+  assert origins['logits/kernel'].name == f'{head}.0'
+  x = np.random.default_rng(0).normal(0, 50, (1, 32, 32, 3))
+  output = resnet.capture(
+    loaded.module, loaded.parameters, x.astype(np.float32), ['output']
+  )['output']
+  assert np.isfinite(output).all()
+
+
+@pytest.mark.parametrize(
+  ('stated', 'fault'),
+  [
+    (32, ''),
+    (
+      0,
+      'res2a_branch2b states group 1, and its kernel has the shape of 32, .*'
+      ' and 13 more',
+    ),
+    (16, 'res2a_branch2b states group 16, and its kernel has the shape of 32'),
+  ],
+)
+def test_groups_are_those_of_the_kernels(tmp_path, stated, fault):
+  variant = Variant(width=32, inner_width=32, groups=32)
+  module = resnet.ResNet(50, 2, variant)
+  path = tmp_path / 'groups'
+  write(path, as_layers(module, drawn(module), groups=stated))
+  if fault:
+    with pytest.raises(errors.UserError, match=fault):
+      load(path)
+  else:
+    assert load(path).module.variant == Variant(width=32, groups=32)
 
 
 # -------------------------------------------------------------- what is wrong

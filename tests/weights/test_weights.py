@@ -57,9 +57,19 @@ def test_kernels_are_he_normal_and_batch_norm_starts_as_identity(untrained):
       assert (array == 1).all()
 
 
-@pytest.mark.parametrize('depth', [18, 152])
-def test_features_of_untrained_networks_are_not_degenerate(depth):
-  model = resnet.ResNet(depth)
+@pytest.mark.parametrize(
+  ('depth', 'widths'),
+  [
+    (18, {}),
+    (152, {}),
+    (50, {'inner_width': 128}),
+    (50, {'inner_width': 128, 'groups': 32}),
+    (101, {'inner_width': 256, 'groups': 64}),
+    (50, {'width': 32}),
+  ],
+)
+def test_features_of_untrained_networks_are_not_degenerate(depth, widths):
+  model = resnet.published(depth, widths)
   parameters = random.initialise(model, 0)
   layers = [n for n in names.layer_names(depth) if n.endswith(('addto', 'put'))]
   # Smooth, as photographs are.

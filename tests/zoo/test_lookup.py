@@ -7,7 +7,7 @@ import urllib.parse
 
 import pytest
 
-from resnet_jax.models import resnet, structure
+from resnet_jax.models import known, resnet, structure
 from resnet_jax.system import errors
 from resnet_jax.weights import formats
 from resnet_jax.zoo import lookup, records
@@ -19,6 +19,24 @@ _PUBLISHED = {
   'torchvision.v1': (18, 34, 50, 101, 152),
   'torchvision.v2': (50, 101, 152),
   'timm.a1_in1k': (18, 34, 50, 101, 152),
+  'torchvision.wide_resnet50_2.v1': (50,),
+  'torchvision.wide_resnet50_2.v2': (50,),
+  'torchvision.wide_resnet101_2.v1': (101,),
+  'torchvision.wide_resnet101_2.v2': (101,),
+  'torchvision.resnext50_32x4d.v1': (50,),
+  'torchvision.resnext50_32x4d.v2': (50,),
+  'torchvision.resnext101_32x8d.v1': (101,),
+  'torchvision.resnext101_32x8d.v2': (101,),
+  'torchvision.resnext101_64x4d.v1': (101,),
+  'timm.wide_resnet50_2.racm_in1k': (50,),
+  'timm.resnext50_32x4d.a1h_in1k': (50,),
+  'timm.resnext50_32x4d.a1_in1k': (50,),
+  'timm.resnext50_32x4d.a2_in1k': (50,),
+  'timm.resnext50_32x4d.a3_in1k': (50,),
+  'timm.resnext50_32x4d.ra_in1k': (50,),
+  'timm.resnext50_32x4d.gluon_in1k': (50,),
+  'timm.resnext101_64x4d.c1_in1k': (101,),
+  'timm.resnext101_64x4d.gluon_in1k': (101,),
 }
 
 
@@ -31,7 +49,11 @@ def test_every_published_checkpoint_is_there_once():
   assert len(set(found)) == len(found)
   assert set(found) == {(f, d) for f, ds in _PUBLISHED.items() for d in ds}
   assert set(lookup.FAMILIES) == set(_PUBLISHED)
-  assert set(lookup.USUAL) == set(structure.IMAGENET)
+  plain = {f'resnet{depth}' for depth in structure.IMAGENET}
+  assert set(lookup.USUAL) == plain | {n.name for n in known.NETWORKS}
+  for network in known.NETWORKS:
+    found = lookup.find(lookup.USUAL[network.name])
+    assert (found.depth, found.variant) == (network.depth, network.variant)
 
 
 @pytest.mark.parametrize('record', _each())
@@ -52,8 +74,10 @@ def test_a_record_is_complete(record):
   assert 200 <= preprocess.crop_size <= preprocess.resize_size <= 300
   _check_file(record.file)
   if record.file.size is not None:
-    # Four bytes a parameter, the statistics, and the format's own.
-    assert 1 < record.file.size / (4 * record.parameters) < 1.02
+    # Four bytes a parameter, two in torchvision's first wide networks, the
+    # statistics, and the format's own.
+    width = 2 if 'half' in record.note else 4
+    assert 1 < record.file.size / (width * record.parameters) < 1.02
 
 
 @pytest.mark.parametrize('file', lookup.MEANS.values(), ids=lookup.MEANS)
