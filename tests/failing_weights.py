@@ -451,6 +451,8 @@ def test_arch_blur(tmp_path, stated, message):
   [
     *('resnet18', 'ResNet-18', 'tv_resnet18', 'resnet18.a1_in1k', 'resnet'),
     *('torchvision.models.resnet18', 'gluon_resnet18_v1b', 'resnet18_cifar10'),
+    # Of widths that the tensors tell.
+    *('wide_resnet18_2', 'ig_resnext18_32x16d.fb_wsl'),
     *('timm/resnet18.tv_in1k', 'swsl_resnet18', 'runs/resnet18/best.pth'),
   ],
 )

@@ -16,14 +16,28 @@ from resnet_jax.models import structure
 from resnet_jax.system import errors
 
 # The networks that this program has, by the programs' names of them: the depth;
-# 0: not stated.  A network that is added to the program needs its names here.
+# 0: not stated.
 ARCHITECTURES = {
   'resnet': 0,
   **{f'resnet{depth}': depth for depth in structure.ARCHITECTURES},
 }
+# The same with other widths and groups, which the tensors tell.
+_WIDER = re.compile(r'wide_resnet(\d+)_\d+|resnext(\d+)_\d+x\d+d')
 # Words beside such a name that say where the weights are from.
 _ORIGINS = {
-  *('tv', 'torchvision', 'timm', 'gluon', 'v1b', 'ssl', 'swsl', 'hub', 'model'),
+  *(
+    'tv',
+    'torchvision',
+    'timm',
+    'ig',
+    'fb',
+    'gluon',
+    'v1b',
+    'ssl',
+    'swsl',
+    'hub',
+    'model',
+  ),
   *('models', 'imagenet', 'imagenet1k', 'in1k', 'in12k', 'in21k', 'in22k'),
   *('imagenet21k', 'places365', 'cifar', 'cifar10', 'cifar100'),
   *('pretrained', 'finetuned', 'supervised', 'backbone', 'encoder'),
@@ -89,6 +103,7 @@ def depth_of(name: str) -> int | None:
   """
   text = name.lower().rsplit('/', 1)[-1].replace('v1.5', 'v1b')
   text = re.sub(r'resnet[-_ ](?=\d)', 'resnet', text)
+  text = _WIDER.sub(r'resnet\1\2', text)
   # What follows the name after a dot says which weights these are.
   for part in text.split('.'):
     if words := set(re.split(r'[-_ ]+', part)) - _ORIGINS:
