@@ -114,7 +114,7 @@ class Record:
 
   Attributes:
     family: what `weights=` selects it by, with the depth.
-    depth: 18, 34, 50, 101 or 152.
+    depth: one of `structure.IMAGENET`.
     format: as `formats.FORMATS` has it.
     file: where it is.
     licence: its SPDX identifier; 'not stated': the publisher gives none.

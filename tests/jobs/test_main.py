@@ -68,7 +68,7 @@ def test_help_names_jobs_and_settings_and_does_not_import_jax(run_main):
     (['--config.seed=x'], "seed='x' is not a whole number"),
     (
       ['--config=configs/resnet.py:5o', '--job=extract'],
-      "'5o' in '5o' is neither a depth (18, 34, 50, 101, 152) nor a setting",
+      "'5o' in '5o' is neither a depth (18, 34, 50, 101, 152) nor a network",
     ),
     (
       ['--config=configs/resnet.py:51', '--job=extract'],

@@ -13,7 +13,7 @@ import resnet_jax
 from resnet_jax import jobs, weights
 from resnet_jax.models import known, resnet
 from resnet_jax.system import errors
-from resnet_jax.weights import paddle
+from resnet_jax.weights import metadata, paddle
 from resnet_jax.zoo import lookup, records
 
 NAME = 'resnext50_32x4d'
@@ -285,3 +285,16 @@ def test_a_file_of_another_network_names_the_setting(
   assert f'which groups={given["groups"]} contradicts' in message
   # What is usual may be given, too.
   weights.load(str(path), weights.Options(50, {'width': 64, 'stem_width': 64}))
+
+
+def test_metadata_of_other_widths_is_damage(converted):
+  file = converted / 'w' / 'resnet_jax.json'
+  before = file.read_text()
+  stated = json.loads(before)
+  stated.pop('checksum')
+  stated['groups'] = 16
+  checksum = metadata.checksum(stated)
+  file.write_text(json.dumps(stated | {'checksum': checksum}))
+  message = user_error(weights.load, str(converted / 'w'))
+  file.write_text(before)
+  assert 'it states other widths than the parameters have' in message
