@@ -70,7 +70,7 @@ def run(config: ConfigDict) -> int:
       f'{target} reads back with digest {again.digest} instead of'
       f' {digest}: the disk or the memory is faulty. Remove it.'
     )
-  console.say(f'{target} reads back to the same digest')
+  console.say(f'{target} reads back to the digest {digest}')
   console.result(str(target))
   return 0
 

@@ -14,7 +14,7 @@ from resnet_jax import weights
 from resnet_jax.jobs import setup
 from resnet_jax.models import aliases
 from resnet_jax.system import console
-from resnet_jax.weights import paddle, parameters
+from resnet_jax.weights import assemble, paddle, parameters
 
 _VALUES_A_LINE = 4
 
@@ -71,10 +71,13 @@ def _show_values(
     console.show([row], True, digest=loaded.digest)
     return
   stored = paddle.stored(array, config.conv_order)
-  console.say(
-    f'{name}, {_shape(stored.shape)} as Paddle stores it, in'
-    f' {aliases.paddle_parameter(name)}'
+  # Paddle has no biases of convolutions.
+  where = (
+    ''
+    if name.endswith(assemble.CONV_BIAS)
+    else f' as Paddle stores it, in {aliases.paddle_parameter(name)}'
   )
+  console.say(f'{name}, {_shape(stored.shape)}{where}')
   for line in _od(stored.ravel()):
     console.result(line)
 

@@ -3,6 +3,7 @@
 
 import collections
 import math
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
@@ -58,6 +59,10 @@ def run(config: ConfigDict) -> int:
     for name, several in named.items()
     if names.is_between(name)
   ]
+  others = [
+    {'program': scheme, 'value': value, 'other names': ' '.join(several)}
+    for (scheme, value), several in _other_names(module, named).items()
+  ]
   console.show(
     rows,
     config.as_json,
@@ -68,11 +73,14 @@ def run(config: ConfigDict) -> int:
     image=[3, size, size],
     totals=totals,
     between=between,
+    other_names=others,
     **facts,
   )
   if not config.as_json:
     console.result()
     console.show(between, config.as_json, heads=1)
+    console.result()
+    console.show(others, config.as_json, heads=2)
     console.result()
     console.result(_total_line(module, size, totals))
   return 0
@@ -95,6 +103,20 @@ def _names(module: resnet.ResNet) -> dict[str, dict[str, str]]:
     value: {s: usual.get((s, value), '-') for s in programs.SCHEMES}
     for value in resnet.value_names(module)
   }
+
+
+def _other_names(
+  module: resnet.ResNet, usual: Mapping[str, Mapping[str, str]]
+) -> dict[tuple[str, str], list[str]]:
+  """The further names of values, such as timm's, by program and value."""
+  found: dict[tuple[str, str], list[str]] = {}
+  for alias in aliases.aliases(module.depth, head=module.classes > 0):
+    if alias.scheme != aliases.CANONICAL and (
+      alias.name != usual[alias.value][alias.scheme]
+    ):
+      place = alias.scheme, alias.value
+      found.setdefault(place, []).append(alias.name)
+  return found
 
 
 def _is_the_papers(module: resnet.ResNet) -> bool:

@@ -85,6 +85,8 @@ def resolve(
     AmbiguousNameError: schemes differ, or a name stands for several things.
   """
   scheme, colon, rest = pattern.partition(':')
+  # timm's names are among torchvision's.
+  scheme = 'torchvision' if scheme == 'timm' else scheme
   if colon and scheme in tables:
     tables, pattern = {scheme: tables[scheme]}, rest
   glob = _is_glob(pattern)
@@ -186,12 +188,17 @@ def select(
 def _unknown(
   pattern: str, depth: int, head: bool, everything: Sequence[Alias]
 ) -> errors.UserError:
-  heads = (*names.HEAD, 'fc', 'linear', 'fc1000', 'prob', 'predictions')
-  if not head and pattern in heads:
+  bare = pattern.rpartition(':')[2]
+  if not head and any(alias.name == bare for alias in aliases(depth)):
     return errors.UserError(
       f"layer '{pattern}': these weights have no head (no classifier), so the"
       ' network ends with avgpool. Ask for layers up to there, or give weights'
       ' with a classifier.'
+    )
+  if after := programs.batch_norms(depth).get(bare):
+    return errors.UserError(
+      f"'{pattern}' is Caffe's BatchNorm without the Scale after it, and no"
+      f' value here. Ask for {after}, the value after both.'
     )
   hint = errors.hint(pattern, [alias.name for alias in everything])
   return errors.UserError(

@@ -25,6 +25,12 @@ SCHEMES = ('caffe', 'keras', 'torchvision', 'hugging_face')
 # A value and its names in another program, the usual one first.
 _Row = tuple[str, tuple[str, ...]]
 
+# Keras counts the inputs of a process.
+_KERAS_INPUTS = (
+  'input_layer',
+  *(f'input_layer_{number}' for number in range(1, 20)),
+  *(f'input_{number}' for number in range(1, 20)),
+)
 # By scheme, outside of the blocks.  A name of Caffe is a layer's, and means
 # what the layer puts out; its BatchNorm, without the Scale, is no value here.
 _STEM: dict[str, tuple[_Row, ...]] = {
@@ -36,7 +42,7 @@ _STEM: dict[str, tuple[_Row, ...]] = {
     ('pool1', ('pool1',)),
   ),
   'keras': (
-    ('input', ('input_layer', 'input_1')),
+    ('input', _KERAS_INPUTS),
     ('conv1_pad', ('conv1_pad',)),
     ('conv1_conv', ('conv1_conv',)),
     ('conv1_bn_linear', ('conv1_bn',)),
@@ -81,11 +87,12 @@ _HEAD: dict[str, tuple[_Row, ...]] = {
     ('logits', ('fc',)),
   ),
   'hugging_face': (
-    ('avgpool', ('pooler', 'classifier.0')),
+    # The backbone gives its last maps and their mean.
+    ('avgpool', ('pooler', 'classifier.0', 'resnet')),
     ('logits', ('classifier', 'classifier.1')),
   ),
 }
-_CIFAR_HEAD = (('avgpool', ('avgpool', 'flatten')), ('logits', ('linear',)))
+_CIFAR_HEAD = (('avgpool', ('avg_pool2d', 'view')), ('logits', ('linear',)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +163,8 @@ _SUMS = {
   ),
   'hugging_face': ((), ('{block}', '{block}.activation')),
 }
-# Of a shortcut without a convolution.
-_IDENTITIES = {'hugging_face': '{block}.shortcut'}
+# Where a shortcut is a module, also without a convolution.
+_WITH_IDENTITIES = ('hugging_face',)
 _STAGES = {
   'torchvision': 'layer{}',
   'hugging_face': 'encoder.stages.{}',
@@ -220,8 +227,8 @@ def _own_rows(depth: int, scheme: str) -> Iterator[_Row]:
     shortcut = f'{block.name}{names.SHORTCUT}'
     if block.name in structure.padded_shortcuts(depth):
       yield shortcut, (f'{name}.shortcut',)
-    elif not block.shortcut and (given := _IDENTITIES.get(scheme)):
-      yield entry, (given.format(block=name),)
+    elif not block.shortcut and (cifar or scheme in _WITH_IDENTITIES):
+      yield entry, (f'{name}.shortcut',)
     last = len(block.branch)
     linear, relu = (
       tuple(t.format(block=name, number=last, call=_call(last)) for t in given)
@@ -233,6 +240,8 @@ def _own_rows(depth: int, scheme: str) -> Iterator[_Row]:
     if scheme in _STAGES and block.number == counts[block.stage - 2]:
       stage = (_block_stage(scheme, block),)
     yield entry, (*relu, *stage)
+  if scheme == 'hugging_face':
+    yield entry, ('encoder', 'resnet')
   yield from _CIFAR_HEAD if cifar else _HEAD[scheme]
 
 
@@ -265,6 +274,20 @@ def _unit_rows(
     yield f'{unit.name}_bn', filled(*table.relu, *inner[1])
   else:
     yield f'{unit.name}_bn', filled(*table.norm, *table.no_relu)
+
+
+def batch_norms(depth: int) -> dict[str, str]:
+  """Caffe's BatchNorms, which lack the Scale after them: the value after both.
+
+  Empty if Caffe has no network of that depth.
+  """
+  return {
+    f'bn{theirs}': f'{ours}{names.LINEAR}'
+    if f'{ours}{names.LINEAR}' in names.value_names(depth)
+    else ours
+    for ours, theirs in owners(depth, 'caffe').items()
+    if ours.endswith('_bn')
+  }
 
 
 def _call(number: int) -> str:

@@ -10,7 +10,9 @@ from resnet_jax.weights import assemble, caffe, keras, torch_names
 _NAMINGS: dict[str, Callable[[int], dict[str, str]]] = {
   'caffe': caffe.naming,
   'keras': keras.naming,
-  'torchvision': torch_names.torchvision,
+  'torchvision': lambda depth: torch_names.with_biases(
+    torch_names.torchvision(depth)
+  ),
 }
 
 

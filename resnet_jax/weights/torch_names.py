@@ -93,6 +93,16 @@ def _naming(depth: int, owner: Callable[[str], str]) -> dict[str, str]:
   return result
 
 
+def with_biases(naming: Mapping[str, str]) -> dict[str, str]:
+  """A naming with the biases that its convolutions may have."""
+  biases = {
+    f'{name.removesuffix("weight")}bias': f'{ours.removesuffix("kernel")}bias'
+    for name, ours in naming.items()
+    if ours.endswith('_conv/kernel')
+  }
+  return {**naming, **biases}
+
+
 _STAGES = range(1, 5)
 _TORCHVISION = Program(
   "torchvision's and timm's",
@@ -186,13 +196,7 @@ def load_tensors(
   def naming(depth: int) -> dict[str, str]:
     body = {prefix + n: ours for n, ours in program.body(depth).items()}
     logits = {f'{head}.weight': 'logits/kernel', f'{head}.bias': 'logits/bias'}
-    # Of a convolution, which may have one.
-    biases = {
-      f'{name.removesuffix("weight")}bias': f'{ours.removesuffix("kernel")}bias'
-      for name, ours in body.items()
-      if ours.endswith('_conv/kernel')
-    }
-    return body | biases | (logits if head and body else {})
+    return with_biases(body) | (logits if head and body else {})
 
   publisher = _publisher(program, assemble.nearest_depth(tensors, naming))
   return assemble.assemble(
