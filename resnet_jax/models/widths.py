@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from resnet_jax.models import structure
+from resnet_jax.models import names, structure
 from resnet_jax.models.variant import Variant
 
 
@@ -66,14 +66,22 @@ def told(depth: int, sizes: Mapping[str, int]) -> dict[str, Any]:
   own = structure.ARCHITECTURES[structure.check_depth(depth)]
   last = 'c' if own.bottleneck else 'b'
   usual = structure.widths(depth, Variant())
-  stem = sizes.get('conv1_bn/scale', usual.stem)
-  outputs = sizes.get(f'res2_1_branch2{last}_bn/scale', usual.outputs)
+
+  def channels(norm: str, otherwise: int) -> int:
+    # Of a damaged file they differ.
+    found = {sizes.get(f'{norm}/{leaf}', 0) for leaf in names.NORM_LEAVES}
+    (count, *others) = found
+    return otherwise if others or count < 1 else count
+
+  stem = channels('conv1_bn', usual.stem)
+  outputs = channels(f'res2_1_branch2{last}_bn', usual.outputs)
   width = outputs // (4 if own.bottleneck else 1)
   inner, groups = width, 1
   if own.bottleneck:
-    inner = sizes.get('res2_1_branch2b_bn/scale', usual.inner)
+    inner = channels('res2_1_branch2b_bn', usual.inner)
     dense = 9 * inner**2
-    groups = dense // (sizes.get('res2_1_branch2b_conv/kernel') or dense)
+    kernel = sizes.get('res2_1_branch2b_conv/kernel', dense)
+    groups = dense // kernel if 9 * inner <= kernel else 1
   return {
     'stem_width': 0 if stem == own.width else stem,
     'width': 0 if width == own.width else width,

@@ -492,13 +492,13 @@ def test_archives_that_cannot_be(tmp_path, file, message):
 
 
 def test_a_large_directory_is_not_read(tmp_path):
-  members = [(f'm/{number:0200}', b'') for number in range(20_000)]
+  members = [(f'm/{number:050000}', b'') for number in range(90)]
   text = refusal(
     read,
     tmp_path / 'model.pth',
     zip_of([('m/data.pkl', pickled({})), *members]),
   )
-  assert 'its zip directory has 4960056 bytes, more than 4194304' in text
+  assert 'its zip directory has 4504376 bytes, more than 4194304' in text
 
 
 def test_strides_that_are_not_used_may_be_any_number(tmp_path):
