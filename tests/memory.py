@@ -19,7 +19,7 @@ _M_MMAP_THRESHOLD = -3  # malloc.h
 
 if sys.platform == 'linux':
   # Else glibc raises it with what was freed, and then keeps what is freed.
-  ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+  ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 23)
 
 
 class Memory:
