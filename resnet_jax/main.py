@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Features and predictions of the published ResNets (18, 34, 50, 101, 152).
+r"""Features and predictions of the published ResNets.
+
+ResNet-18, -34, -50, -101, -152, wide_resnet50_2, resnext50_32x4d and the like;
+the CIFAR networks have configs/cifar.py.
 
   python -m resnet_jax.main --config=configs/resnet.py:50 --job=extract
   python -m resnet_jax.main --config=configs/resnet.py:50 --job=predict \

@@ -41,8 +41,9 @@ def run(config: ConfigDict) -> int:
 def _existing(config: ConfigDict, key: str) -> pathlib.Path:
   path = pathlib.Path(config[key]).expanduser()
   if not config[key] or not path.exists():
+    what = f"{key}='{config[key]}' does not exist"
     raise errors.UserError(
-      f"{key}='{config[key]}' does not exist. Name two files of"
+      f'{what if config[key] else f"no {key} was given"}. Name two files of'
       ' predictions (of --job=evaluate or predict), or two feature stores'
       ' (of --job=extract).'
     )

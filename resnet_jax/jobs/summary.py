@@ -111,12 +111,14 @@ def _other_names(
   """The further names of values, such as timm's, by program and value."""
   found: dict[tuple[str, str], list[str]] = {}
   for alias in aliases.aliases(module.depth, head=module.classes > 0):
-    if alias.scheme != aliases.CANONICAL and (
-      alias.name != usual[alias.value][alias.scheme]
-    ):
-      place = alias.scheme, alias.value
-      found.setdefault(place, []).append(alias.name)
-  return found
+    if alias.scheme == aliases.CANONICAL:
+      continue
+    several = found.setdefault((alias.scheme, alias.value), [])
+    shown = usual[alias.value][alias.scheme]
+    # Of Transformers' backbone alone, the names are those without the prefix.
+    if not {alias.name, f'resnet.{alias.name}'} & {shown, *several}:
+      several.append(alias.name)
+  return {place: several for place, several in found.items() if several}
 
 
 def _is_the_papers(module: resnet.ResNet) -> bool:

@@ -13,6 +13,8 @@ from resnet_jax.models import names, programs
 from resnet_jax.system import errors
 
 CANONICAL = 'paddle'
+# timm's names are among torchvision's.
+_SYNONYMS = {'timm': 'torchvision', 'transformers': 'hugging_face'}
 SCHEMES = (CANONICAL, *programs.SCHEMES)
 
 # What a parameter's file ends with in Paddle; `bias` is 'wbias'.
@@ -85,8 +87,7 @@ def resolve(
     AmbiguousNameError: schemes differ, or a name stands for several things.
   """
   scheme, colon, rest = pattern.partition(':')
-  # timm's names are among torchvision's.
-  scheme = 'torchvision' if scheme == 'timm' else scheme
+  scheme = _SYNONYMS.get(scheme, scheme)
   if colon and scheme in tables:
     tables, pattern = {scheme: tables[scheme]}, rest
   glob = _is_glob(pattern)
@@ -101,8 +102,8 @@ def resolve(
     found = {k: v for k, v in found.items() if len(v) == 1} or found
     if len(found) == 1 and len(meant := next(iter(found.values()))) > 1:
       raise AmbiguousNameError(
-        f"'{pattern}' is ambiguous: {next(iter(found))} gives several values"
-        f' that name, {", ".join(n for n in order if n in meant)}. Name one of'
+        f"'{pattern}' is ambiguous: in {next(iter(found))} it is the name of"
+        f' {" and of ".join(n for n in order if n in meant)}. Name one of'
         ' these.'
       )
   # A canonical name means what it says; of a glob, others may only repeat it.
@@ -200,7 +201,20 @@ def _unknown(
       f"'{pattern}' is Caffe's BatchNorm without the Scale after it, and no"
       f' value here. Ask for {after}, the value after both.'
     )
-  hint = errors.hint(pattern, [alias.name for alias in everything])
+  scheme, colon, _ = pattern.partition(':')
+  if colon and scheme not in (*SCHEMES, *_SYNONYMS):
+    return errors.UserError(
+      f"layer '{pattern}': {scheme} is no program whose names are known."
+      f' Allowed: {", ".join((*SCHEMES, *_SYNONYMS))}.'
+    )
+  linear = bare.removesuffix(names.LINEAR)
+  if linear != bare and linear in names.layer_names(depth, head):
+    return errors.UserError(
+      f"'{pattern}': no ReLU follows in {linear}, which is this value. Ask for"
+      f' {linear}.'
+    )
+  known = [a.name for a in everything if scheme in (a.scheme, pattern)]
+  hint = errors.hint(bare, known)
   return errors.UserError(
     f"ResNet-{depth} has no layer '{pattern}'.{hint} Allowed:"
     f' {names.grammar(depth)}.'

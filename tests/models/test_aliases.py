@@ -166,8 +166,8 @@ def test_globs_over_other_programs_names():
     # The sum to OpenCV; to pycaffe what the ReLU wrote in its place.
     (
       'res2a',
-      'caffe gives several values that name, res2_1_addto_linear,'
-      ' res2_1_addto. Name one of these',
+      'in caffe it is the name of res2_1_addto_linear and of res2_1_addto. Name'
+      ' one of these',
     ),
     ('conv*', 'paddle:conv* stands for conv1_conv, conv1_bn;'),
     ('conv*', 'keras:conv* stands for 172 names'),
