@@ -25,6 +25,11 @@ _MAX_LABEL_BYTES = 1 << 20
 _LABEL_SUFFIXES = ('.cls', '.json', '.txt')
 _OTHER = 'other member'
 _JSON_KEYS = ('wnid', 'label', 'cls')
+# Of a class's name beside its number; a name of an image is not one.
+_JSON_NAMES = (
+  *('synset', 'class_name', 'classname', 'className', 'label_name'),
+  *('labelname', 'label_text', 'category_name', 'class', 'category', 'name'),
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -277,17 +282,27 @@ def _values(file: BinaryIO, member: tar.Member) -> list[object]:
   file.seek(member.offset)
   text = file.read(member.size).decode('utf-8-sig', 'replace')
   if suffix == '.json':
-    return _values_of_json(text)
+    return _values_of_json(text, member.name)
   # A text may be a caption.
   is_label = suffix == '.cls' or item_lib.number_of(text) is not None
   known = item_lib.label_of_wnid(item_lib.name_of(text)) != NO_LABEL
   return [text] if is_label or known else []
 
 
-def _values_of_json(text: str) -> list[object]:
+def _values_of_json(text: str, member: str) -> list[object]:
   try:
     values = files.read_json(text)
   except ValueError:
     return [text]
-  keys = _JSON_KEYS if isinstance(values, dict) else ()
-  return [values[key] for key in keys if key in values]
+  if not isinstance(values, dict):
+    return []
+  stated = [values[key] for key in _JSON_KEYS if key in values]
+  sample = _sample(member).rpartition('/')[2]
+  return stated + [
+    name
+    for key, name in ((key, values.get(key)) for key in _JSON_NAMES)
+    if isinstance(name, str)
+    and name.strip()
+    and not (key == 'name' and _sample(name).rpartition('/')[2] == sample)
+    and not item_lib.is_image_name(name)
+  ]
