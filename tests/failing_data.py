@@ -639,6 +639,21 @@ def test_labels_as_texts_are_names(tmp_path):
     assert [item.label for item in source.items] == [1, 0, 1, -1]
 
 
+@pytest.mark.parametrize('column', ['class_name', 'label_name', 'wnid'])
+def test_a_column_of_names_comes_before_one_of_numbers(tmp_path, column):
+  names = ['ape', 'moose', 'ape', None]
+  columns = {'image': rows('bytes'), 'label': [0, 1, 0, 1], column: names}
+  data = parquet(tmp_path / 'p', columns)
+  classes = labels.classes(3, stored=('zebra', 'ape', 'moose'))
+  source = truth.resolved(opened(data), classes, keep=True)
+  assert [item.label for item in source.items] == [1, 2, 1, -1]
+  # Numbers with names of their own decide.
+  kinds = {'label': {**NAMES, 'names': ['moose', 'zebra']}}
+  data = parquet(tmp_path / 'q', columns, kinds)
+  source = truth.resolved(opened(data), classes, keep=True)
+  assert [item.label for item in source.items] == [2, 0, 2, 0]
+
+
 @pytest.mark.parametrize('form', ['binary', 'large_binary', 'struct'])
 def test_images_without_a_path_are_read(tmp_path, form):
   pa = pytest.importorskip('pyarrow')

@@ -72,6 +72,9 @@ test_names_that_fit_no_class_are_an_error_of_evaluate = (
 test_a_name_and_a_number_that_contradict_each_other = (
   data.test_a_name_and_a_number_that_contradict_each_other
 )
+test_a_column_of_names_comes_before_one_of_numbers = (
+  data.test_a_column_of_names_comes_before_one_of_numbers
+)
 test_numbers_of_classes_without_names_are_taken_and_that_is_said = (
   data.test_numbers_of_classes_without_names_are_taken_and_that_is_said
 )

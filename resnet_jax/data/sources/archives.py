@@ -25,11 +25,8 @@ _MAX_LABEL_BYTES = 1 << 20
 _LABEL_SUFFIXES = ('.cls', '.json', '.txt')
 _OTHER = 'other member'
 _JSON_KEYS = ('wnid', 'label', 'cls')
-# Of a class's name beside its number; a name of an image is not one.
-_JSON_NAMES = (
-  *('synset', 'class_name', 'classname', 'className', 'label_name'),
-  *('labelname', 'label_text', 'category_name', 'class', 'category', 'name'),
-)
+# Of an image or of its class.
+_JSON_NAME = 'name'
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -297,12 +294,13 @@ def _values_of_json(text: str, member: str) -> list[object]:
   if not isinstance(values, dict):
     return []
   stated = [values[key] for key in _JSON_KEYS if key in values]
+  keys = (*item_lib.NAMES_OF_CLASSES, _JSON_NAME)
   sample = _sample(member).rpartition('/')[2]
   return stated + [
     name
-    for key, name in ((key, values.get(key)) for key in _JSON_NAMES)
+    for key, name in ((key, values.get(key)) for key in keys)
     if isinstance(name, str)
     and name.strip()
-    and not (key == 'name' and _sample(name).rpartition('/')[2] == sample)
+    and not (key == _JSON_NAME and _sample(name).rpartition('/')[2] == sample)
     and not item_lib.is_image_name(name)
   ]

@@ -30,6 +30,12 @@ MAX_BYTES = 1 << 30
 _HIDDEN = ('__MACOSX', '@eaDir', '$RECYCLE.BIN', 'Thumbs.db', 'desktop.ini')
 _MAX_NAME = 200
 
+# Fields and columns with a class's name beside its number.
+NAMES_OF_CLASSES = (
+  *('wnid', 'synset', 'class_name', 'classname', 'className', 'label_name'),
+  *('labelname', 'label_text', 'category_name', 'class', 'category'),
+)
+
 _WNID_OF_NAME = (
   re.compile(r'.*_(n[0-9]{8})\.[^.]*', re.DOTALL),
   re.compile(r'(n[0-9]{8})_.*', re.DOTALL),
