@@ -32,6 +32,7 @@ LFS = (
   b'size 12345\n'
 )
 LFS_SAYS = 'a Git LFS pointer; `git lfs pull` gets the file'
+STORE = 'store it as grey or RGB of 8 bits'
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (60, 1))
 
 
@@ -151,7 +152,7 @@ def test_values_without_an_agreed_white_are_refused(
 ):
   bits = 8 * values.dtype.itemsize
   found = refused(tiff(values, bits=bits, sample_format=sample_format))
-  assert found == f'{message}; store it as 8 or 16 bits'
+  assert found == f'{message}; {STORE}'
 
 
 @pytest.mark.parametrize('mode', ['I', 'F'])
@@ -160,7 +161,8 @@ def test_an_image_made_in_python_without_a_known_white_is_refused(mode, source):
   image = photo(mode='L').convert(source).convert(mode)
   model = resnet_jax.load('resnet18', weights='random', crop_size=32)
   message = user_error(model.features, image, 'logits')
-  assert 'have no agreed white; store it as 8 or 16 bits' in message
+  assert 'have no agreed white; ' in message
+  assert '8 bits' in message
 
 
 @pytest.mark.parametrize('form', ['PNG', 'TIFF', 'PPM'])
@@ -171,6 +173,83 @@ def test_an_opened_image_of_16_bits_is_read_as_its_file(form):
   assert image.mode.startswith('I')
   np.testing.assert_array_equal(grey(image), values >> 8)
   np.testing.assert_array_equal(grey(data), values >> 8)
+
+
+@pytest.mark.parametrize(
+  'change', [Image.Image.copy, lambda image: image.crop((0, 0, 32, 32))]
+)
+@pytest.mark.parametrize('kind', ['12 bits', 'white is zero', 'PNG', 'array'])
+def test_a_copy_of_16_bits_has_no_known_white(kind, change):
+  values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+  original = Image.fromarray(values)
+  file = {
+    '12 bits': tiff(values, bits=12, pixels=pack_12(values)),
+    'white is zero': tiff(values, photometric=0),
+    'PNG': encoded(original, 'PNG'),
+  }.get(kind)
+  image = Image.open(io.BytesIO(file)) if file else original
+  model = resnet_jax.load('resnet18', weights='random', crop_size=32)
+  message = user_error(model.features, change(image), 'logits')
+  assert 'have no agreed white; give the file, or scale them to' in message
+
+
+def planes(values, *, photometric, compression=1):
+  """A TIFF with one strip for each colour (PlanarConfiguration 2)."""
+  height, width, count = values.shape
+  short, long = 3, 4
+  pack = zlib.compress if compression == 8 else bytes
+  strips = [pack(values[..., n].tobytes()) for n in range(count)]
+  begin = [8 + sum(map(len, strips[:n])) for n in range(count)]
+  tags = [
+    *((256, short, [width]), (257, short, [height])),
+    *((258, short, [8 * values.itemsize] * count), (259, short, [compression])),
+    *((262, short, [photometric]), (273, long, begin), (277, short, [count])),
+    *((278, short, [height]), (279, long, [len(strip) for strip in strips])),
+    (284, short, [2]),
+    *([(338, short, [2])] if (photometric, count) == (2, 4) else []),
+  ]
+  at = 8 + sum(map(len, strips))
+  end = at + 2 + 12 * len(tags) + 4
+  entries, more = b'', b''
+  for tag, kind, numbers in tags:
+    form = f'<{len(numbers)}{"H" if kind == short else "I"}'
+    packed = struct.pack(form, *numbers)
+    if len(packed) > 4:
+      more, packed = more + packed, struct.pack('<I', end + len(more))
+    entries += struct.pack('<HHI', tag, kind, len(numbers)) + packed.ljust(
+      4, b'\0'
+    )
+  head = b'II*\0' + struct.pack('<I', at) + b''.join(strips)
+  return head + struct.pack('<H', len(tags)) + entries + bytes(4) + more
+
+
+@pytest.mark.parametrize('compression', [1, 8])
+@pytest.mark.parametrize('bits', [8, 16])
+@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'CMYK'])
+def test_planes_are_read_by_their_bits_or_refused(mode, bits, compression):
+  colours = np.random.default_rng(0).integers(0, 256, (20, 30, len(mode)))
+  values = colours.astype(np.uint8)
+  # The lower 8 bits are others, and no part of what is read.
+  stored = values if bits == 8 else values * np.uint16(256) + values[::-1]
+  photometric = 5 if mode == 'CMYK' else 2
+  data = planes(stored, photometric=photometric, compression=compression)
+  if (bits, compression) == (16, 1):
+    message = refused(data)
+    assert f'BitsPerSample {(16,) * len(mode)}, uncompressed with' in message
+    assert 'PlanarConfiguration 2' in message
+    assert STORE in message
+    return
+  expected = Image.fromarray(values[..., :3])
+  if mode == 'CMYK':
+    expected = Image.merge(
+      'CMYK', [Image.fromarray(values[..., n]) for n in range(4)]
+    ).convert('RGB')
+  np.testing.assert_array_equal(decoding.decode(data), expected)
+
+
+def test_the_advice_for_what_pillow_does_not_read_is_8_bits():
+  pairs = np.zeros((8, 8, 2), np.uint16)
+  assert refused(planes(pairs, photometric=1)).endswith(STORE)
 
 
 @pytest.mark.parametrize('values', [RAMP, RAMP.astype(np.uint16) * 257])
@@ -187,7 +266,7 @@ def test_white_is_zero_is_not_a_negative(values):
 def test_a_tiff_that_is_not_decoded_says_what_it_has():
   message = refused(tiff(RAMP.astype(np.uint16), bits=14))
   assert message.startswith('a TIFF of BitsPerSample (14,), ')
-  assert message.endswith(' cannot be decoded; store it as 8 or 16 bits')
+  assert message.endswith(f' cannot be decoded; {STORE}')
 
 
 @pytest.mark.parametrize('kind', [b'zTXt', b'iTXt', b'tEXt', b'iCCP'])
@@ -262,6 +341,7 @@ def test_a_folder_that_is_hidden_itself_may_be_given(tmp_path):
 def test_every_suffix_that_the_decoder_reads_is_an_image(tmp_path):
   forms = {
     **dict.fromkeys(('jpg', 'jpeg', 'jpe', 'jfif', 'JPG'), 'JPEG'),
+    **{'pjpeg': 'JPEG', 'pjp': 'JPEG', 'dib': 'DIB'},
     **dict.fromkeys(('png', 'apng'), 'PNG'),
     **dict.fromkeys(('ppm', 'pgm', 'pbm', 'pnm'), 'PPM'),
     **{'mpo': 'MPO', 'webp': 'WEBP', 'tif': 'TIFF', 'bmp': 'BMP', 'gif': 'GIF'},
@@ -296,6 +376,11 @@ def test_the_paths_that_cost_the_others_their_label_are_named(tmp_path):
   assert source.description.endswith(
     '; no labels, as 1 of 3 paths have no WordNet id of ILSVRC 2012: new/c.jpg'
   )
+  columns = truth.columns(labels.imagenet_classes())
+  message = user_error(truth.load, '', source.items, *columns)
+  assert message.startswith('1 of 3 images has no WordNet id of ILSVRC 2012 in')
+  assert 'new/c.jpg' in message
+  assert 'n01440764/a.jpg' not in message
 
 
 # ------------------------------------------------------------------- shards
@@ -336,6 +421,13 @@ def test_features_of_a_shard_with_such_labels(tmp_path):
     ('1.json', b'{"label": "dog"}', 1),
     # A number is never taken where there is a name.
     ('1.json', b'{"label": 0, "wnid": "dog"}', 1),
+    ('1.json', b'{"label": 0, "class_name": "dog"}', 1),
+    ('1.json', b'{"label": 0, "name": "dog"}', 1),
+    ('1.json', b'{"class": "dog", "cls": 0}', 1),
+    ('1.json', b'{"label": "0", "label_name": "dog"}', 1),
+    # A name of the image is not one of its class.
+    ('1.json', b'{"label": 1, "name": "cat.jpg"}', 1),
+    ('1.json', b'{"label": 1, "name": "a/1", "class": null}', 1),
   ],
 )
 def test_a_shards_labels_by_number_or_name(tmp_path, name, text, label):
@@ -464,14 +556,34 @@ def test_names_that_fit_no_class_are_an_error_of_evaluate(tmp_path, column):
   message = user_error(truth.load, '', items[:3], ('dog', 'cow'))
   assert "the data names its classes, and 'cat' fits no class" in message
   assert 'class_names=FILE' in message
-  # Features keep the numbers of the data; what is predicted has no label.
+  # A number of the data never stands beside those of the network.
   classes = labels.classes(2, stored=('dog', 'cow'))
+  for keep in (True, False):
+    found = truth.resolved(opened(data), classes, keep=keep)
+    assert [item.label for item in found.items] == [-1, 0, 0, -1]
+    assert "; 1 image without a label, as 'cat' fits no" in found.description
+  # Features keep the numbers of the data if no name fits a class.
+  classes = labels.classes(2, stored=('pig', 'cow'))
   kept = truth.resolved(opened(data), classes, keep=True)
   assert [item.label for item in kept.items] == [0, 1, 1, -1]
-  assert "; labels are the data's own numbers, as 'cat' f" in kept.description
+  assert "; labels are the data's own numbers, as 'cat', " in kept.description
   none = truth.resolved(opened(data), classes, keep=False)
-  assert [item.label for item in none.items] == [-1, 0, 0, -1]
-  assert "; 1 image without a label, as 'cat' fits no" in none.description
+  assert {item.label for item in none.items} == {-1}
+
+
+def test_a_name_and_a_number_that_contradict_each_other(tmp_path):
+  files = {}
+  for key, kind in (('1', 'ape'), ('2', 'moose'), ('3', 'gnu')):
+    text = json.dumps({'label': 0, 'class_name': kind})
+    files |= {f'{key}.jpg': PHOTO, f'{key}.json': text.encode()}
+  data = archive(tmp_path / 'a.tar', files)
+  message = user_error(own_labels, data, ('zebra', 'ape', 'moose'))
+  assert "the data names its classes, and 'gnu' fits no class" in message
+  assert own_labels(data, ('gnu', 'ape', 'moose')) == [1, 2, 0]
+  classes = labels.classes(3, stored=('zebra', 'ape', 'moose'))
+  kept = truth.resolved(opened(data), classes, keep=True)
+  assert [item.label for item in kept.items] == [1, 2, -1]
+  assert "; 1 image without a label, as 'gnu' fits no" in kept.description
 
 
 def test_numbers_of_classes_without_names_are_taken_and_that_is_said(tmp_path):
@@ -525,6 +637,21 @@ def test_labels_as_texts_are_names(tmp_path):
     classes = labels.classes(2, stored=('dog', 'cat'))
     source = truth.resolved(opened(data), classes, keep=True)
     assert [item.label for item in source.items] == [1, 0, 1, -1]
+
+
+@pytest.mark.parametrize('column', ['class_name', 'label_name', 'wnid'])
+def test_a_column_of_names_comes_before_one_of_numbers(tmp_path, column):
+  names = ['ape', 'moose', 'ape', None]
+  columns = {'image': rows('bytes'), 'label': [0, 1, 0, 1], column: names}
+  data = parquet(tmp_path / 'p', columns)
+  classes = labels.classes(3, stored=('zebra', 'ape', 'moose'))
+  source = truth.resolved(opened(data), classes, keep=True)
+  assert [item.label for item in source.items] == [1, 2, 1, -1]
+  # Numbers with names of their own decide.
+  kinds = {'label': {**NAMES, 'names': ['moose', 'zebra']}}
+  data = parquet(tmp_path / 'q', columns, kinds)
+  source = truth.resolved(opened(data), classes, keep=True)
+  assert [item.label for item in source.items] == [2, 0, 2, 0]
 
 
 @pytest.mark.parametrize('form', ['binary', 'large_binary', 'struct'])
@@ -647,11 +774,50 @@ def test_names_in_another_case_are_not_put_in_alphabetical_order(change):
   assert 'airplane' in message.lower()
 
 
-def test_alphabetical_order_is_said():
+@pytest.mark.parametrize('name', ['class {}', 'LABEL_{}', '{}'])
+def test_alphabetical_order_is_said(name):
   items = [sources.Item(f'{n}/0.png', '', -1, bytes) for n in 'cab']
-  found = truth.load('folders', items, ('x', 'y', 'z'))
+  names = [name.format(number) for number in range(3)]
+  found = truth.load('folders', items, names)
   assert [min(answer) for answer in found.answers] == [2, 0, 1]
-  assert 'in alphabetical order, as none is named as a' in found.description
+  assert 'in alphabetical order, as the network' in found.description
+
+
+@pytest.mark.parametrize(
+  ('folders', 'odd'),
+  [
+    (('a', 'b', 'c'), "'a', 'b', 'c' are not."),
+    (('n01440764', 'n02102040', 'n02123045'), "'n01440764', 'n02102040', 'n0"),
+    (('class_0', 'class_1', 'class_2'), "'class_0', 'class_1', 'class_2' are"),
+    (('0', '1', 'c'), "'0', '1', 'c' are not."),
+    (('a', 'b'), "'a', 'b' are not."),
+  ],
+)
+def test_no_order_stands_for_names_on_both_sides(folders, odd):
+  items = [sources.Item(f'{n}/0.png', '', -1, bytes) for n in folders]
+  message = user_error(truth.load, 'folders', items, ('zebra', 'ape', 'moose'))
+  assert message.startswith(f'0 of {len(folders)} folders are named by the na')
+  assert odd in message
+  assert 'set class_names=FILE, with the folders' in message
+
+
+@pytest.mark.parametrize('folders', [('2', '0', '1'), ('002', '000', '001')])
+def test_numbers_of_folders_are_the_classes(folders):
+  items = [sources.Item(f'{n}/0.png', '', -1, bytes) for n in folders]
+  found = truth.load('folders', items, ('zebra', 'ape', 'moose'))
+  assert found.answers == ({2}, {0}, {1})
+  assert 'named by the numbers of the classes' in found.description
+
+
+@pytest.mark.parametrize('between', [' ', '\t', ', ', ': ', '_'])
+def test_class_names_may_begin_with_wordnet_ids(tmp_path, between):
+  names = f'n02123045{between}tabby, cat\nn01440764{between}tench\n'
+  path = put(tmp_path, {'names.txt': names.encode()}) / 'names.txt'
+  columns = truth.columns(labels.classes(2, str(path)))
+  for folders in (('n01440764', 'n02123045'), ('tench', 'tabby')):
+    items = [sources.Item(f'{n}/0.png', '', -1, bytes) for n in folders]
+    found = truth.load('folders', items, *columns)
+    assert found.answers == ({1}, {0})
 
 
 def test_a_class_name_that_occurs_twice_is_no_name():

@@ -33,8 +33,19 @@ test_an_image_made_in_python_without_a_known_white_is_refused = (
 test_an_opened_image_of_16_bits_is_read_as_its_file = (
   data.test_an_opened_image_of_16_bits_is_read_as_its_file
 )
+test_a_copy_of_16_bits_has_no_known_white = (
+  data.test_a_copy_of_16_bits_has_no_known_white
+)
 test_a_tiff_that_is_not_decoded_says_what_it_has = (
   data.test_a_tiff_that_is_not_decoded_says_what_it_has
+)
+test_the_advice_for_what_pillow_does_not_read_is_8_bits = (
+  data.test_the_advice_for_what_pillow_does_not_read_is_8_bits
+)
+
+# Planes of 16 bits.
+test_planes_are_read_by_their_bits_or_refused = (
+  data.test_planes_are_read_by_their_bits_or_refused
 )
 
 # White is zero.
@@ -58,6 +69,12 @@ test_a_class_label_is_known_by_its_name = (
 test_names_that_fit_no_class_are_an_error_of_evaluate = (
   data.test_names_that_fit_no_class_are_an_error_of_evaluate
 )
+test_a_name_and_a_number_that_contradict_each_other = (
+  data.test_a_name_and_a_number_that_contradict_each_other
+)
+test_a_column_of_names_comes_before_one_of_numbers = (
+  data.test_a_column_of_names_comes_before_one_of_numbers
+)
 test_numbers_of_classes_without_names_are_taken_and_that_is_said = (
   data.test_numbers_of_classes_without_names_are_taken_and_that_is_said
 )
@@ -76,6 +93,15 @@ test_names_in_another_case_are_not_put_in_alphabetical_order = (
   data.test_names_in_another_case_are_not_put_in_alphabetical_order
 )
 test_alphabetical_order_is_said = data.test_alphabetical_order_is_said
+test_no_order_stands_for_names_on_both_sides = (
+  data.test_no_order_stands_for_names_on_both_sides
+)
+test_numbers_of_folders_are_the_classes = (
+  data.test_numbers_of_folders_are_the_classes
+)
+test_class_names_may_begin_with_wordnet_ids = (
+  data.test_class_names_may_begin_with_wordnet_ids
+)
 test_a_class_name_that_occurs_twice_is_no_name = (
   data.test_a_class_name_that_occurs_twice_is_no_name
 )

@@ -21,10 +21,11 @@ _HAS_AVIF = bool(
 # The formats that are decoded, with the suffixes of images in folders.  Other
 # formats of Pillow start programs (EPS), or do not hold photographs.
 _SUFFIXES_OF = {
-  'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo'),
+  'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif', '.pjpeg', '.pjp', '.mpo'),
   'PNG': ('.png', '.apng'),
   'GIF': ('.gif',),
   'BMP': ('.bmp',),
+  'DIB': ('.dib',),
   'TIFF': ('.tif', '.tiff'),
   'WEBP': ('.webp',),
   'PPM': ('.ppm', '.pgm', '.pbm', '.pnm'),
@@ -39,7 +40,9 @@ _PNG = b'\x89PNG\r\n\x1a\n'
 _UNUSED_CHUNKS = (b'tEXt', b'zTXt', b'iTXt', b'iCCP')
 _TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _UNSIGNED = 1
-_STORE = 'store it as 8 or 16 bits'
+_SEPARATE = 2
+_UNCOMPRESSED = 1
+_STORE = 'store it as grey or RGB of 8 bits'
 
 
 class ImageError(Exception):
@@ -136,11 +139,18 @@ def reading() -> Iterator[None]:
 
 def to_rgb(image: Image.Image) -> Image.Image:
   """Converts an opened image as `decode` does; Pillow may raise anything."""
+  _check_planes(image)
   image.load()
   if 0 in image.size:
     raise ImageError('it has no pixels')
   if image.mode == 'F':
     raise ImageError(f'floating-point values have no agreed white; {_STORE}')
+  if image.mode.startswith('I') and image.format not in FORMATS:
+    # A copy of a TIFF may have 12 bits, or a white of zero.
+    raise ImageError(
+      f'values of mode {image.mode} without a file have no agreed white;'
+      ' give the file, or scale them to 8 bits (uint8, mode L)'
+    )
   layout = _layout(image)
   if layout.bits > 16:
     raise ImageError(
@@ -174,10 +184,9 @@ class _Layout:
 
 
 def _layout(image: Image.Image) -> _Layout:
-  """The layout by the file, where there is one, else by Pillow's mode.
+  """The layout by a TIFF's tags, else by Pillow's mode.
 
-  Mode 'I' holds 16 bits of a PNG or PGM; in an image that was made in Python,
-  or by `convert('I')`, nothing says what its white is.
+  Mode 'I' holds 16 bits of a PNG or PGM.
   """
   if isinstance(image, TiffImagePlugin.TiffImageFile):
     tags = image.tag_v2
@@ -188,9 +197,28 @@ def _layout(image: Image.Image) -> _Layout:
       image.mode.startswith('I')
       and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0) == 0,
     )
-  if image.mode == 'I' and image.format not in FORMATS:
-    return _Layout(32)
   return _Layout(16 if image.mode.startswith('I') else 8)
+
+
+def _check_planes(image: Image.Image) -> None:
+  """Refuses a TIFF whose planes Pillow reads as of 8 bits, though they are not.
+
+  It reads compressed planes by libtiff, and well.
+  """
+  if not isinstance(image, TiffImagePlugin.TiffImageFile):
+    return
+  tags = image.tag_v2
+  bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+  if (
+    max(bits) > 8
+    and tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == _SEPARATE
+    and tags.get(TiffImagePlugin.COMPRESSION, 1) == _UNCOMPRESSED
+  ):
+    raise ImageError(
+      f'a TIFF of BitsPerSample {bits}, uncompressed with PlanarConfiguration 2'
+      f' (a plane for each colour), cannot be decoded; {_STORE}, or with the'
+      ' colours of a pixel together (PlanarConfiguration 1)'
+    )
 
 
 def _unread_tiff(data: bytes) -> str:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib.resources
 import pathlib
+import re
 from collections.abc import Sequence
 
 from resnet_jax.codecs import faults
@@ -45,6 +46,8 @@ _MAX_NAMES_BYTES = 1 << 26
 _UNNAMED = 'class {}'
 # The second is Transformers' where a config has no names.
 _PLACEHOLDERS = (_UNNAMED, 'LABEL_{}')
+# As in Caffe's synset_words.txt.
+_WNID_AND_NAME = re.compile(r'(n[0-9]{8})[\s,:;_-]+(.+)')
 
 
 def classes(
@@ -59,7 +62,8 @@ def classes(
 
   Returns:
     The file's classes, else the stored ones, else ImageNet's if there are
-    1000, else 'class 0' and so on; only ImageNet's have a wnid.
+    1000, else 'class 0' and so on.  Only ImageNet's have a wnid, and those
+    whose names begin with one (`n02123045 tabby`).
 
   Raises:
     UserError: the file cannot be read, or the number of names is wrong.
@@ -73,10 +77,15 @@ def classes(
       ' Give one name for each, in the order of the labels.'
     )
   if stored:
-    return tuple(ImageNetClass('', name) for name in stored)
+    return tuple(map(_class_of, stored))
   if count == len(imagenet_classes()):
     return imagenet_classes()
   return tuple(ImageNetClass('', _UNNAMED.format(n)) for n in range(count))
+
+
+def _class_of(name: str) -> ImageNetClass:
+  match = _WNID_AND_NAME.fullmatch(name)
+  return ImageNetClass(*match.groups()) if match else ImageNetClass('', name)
 
 
 def are_placeholders(names: Sequence[str]) -> bool:

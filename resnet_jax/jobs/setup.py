@@ -160,7 +160,7 @@ def set_up(
   Args:
     config: the settings.
     most: images that the job takes; None: any number.
-    own_numbers: whether labels stay the data's own where the network lacks one
+    own_numbers: whether labels stay the data's own if none names a class here
       of the classes that the data names.
 
   Raises:

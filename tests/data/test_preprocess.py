@@ -495,13 +495,14 @@ def test_of_16_bits_of_colour_the_upper_8_are_taken():
 def test_of_32_bits_no_white_is_known(type_):
   values = np.array([[0, 65535], [255, 7]], type_)
   assert reason(saved(values, 'TIFF')) == (
-    'values of 32 bits have no agreed white; store it as 8 or 16 bits'
+    'values of 32 bits have no agreed white; store it as grey or RGB of 8 bits'
   )
 
 
 def test_floating_point_is_refused():
   assert reason(saved(np.ones((3, 4), np.float32), 'TIFF')) == (
-    'floating-point values have no agreed white; store it as 8 or 16 bits'
+    'floating-point values have no agreed white; store it as grey or RGB of'
+    ' 8 bits'
   )
 
 

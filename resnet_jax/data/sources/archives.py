@@ -25,6 +25,8 @@ _MAX_LABEL_BYTES = 1 << 20
 _LABEL_SUFFIXES = ('.cls', '.json', '.txt')
 _OTHER = 'other member'
 _JSON_KEYS = ('wnid', 'label', 'cls')
+# Of an image or of its class.
+_JSON_NAME = 'name'
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -277,17 +279,28 @@ def _values(file: BinaryIO, member: tar.Member) -> list[object]:
   file.seek(member.offset)
   text = file.read(member.size).decode('utf-8-sig', 'replace')
   if suffix == '.json':
-    return _values_of_json(text)
+    return _values_of_json(text, member.name)
   # A text may be a caption.
   is_label = suffix == '.cls' or item_lib.number_of(text) is not None
   known = item_lib.label_of_wnid(item_lib.name_of(text)) != NO_LABEL
   return [text] if is_label or known else []
 
 
-def _values_of_json(text: str) -> list[object]:
+def _values_of_json(text: str, member: str) -> list[object]:
   try:
     values = files.read_json(text)
   except ValueError:
     return [text]
-  keys = _JSON_KEYS if isinstance(values, dict) else ()
-  return [values[key] for key in keys if key in values]
+  if not isinstance(values, dict):
+    return []
+  stated = [values[key] for key in _JSON_KEYS if key in values]
+  keys = (*item_lib.NAMES_OF_CLASSES, _JSON_NAME)
+  sample = _sample(member).rpartition('/')[2]
+  return stated + [
+    name
+    for key, name in ((key, values.get(key)) for key in keys)
+    if isinstance(name, str)
+    and name.strip()
+    and not (key == _JSON_NAME and _sample(name).rpartition('/')[2] == sample)
+    and not item_lib.is_image_name(name)
+  ]

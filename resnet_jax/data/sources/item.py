@@ -30,6 +30,12 @@ MAX_BYTES = 1 << 30
 _HIDDEN = ('__MACOSX', '@eaDir', '$RECYCLE.BIN', 'Thumbs.db', 'desktop.ini')
 _MAX_NAME = 200
 
+# Fields and columns with a class's name beside its number.
+NAMES_OF_CLASSES = (
+  *('wnid', 'synset', 'class_name', 'classname', 'className', 'label_name'),
+  *('labelname', 'label_text', 'category_name', 'class', 'category'),
+)
+
 _WNID_OF_NAME = (
   re.compile(r'.*_(n[0-9]{8})\.[^.]*', re.DOTALL),
   re.compile(r'(n[0-9]{8})_.*', re.DOTALL),
@@ -50,6 +56,8 @@ class Item:
     size: of its file in bytes; -1 if unknown.
     named: its class as the data names it, which comes before the number; ''
       where it has none.
+    is_stray: whether its path has no WordNet id where others have one, so that
+      none has a label.
   """
 
   key: str
@@ -58,6 +66,7 @@ class Item:
   read: Callable[[], bytes | Image.Image]
   size: int = -1
   named: str = ''
+  is_stray: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +189,7 @@ def labelled(
     the paths that lack an id where others have one.
   """
   classes = labels.imagenet_classes()
-  without = ''
+  without, strays = '', items
   for paths in stating:
     found = list(map(_label_of_path, paths))
     if items and NO_LABEL not in found:
@@ -189,17 +198,18 @@ def labelled(
         for item, label in zip(items, found, strict=True)
       ]
       return items, '; labels from the WordNet ids in their paths'
-    lost = [
-      item.key
-      for item, label in zip(items, found, strict=True)
-      if label == NO_LABEL
-    ]
-    if len(lost) < len(items) and not without:
+    lost = [number == NO_LABEL for number in found]
+    if not all(lost) and not without:
+      strays = [
+        dataclasses.replace(item, is_stray=stray)
+        for item, stray in zip(items, lost, strict=True)
+      ]
+      keys = [item.key for item in strays if item.is_stray]
       without = (
-        f'; no labels, as {len(lost)} of {len(items)} paths have no WordNet id'
-        f' of ILSVRC 2012: {some(lost)}'
+        f'; no labels, as {len(keys)} of {len(items)} paths have no WordNet id'
+        f' of ILSVRC 2012: {some(keys)}'
       )
-  return items, without
+  return strays, without
 
 
 def _label_of_path(path: str) -> int:

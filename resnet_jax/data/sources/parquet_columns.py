@@ -9,6 +9,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from resnet_jax.data.sources.item import NAMES_OF_CLASSES
 from resnet_jax.system import errors, files
 from resnet_jax.system.text import one_line, some
 
@@ -61,6 +62,9 @@ def choose(schema: Any, path: pathlib.Path) -> Columns:
   labels = ['label'] if 'label' in fields else list(classes)
   readable = [name for name in labels if _may_be_labels(fields[name].type)]
   label = readable[0] if len(readable) == 1 == len(labels) else ''
+  if label and not classes.get(label) and not _is_text(fields[label].type):
+    names = [name for name in NAMES_OF_CLASSES if name in fields]
+    label = next((n for n in names if _is_text(fields[n].type)), label)
   note = ''
   if labels and not label:
     what = [f'{name} ({fields[name].type})' for name in labels]
@@ -97,11 +101,16 @@ def _may_be_labels(kind: Any) -> bool:
   types = pyarrow.types
   if types.is_dictionary(kind):
     kind = kind.value_type
-  return bool(
-    types.is_integer(kind)
-    or types.is_string(kind)
-    or types.is_large_string(kind)
-  )
+  return bool(types.is_integer(kind) or _is_text(kind))
+
+
+def _is_text(kind: Any) -> bool:
+  import pyarrow  # noqa: PLC0415
+
+  types = pyarrow.types
+  if types.is_dictionary(kind):
+    kind = kind.value_type
+  return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
 def _metadata(schema: Any) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,10 @@ from resnet_jax.system.text import counted, some
 
 FOLDERS = 'folders'
 _SOURCE = 'their source'
+_NAMES_FILE = (
+  "class_names=FILE, with the folders' names in the order of the network's"
+  ' classes, or '
+)
 
 # The number in a name of ILSVRC's validation images, whatever follows it.
 _VAL_NUMBER = re.compile(r'ILSVRC2012_val_([0-9]{8})(?![0-9])')
@@ -63,7 +67,8 @@ def load(
   Args:
     text: '' for the source's own labels, 'folders' for the images' folders
       (WordNet ids or names of classes, else class numbers as in ImageNet-V2,
-      else in alphabetical order), or the path of a label file.
+      else, where the network's classes have no names, in alphabetical order),
+      or the path of a label file.
     items: the images.
     wnids: the WordNet ids of the classes in the order of the labels; for other
       networks the names of the classes, or nothing.
@@ -99,6 +104,15 @@ def _own(
   missing = [
     item.name for item in items if item.label == NO_LABEL and not item.named
   ]
+  strays = [item.name for item in items if item.is_stray]
+  if strays:
+    raise errors.UserError(
+      f'{len(strays)} of {counted(len(items), "image")}'
+      f' {"have" if len(strays) > 1 else "has"} no WordNet id of ILSVRC 2012 in'
+      f' the path, so the ids of the others are no labels: {some(strays)}.'
+      ' Remove or rename what has none. Or set labels=FILE, or'
+      f' labels={FOLDERS} if the folders are the classes.'
+    )
   if missing:
     raise errors.UserError(
       f'{len(missing)} of {counted(len(items), "image")}'
@@ -154,7 +168,7 @@ def _folder_labels(
     return index, found.how
   by_wnid = formats.are_wnids(wnids)
   near = [name for name in found.strange if naming.nearest(name, wnids)]
-  if by_wnid or index or near or found.several:
+  if index or near or found.several or naming.are_names(wnids):
     kind = 'WordNet ids (such as n02123045)' if by_wnid else 'names'
     free = () if by_wnid else set(wnids).difference(folders)
     odd = near or [*found.strange, *found.several]
@@ -162,8 +176,8 @@ def _folder_labels(
       f'{len(index)} of {counted(len(folders), "folder")}'
       f' {"is" if len(index) == 1 else "are"} named by the {kind} of the'
       f' {len(wnids)} classes; {naming.fault(found, ("is not", "are not"))}.'
-      f'{errors.hint(odd[0], sorted(free))} Rename or remove what is not,'
-      ' or set labels=FILE.'
+      f'{errors.hint(odd[0], sorted(free))} Rename or remove what is not, or'
+      f' set {"" if by_wnid else _NAMES_FILE}labels=FILE.'
     )
   if wnids and len(folders) != len(wnids):
     raise errors.UserError(
@@ -171,7 +185,7 @@ def _folder_labels(
       ' so their alphabetical order does not say which is which. Name the'
       ' folders by the names or numbers of the classes, or set labels=FILE.'
     )
-  order = 'in alphabetical order, as none is named as a class of this network'
+  order = "in alphabetical order, as the network's classes have no names"
   return {name: i for i, name in enumerate(folders)}, order
 
 

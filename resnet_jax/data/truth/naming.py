@@ -56,7 +56,7 @@ def match(
   tables = _tables(wnids, words)
   found = {one: _candidates(one[0], tables) for one in given}
   known = {one: fits[0] for one, fits in found.items() if len(fits) == 1}
-  if not known and all(re.fullmatch(r'[0-9]{1,9}', name) for name, _ in given):
+  if not known and all(is_number(name) for name, _ in given):
     numbers = {one: int(one[0]) for one in given}
     return Match(numbers, (), {}, 'named by the numbers of the classes')
   if not known and _numbers_decide(given, wnids):
@@ -135,6 +135,16 @@ def _by_number(
   }
 
 
+def are_names(names: Sequence[str]) -> bool:
+  """Whether a network's classes have names: no placeholders, no numbers."""
+  return not labels.are_placeholders(names) and not all(map(is_number, names))
+
+
+def is_number(name: str) -> bool:
+  """Whether a class's name is its number, perhaps with zeros before it."""
+  return bool(re.fullmatch(r'[0-9]{1,9}', name))
+
+
 def nearest(name: str, names: Sequence[str]) -> str:
   """The one of the names that differs in case, blanks or hyphens, or ''."""
   return next((other for other in names if _folded(other) == _folded(name)), '')
@@ -167,8 +177,8 @@ def resolved(
   Args:
     source: the images.
     classes: the network's.
-    keep: whether the data's own numbers stay, all of them, if a name fits no
-      class; else such an image has no label.
+    keep: whether the data's own numbers stay if none of its names fits a
+      class.  Else an image whose name fits none, or several, has no label.
   """
   items = source.items
   stated = dict.fromkeys((i.named, i.label) for i in items if i.named)
@@ -178,7 +188,9 @@ def resolved(
   found = match(stated, wnids, words)
   why = fault(found)
   new = {one: found.labels.get(one, NO_LABEL) for one in stated}
-  if keep and why:
+  # Beside numbers of the network, those of the data would be taken for such.
+  own = keep and not found.labels
+  if own:
     new = {one: one[1] for one in stated}
   changed = any(label != number for (_, number), label in new.items())
   if changed:
@@ -192,7 +204,9 @@ def resolved(
   if why:
     lost = sum(bool(item.named) and item.label == NO_LABEL for item in items)
     note = "labels are the data's own numbers"
-    note = f'{counted(lost, "image")} without a label' if lost else note
+    note = (
+      note if own and not lost else f'{counted(lost, "image")} without a label'
+    )
     note += f', as {why}'
   elif not changed and not labels.are_placeholders(wnids):
     return source
