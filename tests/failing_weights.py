@@ -60,6 +60,11 @@ def linear(name, outputs, inputs):
   )
 
 
+def norm(name):
+  leaves = ('weight', 'bias', 'running_mean', 'running_var')
+  return layers(f'{name}.', {leaf: [512] for leaf in leaves})
+
+
 def sequential(prefix):
   place = {'conv1': 0, 'bn1': 1, **{f'layer{n}': n + 3 for n in range(1, 5)}}
   renamed = {}
@@ -98,7 +103,7 @@ CHECKPOINTS = {
       | layers(names={'module.queue': (128, 8)}),
     },
     0,
-    ("not read: 'epoch', 'arch'.", 'tensors of module.encoder_q.fc.0'),
+    ("not read: 'epoch'.", 'tensors of module.encoder_q.fc.0'),
   ),
   'simsiam': (
     {
@@ -225,6 +230,67 @@ CHECKPOINTS = {
     },
     3,
     ("read: 'x'.",),
+  ),
+  'a norm before the head': (
+    body('base.') | norm('bottleneck') | linear('classifier', 9, 512),
+    0,
+    ('classifier is not taken for the classifier: bottleneck.weight',),
+  ),
+  'a neck before the head': (
+    {
+      'net': body('backbone.')
+      | linear('neck.0', 512, 512)
+      | linear('head', 9, 512)
+    },
+    0,
+    ('head is not taken for the classifier: net.neck.0.weight',),
+  ),
+  'layers before the head': (
+    body('backbone.')
+    | linear('projection.0', 64, 512)
+    | linear('projection.2', 512, 64)
+    | linear('fc', 9, 512),
+    0,
+    ('fc is not taken for the classifier: projection.2.weight',),
+  ),
+  'what only the teacher has': (
+    {
+      'student': body('backbone.') | linear('fc', 9, 512),
+      'ema_model': body('backbone.') | linear('neck.0', 512, 512),
+    },
+    9,
+    ("weights_prefix='ema_model.backbone'",),
+  ),
+  'moco_v1': (
+    body('module.encoder_q.')
+    | linear('module.encoder_q.fc', 128, 512)
+    | layers(names={'module.queue': (128, 64)}),
+    0,
+    ('its 128 outputs are an embedding',),
+  ),
+  'an embedding beside a queue': (
+    body('net.')
+    | linear('net.fc', 128, 512)
+    | layers(names={'memory_bank.bank': (128, 64)}),
+    0,
+    ('net.fc is not taken for the classifier',),
+  ),
+  'unet': (
+    body('encoder.')
+    | layers(
+      names={
+        'decoder.blocks.0.conv1.0.weight': (64, 64, 3, 3),
+        'segmentation_head.0.weight': (3, 16, 3, 3),
+      }
+    ),
+    0,
+    ('2 tensors of decoder.blocks.0.conv1.0, segmentation_head.0.',),
+  ),
+  'cls_head.fc': (body('backbone.') | linear('cls_head.fc', 5, 512), 5, ()),
+  'ema_network': (
+    {'network': full(), 'ema_network': full(at=4)},
+    1000,
+    ("weights_prefix='ema_network'",),
   ),
   'deep': (
     {'state': {'model_state': full('model.')}, 'steps': 3},
@@ -399,6 +465,35 @@ def test_another_network_is_not_taken_for_the_plain_one_in_it(
   assert message in user_error(load, tmp_path, contents)
 
 
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('pool.p', 'gem.p', 'global_pool.p', 'attn_pool.q.weight'),
+    *('aggregation.1.p', 'avgpool.p'),
+  ],
+)
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+def test_a_learned_pool_is_another_network(tmp_path, prefix, name):
+  contents = body(prefix) | layers(names={name: ONE}) | linear('fc', 9, 512)
+  assert name in user_error(load, tmp_path, contents)
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('aspp.c0', 'decoder.aspp.0.convs.0.0', 'decoder.conv1', 'decoder.cbr.0'),
+    *('segmentation_head.0', 'head.conv5.0', 'da_head.conv5a.0', 'ppm.1'),
+    *('auxlayer.0', 'classifier', 'classifier.4', 'decoder.psp.blocks.0'),
+    *('decode_head.conv_seg', 'auxiliary_head.conv_seg', 'conv_last.0'),
+  ],
+)
+@pytest.mark.parametrize('kernel', [(1, 1), (3, 3)])
+def test_a_dilated_body_is_not_taken_for_a_plain_one(tmp_path, name, kernel):
+  beside = layers(names={f'{name}.weight': (2, 8, *kernel)})
+  message = user_error(load, tmp_path, body('backbone.') | beside)
+  assert f'{name}.weight is a convolution of a network that labels' in message
+
+
 def test_a_convolution_may_have_a_bias(tmp_path):
   inside = layers('backbone.', {'layer1.0.conv2.bias': [64]})
   loaded = load(tmp_path, {'state_dict': body('backbone.') | inside})
@@ -439,6 +534,30 @@ def test_lists_in_messages_are_short(tmp_path):
       {'args': namespace(model_kwargs={'act_layer': 'torch.nn.SiLU'})},
       'act_layer=silu',
     ),
+    ({'args': {'model': {'name': 'resnetblur18'}}}, 'name=resnetblur18'),
+    (
+      {'hyper_parameters': {'backbone_name': 'resnet18d'}},
+      'backbone_name=resnet18d',
+    ),
+    (
+      {'hyper_parameters': {'cfg': {'model': {'backbone': 'resnetaa18'}}}},
+      'backbone=resnetaa18',
+    ),
+    ({'hparams': {'net': {'model_name': 'seresnet18'}}}, 'model_name=seresnet'),
+    ({'hparams': {'encoder_name': 'resnest18'}}, 'encoder_name=resnest18'),
+    ({'args': namespace(dilated=True)}, 'dilated=True'),
+    ({'config': {'dilation': (1, 1, 2, 4)}}, 'dilation=(1, 1, 2, 4)'),
+    ({'args': namespace(pool='gem')}, 'pool=gem'),
+    ({'config': {'model': {'pooling': {'type': 'Max'}}}}, 'pooling=max'),
+    ({'args': namespace(activation='silu')}, 'activation=silu'),
+    ({'args': namespace(bn_eps=1e-3)}, 'bn_eps=0.001'),
+    ({'args': namespace(bn_tf=True)}, 'bn_tf=True'),
+    ({'meta': {'architecture': 'resnet18', 'pooling': 'gem'}}, 'pooling=gem'),
+    ({'meta': {'config': "dict(type='ResNetV1d')"}}, 'type=ResNetV1d'),
+    ({'meta': {'config': 'dilations=(1,1,2,4)'}}, 'dilations=(1, 1, 2, 4)'),
+    ({'meta': {'cfg': 'strides=(1, 2, 1, 1)'}}, 'strides=(1, 2, 1, 1)'),
+    ({'arch': 'resnet34'}, 'states arch=resnet34, and its tensors are those'),
+    ({'args': namespace(model='resnet50')}, 'contradicts itself'),
   ],
 )
 def test_arch_blur(tmp_path, stated, message):
@@ -454,10 +573,28 @@ def test_arch_blur(tmp_path, stated, message):
     # Of widths that the tensors tell.
     *('wide_resnet18_2', 'ig_resnext18_32x16d.fb_wsl'),
     *('timm/resnet18.tv_in1k', 'swsl_resnet18', 'runs/resnet18/best.pth'),
+    *('resnet18_ema', 'resnet18_fold0', 'pytorch_resnet18'),
+    *('resnet18-5c106cde', 'resnet18_imagenet_224'),
+    'ResNet18_Weights.IMAGENET1K_V1',
   ],
 )
 def test_the_names_of_plain_networks_are_known(tmp_path, name):
   assert_holds(load(tmp_path, {'arch': name, 'state_dict': full()}))
+
+
+@pytest.mark.parametrize(
+  'stated',
+  [
+    {'config': {'dilation': (1, 1, 1, 1), 'norm_layer': 'SyncBatchNorm'}},
+    {'args': namespace(activation='softmax', pool='avg', bn_eps=None)},
+    {'args': namespace(arch='resnet18', teacher='resnet50d')},
+    {'hparams': {'teacher': {'arch': 'resnetblur50'}, 'pool': view(ONE)}},
+    {'meta': {'config': "type='ResNet', depth=18, strides=(1, 2, 2, 2)"}},
+  ],
+  ids=str,
+)
+def test_settings_of_plain_networks_are_not_refused(tmp_path, stated):
+  assert_holds(load(tmp_path, {'state_dict': full()} | stated))
 
 
 def test_a_name_that_says_nothing_is_noted(tmp_path):

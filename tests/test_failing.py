@@ -105,6 +105,9 @@ test_the_names_of_plain_networks_are_known = (
 test_a_name_that_says_nothing_is_noted = (
   weights.test_a_name_that_says_nothing_is_noted
 )
+test_settings_of_plain_networks_are_not_refused = (
+  weights.test_settings_of_plain_networks_are_not_refused
+)
 
 # A thousand classes of its own.
 test_a_thousand_names_that_are_not_imagenets_are_taken = (
@@ -139,6 +142,12 @@ test_a_prefix_where_there_is_nothing_to_choose_is_refused = (
 )
 test_another_network_is_not_taken_for_the_plain_one_in_it = (
   weights.test_another_network_is_not_taken_for_the_plain_one_in_it
+)
+test_a_learned_pool_is_another_network = (
+  weights.test_a_learned_pool_is_another_network
+)
+test_a_dilated_body_is_not_taken_for_a_plain_one = (
+  weights.test_a_dilated_body_is_not_taken_for_a_plain_one
 )
 test_a_convolution_may_have_a_bias = weights.test_a_convolution_may_have_a_bias
 test_what_is_missing_is_named = weights.test_what_is_missing_is_named

@@ -173,7 +173,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
       places={found.place for found in tensors.values()},
       beside=lambda used: _unread(contents, [tensors[name] for name in used]),
     )
-  stated = statements.check_checkpoint(path, contents)
+  stated = statements.check_checkpoint(path, contents, loaded.module.depth)
   return dataclasses.replace(loaded, notes=(*loaded.notes, *stated))
 
 
@@ -233,7 +233,9 @@ def _unread(contents: dict, used: Sequence[_Found]) -> list[str]:
   unread = {
     key: value
     for key, value in contents.items()
-    if key not in keys and not ('' in keys and isinstance(value, Tensor))
+    if key not in keys
+    and not ('' in keys and isinstance(value, Tensor))
+    and not statements.is_name(key, value)
   }
   if not unread:
     return []

@@ -170,8 +170,8 @@ def load_tensors(
     place = max(
       (p for p in places if prefix.startswith(p)), key=len, default=''
     )
-    chosen = prefixes.tensors_of(path, tensors, network)
-    notes += _said(network, chosen.head, place)
+    chosen = prefixes.tensors_of(path, tensors, networks, network)
+    notes += (*_said(network, chosen.head, place), *chosen.notes)
     notes += beside(chosen.tensors)
     notes += prefixes.described(chosen.left_out, networks, network, place)
     tensors, head = chosen.tensors, chosen.head
