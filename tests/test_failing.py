@@ -325,3 +325,36 @@ test_sparse_members_are_refused_by_name = (
 
 # A bomb in meta.mat.
 test_a_meta_mat_is_bounded = environment.test_a_meta_mat_is_bounded
+
+# Weights in other containers, and what lies beside them.
+test_a_state_dict_lies_in_any_container = (
+  weights.test_a_state_dict_lies_in_any_container
+)
+test_names_may_be_bytes = weights.test_names_may_be_bytes
+test_a_dot_chooses_the_names_without_a_prefix_of_a_place = (
+  weights.test_a_dot_chooses_the_names_without_a_prefix_of_a_place
+)
+test_what_is_checked_is_not_called_unread = (
+  weights.test_what_is_checked_is_not_called_unread
+)
+test_numpy_arrays_in_place_of_tensors_are_named = (
+  weights.test_numpy_arrays_in_place_of_tensors_are_named
+)
+test_a_large_pickle_is_not_called_damaged = (
+  weights.test_a_large_pickle_is_not_called_damaged
+)
+test_a_pointer_in_a_folder_of_weights_says_what_it_is = (
+  weights.test_a_pointer_in_a_folder_of_weights_says_what_it_is
+)
+test_a_configuration_may_begin_with_a_mark = (
+  weights.test_a_configuration_may_begin_with_a_mark
+)
+test_what_transformers_configuration_states_must_fit = (
+  weights.test_what_transformers_configuration_states_must_fit
+)
+test_flipped_channels_are_not_ignored = (
+  weights.test_flipped_channels_are_not_ignored
+)
+test_wordnet_ids_are_kept_beside_descriptions = (
+  weights.test_wordnet_ids_are_kept_beside_descriptions
+)

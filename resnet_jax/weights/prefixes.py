@@ -159,7 +159,10 @@ def _depth(names: Collection[str], program: Program, prefix: str) -> int:
 
 
 def choose(
-  path: pathlib.Path, networks: Sequence[Network], wanted: str
+  path: pathlib.Path,
+  networks: Sequence[Network],
+  wanted: str,
+  places: Collection[str] = (),
 ) -> Network:
   """The network that is meant: the one, or the one that is no average.
 
@@ -168,12 +171,15 @@ def choose(
     networks: at least one.
     wanted: the setting `weights_prefix`; '': not set.  A prefix, or modules in
       it that only one network's has (`encoder_q`).
+    places: prefixes that are places of state dicts, without one in them.
 
   Raises:
     UserError: several are meant, or none; lists them.
   """
   if wanted:
     meant = [n for n in networks if n.choice == (wanted.strip('.') or ROOT)]
+    if wanted == ROOT and not meant:
+      meant = [n for n in networks if n.prefix in places]
     meant = meant or [
       n for n in networks if f'.{wanted.strip(".")}.' in f'.{n.prefix}'
     ]

@@ -59,7 +59,7 @@ _NORMS = (
 _EPSILON = (None, 1e-5)
 # Arguments of networks and the values of a plain ResNet: names in small
 # letters, without the modules before them.  A list has such values for stages.
-_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
   'global_pool': _POOLS,
   'gp': _POOLS,
   'act_layer': _RELU,
@@ -79,22 +79,14 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
   'bn_tf': _NONE,
   'bn_eps': _EPSILON,
   'norm_eps': _EPSILON,
+  'down_kernel_size': (None, 1),
+  'block_reduce_first': (None, 1),
   'batch_norm_eps': _EPSILON,
 }
 # Keys that mean a network's argument only if a word is under them.
 _WORDS: dict[str, tuple[Any, ...]] = {
   **dict.fromkeys(('pool', 'pooling', 'pool_type', 'pooling_type'), _POOLS),
   **dict.fromkeys(('activation', 'act', 'act_fn'), _ACTIVATIONS),
-}
-# Arguments of timm's that the tensors tell, or that only training and exporting
-# need.
-_TOLD = {
-  *('num_classes', 'in_chans', 'layers', 'block', 'channels', 'stem_width'),
-  *('stem_type', 'cardinality', 'base_width', 'block_reduce_first'),
-  *('down_kernel_size', 'drop_rate', 'drop_path_rate', 'drop_block_rate'),
-  *('zero_init_last', 'pretrained', 'features_only', 'out_indices'),
-  *('scriptable', 'exportable', 'checkpoint_path', 'pretrained_strict'),
-  *('bn_momentum', 'img_size', 'no_jit', 'cache_dir'),
 }
 # Keys of a checkpoint under which training programs name the network.
 _NAMES = (
@@ -133,10 +125,6 @@ _TEXT = re.compile(
 )
 _HOW = " In Python: torch.save(torch.load(FILE)['state_dict'], 'clean.pth')."
 _ALONE = f' If it is a plain ResNet all the same, save its tensors alone.{_HOW}'
-_FILE = (
-  ' If the weights are those of a plain ResNet, give their file instead of the'
-  ' folder.'
-)
 
 
 def depth_of(name: str) -> int | None:
@@ -156,55 +144,6 @@ def depth_of(name: str) -> int | None:
     if words := {word for word in words if not _ORIGIN.fullmatch(word)}:
       return ARCHITECTURES.get(words.pop()) if len(words) == 1 else None
   return None
-
-
-def check_folder(
-  path: pathlib.Path, config: Mapping[str, Any], cfg: Mapping[str, Any]
-) -> None:
-  """Refuses a network of timm's that is not plain.
-
-  Args:
-    path: of the configuration.
-    config: its contents.
-    cfg: `pretrained_cfg` in it.
-
-  Raises:
-    UserError: names what is stated.
-  """
-  name = config.get('architecture', cfg.get('architecture'))
-  if name is not None and depth_of(str(name)) is None:
-    raise _another(path, 'architecture', name, _FILE)
-  arguments = config.get('model_args') or {}
-  if not isinstance(arguments, dict):
-    raise _another(path, 'model_args', arguments, _FILE)
-  for stated in (config, arguments):
-    _check_arguments(path, stated, _FILE)
-  for key in arguments.keys() - _ARGUMENTS.keys() - _TOLD:
-    raise _another(path, key, arguments[key], _FILE)
-
-
-def check_folder_fits(
-  path: pathlib.Path,
-  config: Mapping[str, Any],
-  cfg: Mapping[str, Any],
-  depth: int,
-  classes: int,
-) -> None:
-  """Refuses a configuration of other weights than those beside it.
-
-  Raises:
-    UserError: the depth, or the number of classes of a classifier, differs.
-  """
-  name = config.get('architecture', cfg.get('architecture'))
-  stated = depth_of(str(name)) or depth
-  count = config.get('num_classes', cfg.get('num_classes'))
-  if stated != depth or (classes and count not in (None, classes)):
-    raise errors.UserError(
-      f'{path} states architecture={name!s:.99}, num_classes={count!s:.99}, and'
-      f' the weights beside it are those of a ResNet-{depth} of {classes}'
-      ' classes. Get both again, or give the file with the weights instead of'
-      ' the folder.'
-    )
 
 
 def check_checkpoint(
@@ -228,14 +167,14 @@ def check_checkpoint(
     if isinstance(stated, str):
       _check_text(path, stated)
       continue
-    _check_arguments(path, stated, _ALONE)
+    check_arguments(path, stated, _ALONE)
     for key in keys:
       name = _text(stated.get(key))
       if not name or _WEIGHTS.search(name):
         continue
       known = depth_of(name)
       if known is None and _RESNET.search(name.lower()):
-        raise _another(path, key, name, _ALONE)
+        raise another(path, key, name, _ALONE)
       if known not in (None, 0, depth):
         raise errors.UserError(
           f'{path} contradicts itself: it states {key}={name[:99]}, and its'
@@ -306,27 +245,37 @@ def _check_text(path: pathlib.Path, text: str) -> None:
     if key == 'type':
       name = str(value)
       if name not in _TYPES and _RESNET.match(name.lower().removeprefix('se')):
-        raise _another(path, key, name, _ALONE)
+        raise another(path, key, name, _ALONE)
     elif key == 'strides':
       if value not in _STRIDES:
-        raise _another(path, key, value, _ALONE)
+        raise another(path, key, value, _ALONE)
     elif not _is_plain(value, _IN_TEXT[key]):
-      raise _another(path, key, value, _ALONE)
+      raise another(path, key, value, _ALONE)
 
 
-def _check_arguments(
+def check_arguments(
   path: pathlib.Path, stated: Mapping[Any, Any], advice: str
 ) -> None:
-  for key, plain in _ARGUMENTS.items():
+  """Refuses settings with an argument that a plain ResNet does not have.
+
+  Args:
+    path: for messages.
+    stated: the settings.
+    advice: what to do, for messages.
+
+  Raises:
+    UserError: names the argument.
+  """
+  for key, plain in ARGUMENTS.items():
     if not _is_plain(value := stated.get(key), plain):
-      raise _another(path, key, _named(value), advice)
+      raise another(path, key, named(value), advice)
   for key, plain in _WORDS.items():
-    value = _named(stated.get(key))
+    value = named(stated.get(key))
     if isinstance(value, str) and not _is_plain(value, plain):
-      raise _another(path, key, value, advice)
+      raise another(path, key, value, advice)
 
 
-def _named(value: object) -> object:
+def named(value: object) -> object:
   """A class by its name; settings of a layer by their type."""
   if isinstance(value, dict):
     value = next((value[k] for k in _INNER if _text(value.get(k))), value)
@@ -335,12 +284,12 @@ def _named(value: object) -> object:
 
 
 def _is_plain(value: object, plain: tuple[Any, ...]) -> bool:
-  value = _named(value)
+  value = named(value)
   # A parameter has such a name by chance.
   if isinstance(value, Tensor):
     return True
   if isinstance(value, list | tuple):
-    return all(_is_one_of(_named(one), plain) for one in value)
+    return all(_is_one_of(named(one), plain) for one in value)
   return _is_one_of(value, plain)
 
 
@@ -349,19 +298,20 @@ def _is_one_of(value: object, plain: tuple[Any, ...]) -> bool:
   return any(type(value) is type(v) and value == v for v in plain)
 
 
-def _another(
+def another(
   path: pathlib.Path, key: str, value: object, advice: str
 ) -> errors.UserError:
+  """The error for a statement of another network."""
   return errors.UserError(
-    f'{path} holds another network: it states {key[:99]}={_shown(value)}, which'
+    f'{path} holds another network: it states {key[:99]}={shown(value)}, which'
     ' is not that of a plain ResNet, though the tensors may look like its.'
     f'{advice}'
   )
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
   """A value of a file, which may be nested in itself or be a huge number."""
-  if isinstance(value, list | tuple) and len(value) <= 4:
+  if isinstance(value, list | tuple) and len(value) <= 8:
     simple = all(map(_is_short, value))
   else:
     simple = _is_short(value)

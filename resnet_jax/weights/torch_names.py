@@ -165,7 +165,7 @@ def load_tensors(
   notes: list[str] = []
   networks = prefixes.find(tensors, _PROGRAMS)
   if networks:
-    network = prefixes.choose(path, networks, options.weights_prefix)
+    network = prefixes.choose(path, networks, options.weights_prefix, places)
     prefix, program = network.prefix, network.program
     place = max(
       (p for p in places if prefix.startswith(p)), key=len, default=''
