@@ -3,6 +3,7 @@
 
 import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch_files import built, call, tensor, value, zip_file
 
 import resnet_jax
 from resnet_jax import weights
+from resnet_jax.codecs import faults
 from resnet_jax.data import labels
 from resnet_jax.models import resnet
 from resnet_jax.weights import assemble, torch_names
@@ -60,6 +62,11 @@ def linear(name, outputs, inputs):
   )
 
 
+def norm(name):
+  leaves = ('weight', 'bias', 'running_mean', 'running_var')
+  return layers(f'{name}.', {leaf: [512] for leaf in leaves})
+
+
 def sequential(prefix):
   place = {'conv1': 0, 'bn1': 1, **{f'layer{n}': n + 3 for n in range(1, 5)}}
   renamed = {}
@@ -98,7 +105,7 @@ CHECKPOINTS = {
       | layers(names={'module.queue': (128, 8)}),
     },
     0,
-    ("not read: 'epoch', 'arch'.", 'tensors of module.encoder_q.fc.0'),
+    ("not read: 'epoch'.", 'tensors of module.encoder_q.fc.0'),
   ),
   'simsiam': (
     {
@@ -225,6 +232,67 @@ CHECKPOINTS = {
     },
     3,
     ("read: 'x'.",),
+  ),
+  'a norm before the head': (
+    body('base.') | norm('bottleneck') | linear('classifier', 9, 512),
+    0,
+    ('classifier is not taken for the classifier: bottleneck.weight',),
+  ),
+  'a neck before the head': (
+    {
+      'net': body('backbone.')
+      | linear('neck.0', 512, 512)
+      | linear('head', 9, 512)
+    },
+    0,
+    ('head is not taken for the classifier: net.neck.0.weight',),
+  ),
+  'layers before the head': (
+    body('backbone.')
+    | linear('projection.0', 64, 512)
+    | linear('projection.2', 512, 64)
+    | linear('fc', 9, 512),
+    0,
+    ('fc is not taken for the classifier: projection.2.weight',),
+  ),
+  'what only the teacher has': (
+    {
+      'student': body('backbone.') | linear('fc', 9, 512),
+      'ema_model': body('backbone.') | linear('neck.0', 512, 512),
+    },
+    9,
+    ("weights_prefix='ema_model.backbone'",),
+  ),
+  'moco_v1': (
+    body('module.encoder_q.')
+    | linear('module.encoder_q.fc', 128, 512)
+    | layers(names={'module.queue': (128, 64)}),
+    0,
+    ('its 128 outputs are an embedding',),
+  ),
+  'an embedding beside a queue': (
+    body('net.')
+    | linear('net.fc', 128, 512)
+    | layers(names={'memory_bank.bank': (128, 64)}),
+    0,
+    ('net.fc is not taken for the classifier',),
+  ),
+  'unet': (
+    body('encoder.')
+    | layers(
+      names={
+        'decoder.blocks.0.conv1.0.weight': (64, 64, 3, 3),
+        'segmentation_head.0.weight': (3, 16, 3, 3),
+      }
+    ),
+    0,
+    ('2 tensors of decoder.blocks.0.conv1.0, segmentation_head.0.',),
+  ),
+  'cls_head.fc': (body('backbone.') | linear('cls_head.fc', 5, 512), 5, ()),
+  'ema_network': (
+    {'network': full(), 'ema_network': full(at=4)},
+    1000,
+    ("weights_prefix='ema_network'",),
   ),
   'deep': (
     {'state': {'model_state': full('model.')}, 'steps': 3},
@@ -399,6 +467,35 @@ def test_another_network_is_not_taken_for_the_plain_one_in_it(
   assert message in user_error(load, tmp_path, contents)
 
 
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('pool.p', 'gem.p', 'global_pool.p', 'attn_pool.q.weight'),
+    *('aggregation.1.p', 'avgpool.p'),
+  ],
+)
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+def test_a_learned_pool_is_another_network(tmp_path, prefix, name):
+  contents = body(prefix) | layers(names={name: ONE}) | linear('fc', 9, 512)
+  assert name in user_error(load, tmp_path, contents)
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('aspp.c0', 'decoder.aspp.0.convs.0.0', 'decoder.conv1', 'decoder.cbr.0'),
+    *('segmentation_head.0', 'head.conv5.0', 'da_head.conv5a.0', 'ppm.1'),
+    *('auxlayer.0', 'classifier', 'classifier.4', 'decoder.psp.blocks.0'),
+    *('decode_head.conv_seg', 'auxiliary_head.conv_seg', 'conv_last.0'),
+  ],
+)
+@pytest.mark.parametrize('kernel', [(1, 1), (3, 3)])
+def test_a_dilated_body_is_not_taken_for_a_plain_one(tmp_path, name, kernel):
+  beside = layers(names={f'{name}.weight': (2, 8, *kernel)})
+  message = user_error(load, tmp_path, body('backbone.') | beside)
+  assert f'{name}.weight is a convolution of a network that labels' in message
+
+
 def test_a_convolution_may_have_a_bias(tmp_path):
   inside = layers('backbone.', {'layer1.0.conv2.bias': [64]})
   loaded = load(tmp_path, {'state_dict': body('backbone.') | inside})
@@ -439,6 +536,30 @@ def test_lists_in_messages_are_short(tmp_path):
       {'args': namespace(model_kwargs={'act_layer': 'torch.nn.SiLU'})},
       'act_layer=silu',
     ),
+    ({'args': {'model': {'name': 'resnetblur18'}}}, 'name=resnetblur18'),
+    (
+      {'hyper_parameters': {'backbone_name': 'resnet18d'}},
+      'backbone_name=resnet18d',
+    ),
+    (
+      {'hyper_parameters': {'cfg': {'model': {'backbone': 'resnetaa18'}}}},
+      'backbone=resnetaa18',
+    ),
+    ({'hparams': {'net': {'model_name': 'seresnet18'}}}, 'model_name=seresnet'),
+    ({'hparams': {'encoder_name': 'resnest18'}}, 'encoder_name=resnest18'),
+    ({'args': namespace(dilated=True)}, 'dilated=True'),
+    ({'config': {'dilation': (1, 1, 2, 4)}}, 'dilation=(1, 1, 2, 4)'),
+    ({'args': namespace(pool='gem')}, 'pool=gem'),
+    ({'config': {'model': {'pooling': {'type': 'Max'}}}}, 'pooling=max'),
+    ({'args': namespace(activation='silu')}, 'activation=silu'),
+    ({'args': namespace(bn_eps=1e-3)}, 'bn_eps=0.001'),
+    ({'args': namespace(bn_tf=True)}, 'bn_tf=True'),
+    ({'meta': {'architecture': 'resnet18', 'pooling': 'gem'}}, 'pooling=gem'),
+    ({'meta': {'config': "dict(type='ResNetV1d')"}}, 'type=ResNetV1d'),
+    ({'meta': {'config': 'dilations=(1,1,2,4)'}}, 'dilations=(1, 1, 2, 4)'),
+    ({'meta': {'cfg': 'strides=(1, 2, 1, 1)'}}, 'strides=(1, 2, 1, 1)'),
+    ({'arch': 'resnet34'}, 'states arch=resnet34, and its tensors are those'),
+    ({'args': namespace(model='resnet50')}, 'contradicts itself'),
   ],
 )
 def test_arch_blur(tmp_path, stated, message):
@@ -454,10 +575,28 @@ def test_arch_blur(tmp_path, stated, message):
     # Of widths that the tensors tell.
     *('wide_resnet18_2', 'ig_resnext18_32x16d.fb_wsl'),
     *('timm/resnet18.tv_in1k', 'swsl_resnet18', 'runs/resnet18/best.pth'),
+    *('resnet18_ema', 'resnet18_fold0', 'pytorch_resnet18'),
+    *('resnet18-5c106cde', 'resnet18_imagenet_224'),
+    'ResNet18_Weights.IMAGENET1K_V1',
   ],
 )
 def test_the_names_of_plain_networks_are_known(tmp_path, name):
   assert_holds(load(tmp_path, {'arch': name, 'state_dict': full()}))
+
+
+@pytest.mark.parametrize(
+  'stated',
+  [
+    {'config': {'dilation': (1, 1, 1, 1), 'norm_layer': 'SyncBatchNorm'}},
+    {'args': namespace(activation='softmax', pool='avg', bn_eps=None)},
+    {'args': namespace(arch='resnet18', teacher='resnet50d')},
+    {'hparams': {'teacher': {'arch': 'resnetblur50'}, 'pool': view(ONE)}},
+    {'meta': {'config': "type='ResNet', depth=18, strides=(1, 2, 2, 2)"}},
+  ],
+  ids=str,
+)
+def test_settings_of_plain_networks_are_not_refused(tmp_path, stated):
+  assert_holds(load(tmp_path, {'state_dict': full()} | stated))
 
 
 def test_a_name_that_says_nothing_is_noted(tmp_path):
@@ -557,6 +696,17 @@ def test_a_published_folder_of_timms_is_read(folder):
     ({'model_args': {'norm_layer': 'groupnorm'}}, {}, 'norm_layer=groupnorm'),
     ({'model_args': {'stem_rate': 2}}, {}, 'stem_rate=2'),
     ({'model_args': 'all'}, {}, 'model_args=all'),
+    ({'model_args': {'layers': [3, 4, 6, 3]}}, {}, 'layers=[3, 4, 6, 3]'),
+    ({'model_args': {'block': 'Bottleneck'}}, {}, 'block=bottleneck'),
+    ({'model_args': {'channels': [32, 64, 128, 256]}}, {}, 'channels=[32, 64'),
+    ({'model_args': {'num_classes': 9}}, {}, 'num_classes=9'),
+    ({'model_args': {'in_chans': 1}}, {}, 'in_chans=1'),
+    ({'model_args': {'stem_type': 'deep'}}, {}, 'stem_type=deep'),
+    ({'model_args': {'base_width': 32}}, {}, 'base_width=32'),
+    ({'model_args': {'cardinality': 32}}, {}, 'cardinality=32'),
+    ({'model_args': {'block_reduce_first': 2}}, {}, 'block_reduce_first=2'),
+    ({}, {'architecture': 'resnet50'}, 'architecture=resnet50'),
+    ({}, {'architecture': 'resnet18d'}, 'architecture=resnet18d'),
     ({}, {'crop_mode': 'squash'}, 'crop_mode=squash'),
     ({}, {'crop_mode': 'border'}, 'crop_mode=border'),
     ({}, {'input_size': [3, 224, 160]}, 'input_size=[3, 224, 160]'),
@@ -571,7 +721,14 @@ def test_what_timms_configuration_states_is_not_ignored(
 
 
 def test_what_timms_configuration_states_is_honoured(folder):
-  args = {'drop_rate': 0.1, 'act_layer': 'relu', 'num_classes': 1000}
+  args = {
+    **{'drop_rate': 0.1, 'act_layer': 'relu', 'num_classes': 1000},
+    **{'scriptable': True, 'exportable': True, 'checkpoint_path': ''},
+    **{'pretrained_strict': True, 'bn_momentum': 0.1, 'img_size': 224},
+    **{'norm_layer': 'syncbatchnorm', 'layers': [2, 2, 2, 2], 'in_chans': 3},
+    **{'block': 'BasicBlock', 'channels': [64, 128, 256, 512]},
+    **{'base_width': 64, 'cardinality': 1, 'stem_width': 64},
+  }
   squash = {'crop_mode': 'squash', 'crop_pct': 1.0}
   loaded = weights.load(folder(timm({'model_args': args}, squash)))
   assert loaded.preprocess.resize == 'squash'
@@ -638,3 +795,137 @@ def test_a_file_beside_a_configuration_says_so(folder):
   assert 'config.json is not read: give the folder' in '\n'.join(
     weights.load(file).notes
   )
+
+
+# ------------------------------------------------------- contents of all kinds
+
+
+@pytest.mark.parametrize(
+  'contents',
+  [
+    *([full()], (3, full()), {'models': [full()]}, {0: full(), 1: 'x'}),
+    {'a': {'b': {'c': {'d': {'e': {'f': full()}}}}}},
+    {'state_dict': full(), 'optimizer': {'state': {0: {'exp_avg': view(ONE)}}}},
+  ],
+  ids=['list', 'tuple', 'a list in a dict', 'numbers', 'deep', 'optimizer'],
+)
+def test_a_state_dict_lies_in_any_container(tmp_path, contents):
+  assert_holds(load(tmp_path, contents))
+
+
+def test_names_may_be_bytes(tmp_path):
+  def encoded(text):
+    return call('_codecs.encode', text, 'latin1')
+
+  entries = b''.join(encoded(name) + made for name, made in full().items())
+  assert_holds(load(tmp_path, b'}(' + entries + b'u'))
+
+
+def test_a_dot_chooses_the_names_without_a_prefix_of_a_place(tmp_path):
+  contents = {'state_dict': full() | full('copy.', 4)}
+  assert_holds(load(tmp_path, contents, '.'))
+  assert_holds(load(tmp_path, {'model': full()}, '.'))
+
+
+def test_what_is_checked_is_not_called_unread(tmp_path):
+  contents = {'state_dict': full(), 'arch': 'resnet18'}
+  assert 'not read' not in '\n'.join(load(tmp_path, contents).notes)
+
+
+def test_numpy_arrays_in_place_of_tensors_are_named(tmp_path):
+  array = call('numpy._core.multiarray._reconstruct', 0)
+  for contents in ({'conv1.weight': array}, {'model': {'conv1.weight': array}}):
+    message = user_error(load, tmp_path, contents)
+    assert 'holds NumPy arrays' in message
+    assert 'torch.as_tensor(array)' in message
+
+
+def test_a_large_pickle_is_not_called_damaged(tmp_path):
+  contents = {'state_dict': full(), 'history': 'x' * (5 << 20)}
+  message = user_error(load, tmp_path, contents)
+  assert 'damaged' not in message
+  assert 'histories' in message
+  assert 'save a clean one' in message
+
+
+# What Git has instead of a large file, and had.
+POINTERS = [
+  f'{start}version {address}\noid sha256:{"0" * 64}\nsize 9\n'.encode()
+  for start in ('', '\ufeff')
+  for address in (
+    'https://git-lfs.github.com/spec/v1',
+    'https://hawser.github.com/spec/v1',
+    'http://git-media.io/v/2',
+  )
+]
+
+
+@pytest.mark.parametrize('pointer', POINTERS, ids=str)
+def test_a_pointer_in_a_folder_of_weights_says_what_it_is(
+  tmp_path, folder, pointer
+):
+  model = pathlib.Path(folder(TRANSFORMERS, 1000, torch_names.hugging_face))
+  for name in (
+    *('preprocessor_config.json', 'model.safetensors', 'config.json'),
+    *('pytorch_model.bin', '_conv1_conv.w0'),
+  ):
+    path = model / name
+    if name == 'pytorch_model.bin':
+      (model / 'config.json').write_text(json.dumps(TRANSFORMERS))
+      (model / 'model.safetensors').unlink()
+    path.unlink(missing_ok=True)
+    path.write_bytes(pointer)
+    message = user_error(weights.load, str(model))
+    assert message == f'{path} is {faults.GIT_LFS_SAYS}.'
+    if name == 'preprocessor_config.json':
+      path.unlink()
+  single = tmp_path / 'weights'
+  single.write_bytes(pointer)
+  assert faults.GIT_LFS_SAYS in user_error(weights.load, str(single))
+
+
+def test_a_configuration_may_begin_with_a_mark(folder):
+  path = pathlib.Path(folder(timm()))
+  text = (path / 'config.json').read_text()
+  (path / 'config.json').write_text(text, 'utf-8-sig')
+  assert weights.load(str(path)).preprocess.resize_size == 235
+
+
+@pytest.mark.parametrize(
+  ('stated', 'message'),
+  [
+    ({'depths': [3, 4, 6, 3]}, 'depths=[3, 4, 6, 3]'),
+    ({'hidden_sizes': [256, 512, 1024, 2048]}, 'hidden_sizes=[256, 512'),
+    ({'layer_type': 'bottleneck'}, 'layer_type=bottleneck'),
+    ({'architectures': ['RegNetForImageClassification']}, "['RegNetFor"),
+    ({'downsample_in_bottleneck': 'yes'}, 'downsample_in_bottleneck=yes'),
+  ],
+)
+def test_what_transformers_configuration_states_must_fit(
+  folder, stated, message
+):
+  path = folder(TRANSFORMERS | stated, 1000, torch_names.hugging_face)
+  assert message in user_error(weights.load, path)
+
+
+def test_flipped_channels_are_not_ignored(folder):
+  path = pathlib.Path(folder(TRANSFORMERS, 1000, torch_names.hugging_face))
+  stated = {
+    **{'size': 224, 'resample': 3, 'do_flip_channel_order': True},
+    **{'image_mean': [0.5] * 3, 'image_std': [0.5] * 3},
+  }
+  (path / 'preprocessor_config.json').write_text(json.dumps(stated))
+  assert 'do_flip_channel_order=True' in user_error(weights.load, str(path))
+
+
+def test_wordnet_ids_are_kept_beside_descriptions(folder):
+  stated = timm(
+    {
+      'num_classes': 2,
+      'label_names': ['n03888257', 'n01440764'],
+      'label_descriptions': {'n03888257': 'parachute', 'n01440764': 'tench'},
+    },
+    {'num_classes': 2},
+  )
+  loaded = weights.load(folder(stated, 2))
+  assert loaded.loaded.class_names == ('n03888257', 'n01440764')

@@ -131,6 +131,9 @@ test_the_names_of_plain_networks_are_known = (
 test_a_name_that_says_nothing_is_noted = (
   weights.test_a_name_that_says_nothing_is_noted
 )
+test_settings_of_plain_networks_are_not_refused = (
+  weights.test_settings_of_plain_networks_are_not_refused
+)
 
 # A thousand classes of its own.
 test_a_thousand_names_that_are_not_imagenets_are_taken = (
@@ -165,6 +168,12 @@ test_a_prefix_where_there_is_nothing_to_choose_is_refused = (
 )
 test_another_network_is_not_taken_for_the_plain_one_in_it = (
   weights.test_another_network_is_not_taken_for_the_plain_one_in_it
+)
+test_a_learned_pool_is_another_network = (
+  weights.test_a_learned_pool_is_another_network
+)
+test_a_dilated_body_is_not_taken_for_a_plain_one = (
+  weights.test_a_dilated_body_is_not_taken_for_a_plain_one
 )
 test_a_convolution_may_have_a_bias = weights.test_a_convolution_may_have_a_bias
 test_what_is_missing_is_named = weights.test_what_is_missing_is_named
@@ -342,3 +351,36 @@ test_sparse_members_are_refused_by_name = (
 
 # A bomb in meta.mat.
 test_a_meta_mat_is_bounded = environment.test_a_meta_mat_is_bounded
+
+# Weights in other containers, and what lies beside them.
+test_a_state_dict_lies_in_any_container = (
+  weights.test_a_state_dict_lies_in_any_container
+)
+test_names_may_be_bytes = weights.test_names_may_be_bytes
+test_a_dot_chooses_the_names_without_a_prefix_of_a_place = (
+  weights.test_a_dot_chooses_the_names_without_a_prefix_of_a_place
+)
+test_what_is_checked_is_not_called_unread = (
+  weights.test_what_is_checked_is_not_called_unread
+)
+test_numpy_arrays_in_place_of_tensors_are_named = (
+  weights.test_numpy_arrays_in_place_of_tensors_are_named
+)
+test_a_large_pickle_is_not_called_damaged = (
+  weights.test_a_large_pickle_is_not_called_damaged
+)
+test_a_pointer_in_a_folder_of_weights_says_what_it_is = (
+  weights.test_a_pointer_in_a_folder_of_weights_says_what_it_is
+)
+test_a_configuration_may_begin_with_a_mark = (
+  weights.test_a_configuration_may_begin_with_a_mark
+)
+test_what_transformers_configuration_states_must_fit = (
+  weights.test_what_transformers_configuration_states_must_fit
+)
+test_flipped_channels_are_not_ignored = (
+  weights.test_flipped_channels_are_not_ignored
+)
+test_wordnet_ids_are_kept_beside_descriptions = (
+  weights.test_wordnet_ids_are_kept_beside_descriptions
+)

@@ -106,7 +106,7 @@ def opened(image: bytes | Image.Image) -> Image.Image:
   with reading():
     if not image:
       raise ImageError('the file is empty')
-    if image.startswith(faults.GIT_LFS):
+    if faults.is_git_lfs(image):
       raise ImageError(f'it is {faults.GIT_LFS_SAYS}')
     if image.startswith(_PNG):
       image = _without_texts(image)

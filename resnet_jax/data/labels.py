@@ -125,7 +125,7 @@ def find(
 def _read_names(path: pathlib.Path) -> list[str]:
   try:
     text = files.read_text(path, _MAX_NAMES_BYTES, 'utf-8-sig')
-    if text.startswith(faults.GIT_LFS.decode()):
+    if faults.is_git_lfs(text):
       raise errors.UserError(f'class_names={path} is {faults.GIT_LFS_SAYS}.')
   except (OSError, ValueError) as error:
     raise errors.UserError(

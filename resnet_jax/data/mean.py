@@ -189,7 +189,7 @@ def _mean_image(path: pathlib.Path, size: int) -> MeanImage:
   if path.stat().st_size > _MAX_MEAN_BYTES:
     raise errors.UserError(f'{path} is too large for a mean file.')
   data = path.read_bytes()
-  if data.startswith(faults.GIT_LFS):
+  if faults.is_git_lfs(data):
     raise errors.UserError(f'{path} is {faults.GIT_LFS_SAYS}.')
   digest = hashlib.sha256(data).hexdigest()
   if blob.recognise(path):

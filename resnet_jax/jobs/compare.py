@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnet_jax import features
+from resnet_jax.codecs import faults
 from resnet_jax.evaluation import (
   pairs,
   prediction,
@@ -49,7 +50,10 @@ def _existing(config: ConfigDict, key: str) -> pathlib.Path:
     )
   # The folder of --job=evaluate stands for the predictions in it.
   inside = path / 'predictions.jsonl'
-  return inside if inside.is_file() else path
+  found = inside if inside.is_file() else path
+  if found.is_file():
+    faults.check_pointer(found)
+  return found
 
 
 def _say_left_out(path: pathlib.Path, count: int) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from resnet_jax.data import labels
 from resnet_jax.system import errors
 
+_WORDNET = re.compile(r'n\d{8}')
+
 
 def stated(
   path: pathlib.Path,
@@ -49,7 +51,11 @@ def stated(
   shown: Mapping[str, Any] = (
     descriptions if isinstance(descriptions, dict) else {}
   )
-  return tuple(str(shown.get(name, name)) for name in found)
+  # WordNet ids are kept: they tell which class of a data set each is.
+  return tuple(
+    name if _WORDNET.fullmatch(name) else str(shown.get(name, name))
+    for name in found
+  )
 
 
 def _are_placeholders(names: tuple[str, ...]) -> bool:

@@ -58,7 +58,6 @@ _OF_MODULES = [FORMATS[key] for key in ('torch', 'hugging_face', 'safetensors')]
 _HEAD = 512
 # Files that are mistaken for weights: their first bytes and a description.
 _MISTAKEN = (
-  (faults.GIT_LFS, faults.GIT_LFS_SAYS),
   (b'<', 'a web page or XML, not weights: the download went wrong'),
   (b'\x89PNG', 'an image'),
   (b'\xff\xd8\xff', 'an image'),
@@ -105,6 +104,8 @@ def _looks_like(path: pathlib.Path, head: bytes) -> str:
     )
   if not head:
     return 'empty'
+  if faults.is_git_lfs(head):
+    return faults.GIT_LFS_SAYS
   for beginning, what in _MISTAKEN:
     if head.startswith(beginning):
       return what

@@ -16,14 +16,16 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from resnet_jax.codecs import faults
 from resnet_jax.data import presets
 from resnet_jax.data.preprocess import Preprocess
+from resnet_jax.models import resnet, structure
 from resnet_jax.system import errors, files
 from resnet_jax.weights import (
   assemble,
   class_names,
   safetensors,
-  statements,
+  timm_config,
   torch,
 )
 
@@ -83,13 +85,14 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   if timms is None and 'architecture' in config and 'model_type' not in config:
     timms = config
   if isinstance(timms, dict):
-    statements.check_folder(path / _CONFIG, config, timms)
+    timm_config.check(path / _CONFIG, config, timms)
     preprocess = _timm(path / _CONFIG, timms)
     loaded = _LOADERS[name](path / name, options)
     loaded = dataclasses.replace(loaded, format=f'timm folder, {name}')
     return _with_timms(path / _CONFIG, config, timms, loaded, preprocess)
   _check_network(path, config)
   loaded = _LOADERS[name](path / name, options)
+  _check_fits(path / _CONFIG, config, loaded.module)
   stride_in = '1x1' if config.get('downsample_in_bottleneck') else '3x3'
   preprocess, notes = presets.HUGGING_FACE, loaded.notes
   if (path / _PREPROCESSOR).is_file():
@@ -136,6 +139,39 @@ def _check_network(path: pathlib.Path, config: dict[str, Any]) -> None:
         f'{str(stated[key])[:99]}, not {value}. If the weights are those of a'
         ' plain ResNet, give their file instead of the folder.'
       )
+  classes = config.get('architectures') or []
+  stride = config.get('downsample_in_bottleneck')
+  for key, value, right in (
+    ('architectures', classes, _are_resnets(classes)),
+    ('downsample_in_bottleneck', stride, stride in (None, True, False)),
+  ):
+    if not right:
+      raise errors.UserError(
+        f'{path} holds another network: its {_CONFIG} says {key}='
+        f'{str(value)[:99]}. If the weights are those of a plain ResNet, give'
+        ' their file instead of the folder.'
+      )
+
+
+def _are_resnets(classes: object) -> bool:
+  return isinstance(classes, list) and all(
+    isinstance(name, str) and name.startswith('ResNet') for name in classes
+  )
+
+
+def _check_fits(
+  path: pathlib.Path, config: dict[str, Any], module: resnet.ResNet
+) -> None:
+  """Refuses a configuration of other weights than those beside it."""
+  own = structure.ARCHITECTURES[module.depth]
+  outputs = structure.widths(module.depth, module.variant).outputs
+  for key, ours in {
+    'depths': list(own.blocks),
+    'hidden_sizes': [outputs * 2**n for n in range(len(own.blocks))],
+    'layer_type': 'bottleneck' if own.bottleneck else 'basic',
+  }.items():
+    if config.get(key, ours) != ours:
+      raise timm_config.differs(path, key, config[key], module)
 
 
 def _with_timms(
@@ -147,7 +183,7 @@ def _with_timms(
 ) -> assemble.Loaded:
   """The weights with what timm's configuration states."""
   module = loaded.module
-  statements.check_folder_fits(path, config, cfg, module.depth, module.classes)
+  timm_config.check_fits(path, config, cfg, module)
   both = cfg | config
   key = next((key for key in _LABELS if both.get(key)), _LABELS[0])
   return dataclasses.replace(
@@ -199,6 +235,10 @@ def _transformers(path: pathlib.Path) -> Preprocess:
     for key in _STEPS:
       if not stated.get(key, True):
         raise ValueError(f'{key}={stated[key]}')
+    if stated.get('do_flip_channel_order'):
+      raise ValueError(
+        f'do_flip_channel_order={stated["do_flip_channel_order"]}'
+      )
     if not math.isclose(float(stated.get('rescale_factor', 1 / 255)), 1 / 255):
       raise ValueError(f'rescale_factor={stated["rescale_factor"]}')
     size = stated['size']
@@ -253,8 +293,9 @@ def _supported(path: pathlib.Path) -> Iterator[None]:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
+  faults.check_pointer(path)
   try:
-    found = files.read_json(files.read_text(path, _MAX_BYTES))
+    found = files.read_json(files.read_text(path, _MAX_BYTES, 'utf-8-sig'))
     if not isinstance(found, dict):
       raise ValueError('it is not a JSON object')
     return found

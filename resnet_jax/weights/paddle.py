@@ -33,6 +33,8 @@ from resnet_jax.weights import assemble, metadata
 
 _HEADER = struct.Struct('<iIQ')
 _VALUE = np.dtype('<f4')
+# Files of up to so many bytes may be Git LFS pointers.
+_SMALL = 1024
 _AXES = {'OHWI': '(Co, ky, kx, Ci)', 'OIHW': '(Co, Ci, ky, kx)'}
 _LAYOUTS = {
   order: assemble.KernelLayout(f'{_AXES[order]}, (in, out)', kernel, (0, 1))
@@ -112,6 +114,9 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
 def _file(path: pathlib.Path) -> ParameterFile:
   with faults.reported(path):
     size = path.stat().st_size
+  # A pointer's size is none of a parameter's.
+  if 0 < size <= _SMALL and path.is_file():
+    faults.check_pointer(path)
 
   def read() -> bytes:
     # A pipe has no size, and to open it could wait forever.

@@ -17,6 +17,7 @@ from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.models import structure
 from resnet_jax.system import errors
 from resnet_jax.system.text import counted, some
+from resnet_jax.weights import surroundings
 
 # In `weights_prefix`, stands for names without a prefix.
 ROOT = '.'
@@ -26,19 +27,12 @@ _AVERAGES = {
   *('ema', 'model_ema', 'ema_model', 'state_dict_ema', 'ema_state_dict'),
   *('model_state_ema', 'ema_model_state', 'model_state_dict_ema'),
   *('ema_model_state_dict', 'swa', 'swa_model', 'averaged_model'),
+  *('ema_network', 'network_ema', 'ema_net', 'net_ema', 'ema_encoder'),
+  *('avg_model', 'model_avg', 'averaged_state_dict', 'swa_state_dict'),
 }
 _AVERAGED_STEPS = 'n_averaged'
 _MOST_ABOVE = 8
 _DOT = re.compile(r'\.')
-# A classifier is the only linear layer of one of these modules, beside the body
-# or beside what wraps it; the numbers are of children of torch.nn.Sequential.
-_HEADS = (
-  *('fc', 'head.fc', 'last_linear', 'linear', 'classifier.1', 'classifier'),
-  *('head', 'logits', *map(str, range(1, 13))),
-)
-# Convolutions in these make a map of classes, of a body whose later stages are
-# dilated instead of strided, which the body's tensors do not tell.
-_MAPPING_HEADS = {'classifier', 'aux_classifier', 'decode_head'}
 _LEAF = re.compile(r'\.(weight|bias|running_mean|running_var)$')
 
 
@@ -123,11 +117,13 @@ class Chosen:
       between the layers.
     head: the module of the classifier; '': there is none.
     left_out: names of the other tensors.
+    notes: why a layer is not taken for the classifier.
   """
 
   tensors: dict[str, Tensor]
   head: str
   left_out: tuple[str, ...]
+  notes: tuple[str, ...]
 
 
 def find(names: Collection[str], programs: Sequence[Program]) -> list[Network]:
@@ -163,7 +159,10 @@ def _depth(names: Collection[str], program: Program, prefix: str) -> int:
 
 
 def choose(
-  path: pathlib.Path, networks: Sequence[Network], wanted: str
+  path: pathlib.Path,
+  networks: Sequence[Network],
+  wanted: str,
+  places: Collection[str] = (),
 ) -> Network:
   """The network that is meant: the one, or the one that is no average.
 
@@ -172,12 +171,15 @@ def choose(
     networks: at least one.
     wanted: the setting `weights_prefix`; '': not set.  A prefix, or modules in
       it that only one network's has (`encoder_q`).
+    places: prefixes that are places of state dicts, without one in them.
 
   Raises:
     UserError: several are meant, or none; lists them.
   """
   if wanted:
     meant = [n for n in networks if n.choice == (wanted.strip('.') or ROOT)]
+    if wanted == ROOT and not meant:
+      meant = [n for n in networks if n.prefix in places]
     meant = meant or [
       n for n in networks if f'.{wanted.strip(".")}.' in f'.{n.prefix}'
     ]
@@ -203,69 +205,50 @@ def choose(
 
 
 def tensors_of(
-  path: pathlib.Path, tensors: Mapping[str, Tensor], network: Network
+  path: pathlib.Path,
+  tensors: Mapping[str, Tensor],
+  networks: Sequence[Network],
+  network: Network,
 ) -> Chosen:
   """The network's tensors, its classifier's, and what is left out.
+
+  Args:
+    path: for messages.
+    tensors: all.
+    networks: all, one of them the other argument.
+    network: that is chosen.
 
   Raises:
     UserError: the other tensors say that its layers are not a plain ResNet's.
   """
   prefix, body = network.prefix, network.program.body(network.depth)
-  head = _head(tensors, network)
-  ours = {f'{head}.weight', f'{head}.bias'} if head else set()
-  kept, left_out = {}, []
+  kept: dict[str, Tensor] = {}
+  beside: dict[str, Tensor] = {}
   for name, tensor in tensors.items():
     rest = name.removeprefix(prefix) if name.startswith(prefix) else ''
-    if name in ours or rest in body or network.program.inside.match(rest):
-      kept[name] = tensor
-    else:
-      left_out.append(name)
-  for name in left_out:
-    shape = tensors[name].shape
-    if len(shape) == 4 and shape[-1] > 1:
-      modules = name.split('.')
-      if found := _MAPPING_HEADS.intersection(modules):
-        raise errors.UserError(
-          f'{path} does not hold a plain ResNet: {name[:99]}, a convolution in'
-          f' a {found.pop()}, is of a network that labels each pixel, and in'
-          ' most of these the later stages are dilated, which the tensors do'
-          ' not tell. If yours are not, save the tensors of the ResNet alone.'
-        )
-  return Chosen(kept, head, tuple(left_out))
-
-
-def _head(tensors: Mapping[str, Tensor], network: Network) -> str:
-  """The module of the classifier; '' if none fits the body."""
-  body = network.program.body(network.depth)
+    ours = rest in body or network.program.inside.match(rest)
+    (kept if ours else beside)[name] = tensor
+  surroundings.check(path, beside, network.above)
   # Of the last batch norm, as the parameters are in the order of computing.
-  shape = tensors[network.prefix + list(body)[-1]].shape
-  by_module: dict[str, dict[str, None]] = {}
-  for name in tensors:
-    for base in network.above:
-      if name.startswith(base):
-        parts = name.removeprefix(base).split('.')
-        for count in (1, 2):
-          module = base + '.'.join(parts[:count])
-          by_module.setdefault(module, {})[name] = None
-  for base in network.above:
-    for head in _HEADS:
-      inside = by_module.get(base + head, {})
-      matrices = [n for n in inside if n.endswith('.weight')]
-      if len(inside) != 2 or len(matrices) != 1:
-        continue
-      layer = matrices[0].removesuffix('.weight')
-      weight, bias = tensors[matrices[0]].shape, tensors.get(f'{layer}.bias')
-      # A square one in a chain of layers is a projection's.
-      is_projection = layer != base + head and weight == shape * 2
-      if (
-        bias is not None
-        and len(weight) == 2
-        and weight[1:] == shape
-        and bias.shape == weight[:1]
-        and not is_projection
-      ):
-        return layer
-  return ''
+  (features,) = tensors[prefix + list(body)[-1]].shape
+  head = surroundings.classifier(
+    tensors, beside, network.above, _foreign(networks, network), features
+  )
+  for leaf in ('weight', 'bias') if head.layer else ():
+    name = f'{head.layer}.{leaf}'
+    kept[name] = beside.pop(name)
+  return Chosen(kept, head.layer, tuple(beside), head.notes)
+
+
+def _foreign(networks: Sequence[Network], network: Network) -> set[str]:
+  """Prefixes that only other networks have: theirs and those around them."""
+  own = {'', *_bases(network.prefix)}
+  return {
+    base
+    for other in networks
+    for base in _bases(other.prefix)
+    if base not in own
+  }
 
 
 def described(

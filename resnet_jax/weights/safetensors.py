@@ -13,6 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from resnet_jax.codecs import faults
 from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.data import presets
 from resnet_jax.models import names
@@ -48,6 +49,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   Raises:
     UserError: the file is damaged, or does not hold a ResNet.
   """
+  faults.check_pointer(path)
   try:
     with safetensors.safe_open(path, 'numpy') as file:
       stated = file.metadata() or {}

@@ -15,7 +15,8 @@ import dataclasses
 import io
 import os
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from resnet_jax.codecs import faults, pickles
@@ -40,9 +41,15 @@ _MAGIC_TEXT = f'L{_MAGIC}L\n.'.encode()
 _TAR_NAMES = (b'sys_info', b'pickle', b'tensors', b'storages')
 
 _PICKLE = '/data.pkl'
-# Dicts in dicts that a state dict may lie in.
-_MAX_DEPTH = 4
+# Containers in one another that a state dict may lie in.
+_MAX_DEPTH = 16
 _MAX_PLACE = 400
+_MAX_BITS = 64
+# What holds tensors of the training's, which are no network's.
+_OF_TRAINING = re.compile(r'optim|sched')
+_ARRAY = re.compile(
+  r'numpy\.(_?core\.)?(multiarray\._reconstruct|numeric\._frombuffer)'
+)
 _CLEAN = (
   'If you trust the file, save a clean one in Python:'
   " torch.save(model.state_dict(), 'clean.pth')."
@@ -65,9 +72,7 @@ def _read_zip(file: BinaryIO) -> Any:
     raise faults.RefusedError('a TorchScript program')
   size = members[pickled[0]].file_size
   if size > torch_tensors.MAX_PICKLE:
-    raise ValueError(
-      f'its pickle has {size} bytes, more than {torch_tensors.MAX_PICKLE}'
-    )
+    raise torch_tensors.too_large(f'{size} bytes, more than')
   order = members.get(f'{folder}byteorder')
   if order and (
     order.file_size != 6 or archive.read(order.filename) != b'little'
@@ -162,7 +167,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
       contents = (_read_zip if kind == 'zip' else _read_row)(file)
       if isinstance(contents, pickles.Inert):
         raise faults.RefusedError(contents.name)
-      tensors = _tensors(contents) if isinstance(contents, dict) else {}
+      tensors = _tensors(contents)
     if not tensors:
       raise errors.UserError(_no_state_dict(path, contents))
     loaded = torch_names.load_tensors(
@@ -173,7 +178,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
       places={found.place for found in tensors.values()},
       beside=lambda used: _unread(contents, [tensors[name] for name in used]),
     )
-  stated = statements.check_checkpoint(path, contents)
+  stated = statements.check_checkpoint(path, contents, loaded.module.depth)
   return dataclasses.replace(loaded, notes=(*loaded.notes, *stated))
 
 
@@ -192,48 +197,69 @@ class _Found:
   key: str
 
 
-def _tensors(contents: dict) -> dict[str, _Found]:
-  """All tensors with names, in the contents and in dicts in them.
+def _entries(held: object) -> Iterator[tuple[str, Any]]:
+  """The values of a container under their names: keys, or places in a list."""
+  pairs: Iterable[tuple[object, Any]] = ()
+  if isinstance(held, dict):
+    pairs = held.items()
+  elif isinstance(held, list | tuple):
+    pairs = enumerate(held)
+  for key, value in pairs:
+    if isinstance(key, bytes):
+      yield key.decode('utf-8', 'replace'), value
+    elif isinstance(key, str):
+      yield key, value
+    # Python refuses to print very long numbers.
+    elif isinstance(key, int) and key.bit_length() < _MAX_BITS:
+      yield str(key), value
+    else:
+      yield f'({type(key).__name__})', value
+
+
+def _tensors(contents: object) -> dict[str, _Found]:
+  """All tensors with names, in the contents and in containers in them.
 
   Raises:
     ValueError: two have the same name.
   """
   found: dict[str, _Found] = {}
-  # A dict may be referred to any number of times.
+  # A container may be referred to any number of times.
   seen = set()
-  waiting = collections.deque[tuple[dict, tuple[str, ...]]]([(contents, ())])
+  waiting = collections.deque[tuple[Any, tuple[str, ...]]]([(contents, ())])
   while waiting:
     held, keys = waiting.popleft()
-    place = ''.join(f'{key}.' for key in keys)
+    length = sum(map(len, keys)) + len(keys)
     # It is copied for each of the tensors.
-    if len(place) > _MAX_PLACE:
-      raise ValueError(
-        f'its state dict is under a name of {len(place)} letters'
-      )
-    for name, value in held.items():
-      if not isinstance(name, str):
-        continue
+    place = ''.join(f'{key}.' for key in keys) if length <= _MAX_PLACE else ''
+    for name, value in _entries(held):
       if isinstance(value, Tensor):
+        if length > _MAX_PLACE:
+          raise ValueError(
+            f'its state dict is under a name of {length} letters'
+          )
         if place + name in found:
           raise ValueError(f'it has two tensors {place + name!r:.99}')
         found[place + name] = _Found(value, place, keys[0] if keys else '')
       elif (
-        isinstance(value, dict)
+        isinstance(value, dict | list | tuple)
         and id(value) not in seen
         and len(keys) < _MAX_DEPTH
+        and not _OF_TRAINING.search(name[:_MAX_PLACE])
       ):
         seen.add(id(value))
         waiting.append((value, (*keys, name)))
   return found
 
 
-def _unread(contents: dict, used: Sequence[_Found]) -> list[str]:
+def _unread(contents: object, used: Sequence[_Found]) -> list[str]:
   """A note on the contents beside the state dicts of the tensors."""
   keys = {found.key for found in used}
   unread = {
     key: value
-    for key, value in contents.items()
-    if key not in keys and not ('' in keys and isinstance(value, Tensor))
+    for key, value in _entries(contents)
+    if key not in keys
+    and not ('' in keys and isinstance(value, Tensor))
+    and not statements.is_name(key, value)
   }
   if not unread:
     return []
@@ -241,19 +267,32 @@ def _unread(contents: dict, used: Sequence[_Found]) -> list[str]:
 
 
 def _no_state_dict(path: pathlib.Path, contents: object) -> str:
-  if not isinstance(contents, dict):
+  if not isinstance(contents, dict | list | tuple):
     kind = type(contents).__name__
     return f'{path} holds a {kind}, not a state dict. {_CLEAN}'
+  held = dict(_entries(contents))
+  inner = [v for value in held.values() for _, v in _entries(value)]
+  if any(_is_array(value) for value in (*held.values(), *inner)):
+    return (
+      f'{path} holds NumPy arrays, and weights in a PyTorch file are read from'
+      ' tensors. If you trust the file, save them as tensors in Python:'
+      ' torch.save({name: torch.as_tensor(array) for name, array in'
+      " torch.load(FILE, weights_only=False).items()}, 'clean.pth')."
+    )
   return (
-    f'{path} holds no state dict: it has no tensors, nor have its dicts; it'
-    f' holds {_listed(contents)}. {_CLEAN}'
+    f'{path} holds no state dict: no tensor has a name in it, nor in its'
+    f' containers (up to {_MAX_DEPTH} in one another); it holds'
+    f' {_listed(held)}. {_CLEAN}'
   )
 
 
-def _listed(contents: dict) -> str:
-  # Only strings are shown: Python refuses to print very long numbers.
+def _is_array(value: object) -> bool:
+  return isinstance(value, pickles.Inert) and bool(_ARRAY.fullmatch(value.name))
+
+
+def _listed(contents: dict[str, Any]) -> str:
   shown = [
-    (f'{key!r:.99}' if isinstance(key, str) else type(key).__name__)
+    f'{key!r:.99}'
     + (f' ({value.name})' if isinstance(value, pickles.Inert) else '')
     for key, value in contents.items()
   ]

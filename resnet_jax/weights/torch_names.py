@@ -175,13 +175,13 @@ def load_tensors(
   notes: list[str] = []
   networks = prefixes.find(tensors, _PROGRAMS)
   if networks:
-    network = prefixes.choose(path, networks, options.weights_prefix)
+    network = prefixes.choose(path, networks, options.weights_prefix, places)
     prefix, program = network.prefix, network.program
     place = max(
       (p for p in places if prefix.startswith(p)), key=len, default=''
     )
-    chosen = prefixes.tensors_of(path, tensors, network)
-    notes += _said(network, chosen.head, place)
+    chosen = prefixes.tensors_of(path, tensors, networks, network)
+    notes += (*_said(network, chosen.head, place), *chosen.notes)
     notes += beside(chosen.tensors)
     notes += prefixes.described(chosen.left_out, networks, network, place)
     tensors, head = chosen.tensors, chosen.head

@@ -149,12 +149,28 @@ def _rebuild_parameter(data: object, *rest: object) -> object:
   return data
 
 
+def _bytes(text: object, encoding: object = '') -> bytes | pickles.Inert:
+  # The bytes of protocol 2, which may be names.
+  if isinstance(text, str) and encoding == 'latin1':
+    return text.encode('latin1')
+  return pickles.Inert('encoded text')
+
+
+def too_large(size: str) -> faults.RefusedError:
+  """The error for a pickle of such a size."""
+  return faults.RefusedError(
+    f'a pickle of {size} {MAX_PICKLE}, as of histories, long settings, or'
+    ' NumPy arrays in place of tensors'
+  )
+
+
 _ADMITTED: dict[tuple[str, str], Any] = {
   ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
   # PyTorch 0.3's, which has the first four arguments only.
   ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
   ('torch._utils', '_rebuild_parameter'): _rebuild_parameter,
   ('torch._utils', '_rebuild_parameter_with_state'): _rebuild_parameter,
+  ('_codecs', 'encode'): _bytes,
   ('collections', 'OrderedDict'): pickles.ordered_dict,
 } | {('torch', f'{n}Storage'): dtype for n, dtype in _DTYPES.items()}
 
@@ -181,7 +197,7 @@ def unpickle(stream: io.BytesIO, storages: Storages | None = None) -> Any:
     return pickles.load(stream, size, admitted, persistent_load, inert=inert)
   except ValueError as error:
     if stream.tell() == MAX_PICKLE:
-      raise ValueError(f'its pickle has more than {size} bytes') from error
+      raise too_large('more bytes than') from error
     raise ValueError(f'its pickle: {error}') from error
 
 

@@ -137,7 +137,7 @@ def _form(path: pathlib.Path) -> str:
   """
   with files.opened(path) as file:
     head = file.read(_HEAD_BYTES)
-  if head.startswith(faults.GIT_LFS):
+  if faults.is_git_lfs(head):
     raise errors.UserError(f'{path} is {faults.GIT_LFS_SAYS}.')
   for magic, (name, command) in _PACKED.items():
     if re.match(magic, head):

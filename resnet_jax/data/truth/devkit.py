@@ -89,7 +89,7 @@ def label_of_id(path: pathlib.Path, wnids: Sequence[str]) -> np.ndarray:
 
 def _rows(data: bytes) -> list[tuple[int, str]]:
   """The ids and the WordNet ids of the classes without children."""
-  if data.startswith(faults.GIT_LFS):
+  if faults.is_git_lfs(data):
     raise ValueError(f'it is {faults.GIT_LFS_SAYS}')
   rows = matlab.structures(data, 'synsets', _FIELDS, _MAX_UNPACKED)
   return [

@@ -97,7 +97,7 @@ def _text(path: pathlib.Path) -> str:
     if path.stat().st_size > _MAX_BYTES:
       raise error(path, f'has more than {_MAX_BYTES} bytes')
     text = path.read_text('utf-8-sig')
-    if text.startswith(faults.GIT_LFS.decode()):
+    if faults.is_git_lfs(text):
       raise error(path, f'is {faults.GIT_LFS_SAYS}')
     return text
   except OSError as fault:
