@@ -929,3 +929,10 @@ def test_wordnet_ids_are_kept_beside_descriptions(folder):
   )
   loaded = weights.load(folder(stated, 2))
   assert loaded.loaded.class_names == ('n03888257', 'n01440764')
+
+
+def test_lists_that_refer_to_themselves_are_read_once(tmp_path):
+  # As b'2a' appends the list to itself.
+  for count in (999, 1 << 20):
+    message = user_error(load, tmp_path, b']' + b'2a' * count)
+    assert 'holds no state dict' in message

@@ -358,3 +358,6 @@ test_flipped_channels_are_not_ignored = (
 test_wordnet_ids_are_kept_beside_descriptions = (
   weights.test_wordnet_ids_are_kept_beside_descriptions
 )
+test_lists_that_refer_to_themselves_are_read_once = (
+  weights.test_lists_that_refer_to_themselves_are_read_once
+)
