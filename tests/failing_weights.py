@@ -929,3 +929,19 @@ def test_wordnet_ids_are_kept_beside_descriptions(folder):
   )
   loaded = weights.load(folder(stated, 2))
   assert loaded.loaded.class_names == ('n03888257', 'n01440764')
+
+
+def test_lists_that_refer_to_themselves_are_read_once(tmp_path):
+  # As b'2a' appends the list to itself.
+  for count in (999, 1 << 20):
+    message = user_error(load, tmp_path, b']' + b'2a' * count)
+    assert 'holds no state dict' in message
+
+
+def test_a_pointer_of_predictions_says_what_it_is(tmp_path):
+  path = tmp_path / 'predictions.jsonl'
+  path.write_bytes(POINTERS[0])
+  files = (f'--config.first={path}', f'--config.second={tmp_path}')
+  job = ('--config=configs/resnet.py', '--job=compare', *files)
+  done = run_program(tmp_path, *job, check=1)
+  assert f'{path} is {faults.GIT_LFS_SAYS}.' in done.stderr

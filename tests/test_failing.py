@@ -384,3 +384,9 @@ test_flipped_channels_are_not_ignored = (
 test_wordnet_ids_are_kept_beside_descriptions = (
   weights.test_wordnet_ids_are_kept_beside_descriptions
 )
+test_lists_that_refer_to_themselves_are_read_once = (
+  weights.test_lists_that_refer_to_themselves_are_read_once
+)
+test_a_pointer_of_predictions_says_what_it_is = (
+  weights.test_a_pointer_of_predictions_says_what_it_is
+)

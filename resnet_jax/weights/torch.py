@@ -45,6 +45,8 @@ _PICKLE = '/data.pkl'
 _MAX_DEPTH = 16
 _MAX_PLACE = 400
 _MAX_BITS = 64
+# Longer ones are histories and the like, not lists of state dicts.
+_MAX_LIST = 1000
 # What holds tensors of the training's, which are no network's.
 _OF_TRAINING = re.compile(r'optim|sched')
 _ARRAY = re.compile(
@@ -202,7 +204,7 @@ def _entries(held: object) -> Iterator[tuple[str, Any]]:
   pairs: Iterable[tuple[object, Any]] = ()
   if isinstance(held, dict):
     pairs = held.items()
-  elif isinstance(held, list | tuple):
+  elif isinstance(held, list | tuple) and len(held) <= _MAX_LIST:
     pairs = enumerate(held)
   for key, value in pairs:
     if isinstance(key, bytes):
@@ -242,6 +244,7 @@ def _tensors(contents: object) -> dict[str, _Found]:
         found[place + name] = _Found(value, place, keys[0] if keys else '')
       elif (
         isinstance(value, dict | list | tuple)
+        and value
         and id(value) not in seen
         and len(keys) < _MAX_DEPTH
         and not _OF_TRAINING.search(name[:_MAX_PLACE])
@@ -271,8 +274,12 @@ def _no_state_dict(path: pathlib.Path, contents: object) -> str:
     kind = type(contents).__name__
     return f'{path} holds a {kind}, not a state dict. {_CLEAN}'
   held = dict(_entries(contents))
-  inner = [v for value in held.values() for _, v in _entries(value)]
-  if any(_is_array(value) for value in (*held.values(), *inner)):
+  # By identity, as one may be referred to any number of times.
+  inner = {id(value): value for value in held.values()}
+  if any(
+    _is_array(value) or any(_is_array(one) for _, one in _entries(value))
+    for value in inner.values()
+  ):
     return (
       f'{path} holds NumPy arrays, and weights in a PyTorch file are read from'
       ' tensors. If you trust the file, save them as tensors in Python:'
@@ -296,4 +303,4 @@ def _listed(contents: dict[str, Any]) -> str:
     + (f' ({value.name})' if isinstance(value, pickles.Inert) else '')
     for key, value in contents.items()
   ]
-  return some(shown, 20) or 'nothing'
+  return some(shown, 20) or 'nothing that has a name'
