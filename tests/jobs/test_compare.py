@@ -345,7 +345,7 @@ def test_stores_of_the_same_file_names_are_compared(tmp_path, capsys):
 
 
 def test_what_is_there_decides_and_mistakes_say_so(tmp_path, files):
-  with pytest.raises(errors.UserError, match="no first was given"):
+  with pytest.raises(errors.UserError, match='no first was given'):
     _compare('', files[0])
   with pytest.raises(errors.UserError, match="second='nowhere' does not exist"):
     _compare(files[0], 'nowhere')
