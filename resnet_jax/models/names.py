@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The names of the layers and parameters; PaddlePaddle's are canonical."""
 
+import functools
 from collections.abc import Sequence
 
 from resnet_jax.models import structure
@@ -21,6 +22,7 @@ _LEAVES = {
 }
 
 
+@functools.lru_cache(maxsize=64)
 def layer_names(depth: int, head: bool = True) -> tuple[str, ...]:
   """Every addressable layer of ResNet-`depth`, in the order of computing.
 
@@ -34,6 +36,7 @@ def layer_names(depth: int, head: bool = True) -> tuple[str, ...]:
   return tuple(layer.name for layer in table)
 
 
+@functools.lru_cache(maxsize=64)
 def value_names(depth: int, head: bool = True) -> tuple[str, ...]:
   """Every addressable value of ResNet-`depth`, in the order of computing.
 

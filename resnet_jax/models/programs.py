@@ -13,8 +13,10 @@ classifier (`linear`) and the shortcuts.  Caffe and Keras have only ResNet-50,
 """
 
 import dataclasses
+import functools
 import string
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 
 from resnet_jax.models import names, structure
 from resnet_jax.models.variant import Variant
@@ -171,7 +173,8 @@ _STAGES = {
 }
 
 
-def owners(depth: int, scheme: str) -> dict[str, str]:
+@functools.lru_cache(maxsize=64)
+def owners(depth: int, scheme: str) -> Mapping[str, str]:
   """The layer of another program that holds a canonical layer's parameters.
 
   Canonical `_conv`, `_bn` and `logits` layers as keys; for Caffe's `_bn` it
@@ -179,7 +182,7 @@ def owners(depth: int, scheme: str) -> dict[str, str]:
   if the program has no network of that depth.
   """
   if scheme not in schemes(depth):
-    return {}
+    return types.MappingProxyType({})
   found: dict[str, str] = {}
   for value, several in rows(depth, scheme):
     layer = value.removesuffix(names.LINEAR)
@@ -189,7 +192,7 @@ def owners(depth: int, scheme: str) -> dict[str, str]:
     found['logits'] = 'predictions'
   if scheme == 'caffe':
     found = {n: theirs.removeprefix('scale') for n, theirs in found.items()}
-  return found
+  return types.MappingProxyType(found)
 
 
 def schemes(depth: int) -> tuple[str, ...]:

@@ -25,10 +25,10 @@ from resnet_jax.weights import assemble, caffe_net
 
 _Layers = Mapping[str, caffe_net.CaffeLayer]
 # From a depth to names in the form of `programs.owners`.
-_Owners = Callable[[int], dict[str, str]]
+_Owners = Callable[[int], Mapping[str, str]]
 
 
-def _authors(depth: int) -> dict[str, str]:
+def _authors(depth: int) -> Mapping[str, str]:
   return programs.owners(depth, 'caffe')
 
 

@@ -7,7 +7,7 @@
 import collections
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import BinaryIO
 
 import h5py
@@ -66,7 +66,7 @@ def canonical(old: bool) -> dict[str, str]:
   return {theirs: ours for ours, theirs in owners.items()}
 
 
-def _owners(depth: int, old: bool) -> dict[str, str]:
+def _owners(depth: int, old: bool) -> Mapping[str, str]:
   if not old:
     return programs.owners(depth, 'keras')
   # A batch norm's owner is the common part of Caffe's `bn...` and `scale...`.
