@@ -116,7 +116,8 @@ def test_streams_that_are_full_closed_or_left(workplace, arguments):
   assert done.returncode == 1
   expected = 'error: cannot write to standard output: No space left on device.'
   assert done.stderr.splitlines()[-1].startswith(expected)
-  for streams in ('>&-', '2>&-', '<&- >&- 2>&-'):
+  closed = '<&- >&- 2>&-'
+  for streams in ('>&-', '2>&-', closed) if arguments == PREDICT else (closed,):
     assert in_shell(workplace, arguments, streams).returncode == 0
   done = in_shell(workplace, arguments, '> /dev/full 2>&1')
   assert (done.returncode, done.stderr) == (1, '')
