@@ -214,7 +214,9 @@ def _unknown(
       f' {linear}.'
     )
   known = [a.name for a in everything if scheme in (a.scheme, pattern)]
-  hint = errors.hint(bare, known)
+  # A near canonical name is the likelier meaning than another program's.
+  hint = errors.hint(bare, names.layer_names(depth, head) if not colon else ())
+  hint = hint or errors.hint(bare, known)
   return errors.UserError(
     f"ResNet-{depth} has no layer '{pattern}'.{hint} Allowed:"
     f' {names.grammar(depth)}.'

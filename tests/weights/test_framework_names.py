@@ -15,6 +15,7 @@ from resnet_jax.weights import assemble
 from resnet_jax.weights import torch as reader
 
 torch = pytest.importorskip('torch')
+randomise = pytest.importorskip('torch_networks').randomise
 transformers = pytest.importorskip('transformers')
 
 # Builds of torchvision for other builds of PyTorch lack these, and then cannot
@@ -33,23 +34,6 @@ pytestmark = pytest.mark.frameworks
 TOLERANCE = 5e-4
 WIDE = ('wide_resnet50_2', 'wide_resnet101_2')
 NEXT = ('resnext50_32x4d', 'resnext101_32x8d', 'resnext101_64x4d')
-
-
-def randomise(network):
-  """Weights of which none is the identity's; no ReLU overwrites its input."""
-  torch.manual_seed(0)
-  torch.set_num_threads(2)
-  for module in network.modules():
-    if isinstance(module, torch.nn.Conv2d):
-      torch.nn.init.kaiming_normal_(module.weight)
-    elif isinstance(module, torch.nn.BatchNorm2d):
-      torch.nn.init.uniform_(module.weight, 0.3, 1.0)
-      torch.nn.init.normal_(module.bias, 0, 0.3)
-      torch.nn.init.normal_(module.running_mean, 0, 0.3)
-      torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
-    elif isinstance(module, torch.nn.ReLU):
-      module.inplace = False
-  return network.eval()
 
 
 def by_torchvision(name, stride_in='3x3'):

@@ -16,6 +16,7 @@ from resnet_jax.weights import assemble, torch_names
 from resnet_jax.weights import torch as reader
 
 torch = pytest.importorskip('torch')
+randomise = pytest.importorskip('torch_networks').randomise
 Module: Any = torch.nn.Module
 pytestmark = pytest.mark.frameworks
 
@@ -104,21 +105,6 @@ class Network(Module):
       x = values['logits'] = self.fc(x.flatten(1))
       values['output'] = torch.softmax(x, 1)
     return values
-
-
-def randomise(network):
-  """Weights and statistics of which none is the identity's."""
-  torch.manual_seed(0)
-  for module in network.modules():
-    if isinstance(module, torch.nn.Conv2d):
-      torch.nn.init.kaiming_normal_(module.weight)
-    elif isinstance(module, torch.nn.BatchNorm2d):
-      torch.nn.init.uniform_(module.weight, 0.3, 1.0)
-      torch.nn.init.normal_(module.bias, 0, 0.3)
-      torch.nn.init.normal_(module.running_mean, 0, 0.3)
-      torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
-      module.num_batches_tracked.fill_(77)
-  return network.eval()
 
 
 def make(depth, classes=1000):

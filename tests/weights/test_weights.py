@@ -62,7 +62,9 @@ def test_kernels_are_he_normal_and_batch_norm_starts_as_identity(untrained):
   [
     (18, {}),
     (152, {}),
+    (50, {'inner_width': 128}),
     (50, {'inner_width': 128, 'groups': 32}),
+    (50, {'inner_width': 256, 'groups': 64}),
     (50, {'width': 32}),
   ],
 )
