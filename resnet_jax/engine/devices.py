@@ -123,23 +123,32 @@ class Deal:
     devices: the number that work.
     rounds: computed one after the other.
     rows: images of a round, over all devices.
-    pieces: of a device's share of a round, before the last stage.
+    pieces: of a device's part of a round, before the last stage.
+    sharing: whether the devices share each image, instead of having some
+      whole ones each.
   """
 
   devices: int
   rounds: int
   rows: int
   pieces: int
+  sharing: bool = False
 
 
-def deal(devices: Sequence[jax.Device], images: int, crops: int) -> Deal:
+def deal(
+  devices: Sequence[jax.Device], images: int, crops: int, sharing: int = 1
+) -> Deal:
   """Splits a batch over the devices with little padding.
 
   Args:
     devices: all available.
     images: of the batch.
     crops: of an image.
+    sharing: how many devices can share an image; 1: none.
   """
+  if images < sharing:
+    # One after the other takes less time than each on a device of its own.
+    return Deal(sharing, images, 1, 1, sharing=True)
   used = min(len(devices), images)
   each = -(-images // used)
   if devices[0].platform == 'cpu':
@@ -147,7 +156,7 @@ def deal(devices: Sequence[jax.Device], images: int, crops: int) -> Deal:
   rounds = -(-images // (used * each))
   # The same number of rounds, with the fewest images.
   each = -(-images // (used * rounds))
-  share = each * crops
-  most = _CPU_PIECE if devices[0].platform == 'cpu' else share
-  piece = next(n for n in range(most, 0, -1) if not share % n)
-  return Deal(used, rounds, used * each, share // piece)
+  part = each * crops
+  most = _CPU_PIECE if devices[0].platform == 'cpu' else part
+  piece = next(n for n in range(most, 0, -1) if not part % n)
+  return Deal(used, rounds, used * each, part // piece)

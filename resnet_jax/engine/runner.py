@@ -24,7 +24,7 @@ from resnet_jax.engine import (
   transposes,
 )
 from resnet_jax.engine import devices as device_lib
-from resnet_jax.models import convolution, folding, names, resnet
+from resnet_jax.models import convolution, folding, names, resnet, sharing
 from resnet_jax.models import layers as layers_lib
 from resnet_jax.system import console, errors, memory, timing
 
@@ -33,7 +33,8 @@ NOT_PICKLED = (
   " process. In workers (multiprocessing.get_context('spawn')) load it in each."
 )
 
-Placed = dict[tuple[str, jax.sharding.Sharding], jax.Array]
+# By name, sharding, and shape, which differs between algorithms.
+Placed = dict[tuple[str, jax.sharding.Sharding, tuple[int, ...]], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,14 +164,17 @@ class Runner:
     shapes = resnet.parameter_shapes(module)
     held = 4 * sum(math.prod(shapes[name]) for name in self._needed)
     memory.check(memory.COMPILER + 2 * held, 'the compiled network')
-    self._folded = functools.partial(folding.folded, module, parameters)
+    self._module = module
+    self._parameters = parameters
+    self._preprocess = preprocess
+    # A gradient would cross the devices; a padded map has rows of its own.
+    self._shares = not (grad_cam or set(layers) & set(names.PADDED.values()))
     # One copy for all the runners.
     self._placed = {} if shared is None else shared
     self._mean = mean_lib.as_array(preprocess.mean)
     self._programs: dict[tuple[int, ...], _Program] = {}
     self._apply = functools.partial(
       _apply,
-      module=module,
       layers=self.layers,
       preprocess=preprocess,
       reduction=reduction or reductions.Reduction(),
@@ -262,21 +266,35 @@ class Runner:
 
   def _program(self, shape: tuple[int, ...]) -> '_Program':
     if shape not in self._programs:
-      deal = device_lib.deal(self._devices, shape[0], self._crops)
-      mesh = jax.sharding.Mesh(self._devices[: deal.devices], ('batch',))
-      dealt = NamedSharding(mesh, PartitionSpec(None, 'batch'))
+      share = self._possible_share(shape[2])
+      deal = device_lib.deal(
+        self._devices, shape[0], self._crops, share.devices
+      )
+      mesh = jax.sharding.Mesh(self._devices[: deal.devices], (sharing.AXIS,))
+      # Each device has some images, or some rows of each.
+      axis = 3 if deal.sharing else 1
+      dealt = NamedSharding(mesh, PartitionSpec(*[None] * axis, sharing.AXIS))
       copied = NamedSharding(mesh, PartitionSpec())
-      parameters = self._on_devices(copied)
-      mean = jax.device_put(self._mean, copied)
+      module = self._working(deal, share if deal.sharing else None, shape)
+      parameters = self._on_devices(module, mesh)
+      own = self._mean.ndim == 3 and self._mean.shape[1] > 1 and deal.sharing
+      mean_spec = PartitionSpec(None, sharing.AXIS) if own else copied.spec
+      mean = jax.device_put(self._mean, NamedSharding(mesh, mean_spec))
       images = jax.ShapeDtypeStruct(
         (deal.rounds, deal.rows, *shape[1:]), jnp.uint8, sharding=dealt
       )
-      # Each device sees only its own images, and needs nothing of others.
+      apply = functools.partial(
+        self._apply, module=module, pieces=deal.pieces
+      )
       local = jax.shard_map(
-        _in_rounds(functools.partial(self._apply, pieces=deal.pieces)),
+        _in_rounds(apply),
         mesh=mesh,
-        in_specs=(copied.spec, copied.spec, dealt.spec),
-        out_specs=dealt.spec,
+        in_specs=(
+          {name: array.sharding.spec for name, array in parameters.items()},
+          mean_spec,
+          dealt.spec,
+        ),
+        out_specs=copied.spec if deal.sharing else dealt.spec,
         check_vma=False,
       )
       lowered = jax.jit(local).lower(parameters, mean, images)
@@ -284,14 +302,49 @@ class Runner:
       self._programs[shape] = _Program(compiled, parameters, mean, images)
     return self._programs[shape]
 
+  def _possible_share(self, height: int) -> sharing.Share:
+    """How the devices can share an image of a height."""
+    if not self._on_cpu or not self._shares:
+      return sharing.Share()
+    module, count = self._module, len(self._devices)
+    return sharing.possible(module.depth, module.variant, height, count)
+
+  def _working(
+    self,
+    deal: device_lib.Deal,
+    share: sharing.Share | None,
+    shape: tuple[int, ...],
+  ) -> resnet.ResNet:
+    """The network with the algorithms for a workload."""
+    module = self._module
+    share = share or sharing.Share()
+    each = deal.rows * self._crops // (1 if deal.sharing else deal.devices)
+    work = convolution.workload(
+      module.depth,
+      module.variant,
+      (shape[2], shape[3]),
+      (each // deal.pieces, each),
+      share,
+    )
+    inference = dataclasses.replace(module.inference, work=work)
+    return module.clone(inference=inference)
+
   def _on_devices(
-    self, sharding: jax.sharding.Sharding
+    self, module: resnet.ResNet, mesh: jax.sharding.Mesh
   ) -> dict[str, jax.Array]:
-    """The parameters, a copy on each device."""
-    missing = [n for n in self._needed if (n, sharding) not in self._placed]
-    for name, array in self._folded(missing):
-      self._placed[name, sharding] = jax.device_put(array, sharding)
-    return {name: self._placed[name, sharding] for name in self._needed}
+    """The parameters: a copy on each device, or a share of output channels."""
+    whole = resnet.parameter_shapes(module)
+    held = resnet.parameter_shapes(module, held=True)
+    keys = {}
+    for name in self._needed:
+      shape, spec = whole[name], PartitionSpec()
+      if held[name] != shape:
+        spec = PartitionSpec(*[None] * (len(shape) - 1), sharing.AXIS)
+      keys[name] = name, NamedSharding(mesh, spec), shape
+    missing = [name for name, key in keys.items() if key not in self._placed]
+    for name, array in folding.folded(module, self._parameters, missing):
+      self._placed[keys[name]] = jax.device_put(array, keys[name][1])
+    return {name: self._placed[key] for name, key in keys.items()}
 
 
 @dataclasses.dataclass(frozen=True)

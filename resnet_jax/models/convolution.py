@@ -6,6 +6,7 @@ platform and the arithmetic that the user chose (docs/performance.md).
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from resnet_jax.models import structure, winograd
+from resnet_jax.models import sharing, structure, winograd
+from resnet_jax.models.variant import Variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Arithmetic:
 
 # Fewer channels make a product no faster.
 _LEAST_CHANNELS = 64
+# With so few tiles, reading the transformed kernel takes longer than the
+# products; that of small tiles has less than half of the numbers.
+_FEW_TILES = 16
+
+_TILES = {'winograd 4x4': winograd.LARGE, 'winograd 2x2': winograd.SMALL}
 
 ARITHMETICS = {
   # Full float32 products: JAX's default on a GPU rounds the factors to 10 bits
@@ -45,10 +52,61 @@ ARITHMETICS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Workload:
+  """What a device computes at a time.
+
+  Attributes:
+    tiles: of 4x4 pixels in the maps of each stage, from the stem on; (): many.
+    share: how devices share an image.
+  """
+
+  tiles: tuple[int, ...] = ()
+  share: sharing.Share = sharing.Share()
+
+  def has_few_tiles(self, unit: structure.Unit) -> bool:
+    """Whether a unit's kernel has more numbers than its maps."""
+    return bool(self.tiles) and self.tiles[unit.stage - 1] <= _FEW_TILES
+
+
+def workload(
+  depth: int,
+  variant: Variant,
+  size: tuple[int, int],
+  images: tuple[int, int],
+  share: sharing.Share,
+) -> Workload:
+  """The workload of a network.
+
+  Args:
+    depth: of the network.
+    variant: of the network.
+    size: height and width of an image.
+    images: at a time, before the last stage and in it.
+    share: how devices share an image.
+  """
+  stem, blocks = structure.ARCHITECTURES[depth], structure.blocks(depth, variant)
+  scale = stem.stride * (2 if stem.pool else 1)
+  sides = [-(-side // scale) for side in size]
+  last, tiles = blocks[-1].stage, []
+  for stage in range(1, last + 1):
+    if stage > 2:
+      sides = [-(-side // 2) for side in sides]
+    rows, columns = sides
+    if share.has_rows(stage):
+      rows //= share.devices
+    count = images[1] if stage == last else images[0]
+    tiles.append(count * -(-rows // 4) * -(-columns // 4))
+  return Workload(tuple(tiles), share)
+
+
 def algorithm(
-  unit: structure.Unit, arithmetic: Arithmetic, platform: str
+  unit: structure.Unit,
+  arithmetic: Arithmetic,
+  platform: str,
+  work: Workload,
 ) -> str:
-  """'direct', 'matrix product' or 'winograd'."""
+  """'direct', 'matrix product', 'winograd 4x4' or 'winograd 2x2'."""
   # A GPU's library chooses for itself, and fuses what follows.
   if platform != 'cpu':
     return 'direct'
@@ -57,16 +115,16 @@ def algorithm(
   # Also in groups: XLA's own take up to five times as long
   # (docs/performance.md).
   if arithmetic.winograd and (unit.kernel, unit.stride) == (3, 1):
-    return 'winograd'
+    return 'winograd 2x2' if work.has_few_tiles(unit) else 'winograd 4x4'
   return 'direct'
 
 
 def kernel_shape(unit: structure.Unit, name: str) -> tuple[int, ...]:
   """The shape of the kernel that `convolve` takes for an algorithm."""
   inputs = unit.inputs // unit.groups
-  if name != 'winograd':
+  if name not in _TILES:
     return unit.kernel, unit.kernel, inputs, unit.outputs
-  return winograd.POINTS, inputs * _joined_groups(unit), unit.outputs
+  return _TILES[name].points, inputs * _joined_groups(unit), unit.outputs
 
 
 def _joined_groups(unit: structure.Unit) -> int:
@@ -96,7 +154,8 @@ def prepared(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
       chosen = group == place
       wide[:, :, place, :, chosen] = kernel[..., chosen].transpose(3, 0, 1, 2)
     kernel = wide.reshape(*kernel.shape[:2], shape[1], outputs)
-  return winograd.transformed(kernel)
+  tile = next(t for t in _TILES.values() if t.points == shape[0])
+  return tile.transformed(kernel)
 
 
 def convolve(
@@ -105,43 +164,69 @@ def convolve(
   unit: structure.Unit,
   precision: lax.Precision,
   name: str,
+  share: sharing.Share = sharing.Share(),
 ) -> jax.Array:
   """A convolution padded by kernel // 2 on every side.
 
   Args:
-    x: (N, H, W, Ci).
-    kernel: (ky, kx, Ci / groups, Co), or as `prepared` gives it.
+    x: (N, H, W, Ci); a device's rows, where they are shared.
+    kernel: (ky, kx, Ci / groups, Co), or as `prepared` gives it; a device's
+      output channels, where they are shared.
     unit: the convolution.
     precision: of the products of float32 numbers.
     name: of the algorithm.
+    share: how devices share an image.
 
   Returns:
-    (N, ceil(H / stride), ceil(W / stride), Co).
+    (N, ceil(H / stride), ceil(W / stride), Co); a device's rows, where they
+    are shared.
   """
-  if name == 'winograd':
+  pad = unit.kernel // 2
+  has_rows = pad > 0 and share.has_rows(unit.stage)
+  if has_rows:
+    # A device's rows are a multiple of the stride.
+    x = sharing.with_neighbours(x, pad, pad + 1 - unit.stride)
+  x = _convolved(x, kernel, unit, precision, name, 0 if has_rows else pad)
+  is_part = share.outputs(unit) < unit.outputs
+  return sharing.whole_channels(x) if is_part else x
+
+
+def _convolved(
+  x: jax.Array,
+  kernel: jax.Array,
+  unit: structure.Unit,
+  precision: lax.Precision,
+  name: str,
+  pad: int,
+) -> jax.Array:
+  """A convolution with `pad` rows added above and below."""
+  if name in _TILES:
     parts = unit.inputs // kernel.shape[1]
+    one = functools.partial(
+      winograd.convolve, tile=_TILES[name], beside=pad
+    )
     if parts == 1:
-      return winograd.convolve(x, kernel)
+      return one(x, kernel)
     pairs = zip(
       jnp.split(x, parts, axis=-1),
       jnp.split(kernel, parts, axis=-1),
       strict=True,
     )
-    return jnp.concatenate([winograd.convolve(*p) for p in pairs], axis=-1)
+    return jnp.concatenate([one(*pair) for pair in pairs], axis=-1)
   if name == 'matrix product':
     x = x[:, :: unit.stride, :: unit.stride]
     # Flat, so that it is one product and not a batch.
     flat = lax.dot(
       x.reshape(-1, unit.inputs),
-      kernel.reshape(unit.inputs, unit.outputs),
+      kernel.reshape(unit.inputs, -1),
       precision=precision,
     )
-    return flat.reshape(*x.shape[:3], unit.outputs)
+    return flat.reshape(*x.shape[:3], -1)
   return lax.conv_general_dilated(
     x,
     kernel,
     window_strides=(unit.stride,) * 2,
-    padding=((unit.kernel // 2,) * 2,) * 2,
+    padding=((pad,) * 2, (unit.kernel // 2,) * 2),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=unit.groups,
     precision=precision,
@@ -177,7 +262,10 @@ def rectified_sum(x: jax.Array, y: jax.Array, platform: str) -> jax.Array:
 
 
 def max_pool(
-  x: jax.Array, padding: list[tuple[int, int]], platform: str
+  x: jax.Array,
+  padding: list[tuple[int, int]],
+  platform: str,
+  share: sharing.Share = sharing.Share(),
 ) -> jax.Array:
   """Max pool 3x3, stride 2.
 
@@ -186,10 +274,14 @@ def max_pool(
     padding: before and after the rows, and the columns.
     platform: on a CPU a maximum of slices is three times as fast as XLA's
       windows.
+    share: how devices share an image: the rows in `x`, if it is shared.
 
   Returns:
     (N, H', W', C).
   """
+  if share.devices > 1:
+    x = sharing.with_neighbours(x, *padding[0], fill=-jnp.inf)
+    padding = [(0, 0), padding[1]]
   if platform != 'cpu':
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
   for axis, (before, after) in enumerate(padding, start=1):

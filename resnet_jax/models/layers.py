@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import initializers
 
-from resnet_jax.models import convolution, names, structure
+from resnet_jax.models import convolution, names, sharing, structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +26,14 @@ class Inference:
     apart: layers whose own values are wanted, so that they are not joined to
       the layers after them.
     joins: whether convolutions, batch norms and the stem's pool are joined.
+    work: what a device computes at a time.
   """
 
   arithmetic: str = 'float32'
   platform: str = ''
   apart: frozenset[str] = frozenset()
   joins: bool = True
+  work: convolution.Workload = convolution.Workload()
 
   @property
   def rules(self) -> convolution.Arithmetic:
@@ -40,11 +42,15 @@ class Inference:
 
   def algorithm(self, unit: structure.Unit) -> str:
     """The algorithm of a convolution; see `convolution.algorithm`."""
-    return convolution.algorithm(unit, self.rules, self.platform)
+    return convolution.algorithm(unit, self.rules, self.platform, self.work)
 
   def kernel_shape(self, unit: structure.Unit) -> tuple[int, ...]:
     """The shape of a kernel; see `convolution.kernel_shape`."""
     return convolution.kernel_shape(unit, self.algorithm(unit))
+
+  def held_shape(self, unit: structure.Unit) -> tuple[int, ...]:
+    """The shape of the part of a kernel that a device has."""
+    return *self.kernel_shape(unit)[:-1], self.work.share.outputs(unit)
 
   def last_joined(self, unit: structure.Unit) -> str:
     """A convolution, or the batch norm or pool that is computed with it."""
@@ -103,17 +109,17 @@ class Conv(Rectifier):
   def __call__(self, x: jax.Array) -> jax.Array:
     """(N, H, W, Ci) to (N, ceil(H / stride), ceil(W / stride), Co)."""
     unit, inference = self.unit, self.inference
-    shape = inference.kernel_shape(unit)
+    shape, share = inference.held_shape(unit), inference.work.share
     kernel = self.param('kernel', initializers.zeros, shape).astype(x.dtype)
     precision, algorithm = inference.rules.precision, inference.algorithm(unit)
-    x = convolution.convolve(x, kernel, unit, precision, algorithm)
+    x = convolution.convolve(x, kernel, unit, precision, algorithm, share)
     if not self.folded:
       if self.bias:
         bias = self.param('bias', initializers.zeros, (unit.outputs,))
         x += bias.astype(x.dtype)[None, None, None]
       return x
     if self.pool:
-      x = stem_pool(x, self.pool, inference.platform)
+      x = stem_pool(x, self.pool, inference.platform, share)
     # Not `bias`: that is the batch norm's, with other values.
     offset = self.param('offset', initializers.zeros, (unit.outputs,))
     offset = offset.astype(x.dtype)
@@ -196,7 +202,12 @@ class Padded(nn.Module):
     return jnp.pad(x, ((0, 0), *self.sides, (0, 0)))
 
 
-def stem_pool(x: jax.Array, rule: str, platform: str = '') -> jax.Array:
+def stem_pool(
+  x: jax.Array,
+  rule: str,
+  platform: str = '',
+  share: sharing.Share = sharing.Share(),
+) -> jax.Array:
   """Max pool 3x3, stride 2.
 
   Args:
@@ -206,9 +217,11 @@ def stem_pool(x: jax.Array, rule: str, platform: str = '') -> jax.Array:
       right and the bottom edge; or 'pad1', torchvision's and Keras': one pixel
       on every side.  At 112 both give 56, on grids one pixel apart.
     platform: the device's.
+    share: how devices share an image.
   """
+  # Where it is shared, a device has an even number of rows.
   padding = [stem_pool_padding(rule, size) for size in x.shape[1:3]]
-  return convolution.max_pool(x, padding, platform)
+  return convolution.max_pool(x, padding, platform, share)
 
 
 def stem_pool_padding(rule: str, size: int) -> tuple[int, int]:
@@ -224,7 +237,8 @@ class StemPool(nn.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(N, H, W, C) to half the size by `rule`."""
-    return stem_pool(x, self.rule, self.inference.platform)
+    inference = self.inference
+    return stem_pool(x, self.rule, inference.platform, inference.work.share)
 
 
 class GlobalAveragePool(nn.Module):

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.models import known, layers, names, structure
+from resnet_jax.models import known, layers, names, sharing, structure
 from resnet_jax.models.structure import Kind
 from resnet_jax.models.variant import Variant
 
@@ -88,8 +88,9 @@ class ResNet(nn.Module):
       ValueError: the images are too small.
       UserError: no ResNet has this depth.
     """
+    share = self.inference.work.share
     if begin == 1:
-      _check_size(*x.shape[1:3])
+      _check_size(x.shape[1] * share.devices, x.shape[2])
       x = layers.Identity(name=structure.INPUT)(x)
     x = x.astype(self.inference.rules.dtype)
     if begin == 1:
@@ -101,6 +102,8 @@ class ResNet(nn.Module):
     for block in structure.blocks(self.depth, self.variant):  # 56, 28, 14, 7
       if block.stage < begin or (end is not None and block.stage > end):
         continue
+      if block.number == 1 and block.stage == share.whole_from:
+        x = sharing.whole_rows(x)
       shortcut = self._conv_bn(x, block.shortcut) if block.shortcut else x
       if block.name in structure.padded_shortcuts(self.depth):
         pad = layers.PaddedShortcut(
@@ -113,6 +116,8 @@ class ResNet(nn.Module):
       x = add(x, shortcut)
     if end is not None:
       return x
+    if share.has_rows(block.stage):
+      x = sharing.whole_rows(x)
     x = layers.GlobalAveragePool(name='avgpool')(x)
     if not self.classes:
       return x
@@ -174,15 +179,23 @@ def value_names(module: ResNet) -> tuple[str, ...]:
   return names.value_names(module.depth, head=module.classes > 0)
 
 
-def parameter_shapes(module: ResNet) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(
+  module: ResNet, *, held: bool = False
+) -> dict[str, tuple[int, ...]]:
   """The shape of every parameter, `layer/leaf`, in the order of computing.
 
   Kernels are (ky, kx, Ci, Co), the classifier's (in, out).
+
+  Args:
+    module: the network.
+    held: the part that a device has, where devices share an image.
   """
+  inference = module.inference
+  kernel_shape = inference.held_shape if held else inference.kernel_shape
   shapes: dict[str, tuple[int, ...]] = {}
   for unit in structure.units(module.depth, module.variant):
     last = module.inference.last_joined(unit)
-    shapes[f'{last}/kernel'] = module.inference.kernel_shape(unit)
+    shapes[f'{last}/kernel'] = kernel_shape(unit)
     if last.endswith('_conv'):
       if unit.name in module.biases:
         shapes[f'{last}/bias'] = (unit.outputs,)
@@ -260,7 +273,7 @@ def capture(
   """
   delta = {_place(name): array for name, array in (added or {}).items()}
   tree: dict = {'params': {}, 'batch_stats': {}}
-  for name, shape in parameter_shapes(module).items():
+  for name, shape in parameter_shapes(module, held=True).items():
     layer, leaf = name.split('/')
     collection = 'batch_stats' if leaf in STATISTICS else 'params'
     # Flax requires every parameter, also of layers after the deepest one that
@@ -293,8 +306,18 @@ def capture(
       mutable=['intermediates'],
     )
   found = state['intermediates']
-  return {
+  values = {
     name: found[layer][method][0] for name, (layer, method) in places.items()
+  }
+  devices = module.inference.work.share.devices
+  if devices == 1:
+    return values
+  shapes = value_shapes(module, x.shape[1] * devices, x.shape[2])
+  return {
+    name: value
+    if value.shape[1] == shapes[name][1]
+    else sharing.whole_rows(value)
+    for name, value in values.items()
   }
 
 

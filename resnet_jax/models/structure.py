@@ -117,6 +117,7 @@ class Unit:
     groups: of the convolution.
     relu: whether a ReLU follows before any sum.
     pool: the name of the max pool that follows, 3x3 of stride 2; '': none does.
+    stage: 2 for res2; 1 is the stem.
   """
 
   kernel: int
@@ -127,6 +128,7 @@ class Unit:
   groups: int = 1
   relu: bool = False
   pool: str = ''
+  stage: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,12 +274,15 @@ def blocks(depth: int, variant: Variant) -> tuple[Block, ...]:
           # Of basic blocks `widths` refuses more than one.
           groups=variant.groups if kernel == 3 else 1,
           relu=place < last,
+          stage=stage,
         )
         for place, kernel in enumerate(kernels)
       )
       shortcut = None
       if architecture.projections and (stride, inputs) != (1, outputs):
-        shortcut = Unit(1, stride, inputs, outputs, f'{name}_branch1')
+        shortcut = Unit(
+          1, stride, inputs, outputs, f'{name}_branch1', stage=stage
+        )
       found.append(
         Block(name, stage, number, stride, outputs, shortcut, branch)
       )
