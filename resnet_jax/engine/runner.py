@@ -33,6 +33,9 @@ NOT_PICKLED = (
   " process. In workers (multiprocessing.get_context('spawn')) load it in each."
 )
 
+# Bytes; XLA's on a CPU.
+_ALIGNMENT = 64
+
 # By name, sharding, and shape, which differs between algorithms.
 Placed = dict[tuple[str, jax.sharding.Sharding, tuple[int, ...]], jax.Array]
 
@@ -343,6 +346,8 @@ class Runner:
       keys[name] = name, NamedSharding(mesh, spec), shape
     missing = [name for name, key in keys.items() if key not in self._placed]
     for name, array in folding.folded(module, self._parameters, missing):
+      if self._on_cpu:
+        array = _aligned(array)
       self._placed[keys[name]] = jax.device_put(array, keys[name][1])
     return {name: self._placed[key] for name, key in keys.items()}
 
@@ -376,6 +381,20 @@ class _Program:
     """Starts the computation for what `put` gave, of `count` images."""
     values, overflows = self.compiled(self.parameters, self.mean, images)
     return Result(values, overflows, count)
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+  """A copy that all devices of a CPU use in place.
+
+  JAX copies what is not aligned, once a device.  With one copy, a device finds
+  in the cores' common cache what another has just read.
+  """
+  room = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
+  first = -room.ctypes.data % _ALIGNMENT
+  copy = room[first : first + array.nbytes].view(array.dtype)
+  copy = copy.reshape(array.shape)
+  copy[...] = array
+  return copy
 
 
 def _in_rounds(apply: Callable) -> Callable:

@@ -38,7 +38,8 @@ class Arithmetic:
 _LEAST_CHANNELS = 64
 # With so few tiles, reading the transformed kernel takes longer than the
 # products; that of small tiles has less than half of the numbers.
-_FEW_TILES = 16
+import os
+_FEW_TILES = int(os.environ.get("FT","16"))
 
 _TILES = {'winograd 4x4': winograd.LARGE, 'winograd 2x2': winograd.SMALL}
 
