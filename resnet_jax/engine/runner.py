@@ -274,15 +274,13 @@ class Runner:
         self._devices, shape[0], self._crops, share.devices
       )
       mesh = jax.sharding.Mesh(self._devices[: deal.devices], (sharing.AXIS,))
-      # Each device has some images, or some rows of each.
-      axis = 3 if deal.sharing else 1
-      dealt = NamedSharding(mesh, PartitionSpec(*[None] * axis, sharing.AXIS))
       copied = NamedSharding(mesh, PartitionSpec())
+      dealt = copied
+      if not deal.sharing:
+        dealt = NamedSharding(mesh, PartitionSpec(None, sharing.AXIS))
       module = self._working(deal, share if deal.sharing else None, shape)
       parameters = self._on_devices(module, mesh)
-      own = self._mean.ndim == 3 and self._mean.shape[1] > 1 and deal.sharing
-      mean_spec = PartitionSpec(None, sharing.AXIS) if own else copied.spec
-      mean = jax.device_put(self._mean, NamedSharding(mesh, mean_spec))
+      mean = jax.device_put(self._mean, copied)
       images = jax.ShapeDtypeStruct(
         (deal.rounds, deal.rows, *shape[1:]), jnp.uint8, sharding=dealt
       )
@@ -294,10 +292,10 @@ class Runner:
         mesh=mesh,
         in_specs=(
           {name: array.sharding.spec for name, array in parameters.items()},
-          mean_spec,
+          copied.spec,
           dealt.spec,
         ),
-        out_specs=copied.spec if deal.sharing else dealt.spec,
+        out_specs=dealt.spec,
         check_vma=False,
       )
       lowered = jax.jit(local).lower(parameters, mean, images)
@@ -340,9 +338,12 @@ class Runner:
     held = resnet.parameter_shapes(module, held=True)
     keys = {}
     for name in self._needed:
-      shape, spec = whole[name], PartitionSpec()
-      if held[name] != shape:
-        spec = PartitionSpec(*[None] * (len(shape) - 1), sharing.AXIS)
+      shape = whole[name]
+      # Along the axis of which a device has a share, if there is one.
+      spec = PartitionSpec(*(
+        sharing.AXIS if part < all_ else None
+        for part, all_ in zip(held[name], shape, strict=True)
+      ))
       keys[name] = name, NamedSharding(mesh, spec), shape
     missing = [name for name, key in keys.items() if key not in self._placed]
     for name, array in folding.folded(module, self._parameters, missing):

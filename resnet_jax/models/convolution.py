@@ -38,8 +38,7 @@ class Arithmetic:
 _LEAST_CHANNELS = 64
 # With so few tiles, reading the transformed kernel takes longer than the
 # products; that of small tiles has less than half of the numbers.
-import os
-_FEW_TILES = int(os.environ.get("FT","16"))
+_FEW_TILES = 16
 
 _TILES = {'winograd 4x4': winograd.LARGE, 'winograd 2x2': winograd.SMALL}
 
@@ -166,30 +165,39 @@ def convolve(
   precision: lax.Precision,
   name: str,
   share: sharing.Share = sharing.Share(),
+  seam: tuple[int, int] = (0, 0),
 ) -> jax.Array:
   """A convolution padded by kernel // 2 on every side.
 
   Args:
-    x: (N, H, W, Ci); a device's rows, where they are shared.
+    x: (N, H, W, Ci); a device's rows or channels, where they are shared, but
+      of the stem the whole image.
     kernel: (ky, kx, Ci / groups, Co), or as `prepared` gives it; a device's
-      output channels, where they are shared.
+      channels, where they are shared.
     unit: the convolution.
     precision: of the products of float32 numbers.
     name: of the algorithm.
     share: how devices share an image.
+    seam: of the stem, where it is shared, further rows above and below.
 
   Returns:
-    (N, ceil(H / stride), ceil(W / stride), Co); a device's rows, where they
-    are shared.
+    (N, ceil(H / stride), ceil(W / stride), Co); a device's rows or channels,
+    where they are shared.
   """
   pad = unit.kernel // 2
-  has_rows = pad > 0 and share.has_rows(unit.stage)
-  if has_rows:
-    # A device's rows are a multiple of the stride.
-    x = sharing.with_neighbours(x, pad, pad + 1 - unit.stride)
-  x = _convolved(x, kernel, unit, precision, name, 0 if has_rows else pad)
-  is_part = share.outputs(unit) < unit.outputs
-  return sharing.whole_channels(x) if is_part else x
+  if pad and share.has_rows(unit.stage):
+    if unit.stage == 1:
+      x = sharing.own_rows(x, unit, share.devices, *seam)
+    else:
+      # A device's rows are a multiple of the stride.
+      x = sharing.with_neighbours(x, pad, pad + 1 - unit.stride)
+    pad = 0
+  x = _convolved(x, kernel, unit, precision, name, pad)
+  if share.takes_part(unit):
+    return sharing.total(x)
+  if share.gives_part(unit) and not share.keeps_part(unit):
+    return sharing.whole_channels(x)
+  return x
 
 
 def _convolved(
@@ -202,7 +210,7 @@ def _convolved(
 ) -> jax.Array:
   """A convolution with `pad` rows added above and below."""
   if name in _TILES:
-    parts = unit.inputs // kernel.shape[1]
+    parts = x.shape[-1] // kernel.shape[1]
     one = functools.partial(
       winograd.convolve, tile=_TILES[name], beside=pad
     )
@@ -218,8 +226,8 @@ def _convolved(
     x = x[:, :: unit.stride, :: unit.stride]
     # Flat, so that it is one product and not a batch.
     flat = lax.dot(
-      x.reshape(-1, unit.inputs),
-      kernel.reshape(unit.inputs, -1),
+      x.reshape(-1, x.shape[-1]),
+      kernel.reshape(x.shape[-1], -1),
       precision=precision,
     )
     return flat.reshape(*x.shape[:3], -1)
@@ -263,10 +271,7 @@ def rectified_sum(x: jax.Array, y: jax.Array, platform: str) -> jax.Array:
 
 
 def max_pool(
-  x: jax.Array,
-  padding: list[tuple[int, int]],
-  platform: str,
-  share: sharing.Share = sharing.Share(),
+  x: jax.Array, padding: list[tuple[int, int]], platform: str
 ) -> jax.Array:
   """Max pool 3x3, stride 2.
 
@@ -275,14 +280,10 @@ def max_pool(
     padding: before and after the rows, and the columns.
     platform: on a CPU a maximum of slices is three times as fast as XLA's
       windows.
-    share: how devices share an image: the rows in `x`, if it is shared.
 
   Returns:
     (N, H', W', C).
   """
-  if share.devices > 1:
-    x = sharing.with_neighbours(x, *padding[0], fill=-jnp.inf)
-    padding = [(0, 0), padding[1]]
   if platform != 'cpu':
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
   for axis, (before, after) in enumerate(padding, start=1):

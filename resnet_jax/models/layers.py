@@ -50,7 +50,18 @@ class Inference:
 
   def held_shape(self, unit: structure.Unit) -> tuple[int, ...]:
     """The shape of the part of a kernel that a device has."""
-    return *self.kernel_shape(unit)[:-1], self.work.share.outputs(unit)
+    *window, inputs, outputs = self.kernel_shape(unit)
+    share = self.work.share
+    if share.takes_part(unit):
+      inputs //= share.devices
+    if share.gives_part(unit):
+      outputs //= share.devices
+    return *window, inputs, outputs
+
+  def held_outputs(self, unit: structure.Unit) -> int:
+    """The channels of a unit's value that a device has."""
+    share = self.work.share
+    return unit.outputs // (share.devices if share.keeps_part(unit) else 1)
 
   def last_joined(self, unit: structure.Unit) -> str:
     """A convolution, or the batch norm or pool that is computed with it."""
@@ -112,16 +123,20 @@ class Conv(Rectifier):
     shape, share = inference.held_shape(unit), inference.work.share
     kernel = self.param('kernel', initializers.zeros, shape).astype(x.dtype)
     precision, algorithm = inference.rules.precision, inference.algorithm(unit)
-    x = convolution.convolve(x, kernel, unit, precision, algorithm, share)
+    seam = stem_pool_padding(self.pool, _EVEN) if self.pool else (0, 0)
+    x = convolution.convolve(
+      x, kernel, unit, precision, algorithm, share, seam
+    )
+    outputs = (inference.held_outputs(unit),)
     if not self.folded:
       if self.bias:
-        bias = self.param('bias', initializers.zeros, (unit.outputs,))
+        bias = self.param('bias', initializers.zeros, outputs)
         x += bias.astype(x.dtype)[None, None, None]
       return x
     if self.pool:
-      x = stem_pool(x, self.pool, inference.platform, share)
+      x = stem_pool(x, self.pool, inference.platform, share, has_seam=True)
     # Not `bias`: that is the batch norm's, with other values.
-    offset = self.param('offset', initializers.zeros, (unit.outputs,))
+    offset = self.param('offset', initializers.zeros, outputs)
     offset = offset.astype(x.dtype)
     linear = f'{unit.name}_bn{names.LINEAR}'
     if unit.relu and linear in inference.apart:
@@ -207,6 +222,8 @@ def stem_pool(
   rule: str,
   platform: str = '',
   share: sharing.Share = sharing.Share(),
+  *,
+  has_seam: bool = False,
 ) -> jax.Array:
   """Max pool 3x3, stride 2.
 
@@ -217,11 +234,22 @@ def stem_pool(
       right and the bottom edge; or 'pad1', torchvision's and Keras': one pixel
       on every side.  At 112 both give 56, on grids one pixel apart.
     platform: the device's.
-    share: how devices share an image.
+    share: how devices share an image: the rows of `x`, if it is shared.
+    has_seam: whether `x` has the rows that the pool needs of a neighbour.
   """
-  # Where it is shared, a device has an even number of rows.
   padding = [stem_pool_padding(rule, size) for size in x.shape[1:3]]
-  return convolution.max_pool(x, padding, platform, share)
+  if share.devices > 1:
+    seam = stem_pool_padding(rule, _EVEN)
+    if has_seam:
+      x = sharing.filled_beyond(x, share.devices, *seam, fill=-jnp.inf)
+    else:
+      x = sharing.with_neighbours(x, *seam, fill=-jnp.inf)
+    padding[0] = (0, 0)
+  return convolution.max_pool(x, padding, platform)
+
+
+# Where devices share an image, each has an even number of the pool's rows.
+_EVEN = 2
 
 
 def stem_pool_padding(rule: str, size: int) -> tuple[int, int]:

@@ -90,7 +90,7 @@ class ResNet(nn.Module):
     """
     share = self.inference.work.share
     if begin == 1:
-      _check_size(x.shape[1] * share.devices, x.shape[2])
+      _check_size(*x.shape[1:3])
       x = layers.Identity(name=structure.INPUT)(x)
     x = x.astype(self.inference.rules.dtype)
     if begin == 1:
@@ -102,8 +102,9 @@ class ResNet(nn.Module):
     for block in structure.blocks(self.depth, self.variant):  # 56, 28, 14, 7
       if block.stage < begin or (end is not None and block.stage > end):
         continue
-      if block.number == 1 and block.stage == share.whole_from:
-        x = sharing.whole_rows(x)
+      if block.number == 1 and share.has_channels(block.stage):
+        channels = share.has_channels(block.stage - 1)
+        x = (sharing.whole_channels if channels else sharing.whole_rows)(x)
       shortcut = self._conv_bn(x, block.shortcut) if block.shortcut else x
       if block.name in structure.padded_shortcuts(self.depth):
         pad = layers.PaddedShortcut(
@@ -119,6 +120,8 @@ class ResNet(nn.Module):
     if share.has_rows(block.stage):
       x = sharing.whole_rows(x)
     x = layers.GlobalAveragePool(name='avgpool')(x)
+    if share.has_channels(block.stage):
+      x = sharing.whole_channels(x)
     if not self.classes:
       return x
     x = layers.Classifier(self.classes, name='logits')(x)
@@ -196,13 +199,14 @@ def parameter_shapes(
   for unit in structure.units(module.depth, module.variant):
     last = module.inference.last_joined(unit)
     shapes[f'{last}/kernel'] = kernel_shape(unit)
+    outputs = (inference.held_outputs(unit) if held else unit.outputs,)
     if last.endswith('_conv'):
       if unit.name in module.biases:
-        shapes[f'{last}/bias'] = (unit.outputs,)
+        shapes[f'{last}/bias'] = outputs
       for leaf in names.NORM_LEAVES:
-        shapes[f'{unit.name}_bn/{leaf}'] = (unit.outputs,)
+        shapes[f'{unit.name}_bn/{leaf}'] = outputs
     else:
-      shapes[f'{last}/offset'] = (unit.outputs,)
+      shapes[f'{last}/offset'] = outputs
   if module.classes:
     shapes['logits/kernel'] = unit.outputs, module.classes
     shapes['logits/bias'] = (module.classes,)
@@ -309,15 +313,11 @@ def capture(
   values = {
     name: found[layer][method][0] for name, (layer, method) in places.items()
   }
-  devices = module.inference.work.share.devices
-  if devices == 1:
+  if module.inference.work.share.devices == 1:
     return values
-  shapes = value_shapes(module, x.shape[1] * devices, x.shape[2])
+  shapes = value_shapes(module, *x.shape[1:3])
   return {
-    name: value
-    if value.shape[1] == shapes[name][1]
-    else sharing.whole_rows(value)
-    for name, value in values.items()
+    name: sharing.whole(value, shapes[name]) for name, value in values.items()
   }
 
 

@@ -2,10 +2,13 @@
 """One image computed by several devices at once.
 
 With fewer images than devices, some devices would idle.  Instead they share an
-image: each has an equal number of its rows, in order, and exchanges rows at the
-seams before a layer whose windows reach over them.  From the stage on whose
-rows do not divide evenly, each has the whole maps and computes its share of the
-output channels, with its share of the kernel.
+image.  Of the stages whose rows divide evenly, each device has an equal number
+of rows, and gets rows of its neighbours where windows reach over the seam.  Of
+the others it has an equal number of each block's output channels, and of the
+kernels what leads to them.  An exchange makes the devices wait for one another,
+which costs more than the bytes (docs/performance.md); so there is one in each
+block of rows and two in each of channels, and none in the stem, where each
+device computes the rows at the seam for itself.
 
 All of it runs under `jax.shard_map` over the axis AXIS.
 """
@@ -32,8 +35,8 @@ class Share:
 
   Attributes:
     devices: their number; 1: nothing is shared.
-    whole_from: the first stage with whole maps and a share of the channels;
-      the stages before it have a share of the rows.
+    whole_from: the first stage with all rows and a share of the channels; the
+      stages before it have a share of the rows.
   """
 
   devices: int = 1
@@ -47,14 +50,20 @@ class Share:
     """Whether a stage has a share of the channels."""
     return self.devices > 1 and stage >= self.whole_from
 
-  def outputs(self, unit: structure.Unit) -> int:
-    """The output channels of a convolution that a device computes.
+  def takes_part(self, unit: structure.Unit) -> bool:
+    """Whether a convolution has a share of the input channels."""
+    return self.has_channels(unit.stage) and unit.after_sum
 
-    All of one in groups, which costs little.
-    """
-    if self.has_channels(unit.stage) and unit.groups == 1:
-      return unit.outputs // self.devices
-    return unit.outputs
+  def gives_part(self, unit: structure.Unit) -> bool:
+    """Whether a convolution computes a share of the output channels."""
+    # One in groups costs little.
+    return (
+      self.has_channels(unit.stage) and not unit.after_sum and unit.groups == 1
+    )
+
+  def keeps_part(self, unit: structure.Unit) -> bool:
+    """Whether a device goes on with its share of the output channels."""
+    return self.gives_part(unit) and not unit.relu
 
 
 def possible(depth: int, variant: Variant, height: int, devices: int) -> Share:
@@ -110,6 +119,46 @@ def with_neighbours(
   return jnp.concatenate([before, x, behind], axis=1)
 
 
+def own_rows(
+  x: jax.Array, unit: structure.Unit, devices: int, above: int, below: int
+) -> jax.Array:
+  """The rows of a whole image that a device's rows of a convolution need.
+
+  Args:
+    x: (N, H, W, C), on all devices.
+    unit: the convolution.
+    devices: that share it.
+    above: further rows of the result.
+    below: further rows of the result.
+
+  Returns:
+    (N, rows, W, C), with rows of zeros beyond the image.
+  """
+  pad, stride, own = unit.kernel // 2, unit.stride, x.shape[1] // devices
+  sides = pad + stride * above, pad + stride * below
+  x = jnp.pad(x, ((0, 0), sides, (0, 0), (0, 0)))
+  count = own + stride * (above + below - 1) + unit.kernel
+  return lax.dynamic_slice_in_dim(x, lax.axis_index(AXIS) * own, count, axis=1)
+
+
+def filled_beyond(
+  x: jax.Array, devices: int, above: int, below: int, fill: float
+) -> jax.Array:
+  """A device's rows, with those beyond the image replaced.
+
+  Args:
+    x: (N, above + rows + below, W, C).
+    devices: that share it.
+    above: rows that belong to the device above, beyond the image on the first.
+    below: likewise, on the last.
+    fill: replaces them.
+  """
+  place, row = lax.axis_index(AXIS), jnp.arange(x.shape[1])
+  first = (place == 0) & (row < above)
+  last = (place == devices - 1) & (row >= x.shape[1] - below)
+  return jnp.where((first | last)[None, :, None, None], fill, x)
+
+
 def whole_rows(x: jax.Array) -> jax.Array:
   """(N, rows, W, C) of each device to (N, H, W, C) on all."""
   return lax.all_gather(x, AXIS, axis=1, tiled=True)
@@ -118,3 +167,15 @@ def whole_rows(x: jax.Array) -> jax.Array:
 def whole_channels(x: jax.Array) -> jax.Array:
   """(N, H, W, channels) of each device to (N, H, W, C) on all."""
   return lax.all_gather(x, AXIS, axis=3, tiled=True)
+
+
+def whole(x: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+  """The whole value of a (C, H, W), whatever part of it a device has."""
+  if x.shape[1] < shape[1]:
+    return whole_rows(x)
+  return whole_channels(x) if x.shape[3] < shape[0] else x
+
+
+def total(x: jax.Array) -> jax.Array:
+  """The sum over all devices, on all."""
+  return lax.psum(x, AXIS)

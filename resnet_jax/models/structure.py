@@ -118,6 +118,7 @@ class Unit:
     relu: whether a ReLU follows before any sum.
     pool: the name of the max pool that follows, 3x3 of stride 2; '': none does.
     stage: 2 for res2; 1 is the stem.
+    after_sum: whether it takes the sum of another block of its stage.
   """
 
   kernel: int
@@ -129,6 +130,7 @@ class Unit:
   relu: bool = False
   pool: str = ''
   stage: int = 1
+  after_sum: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,6 +277,7 @@ def blocks(depth: int, variant: Variant) -> tuple[Block, ...]:
           groups=variant.groups if kernel == 3 else 1,
           relu=place < last,
           stage=stage,
+          after_sum=place == 0 and number > 1,
         )
         for place, kernel in enumerate(kernels)
       )
