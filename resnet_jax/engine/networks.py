@@ -7,7 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.engine import gradcam, loop, reductions, runner, sizing
+from resnet_jax.engine import (
+  gradcam,
+  loop,
+  placement,
+  reductions,
+  runner,
+  sizing,
+)
 from resnet_jax.models import resnet
 
 
@@ -43,7 +50,7 @@ class Networks:
     self._execution = execution
     self._batch_size = batch_size
     self._say = say
-    self._placed: runner.Placed = {}
+    self._placed: placement.Placed = {}
     self._networks: dict[tuple, sizing.Network] = {}
 
   def prepared(

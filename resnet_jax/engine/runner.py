@@ -20,11 +20,12 @@ from resnet_jax.engine import (
   compilation,
   gradcam,
   piecewise,
+  placement,
   reductions,
   transposes,
 )
 from resnet_jax.engine import devices as device_lib
-from resnet_jax.models import convolution, folding, names, resnet, sharing
+from resnet_jax.models import convolution, names, resnet, sharing
 from resnet_jax.models import layers as layers_lib
 from resnet_jax.system import console, errors, memory, timing
 
@@ -32,12 +33,6 @@ NOT_PICKLED = (
   'a model cannot be pickled or copied, because its devices belong to this'
   " process. In workers (multiprocessing.get_context('spawn')) load it in each."
 )
-
-# Bytes; XLA's on a CPU.
-_ALIGNMENT = 64
-
-# By name, sharding, and shape, which differs between algorithms.
-Placed = dict[tuple[str, jax.sharding.Sharding, tuple[int, ...]], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +138,7 @@ class Runner:
     reduction: reductions.Reduction | None = None,
     grad_cam: gradcam.GradCam | None = None,
     execution: Execution | None = None,
-    shared: Placed | None = None,
+    shared: placement.Placed | None = None,
   ) -> None:
     if grad_cam and preprocess.multi_crop:
       raise errors.UserError(
@@ -279,13 +274,15 @@ class Runner:
       if not deal.sharing:
         dealt = NamedSharding(mesh, PartitionSpec(None, sharing.AXIS))
       module = self._working(deal, share if deal.sharing else None, shape)
-      parameters = self._on_devices(module, mesh)
+      parameters = placement.place(
+        module, self._parameters, self._needed, mesh, self._placed
+      )
       mean = jax.device_put(self._mean, copied)
       images = jax.ShapeDtypeStruct(
         (deal.rounds, deal.rows, *shape[1:]), jnp.uint8, sharding=dealt
       )
       apply = functools.partial(
-        self._apply, module=module, pieces=deal.pieces
+        self._apply, module=module, needed=self._needed, pieces=deal.pieces
       )
       local = jax.shard_map(
         _in_rounds(apply),
@@ -330,28 +327,6 @@ class Runner:
     inference = dataclasses.replace(module.inference, work=work)
     return module.clone(inference=inference)
 
-  def _on_devices(
-    self, module: resnet.ResNet, mesh: jax.sharding.Mesh
-  ) -> dict[str, jax.Array]:
-    """The parameters: a copy on each device, or a share of output channels."""
-    whole = resnet.parameter_shapes(module)
-    held = resnet.parameter_shapes(module, held=True)
-    keys = {}
-    for name in self._needed:
-      shape = whole[name]
-      # Along the axis of which a device has a share, if there is one.
-      spec = PartitionSpec(*(
-        sharing.AXIS if part < all_ else None
-        for part, all_ in zip(held[name], shape, strict=True)
-      ))
-      keys[name] = name, NamedSharding(mesh, spec), shape
-    missing = [name for name, key in keys.items() if key not in self._placed]
-    for name, array in folding.folded(module, self._parameters, missing):
-      if self._on_cpu:
-        array = _aligned(array)
-      self._placed[keys[name]] = jax.device_put(array, keys[name][1])
-    return {name: self._placed[key] for name, key in keys.items()}
-
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
@@ -384,20 +359,6 @@ class _Program:
     return Result(values, overflows, count)
 
 
-def _aligned(array: np.ndarray) -> np.ndarray:
-  """A copy that all devices of a CPU use in place.
-
-  JAX copies what is not aligned, once a device.  With one copy, a device finds
-  in the cores' common cache what another has just read.
-  """
-  room = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
-  first = -room.ctypes.data % _ALIGNMENT
-  copy = room[first : first + array.nbytes].view(array.dtype)
-  copy = copy.reshape(array.shape)
-  copy[...] = array
-  return copy
-
-
 def _in_rounds(apply: Callable) -> Callable:
   """A function of images (rounds, N, ...) from one of images (N, ...).
 
@@ -421,6 +382,7 @@ def _apply(
   images: jax.Array,
   *,
   module: resnet.ResNet,
+  needed: Sequence[str],
   layers: Sequence[str],
   preprocess: Preprocess,
   reduction: reductions.Reduction,
@@ -428,6 +390,7 @@ def _apply(
   channels_first: bool,
   pieces: int,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+  parameters = placement.unpacked(module, needed, parameters)
   x = crops.normalise(
     images,
     mean,

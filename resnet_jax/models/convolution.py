@@ -62,11 +62,15 @@ class Workload:
   """
 
   tiles: tuple[int, ...] = ()
-  share: sharing.Share = sharing.Share()
+  share: sharing.Share = sharing.ALONE
 
   def has_few_tiles(self, unit: structure.Unit) -> bool:
     """Whether a unit's kernel has more numbers than its maps."""
     return bool(self.tiles) and self.tiles[unit.stage - 1] <= _FEW_TILES
+
+
+# A batch of images, each whole on a device.
+MANY = Workload()
 
 
 def workload(
@@ -85,7 +89,10 @@ def workload(
     images: at a time, before the last stage and in it.
     share: how devices share an image.
   """
-  stem, blocks = structure.ARCHITECTURES[depth], structure.blocks(depth, variant)
+  stem, blocks = (
+    structure.ARCHITECTURES[depth],
+    structure.blocks(depth, variant),
+  )
   scale = stem.stride * (2 if stem.pool else 1)
   sides = [-(-side // scale) for side in size]
   last, tiles = blocks[-1].stage, []
@@ -104,7 +111,7 @@ def algorithm(
   unit: structure.Unit,
   arithmetic: Arithmetic,
   platform: str,
-  work: Workload,
+  work: Workload = MANY,
 ) -> str:
   """'direct', 'matrix product', 'winograd 4x4' or 'winograd 2x2'."""
   # A GPU's library chooses for itself, and fuses what follows.
@@ -164,7 +171,8 @@ def convolve(
   unit: structure.Unit,
   precision: lax.Precision,
   name: str,
-  share: sharing.Share = sharing.Share(),
+  *,
+  share: sharing.Share = sharing.ALONE,
   seam: tuple[int, int] = (0, 0),
 ) -> jax.Array:
   """A convolution padded by kernel // 2 on every side.
@@ -192,7 +200,7 @@ def convolve(
       # A device's rows are a multiple of the stride.
       x = sharing.with_neighbours(x, pad, pad + 1 - unit.stride)
     pad = 0
-  x = _convolved(x, kernel, unit, precision, name, pad)
+  x = _convolved(x, kernel, unit, precision, name, pad=pad)
   if share.takes_part(unit):
     return sharing.total(x)
   if share.gives_part(unit) and not share.keeps_part(unit):
@@ -206,14 +214,13 @@ def _convolved(
   unit: structure.Unit,
   precision: lax.Precision,
   name: str,
+  *,
   pad: int,
 ) -> jax.Array:
   """A convolution with `pad` rows added above and below."""
   if name in _TILES:
     parts = x.shape[-1] // kernel.shape[1]
-    one = functools.partial(
-      winograd.convolve, tile=_TILES[name], beside=pad
-    )
+    one = functools.partial(winograd.convolve, tile=_TILES[name], beside=pad)
     if parts == 1:
       return one(x, kernel)
     pairs = zip(

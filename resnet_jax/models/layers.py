@@ -124,9 +124,7 @@ class Conv(Rectifier):
     kernel = self.param('kernel', initializers.zeros, shape).astype(x.dtype)
     precision, algorithm = inference.rules.precision, inference.algorithm(unit)
     seam = stem_pool_padding(self.pool, _EVEN) if self.pool else (0, 0)
-    x = convolution.convolve(
-      x, kernel, unit, precision, algorithm, share, seam
-    )
+    x = convolution.convolve(x, kernel, unit, precision, algorithm, share, seam)
     outputs = (inference.held_outputs(unit),)
     if not self.folded:
       if self.bias:

@@ -24,8 +24,8 @@ from resnet_jax.models.variant import Variant
 
 AXIS = 'share'
 
-# Each stage has half of the rows of the one before, and pieces of maps cost more
-# to exchange than to compute (docs/performance.md).
+# The fewer rows a device has, the more exchanges cost beside computing
+# (docs/performance.md).
 _MOST_DEVICES = 4
 
 
@@ -66,6 +66,10 @@ class Share:
     return self.gives_part(unit) and not unit.relu
 
 
+# Nothing is shared.
+ALONE = Share()
+
+
 def possible(depth: int, variant: Variant, height: int, devices: int) -> Share:
   """How up to `devices` share an image of a height, as evenly as they can.
 
@@ -73,7 +77,7 @@ def possible(depth: int, variant: Variant, height: int, devices: int) -> Share:
   """
   count = 1 << (min(devices, _MOST_DEVICES).bit_length() - 1)
   if not structure.ARCHITECTURES[depth].pool:
-    return Share()
+    return ALONE
   while count > 1:
     rows, left = divmod(height, 4 * count)
     share = Share(count, _whole_from(depth, variant, rows))
@@ -81,7 +85,7 @@ def possible(depth: int, variant: Variant, height: int, devices: int) -> Share:
     if rows and not left and all(unit.outputs % count == 0 for unit in units):
       return share
     count //= 2
-  return Share()
+  return ALONE
 
 
 def _whole_from(depth: int, variant: Variant, rows: int) -> int:
