@@ -80,7 +80,7 @@ def batches(
   *,
   rows: int,
   start: int = 0,
-  threads: int = 2,
+  threads: int = 0,
   on_error: str = 'fail',
   clock: timing.Clock | None = None,
 ) -> Generator[Batch, None, None]:
@@ -97,7 +97,7 @@ def batches(
     preprocess: resizes and crops.
     rows: the batch size; the last batch may be smaller.
     start: the first item to read.
-    threads: decoders that work at once.
+    threads: decoders that work at once; 0: one a core.
     on_error: 'fail', or 'record' to continue with the reason in the batch.
     clock: times reading and decoding.
 
@@ -105,9 +105,12 @@ def batches(
     UserError: an image cannot be read, and `on_error` is 'fail'.
   """
   errors.check_choice('on_error', on_error, ON_ERROR)
+  threads = threads or cores.count()
   firsts = iter(range(start, len(items), rows))
+  # A single image takes less time than the start of a thread.
+  alone = len(items) - start == 1
   decoders = _Decoders(
-    min(threads, len(items) - start),
+    0 if alone else min(threads, len(items) - start),
     preprocess,
     on_error,
     clock or timing.Clock(),
@@ -149,7 +152,7 @@ def array_batches(
 
 
 class _Decoders:
-  """Threads that fill batches.
+  """Threads that fill batches; with none, `submit` does it.
 
   They are daemons that nobody joins: a slow image holds up neither an error nor
   the end of the program.
@@ -163,7 +166,7 @@ class _Decoders:
     clock: timing.Clock,
   ) -> None:
     self._threads = threads
-    self._cores = min(threads, cores.count())
+    self._cores = min(max(1, threads), cores.count())
     self._preprocess = preprocess
     self._on_error = on_error
     self._clock = clock
@@ -185,6 +188,9 @@ class _Decoders:
     self._missing[batch.start] = len(batch.items)
     for row in range(len(batch.items)):
       self._todo.put((batch, row))
+    if not self._threads:
+      self._todo.put(None)
+      self._work()
 
   def wait_for(self, batch: Batch) -> None:
     """Returns when the batch is full; raises the error of any image."""
@@ -218,7 +224,7 @@ class _Decoders:
   def _fill(self, batch: Batch, row: int) -> None:
     item = batch.items[row]
     try:
-      with self._clock.measure('read', 1, self._threads):
+      with self._clock.measure('read', 1, max(1, self._threads)):
         data = item.read()
       with self._clock.measure('decode', 1, self._cores, of_a_core=True):
         batch.images[row] = crops_of(data, self._preprocess)

@@ -101,12 +101,6 @@ def _no_device(use_gpu: bool, error: Exception) -> errors.UserError:
   )
 
 
-def even_step(devices: Sequence[jax.Device]) -> int:
-  """The number that a batch size should be a multiple of."""
-  each = _CPU_PIECE if devices[0].platform == 'cpu' else 1
-  return each * len(devices)
-
-
 def describe(devices: Sequence[jax.Device]) -> str:
   """For a record: `cpu x 2`, `gpu NVIDIA H100`."""
   first = devices[0]

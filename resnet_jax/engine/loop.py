@@ -19,15 +19,12 @@ import numpy as np
 from resnet_jax.data import pipeline, sources
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import decoding_difference, runner, sizing
-from resnet_jax.system import cores, errors, memory, timing
+from resnet_jax.system import errors, memory, timing
 
 # Images to read, or cropped ones: (N, H, W, 3) uint8, RGB.
 Images: TypeAlias = Sequence[sources.Item] | np.ndarray
 # A batch, and (N, C, H, W) of each layer.
 Computed: TypeAlias = tuple[pipeline.Batch, dict[str, np.ndarray]]
-
-# Of one batch's features, on the device and again on the host.
-_MAX_BATCH_BYTES = 512 << 20
 
 # Runs of fewer batches skip the warm-up, which takes as long as one batch.
 _WARM_UP_FROM = 20
@@ -43,39 +40,6 @@ _WAITING_WRITES = 2
 Work = TypeVar('Work')
 
 
-def batch_rows(
-  network: sizing.Network,
-  count: int,
-  shape: tuple[int, ...],
-  *,
-  crops: int,
-  row_bytes: int,
-  batch_size: int = 0,
-  resumed: int = 0,
-) -> int:
-  """The batch size, in images.
-
-  Args:
-    network: compiled here where its memory decides.
-    count: of all images.
-    shape: of a cut image, (cuts, H, W, 3).
-    crops: of an image.
-    row_bytes: of an image's values.
-    batch_size: crops a batch, as the user asks; 0: as many as are fast and fit.
-    resumed: the rows of the run to resume; 0: there is none.
-  """
-  if not batch_size and 0 < resumed <= count:
-    return resumed
-  rows = batch_size // crops
-  if not batch_size:
-    rows = sizing.first_rows(network.devices, crops, max(shape[1:3]))
-  rows = max(1, min(rows, count, _MAX_BATCH_BYTES // max(row_bytes, 1)))
-  if batch_size or not count:
-    return rows
-  rows = sizing.even_rows(rows, count, network.devices)
-  return network.fitting((rows, *shape))
-
-
 @dataclasses.dataclass(frozen=True)
 class Run:
   """Images and the network that they go through.
@@ -85,6 +49,8 @@ class Run:
     preprocess: how they are read.
     network: gives the layers.
     rows: images a batch.
+    large: images of the large program.
+    fit: whether the large program may have fewer, as many as fit.
     check_decoding: whether to report how far an inexact decoding is off.
     say: prints the report.
     warm_up_from: batches from which a warm-up pays.
@@ -94,9 +60,47 @@ class Run:
   preprocess: Preprocess
   network: sizing.Network
   rows: int
+  large: int
+  fit: bool = False
   check_decoding: bool = False
   say: Callable[[str], None] = lambda text: None
   warm_up_from: int = _WARM_UP_FROM
+
+  @property
+  def _shape(self) -> tuple[int, ...]:
+    """Of the large program's images."""
+    if isinstance(self.images, np.ndarray):
+      return self.large, 1, *self.images.shape[1:]
+    return self.large, *self.preprocess.shape
+
+  def fitted(self) -> 'Run':
+    """The run with the batch size that fits; compiles where that decides it."""
+    if not self.fit or not self._uses_large(len(self.images)):
+      return dataclasses.replace(self, fit=False)
+    large = self.network.fitting(self._shape)
+    return dataclasses.replace(
+      self, rows=min(self.rows, large), large=large, fit=False
+    )
+
+  def _uses_large(self, images: int) -> bool:
+    pieces = self.network.dealt(min(images, self.rows), self._shape)
+    return any(piece.program > 1 for piece in pieces)
+
+  def _compiling(self, images: int) -> Callable[[], None]:
+    """Compiles what a batch needs, in a thread; returns what waits for it."""
+    if self.network.is_compiled(images, self._shape):
+      return lambda: None
+
+    def work() -> None:
+      if self.fit and self._uses_large(images):
+        self.network.fitting(self._shape)
+      self.network.compile(images, self._shape)
+
+    pool = concurrent.futures.ThreadPoolExecutor(1, 'compile')
+    with memory.starting_threads():
+      future = pool.submit(work)
+    pool.shutdown(wait=False)
+    return future.result
 
   def stream(
     self,
@@ -108,7 +112,8 @@ class Run:
   ) -> Iterator[Computed]:
     """Layers of the images from `start` on, in order, a batch at a time.
 
-    Compiles, and warms up, before it returns.
+    Compiles, while the first images are decoded, and warms up before it
+    returns.
 
     Args:
       start: the first image.
@@ -124,26 +129,26 @@ class Run:
       UserError: an image cannot be read, and on_error is 'fail'; or a value
         does not fit its dtype.
     """
-    clock = clock or timing.Clock()
-    batches = self._batches(start, threads or cores.count(), on_error, clock)
-    # Before the compiler works: the next batches are decoded meanwhile, and a
-    # broken image is reported first.
-    with clock.waiting('images'):
-      first = next(batches, None)
-    if first is None:
+    left = len(self.images) - start
+    if left <= 0:
       return iter(())
-    shape = (self.rows, *first.images.shape[1:])
-    self.network.compile(shape)
-    count = -(-(len(self.images) - start) // self.rows)
+    timed, clock = clock is not None, clock or timing.Clock()
+    batches = self._batches(start, threads, on_error, clock)
+    compiled = self._compiling(min(self.rows, left))
+    with clock.waiting('images'):
+      # A broken image is reported at once, whatever the compiler does.
+      first = next(batches)
+    compiled()
+    count = -(-left // self.rows)
     if count >= self.warm_up_from:
-      self.network.warm_up(shape)
+      self.network.warm_up(self._shape)
     if self.check_decoding and self.preprocess.decode != 'exact':
       self.say(
         decoding_difference.line(
-          first, self.preprocess, self.network, self.rows
+          first, self.preprocess, self.network, self.large
         )
       )
-    return self._loop(first, batches, clock, count)
+    return self._loop(first, batches, clock, timed, count)
 
   def _batches(
     self, start: int, threads: int, on_error: str, clock: timing.Clock
@@ -165,11 +170,12 @@ class Run:
     first: pipeline.Batch,
     others: Generator[pipeline.Batch, None, None],
     clock: timing.Clock,
+    timed: bool,
     count: int,
   ) -> Iterator[Computed]:
     def begin(batch: pipeline.Batch, timed: bool) -> sizing.Pending:
       with clock.waiting('device'), _naming(batch):
-        return self.network(batch.images, self.rows, clock if timed else None)
+        return self.network(batch.images, self.large, clock if timed else None)
 
     def finish(batch: pipeline.Batch, pending: sizing.Pending) -> Computed:
       with clock.waiting('device'), _naming(batch):
@@ -191,7 +197,7 @@ class Run:
     number = 0
     with contextlib.closing(others):
       while batch:
-        if number in _TIMED or count == 1:
+        if timed and (number in _TIMED or count == 1):
           if before:
             yield from hand_out(finish(*before))
           before = None

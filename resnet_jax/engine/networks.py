@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks of one set of parameters: one for each selection of layers."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,6 +17,23 @@ from resnet_jax.engine import (
   sizing,
 )
 from resnet_jax.models import resnet
+
+# Of one batch's features, on the device and again on the host.
+_MAX_BATCH_BYTES = 512 << 20
+
+
+@functools.lru_cache
+def _row_bytes(
+  module: resnet.ResNet,
+  layers: tuple[str, ...],
+  reduction: reductions.Reduction,
+  height: int,
+  width: int,
+) -> int:
+  """Bytes of an image's values."""
+  shapes = reductions.output_shapes(module, layers, reduction, height, width)
+  itemsize = np.dtype(reduction.dtype).itemsize
+  return itemsize * sum(map(math.prod, shapes.values()))
 
 
 class Networks:
@@ -68,25 +86,29 @@ class Networks:
     shape: tuple[int, ...] = self._preprocess.shape
     if isinstance(images, np.ndarray):
       shape = (1, *images.shape[1:])
-    shapes = reductions.output_shapes(
-      self._module, layers, reduction, *shape[1:3]
-    )
-    itemsize = np.dtype(reduction.dtype).itemsize
     network = self._network(tuple(layers), reduction, grad_cam)
-    rows = loop.batch_rows(
-      network,
-      len(images),
-      shape,
-      crops=self._preprocess.crops,
-      row_bytes=itemsize * sum(map(math.prod, shapes.values())),
-      batch_size=self._batch_size,
-      resumed=resumed,
+    crops = self._preprocess.crops
+    row_bytes = _row_bytes(self._module, tuple(layers), reduction, *shape[1:3])
+    most = max(1, _MAX_BATCH_BYTES // max(row_bytes, 1))
+    large = (
+      self._batch_size // crops
+      if self._batch_size
+      else sizing.first_rows(network.devices, crops, max(shape[1:3]))
     )
+    large = max(1, min(large, most))
+    rows = max(1, min(large, len(images)))
+    again = not self._batch_size and 0 < resumed <= len(images)
+    if again:
+      rows = resumed
+      # The only batch may be smaller than the large program.
+      large = large if resumed == len(images) else resumed
     return loop.Run(
       images,
       self._preprocess,
       network,
       rows,
+      large,
+      fit=not self._batch_size and not again,
       check_decoding=check_decoding,
       say=self._say,
     )

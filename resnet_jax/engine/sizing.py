@@ -2,21 +2,22 @@
 """The batch size: chosen by the memory, halved when the memory runs out.
 
 A caller gets the values of the batches that it asked for, also when the device
-computes them in smaller pieces.
+computes them in other pieces.  Two programs compute a batch of any number of
+images: one for a single image, and one for many.
 """
 
 import dataclasses
 import functools
 import math
 import pathlib
+import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
-from resnet_jax.engine import devices as device_lib
 from resnet_jax.engine import runner
 from resnet_jax.system import errors, timing
 
@@ -28,24 +29,16 @@ _MOST_CROPS = 256
 # Of the free memory: the driver and other processes need some, too.
 _SHARE = 0.8
 
+# The most images that are computed one by one rather than in a padded large
+# batch, as a share of it: where both take as long.  On two cores an image of
+# ResNet-50 took 28.3 ms alone, and 13.4 ms in a batch of 96.  Accelerators are
+# not measured; an image alone leaves most of one idle.
+_ONE_BY_ONE = {'cpu': 0.47}
+_ONE_BY_ONE_ELSEWHERE = 0.1
+
 Say = Callable[[str], None]
 
-
-@dataclasses.dataclass(frozen=True)
-class Pending:
-  """A batch on the devices.
-
-  Attributes:
-    images: the batch, kept until its values are fetched.
-    rows: images of a whole batch.
-    piece: images that were started at a time.
-    results: one a piece.
-  """
-
-  images: np.ndarray
-  rows: int
-  piece: int
-  results: list[runner.Result]
+Work = TypeVar('Work')
 
 
 def first_rows(devices: Sequence[jax.Device], crops: int, size: int) -> int:
@@ -55,17 +48,51 @@ def first_rows(devices: Sequence[jax.Device], crops: int, size: int) -> int:
   return each * len(devices)
 
 
-def even_rows(rows: int, count: int, devices: Sequence[jax.Device]) -> int:
-  """A batch size of at most `rows` that divides `count` evenly.
+class Piece(NamedTuple):
+  """Images that one run of a program computes.
 
-  A batch is computed whole, so 100 images are 54 and 46, not 96 and 4.
+  Attributes:
+    program: images that it is compiled for: one, or many.
+    images: of the batch; the rest is padding.
   """
-  rows = min(rows, count)
-  if not rows:
-    return 0
-  even = -(-count // -(-count // rows))
-  step = device_lib.even_step(devices)
-  return min(rows, -(-even // step) * step)
+
+  program: int
+  images: int
+
+
+def dealt(images: int, large: int, platform: str) -> list[Piece]:
+  """The pieces of a batch, in order.
+
+  They depend on the arguments only, so that a resumed run gives the same bytes.
+
+  Args:
+    images: of the batch.
+    large: images of the large program.
+    platform: of the devices, as JAX calls it.
+  """
+  whole, rest = divmod(images, large)
+  pieces = [Piece(large, large)] * whole
+  share = _ONE_BY_ONE.get(platform, _ONE_BY_ONE_ELSEWHERE)
+  if rest > share * large:
+    return [*pieces, Piece(large, rest)]
+  return [*pieces, *[Piece(1, 1)] * rest]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pending:
+  """A batch on the devices.
+
+  Attributes:
+    images: the batch, kept until its values are fetched.
+    large: images of the large program that was asked for.
+    pieces: that were started.
+    results: one a piece.
+  """
+
+  images: np.ndarray
+  large: int
+  pieces: list[Piece]
+  results: list[runner.Result]
 
 
 def is_exhausted(error: BaseException) -> bool:
@@ -130,7 +157,6 @@ class Network:
 
   Attributes:
     devices: that share a batch.
-    rows: images that are computed at a time; 0: a whole batch.
   """
 
   def __init__(
@@ -141,28 +167,50 @@ class Network:
   ) -> None:
     """Keeps `make` until the runner is needed."""
     self.devices = devices
-    self.rows = 0
     self._make = make
     self._say = say
-    self._reported: set[tuple[int, ...]] = set()
+    self._compiled: set[tuple[int, ...]] = set()
+    # A batch's programs are compiled while its images are decoded.
+    self._lock = threading.RLock()
+    # By the shape of an image: the most that are computed at a time, where the
+    # memory has decided it.
+    self._most: dict[tuple[int, ...], int] = {}
 
   @functools.cached_property
   def _run(self) -> runner.Runner:
     return self._make()
 
-  def fitting(self, shape: tuple[int, ...]) -> int:
-    """Compiles for batches of a shape, halved until the program fits.
+  def dealt(self, images: int, shape: tuple[int, ...]) -> list[Piece]:
+    """The pieces of a batch.
 
     Args:
-      shape: (rows, cuts, S, S, 3).
+      images: of the batch.
+      shape: of the large program's images, (rows, cuts, S, S, 3).
+    """
+    rows, *image = shape
+    large = min(rows, self._most.get(tuple(image), rows))
+    return dealt(images, large, self.devices[0].platform)
+
+  def fitting(self, shape: tuple[int, ...]) -> int:
+    """Compiles the large program, halved until it fits into the memory.
+
+    Args:
+      shape: of its images.
 
     Returns:
-      The batch size.
+      The images that it takes.
     """
+    rows, *image = shape
+    with self._lock:
+      if (key := tuple(image)) not in self._most:
+        self._most[key] = self._fitting(shape)
+      return min(rows, self._most[key])
+
+  def _fitting(self, shape: tuple[int, ...]) -> int:
     rows = shape[0]
     while True:
       try:
-        program = self._compiled((rows, *shape[1:]))
+        program = self._program((rows, *shape[1:]))
       except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if not is_exhausted(error) or rows == 1:
           raise
@@ -180,18 +228,27 @@ class Network:
       )
       rows = -(-rows // 2)
 
-  def compile(self, shape: tuple[int, ...]) -> None:
-    """Compiles for batches of a shape, or for the pieces that fit."""
-    rows, *image = shape
-    self._enduring(rows, lambda piece: self._compiled((piece, *image)))
+  def compile(self, images: int, shape: tuple[int, ...]) -> None:
+    """Compiles what computes a batch; the arguments are those of `dealt`."""
+    self._enduring(images, shape, lambda: self._programs(images, shape))
 
-  def _compiled(self, shape: tuple[int, ...]) -> jax.stages.Compiled:
-    begin = time.perf_counter()
-    program = self._run.compile(shape)
-    if shape not in self._reported:
-      self._reported.add(shape)
-      self._say(f'compiled in {time.perf_counter() - begin:.1f} s')
-    return program
+  def is_compiled(self, images: int, shape: tuple[int, ...]) -> bool:
+    """Whether `compile` has nothing to do."""
+    programs = {piece.program for piece in self.dealt(images, shape)}
+    return all((size, *shape[1:]) in self._compiled for size in programs)
+
+  def _programs(self, images: int, shape: tuple[int, ...]) -> None:
+    for size in dict.fromkeys(p.program for p in self.dealt(images, shape)):
+      self._program((size, *shape[1:]))
+
+  def _program(self, shape: tuple[int, ...]) -> jax.stages.Compiled:
+    with self._lock:
+      begin = time.perf_counter()
+      program = self._run.compile(shape)
+      if shape not in self._compiled:
+        self._compiled.add(shape)
+        self._say(f'compiled in {time.perf_counter() - begin:.1f} s')
+      return program
 
   def warm_up(self, shape: tuple[int, ...]) -> None:
     """Computes a black batch once, so that the first real one is not slower."""
@@ -199,24 +256,28 @@ class Network:
     self.fetch(self(black, shape[0]), np.zeros(shape[0], bool))
 
   def __call__(
-    self, images: np.ndarray, rows: int, clock: timing.Clock | None = None
+    self, images: np.ndarray, large: int, clock: timing.Clock | None = None
   ) -> Pending:
     """Starts the computation; `fetch` waits for it.
 
     Args:
       images: (N, cuts, H, W, 3) uint8, RGB.
-      rows: images of a whole batch, N or more.
+      large: images of the large program.
       clock: as for `runner.Runner`.
     """
+    shape = (large, *images.shape[1:])
 
-    def start(piece: int) -> Pending:
-      results = [
-        self._run(images[first : first + piece], piece, clock)
-        for first in range(0, len(images), piece)
-      ]
-      return Pending(images, rows, piece, results)
+    def start() -> Pending:
+      self._programs(len(images), shape)
+      results, first = [], 0
+      pieces = self.dealt(len(images), shape)
+      for size, count in pieces:
+        part = images[first : first + count]
+        results.append(self._run(part, size, clock))
+        first += count
+      return Pending(images, large, pieces, results)
 
-    return self._enduring(rows, start)
+    return self._enduring(len(images), shape, start)
 
   def fetch(self, pending: Pending, real: np.ndarray) -> dict[str, np.ndarray]:
     """(N, C, H, W) of each layer; see `runner.Runner.fetch`.
@@ -225,30 +286,33 @@ class Network:
       pending: what the call returned.
       real: a mask of the images whose values count.
     """
+    parts, first = [], 0
     try:
-      pieces = [
-        self._run.fetch(result, real[first : first + pending.piece])
-        for first, result in zip(
-          range(0, len(real), pending.piece), pending.results, strict=True
-        )
-      ]
+      for piece, result in zip(pending.pieces, pending.results, strict=True):
+        part = real[first : first + piece.images]
+        parts.append(self._run.fetch(result, part))
+        first += piece.images
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
-      self._halve(error, pending.piece)
-      return self.fetch(self(pending.images, pending.rows), real)
-    if len(pieces) == 1:
-      return pieces[0]
-    return {k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]}
+      self._halve(error, pending.pieces[0].program, pending.images.shape[1:])
+      return self.fetch(self(pending.images, pending.large), real)
+    if len(parts) == 1:
+      return parts[0]
+    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
-  def _enduring(self, rows: int, work: Callable[[int], Any]) -> Any:
-    """What `work(piece)` returns, tried with ever smaller pieces."""
+  def _enduring(
+    self, images: int, shape: tuple[int, ...], work: Callable[[], Work]
+  ) -> Work:
+    """What `work` returns, tried with ever smaller programs."""
     while True:
-      piece = min(self.rows or rows, rows)
+      largest = self.dealt(images, shape)[0].program
       try:
-        return work(piece)
+        return work()
       except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        self._halve(error, piece)
+        self._halve(error, largest, shape[1:])
 
-  def _halve(self, error: BaseException, rows: int) -> None:
+  def _halve(
+    self, error: BaseException, rows: int, image: tuple[int, ...]
+  ) -> None:
     """Continues with half of `rows`; raises `error` where that cannot help."""
     if not is_exhausted(error):
       raise error
@@ -259,8 +323,8 @@ class Network:
       ) from error
     half = -(-rows // 2)
     # Both batches in flight may fail; report it once.
-    if not self.rows or half < self.rows:
-      self.rows = half
+    if half < self._most.get(image, rows):
+      self._most[image] = half
       self._say(
         f'NOTE: out of memory with {rows} images at a time; continuing with'
         f' {half}'

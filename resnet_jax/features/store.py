@@ -9,7 +9,6 @@ values were computed.  Chunks carry a CRC-32C, which readers check.
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,15 +23,21 @@ from resnet_jax.system import settings as settings_lib
 from resnet_jax.system.text import plain
 
 _MAX_CHUNK_BYTES = 32 << 20
+# A chunk is stored whole: the last one's padding has at most these bytes, or
+# this share of the layer's.
+_MAX_PADDING_BYTES, _MAX_PADDING = 1 << 20, 0.1
 
 
 def planned_bytes(plan: table.FeatureTable, rows: int) -> int:
-  """Bytes that `rows` more rows take, with the padding of the last batch."""
+  """Bytes that `rows` more rows take, with the padding of the last chunks."""
   batches = -(-rows // plan.batch_rows)
   # Labels, status, reason and checksums take a few bytes per row.
-  few = 24 + 4 * len(plan.layers)
-  values = batches * plan.batch_rows * (plan.row_bytes() + few)
-  return values + sum(len(key.encode()) + 4 for key in plan.keys)
+  few = batches * plan.batch_rows * (24 + 4 * len(plan.layers))
+  values = sum(
+    -(-rows // chunk) * chunk * plan.row_bytes(name)
+    for name, chunk in ((n, _chunk_rows(plan, n)) for n in plan.layers)
+  )
+  return few + values + sum(len(key.encode()) + 4 for key in plan.keys)
 
 
 @contextlib.contextmanager
@@ -53,7 +58,7 @@ def create(
     _create_array(
       path / name,
       (plan.rows, *shape),
-      _chunk_rows(plan, shape),
+      _chunk_rows(plan, name),
       plan.dtype,
       ('row', f'{name}_c', f'{name}_y', f'{name}_x'),
     )
@@ -273,7 +278,7 @@ def _check_planned(path: pathlib.Path, plan: table.FeatureTable) -> None:
   status = chunks.Grid((plan.rows,), (plan.batch_rows,), 'uint8')
   planned = {'status': status} | {
     name: chunks.Grid(
-      (plan.rows, *shape), (_chunk_rows(plan, shape), *shape), plan.dtype
+      (plan.rows, *shape), (_chunk_rows(plan, name), *shape), plan.dtype
     )
     for name, shape in plan.layers.items()
   }
@@ -283,12 +288,17 @@ def _check_planned(path: pathlib.Path, plan: table.FeatureTable) -> None:
   chunks.held(path / 'status', status)
 
 
-def _chunk_rows(plan: table.FeatureTable, shape: tuple[int, ...]) -> int:
+def _chunk_rows(plan: table.FeatureTable, layer: str) -> int:
   """Rows per chunk: the most that divide a batch and keep a chunk small."""
-  row_bytes = math.prod(shape) * np.dtype(plan.dtype).itemsize
+  row_bytes = plan.row_bytes(layer)
   most = max(1, _MAX_CHUNK_BYTES // row_bytes)
+  padding = max(_MAX_PADDING_BYTES // row_bytes, int(_MAX_PADDING * plan.rows))
   fitting = range(1, min(most, plan.batch_rows) + 1)
-  return max(rows for rows in fitting if plan.batch_rows % rows == 0)
+  return max(
+    rows
+    for rows in fitting
+    if plan.batch_rows % rows == 0 and -plan.rows % rows <= padding
+  )
 
 
 def _create_array(

@@ -34,10 +34,10 @@ class FeatureTable:
     """The number of images."""
     return len(self.keys)
 
-  def row_bytes(self) -> int:
-    """Bytes of one row's values."""
+  def row_bytes(self, *layers: str) -> int:
+    """Bytes of one row's values: of some layers, or of all."""
     size = np.dtype(self.dtype).itemsize
-    return sum(math.prod(shape) for shape in self.layers.values()) * size
+    return size * sum(math.prod(self.layers[n]) for n in layers or self.layers)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,10 @@ class Setup:
     grad_cam: gradcam.GradCam | None = None,
     resumed: int = 0,
   ) -> loop.Run:
-    """All images and the network; see `Model.prepared`."""
+    """All images and the network; see `Model.prepared`.
+
+    Its batch size is what a record of the run holds.
+    """
     return self.model.prepared(
       self.source.items,
       layers,
@@ -58,7 +61,7 @@ class Setup:
       grad_cam=grad_cam,
       resumed=resumed,
       check_decoding=True,
-    )
+    ).fitted()
 
   def stream(
     self, run: loop.Run, clock: timing.Clock, start: int = 0

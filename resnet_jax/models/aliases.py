@@ -150,6 +150,14 @@ def _brief(meant: set[str], order: Sequence[str]) -> str:
   return f'{len(listed)} names from {listed[0]} to {listed[-1]}'
 
 
+@functools.cache
+def _tables(depth: int, head: bool) -> dict[str, dict[str, list[str]]]:
+  tables: dict[str, dict[str, list[str]]] = {scheme: {} for scheme in SCHEMES}
+  for alias in aliases(depth, head):
+    tables[alias.scheme].setdefault(alias.name, []).append(alias.value)
+  return tables
+
+
 def select(
   asked: str | Sequence[str], depth: int, head: bool = True
 ) -> tuple[str, ...]:
@@ -168,15 +176,12 @@ def select(
     UserError: nothing is asked for, or a name matches nothing or is ambiguous.
   """
   known = names.value_names(depth, head)
-  everything = aliases(depth, head)
-  tables: dict[str, dict[str, list[str]]] = {scheme: {} for scheme in SCHEMES}
-  for alias in everything:
-    tables[alias.scheme].setdefault(alias.name, []).append(alias.value)
+  tables = _tables(depth, head)
   chosen: dict[str, None] = {}
   for pattern in names.split_list(asked):
     matches = resolve(pattern, tables, known)
     if not matches:
-      raise _unknown(pattern, depth, head, everything)
+      raise _unknown(pattern, depth, head, aliases(depth, head))
     chosen.update(dict.fromkeys(matches))
   if not chosen:
     raise errors.UserError(

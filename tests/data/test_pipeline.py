@@ -11,7 +11,7 @@ from makers import HANGS, encoded, run_python, user_error, wait_until
 from PIL import Image
 
 from resnet_jax.data import crops, pipeline, preprocess, sources
-from resnet_jax.system import errors, timing
+from resnet_jax.system import cores, errors, timing
 
 MEAN = (1.0, 2.0, 3.0)
 HOW = preprocess.Preprocess(MEAN, resize_size=36, crop_size=32)
@@ -198,6 +198,38 @@ def test_every_thread_has_an_image_though_batches_are_small():
 
   items = [sources.Item('key', 'name', 0, read) for _ in range(12)]
   assert len(list(pipeline.batches(items, HOW, rows=1, threads=6))) == 12
+
+
+def test_every_core_decodes_unless_told_otherwise(monkeypatch):
+  monkeypatch.setattr(cores, 'count', lambda: 5)
+  together = threading.Barrier(5)
+
+  def read():
+    together.wait(HANGS)
+    return png(0)
+
+  items = [sources.Item('key', 'name', 0, read) for _ in range(10)]
+  assert len(list(pipeline.batches(items, HOW, rows=10))) == 1
+
+
+def test_a_single_image_starts_no_thread():
+  found = []
+
+  def read():
+    found.append(threading.current_thread())
+    return png(0)
+
+  items = [sources.Item('key', 'name', 0, read)] * 3
+  [batch] = pipeline.batches(items, HOW, rows=2, start=2, threads=4)
+  assert batch.mask.tolist() == [True]
+  assert found == [threading.main_thread()]
+  [broken] = pipeline.batches(
+    items_of(b'no image'), HOW, rows=2, on_error='record'
+  )
+  assert broken.mask.tolist() == [False]
+  assert 'cannot read the image in/0.png' in user_error(
+    list, pipeline.batches(items_of(b'no image'), HOW, rows=2)
+  )
 
 
 def test_the_clock_is_told_of_reading_and_decoding():

@@ -235,7 +235,7 @@ def read():
   found.add(threading.current_thread().name)
   return b''
 items = [sources.Item('key', 'name', 0, read)] * 9
-run = loop.Run(items, preprocess.Preprocess(), mock.MagicMock(), 9)
+run = loop.Run(items, preprocess.Preprocess(), mock.MagicMock(), 9, 9)
 run.stream(on_error='record')
 print(cores.count(), len(found))
 """

@@ -13,7 +13,7 @@ import pytest
 from makers import HANGS, wait_until
 from PIL import Image
 
-from resnet_jax.data import preprocess, sources
+from resnet_jax.data import pipeline, preprocess, sources
 from resnet_jax.engine import loop, runner
 from resnet_jax.models import resnet
 from resnet_jax.system import errors, timing
@@ -39,9 +39,13 @@ class Log:
     self.events = []
     self._fail = fail
 
-  def compile(self, shape):
+  def is_compiled(self, images, shape):
+    """Never, so that it is asked to."""
+    return False
+
+  def compile(self, images, shape):
     """Compiles nothing."""
-    self.events.append(('compile', shape))
+    self.events.append(('compile', images, shape))
 
   def warm_up(self, shape):
     """Nor does it anything."""
@@ -73,7 +77,7 @@ def run_of(count, log, contents=None, **settings):
     sources.Item(str(n), f'in/{n}', n, lambda data=data: data)
     for n, data in enumerate(contents)
   ]
-  return loop.Run(items, PREPROCESS, log, ROWS, **settings)
+  return loop.Run(items, PREPROCESS, log, ROWS, ROWS, **settings)
 
 
 def test_a_batch_is_on_its_way_before_the_last_one_is_fetched(monkeypatch):
@@ -83,7 +87,7 @@ def test_a_batch_is_on_its_way_before_the_last_one_is_fetched(monkeypatch):
   found = run_of(14, log, warm_up_from=7).stream(clock=clock)
   # Before the first is asked for: a timer of the rest times no compiler, and no
   # device that works for the first time.
-  assert log.events == [('compile', SHAPE), ('warm up', SHAPE)]
+  assert log.events == [('compile', ROWS, SHAPE), ('warm up', SHAPE)]
   values = []
   for batch, layers in found:
     assert layers['red'].shape == (len(batch.items), 1, 1, 1)
@@ -126,9 +130,9 @@ def test_the_last_batch_is_smaller_and_one_batch_is_enough(start, starts):
 def test_an_array_goes_the_same_way_uncut():
   log = Log()
   pixels = np.full((3, 40, 48, 3), [[[[7]]], [[[8]]], [[[9]]]], np.uint8)
-  batches = list(loop.Run(pixels, PREPROCESS, log, ROWS).stream())
+  batches = list(loop.Run(pixels, PREPROCESS, log, ROWS, ROWS).stream())
   assert [batch.keys for batch, _ in batches] == [['0', '1'], ['2']]
-  assert log.events[0] == ('compile', (ROWS, 1, 40, 48, 3))
+  assert log.events[0] == ('compile', ROWS, (ROWS, 1, 40, 48, 3))
   assert [v['red'].ravel().tolist() for _, v in batches] == [[7, 8], [9]]
 
 
@@ -139,11 +143,46 @@ def test_nothing_left_compiles_nothing():
   assert clock.line() == ''
 
 
-def test_a_broken_image_is_reported_before_the_compiler_works():
-  log = Log()
+def test_images_are_decoded_while_the_compiler_works(monkeypatch):
+  decoded, log = threading.Event(), Log()
+  crops_of = pipeline.crops_of
+
+  def noting(data, how):
+    try:
+      return crops_of(data, how)
+    finally:
+      decoded.set()
+
+  def compile_(images, shape):
+    assert decoded.wait(HANGS)
+    Log.compile(log, images, shape)
+
+  monkeypatch.setattr(pipeline, 'crops_of', noting)
+  monkeypatch.setattr(log, 'compile', compile_)
+  assert len(list(run_of(3, log).stream())) == 2
+  assert log.events[0] == ('compile', ROWS, SHAPE)
+
+
+def test_a_broken_image_does_not_wait_for_the_compiler(monkeypatch):
+  log, go_on = Log(), threading.Event()
+  monkeypatch.setattr(log, 'compile', lambda *given: go_on.wait(HANGS))
   with pytest.raises(errors.UserError, match='image in/1: the file is empty'):
     run_of(2, log, contents=[grey(1), b'']).stream()
+  go_on.set()
   assert log.events == []
+
+
+def test_an_error_of_the_compiler_is_the_callers(monkeypatch):
+  log = Log()
+  monkeypatch.setattr(log, 'compile', mock.Mock(side_effect=ValueError('no')))
+  with pytest.raises(ValueError, match='no'):
+    run_of(2, log).stream()
+
+
+def test_without_a_clock_nothing_is_timed():
+  log = Log()
+  list(run_of(5, log).stream())
+  assert {event for event, *_ in log.events} == {'compile', 'start', 'fetch'}
 
 
 def test_a_broken_image_is_masked_if_asked():

@@ -76,7 +76,7 @@ def test_out_of_memory_halves_and_gives_the_same_values(network18, most, late):
   expected = run.fetch(run(images), real)['pool1']
   limited = Limited(run, most, late)
   network = sizing.Network(lambda: limited, CPU, said.append)
-  network.compile(images.shape)
+  network.compile(7, images.shape)
   # Two on their way, as in a run.
   first, second = network(images, 7), network(images[::-1].copy(), 7)
   for pending, wanted in ((first, expected), (second, expected[::-1])):
@@ -92,17 +92,26 @@ def test_out_of_memory_halves_and_gives_the_same_values(network18, most, late):
   # And stays there.
   limited.shapes.clear()
   network.fetch(network(images, 7), real)
-  assert set(limited.shapes) == {network.rows or 7}
+  pieces = network.dealt(7, images.shape)
+  assert limited.shapes == [piece.program for piece in pieces]
+  assert limited.shapes[0] == (-(-halvings[-1] // 2) if halvings else 7)
 
 
-def test_a_smaller_batch_runs_in_the_program_of_a_whole_one(network18):
-  images, run = pixels(7), small(network18)
+def test_a_rest_is_padded_or_computed_one_by_one(network18):
+  images, run = pixels(8), small(network18)
   network = sizing.Network(lambda: run, CPU, lambda text: None)
-  network.compile(images.shape)
-  expected = network.fetch(network(images, 7), np.ones(7, bool))['pool1']
-  found = network.fetch(network(images[:3], 7), np.ones(3, bool))['pool1']
-  np.testing.assert_array_equal(found, expected[:3])
+
+  def values(count):
+    found = network(images[:count], 8)
+    return network.fetch(found, np.ones(count, bool))['pool1']
+
+  network.compile(8, images.shape)
+  whole = values(8)
+  # In the program of a whole batch, the others' places are black.
+  np.testing.assert_array_equal(values(5), whole[:5])
   assert len(run._programs) == 1
+  np.testing.assert_allclose(values(3), whole[:3], rtol=1e-5, atol=1e-5)
+  assert list(run._programs) == [(8, 1, 32, 32, 3), (1, 1, 32, 32, 3)]
 
 
 def test_not_even_one_image_is_an_error_with_ways_out(network18):
@@ -116,13 +125,18 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
   class Broken:
     """Fails for another reason."""
 
+    def compile(self, shape):
+      """Needs no memory."""
+
     def __call__(self, images, rows, clock):
       """Fails."""
       raise jax.errors.JaxRuntimeError('INTERNAL: a fault')
 
-  network = sizing.Network(Broken, CPU, pytest.fail)
+  said = []
+  network = sizing.Network(Broken, CPU, said.append)
   with pytest.raises(jax.errors.JaxRuntimeError, match='a fault'):
     network(pixels(2), 2)
+  assert [line for line in said if 'memory' in line] == []
 
 
 @pytest.mark.parametrize(
@@ -164,10 +178,13 @@ def test_the_memory_that_the_program_states_decides(network18, monkeypatch):
   [line] = [line for line in said if 'fit' in line]
   assert line.startswith('batches of 16 images do not fit into the memory: ')
   assert line.endswith(f' MB of {room >> 20} free; taking 8 at a time')
-  monkeypatch.setattr(sizing, 'available_bytes', lambda devices: 0)
-  assert network.fitting(shape) == 1
-  monkeypatch.setattr(sizing, 'available_bytes', lambda devices: None)
-  assert network.fitting(shape) == 16
+  # The memory decides once.
+  for free, expected in ((0, 1), (None, 16)):
+    monkeypatch.setattr(sizing, 'available_bytes', lambda devices, n=free: n)
+    assert network.fitting(shape) == 8
+    other = sizing.Network(lambda: run, CPU, said.append)
+    assert other.fitting(shape) == expected
+    assert other.dealt(16, shape)[0].program == expected
 
 
 def test_free_memory_is_the_devices_or_the_hosts(monkeypatch):
@@ -193,24 +210,30 @@ def test_free_memory_is_the_devices_or_the_hosts(monkeypatch):
   assert sizing.available_bytes([device, unknown]) is None
 
 
+@pytest.fixture
+def shapes(monkeypatch):
+  """The images of each program that runs, one entry a run."""
+  found, started = [], runner.Runner.__call__
+
+  def noting(self, images, rows, clock):
+    found.append(rows)
+    return started(self, images, rows, clock)
+
+  monkeypatch.setattr(runner.Runner, '__call__', noting)
+  return found
+
+
 @pytest.mark.filterwarnings('ignore:UNTRAINED')
-def test_in_a_notebook(monkeypatch):
+def test_in_a_notebook(shapes):
   with pytest.raises(errors.UserError, match="batch_size='many' is neither a"):
     resnet_jax.load(18, weights='random', batch_size='many')
   with pytest.raises(errors.UserError, match='batch_size=-1 is neither'):
     resnet_jax.load(18, weights='random', batch_size=-1)
-  shapes, started = [], runner.Runner.__call__
-
-  def noting(self, images, rows, clock):
-    shapes.append(rows)
-    return started(self, images, rows, clock)
-
-  monkeypatch.setattr(runner.Runner, '__call__', noting)
   images = pixels(600)[:, 0]
   model = resnet_jax.load(18, weights='random')
   found = model.features(images, 'pool1')
   assert len(jax.local_devices()) == 2
-  assert set(shapes) == {300}
+  assert set(shapes) == {512, 1}
   shapes.clear()
   model = resnet_jax.load(18, weights='random', batch_size=7)
   np.testing.assert_allclose(
@@ -276,19 +299,90 @@ def test_a_run_is_resumed_with_its_own_batch_size(
 
 
 @pytest.mark.parametrize(
-  ('rows', 'count', 'devices', 'expected'),
+  ('images', 'large', 'platform', 'expected'),
   [
-    (96, 100, 2, 54),
-    (96, 96, 2, 96),
-    (96, 97, 2, 54),
-    (96, 400, 2, 84),
-    (96, 20_000, 2, 96),
-    (96, 7, 2, 7),
-    (4, 9, 2, 4),
-    (48, 49, 1, 27),
-    (96, 0, 2, 0),
+    (1, 96, 'cpu', [(1, 1)]),
+    (45, 96, 'cpu', [(1, 1)] * 45),
+    (46, 96, 'cpu', [(96, 46)]),
+    (96, 96, 'cpu', [(96, 96)]),
+    (100, 96, 'cpu', [(96, 96)] + [(1, 1)] * 4),
+    (250, 96, 'cpu', [(96, 96), (96, 96), (96, 58)]),
+    # Of two, the other place costs less than another program.
+    (1, 2, 'cpu', [(2, 1)]),
+    (3, 1, 'cpu', [(1, 1)] * 3),
+    (25, 256, 'gpu', [(1, 1)] * 25),
+    (26, 256, 'gpu', [(256, 26)]),
   ],
 )
-def test_the_last_batch_is_no_small_rest(rows, count, devices, expected):
-  there = [jax.devices('cpu')[0]] * devices
-  assert sizing.even_rows(rows, count, there) == expected
+def test_how_a_batch_is_dealt(images, large, platform, expected):
+  assert sizing.dealt(images, large, platform) == expected
+
+
+@pytest.fixture
+def compilations():
+  """The programs that JAX compiles for networks, one entry each."""
+  found = []
+
+  def listen(event, seconds, **details):
+    del seconds
+    if event.endswith('backend_compile_duration'):
+      found.append(details.get('fun_name'))
+
+  # It stays: JAX 0.7 has no public way to take it back.
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  return found
+
+
+@pytest.mark.filterwarnings('ignore:UNTRAINED')
+def test_lists_of_any_length_compile_two_programs(compilations):
+  model = resnet_jax.load(18, weights='random')
+  assert len(model.execution.devices) == 2
+  images = np.random.default_rng(0).integers(
+    0, 256, (100, 224, 224, 3), np.uint8
+  )
+  counts, found = [], {}
+  for count in (1, 3, 8, 20, 33, 100, 60, 1, 100):
+    values = model.features(images[:count], 'pool1')
+    counts.append(compilations.count('jit(run)'))
+    # The second time, too.
+    np.testing.assert_array_equal(values, found.setdefault(count, values))
+  # The large one only where it is needed.
+  assert counts == [1, 1, 1, 1, 1, 2, 2, 2, 2]
+  for count, values in found.items():
+    np.testing.assert_allclose(values, found[100][:count], rtol=1e-5, atol=1e-4)
+  # Another layer compiles again, and the first one stays.
+  model.features(images[:2], 'conv1_conv,pool1')
+  model.features(images[:2], 'pool1')
+  assert compilations.count('jit(run)') == 3
+
+
+@pytest.mark.filterwarnings('ignore:UNTRAINED')
+@pytest.mark.parametrize(
+  ('asked', 'rows', 'programs'),
+  [
+    # Whole batches, and a rest one by one or padded.
+    (('auto', 7, 5), (5, 5), [5, 1, 1]),
+    (('auto', 13, 5), (5, 5), [5, 5, 5]),
+    ((5, 7, 0), (5, 5), [5, 1, 1]),
+    # The only batch.
+    ((5, 2, 0), (2, 5), [1, 1]),
+    (('auto', 7, 7), (7, 512), [1] * 7),
+    # A record of other images: refused by its caller.
+    (('auto', 7, 9), (7, 512), [1] * 7),
+  ],
+)
+def test_a_resumed_run_has_the_bytes_of_one_that_was_not_stopped(
+  shapes, asked, rows, programs
+):
+  batch_size, count, resumed = asked
+  model = resnet_jax.load(18, weights='random', batch_size=batch_size)
+  run = model.prepared(pixels(count)[:, 0], ('pool1',), resumed=resumed)
+  run = run.fitted()
+  assert (run.rows, run.large) == rows
+  whole = [values['pool1'] for _, values in run.stream()]
+  assert shapes == programs
+  for number in range(len(whole)):
+    rest = [values['pool1'] for _, values in run.stream(number * run.rows)]
+    np.testing.assert_array_equal(
+      np.concatenate(rest), np.concatenate(whole[number:])
+    )

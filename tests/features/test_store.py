@@ -234,6 +234,17 @@ def test_the_plan_is_an_upper_bound(tmp_path, rows, batch, layers, dtype):
     assert planned < 1.25 * written
 
 
+@pytest.mark.parametrize('rows', [97, 100, 193])
+def test_rows_behind_the_last_whole_batch_take_little_room(tmp_path, rows):
+  plan = plan_of(rows, 96, layers={'a': (64, 12, 12)})
+  write(tmp_path / 'out', plan)
+  values = rows * plan.row_bytes()
+  chunks = list((tmp_path / 'out' / 'a' / 'c').glob('*/0/0/0'))
+  written = sum(path.stat().st_size for path in chunks)
+  assert values <= written < 1.12 * values + (1 << 20)
+  assert len(chunks) <= 20
+
+
 def test_the_plan_of_what_is_left_is_an_upper_bound(tmp_path):
   plan = plan_of(8, 3, layers={'a': (64, 12, 12)})
   part = write(tmp_path / 'out', plan, stop=3)
