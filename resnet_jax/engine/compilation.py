@@ -16,7 +16,7 @@ import os
 import pathlib
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -92,20 +92,27 @@ def keep_programs(wanted: bool, say: Say, *, application: bool) -> None:
   compilation_cache.reset_cache()
 
 
-def compiled(lowered: jax.stages.Lowered, say: Say) -> jax.stages.Compiled:
+def compiled(
+  lowered: jax.stages.Lowered, say: Say, options: Mapping[str, Any]
+) -> jax.stages.Compiled:
   """Compiles a program, or takes it from the cache.
 
   A damaged cache does not end a run: its files are removed.
+
+  Args:
+    lowered: the program.
+    say: reports a damaged cache.
+    options: XLA's, of this program only.
   """
   path = _jax('jax_compilation_cache_dir')
   try:
-    return lowered.compile()
+    return lowered.compile(dict(options))
   except Exception as error:
     if not path or not _jax('jax_raise_persistent_cache_errors'):
       raise
     # If the program itself is at fault, this raises again.
     with _without_cache():
-      program = lowered.compile()
+      program = lowered.compile(dict(options))
     _trim(pathlib.Path(path), 0)
     say(
       f'NOTE: the compiled programs in {path} could not be used, and were'

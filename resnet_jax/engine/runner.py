@@ -6,12 +6,10 @@ import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from resnet_jax.data import crops
 from resnet_jax.data import mean as mean_lib
@@ -21,13 +19,14 @@ from resnet_jax.engine import (
   gradcam,
   piecewise,
   placement,
+  programs,
   reductions,
   transposes,
 )
 from resnet_jax.engine import devices as device_lib
-from resnet_jax.models import convolution, names, resnet, sharing
+from resnet_jax.models import convolution, names, resnet
 from resnet_jax.models import layers as layers_lib
-from resnet_jax.system import console, errors, memory, timing
+from resnet_jax.system import errors, memory, timing
 
 NOT_PICKLED = (
   'a model cannot be pickled or copied, because its devices belong to this'
@@ -166,11 +165,11 @@ class Runner:
     self._parameters = parameters
     self._preprocess = preprocess
     # A gradient would cross the devices; a padded map has rows of its own.
-    self._shares = not (grad_cam or set(layers) & set(names.PADDED.values()))
+    self._may_share = not (grad_cam or set(layers) & set(names.PADDED.values()))
     # One copy for all the runners.
     self._placed = {} if shared is None else shared
     self._mean = mean_lib.as_array(preprocess.mean)
-    self._programs: dict[tuple[int, ...], _Program] = {}
+    self._programs: dict[tuple[int, ...], programs.Program] = {}
     self._apply = functools.partial(
       _apply,
       layers=self.layers,
@@ -198,13 +197,13 @@ class Runner:
     check_usable()
     program = self._program((rows or len(images), *images.shape[1:]))
     if clock is None:
-      return program(program.put(images), len(images))
+      values, overflows = program(program.put(images))
+      return Result(values, overflows, len(images))
     with clock.measure('transfer', len(images)):
       on_device = program.put(images).block_until_ready()
     with clock.measure('compute', len(images)):
-      result = program(on_device, len(images))
-      jax.block_until_ready(result.values)
-      return result
+      values, overflows = jax.block_until_ready(program(on_device))
+      return Result(values, overflows, len(images))
 
   def repeated(self, images: np.ndarray) -> Callable[[], None]:
     """A function that computes the same images again, without a transfer.
@@ -218,7 +217,7 @@ class Runner:
     on_device = program.put(images)
 
     def work() -> None:
-      jax.block_until_ready(program(on_device, len(images)).values)
+      jax.block_until_ready(program(on_device))
 
     return work
 
@@ -262,118 +261,27 @@ class Runner:
     """The program for batches of a shape, compiled the first time only."""
     return self._program(shape).compiled
 
-  def _program(self, shape: tuple[int, ...]) -> '_Program':
+  def _program(self, shape: tuple[int, ...]) -> programs.Program:
     if shape not in self._programs:
-      share = self._possible_share(shape[2])
-      deal = device_lib.deal(
-        self._devices, shape[0], self._crops, share.devices
+      how = programs.plan(
+        self._module,
+        self._devices,
+        self._crops,
+        shape,
+        may_share=self._may_share,
       )
-      mesh = jax.sharding.Mesh(self._devices[: deal.devices], (sharing.AXIS,))
-      copied = NamedSharding(mesh, PartitionSpec())
-      dealt = copied
-      if not deal.sharing:
-        dealt = NamedSharding(mesh, PartitionSpec(None, sharing.AXIS))
-      module = self._working(deal, share if deal.sharing else None, shape)
       parameters = placement.place(
-        module, self._parameters, self._needed, mesh, self._placed
-      )
-      mean = jax.device_put(self._mean, copied)
-      images = jax.ShapeDtypeStruct(
-        (deal.rounds, deal.rows, *shape[1:]), jnp.uint8, sharding=dealt
+        how.module, self._parameters, self._needed, how.mesh, self._placed
       )
       apply = functools.partial(
-        self._apply, module=module, needed=self._needed, pieces=deal.pieces
+        self._apply,
+        module=how.module,
+        needed=self._needed,
+        pieces=how.deal.pieces,
       )
-      local = jax.shard_map(
-        _in_rounds(apply),
-        mesh=mesh,
-        in_specs=(
-          {name: array.sharding.spec for name, array in parameters.items()},
-          copied.spec,
-          dealt.spec,
-        ),
-        out_specs=dealt.spec,
-        check_vma=False,
-      )
-      lowered = jax.jit(local).lower(parameters, mean, images)
-      compiled = compilation.compiled(lowered, console.say)
-      self._programs[shape] = _Program(compiled, parameters, mean, images)
+      program = programs.build(apply, how, parameters, self._mean)
+      self._programs[shape] = program
     return self._programs[shape]
-
-  def _possible_share(self, height: int) -> sharing.Share:
-    """How the devices can share an image of a height."""
-    if not self._on_cpu or not self._shares:
-      return sharing.Share()
-    module, count = self._module, len(self._devices)
-    return sharing.possible(module.depth, module.variant, height, count)
-
-  def _working(
-    self,
-    deal: device_lib.Deal,
-    share: sharing.Share | None,
-    shape: tuple[int, ...],
-  ) -> resnet.ResNet:
-    """The network with the algorithms for a workload."""
-    module = self._module
-    share = share or sharing.Share()
-    each = deal.rows * self._crops // (1 if deal.sharing else deal.devices)
-    work = convolution.workload(
-      module.depth,
-      module.variant,
-      (shape[2], shape[3]),
-      (each // deal.pieces, each),
-      share,
-    )
-    inference = dataclasses.replace(module.inference, work=work)
-    return module.clone(inference=inference)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Program:
-  """A compiled network for images of one shape.
-
-  Attributes:
-    compiled: the program.
-    parameters: on the devices.
-    mean: on the devices.
-    images: what the program takes.
-  """
-
-  compiled: jax.stages.Compiled
-  parameters: dict[str, jax.Array]
-  mean: jax.Array
-  images: jax.ShapeDtypeStruct
-
-  def put(self, images: np.ndarray) -> jax.Array:
-    """Images (N, cuts, H, W, 3) on the devices, padded, in rounds."""
-    rounds, rows, *rest = self.images.shape
-    if padding := rounds * rows - len(images):
-      black = np.zeros((padding, *rest), images.dtype)
-      images = np.concatenate([images, black])
-    images = images.reshape(self.images.shape)
-    return jax.device_put(images, self.images.sharding)
-
-  def __call__(self, images: jax.Array, count: int) -> Result:
-    """Starts the computation for what `put` gave, of `count` images."""
-    values, overflows = self.compiled(self.parameters, self.mean, images)
-    return Result(values, overflows, count)
-
-
-def _in_rounds(apply: Callable) -> Callable:
-  """A function of images (rounds, N, ...) from one of images (N, ...).
-
-  The memory between the layers is that of one round.
-  """
-
-  def run(
-    parameters: dict[str, jax.Array], mean: jax.Array, images: jax.Array
-  ) -> Any:
-    one = functools.partial(apply, parameters, mean)
-    if len(images) > 1:
-      return jax.lax.map(one, images)
-    return jax.tree.map(lambda value: value[None], one(images[0]))
-
-  return run
 
 
 def _apply(

@@ -33,7 +33,7 @@ class Inference:
   platform: str = ''
   apart: frozenset[str] = frozenset()
   joins: bool = True
-  work: convolution.Workload = convolution.Workload()
+  work: convolution.Workload = convolution.MANY
 
   @property
   def rules(self) -> convolution.Arithmetic:
@@ -124,7 +124,9 @@ class Conv(Rectifier):
     kernel = self.param('kernel', initializers.zeros, shape).astype(x.dtype)
     precision, algorithm = inference.rules.precision, inference.algorithm(unit)
     seam = stem_pool_padding(self.pool, _EVEN) if self.pool else (0, 0)
-    x = convolution.convolve(x, kernel, unit, precision, algorithm, share, seam)
+    x = convolution.convolve(
+      x, kernel, unit, precision, algorithm, share=share, seam=seam
+    )
     outputs = (inference.held_outputs(unit),)
     if not self.folded:
       if self.bias:
@@ -219,7 +221,7 @@ def stem_pool(
   x: jax.Array,
   rule: str,
   platform: str = '',
-  share: sharing.Share = sharing.Share(),
+  share: sharing.Share = sharing.ALONE,
   *,
   has_seam: bool = False,
 ) -> jax.Array:

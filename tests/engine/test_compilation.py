@@ -27,7 +27,7 @@ def entries(folder, name='jit__lambda'):
 def compiled(number):
   """Compiles; returns the program's value, and what was said."""
   said = []
-  program = compilation.compiled(lowered(number), said.append)
+  program = compilation.compiled(lowered(number), said.append, {})
   return float(program(np.ones((16, 16), np.float32))[0, 0]), said
 
 
@@ -120,13 +120,13 @@ def test_a_program_that_cannot_be_compiled_is_the_compilers_error(kept):
   class Broken:
     """A program that never compiles."""
 
-    def compile(self):
+    def compile(self, options):
       """Fails."""
       raise ValueError('of the compiler')
 
   compiled(4)
   with pytest.raises(ValueError, match='of the compiler'):
-    compilation.compiled(Broken(), pytest.fail)
+    compilation.compiled(Broken(), pytest.fail, {})
   assert entries(kept)
 
 

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network compiled for images of one shape: how they are dealt out."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from resnet_jax.engine import compilation
+from resnet_jax.engine import devices as device_lib
+from resnet_jax.models import convolution, resnet, sharing
+from resnet_jax.system import console
+
+# Where devices wait for one another, they may help one another, too.
+_SHARED = {'xla_cpu_multi_thread_eigen': True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How images of one shape are computed.
+
+  Attributes:
+    module: the network, with the algorithms for its workload.
+    deal: how a batch is dealt out.
+    mesh: the devices that work.
+    shape: of the images, (N, cuts, H, W, 3).
+  """
+
+  module: resnet.ResNet
+  deal: device_lib.Deal
+  mesh: Mesh
+  shape: tuple[int, ...]
+
+
+def plan(
+  module: resnet.ResNet,
+  devices: Sequence[jax.Device],
+  crops: int,
+  shape: tuple[int, ...],
+  *,
+  may_share: bool,
+) -> Plan:
+  """Chooses how images are computed.
+
+  Args:
+    module: the network, with its `inference`.
+    devices: all available.
+    crops: of an image.
+    shape: (N, cuts, H, W, 3).
+    may_share: whether several devices of a CPU may compute one image.
+  """
+  images, _, height, width, _ = shape
+  share = sharing.ALONE
+  if may_share and devices[0].platform == 'cpu':
+    count = len(devices)
+    share = sharing.possible(module.depth, module.variant, height, count)
+  deal = device_lib.deal(devices, images, crops, share.devices)
+  share = share if deal.sharing else sharing.ALONE
+  own = deal.rows * crops // (1 if deal.sharing else deal.devices)
+  work = convolution.workload(
+    module.depth,
+    module.variant,
+    (height, width),
+    (own // deal.pieces, own),
+    share,
+  )
+  inference = dataclasses.replace(module.inference, work=work)
+  mesh = Mesh(np.asarray(devices[: deal.devices]), (sharing.AXIS,))
+  return Plan(module.clone(inference=inference), deal, mesh, shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A compiled network for images of one shape.
+
+  Attributes:
+    compiled: the program.
+    parameters: on the devices.
+    mean: on the devices.
+    images: what the program takes.
+  """
+
+  compiled: jax.stages.Compiled
+  parameters: dict[str, jax.Array]
+  mean: jax.Array
+  images: jax.ShapeDtypeStruct
+
+  def put(self, images: np.ndarray) -> jax.Array:
+    """Images (N, cuts, H, W, 3) on the devices, padded, in rounds."""
+    rounds, rows, *rest = self.images.shape
+    if padding := rounds * rows - len(images):
+      black = np.zeros((padding, *rest), images.dtype)
+      images = np.concatenate([images, black])
+    images = images.reshape(self.images.shape)
+    return jax.device_put(images, self.images.sharding)
+
+  def __call__(self, images: jax.Array) -> Any:
+    """Starts the computation for what `put` gave."""
+    return self.compiled(self.parameters, self.mean, images)
+
+
+def build(
+  apply: Callable,
+  how: Plan,
+  parameters: Mapping[str, jax.Array],
+  mean: np.ndarray,
+) -> Program:
+  """Compiles a program.
+
+  Args:
+    apply: a function of parameters, mean and images (N, cuts, H, W, 3), for one
+      device's part.
+    how: the plan.
+    parameters: on the plan's devices.
+    mean: of the images, on the host.
+  """
+  copied = NamedSharding(how.mesh, PartitionSpec())
+  # Devices that share an image take their rows from the whole one.
+  spec = PartitionSpec(*(() if how.deal.sharing else (None, sharing.AXIS)))
+  images = jax.ShapeDtypeStruct(
+    (how.deal.rounds, how.deal.rows, *how.shape[1:]),
+    jnp.uint8,
+    sharding=NamedSharding(how.mesh, spec),
+  )
+  specs = jax.tree.map(_spec, dict(parameters))
+  local = jax.shard_map(
+    _in_rounds(apply),
+    mesh=how.mesh,
+    in_specs=(specs, PartitionSpec(), spec),
+    out_specs=spec,
+    check_vma=False,
+  )
+  on_devices = jax.device_put(mean, copied)
+  lowered = jax.jit(local).lower(dict(parameters), on_devices, images)
+  options = _SHARED if how.deal.sharing else {}
+  compiled = compilation.compiled(lowered, console.say, options)
+  return Program(compiled, dict(parameters), on_devices, images)
+
+
+def _spec(array: jax.Array) -> PartitionSpec:
+  sharding = array.sharding
+  assert isinstance(sharding, NamedSharding)
+  return sharding.spec
+
+
+def _in_rounds(apply: Callable) -> Callable:
+  """A function of images (rounds, N, ...) from one of images (N, ...).
+
+  The memory between the layers is that of one round.
+  """
+
+  def run(
+    parameters: dict[str, jax.Array], mean: jax.Array, images: jax.Array
+  ) -> Any:
+    def one(images: jax.Array) -> Any:
+      return apply(parameters, mean, images)
+
+    if len(images) > 1:
+      return jax.lax.map(one, images)
+    return jax.tree.map(lambda value: value[None], one(images[0]))
+
+  return run
