@@ -26,6 +26,7 @@ class Job(NamedTuple):
 # A module of the same name has `run(config) -> exit status`.
 JOBS = {
   'extract': Job("write layers' features for images"),
+  'crop': Job('decode and crop images once, for any number of later jobs'),
   'predict': Job('print the labels of images'),
   'evaluate': Job('measure the error on labelled images'),
   'compare': Job(
