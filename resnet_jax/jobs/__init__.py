@@ -26,12 +26,12 @@ class Job(NamedTuple):
 # A module of the same name has `run(config) -> exit status`.
 JOBS = {
   'extract': Job("write layers' features for images"),
-  'crop': Job('decode and crop images once, for any number of later jobs'),
   'predict': Job('print the labels of images'),
   'evaluate': Job('measure the error on labelled images'),
   'compare': Job(
     'compare two prediction files, or two feature stores', ('first', 'second')
   ),
+  'crop': Job('decode and crop images once, for any number of later jobs'),
   'zoo': Job('list the published checkpoints'),
   'download': Job('download and verify published checkpoints'),
   'convert': Job('convert weights to safetensors or for Paddle'),
