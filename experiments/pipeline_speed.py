@@ -228,21 +228,28 @@ def run_program(
 ) -> Run:
   """Runs `--job=extract` into a temporary folder."""
   with tempfile.TemporaryDirectory() as folder:
-    command = [
-      *(sys.executable, '-m', 'resnet_jax.main', '--job=extract'),
-      *(f'--config.{setting}' for setting in settings),
-      f'--config.output_dir={folder}/features',
-    ]
-    begin = time.perf_counter()
-    with tempfile.TemporaryFile() as said:
-      process = subprocess.Popen(
-        command, stderr=said, env=os.environ | (environment or {})
-      )
-      _, status, used = os.wait4(process.pid, 0)
-      process.returncode = os.waitstatus_to_exitcode(status)
-      seconds = time.perf_counter() - begin
-      said.seek(0)
-      text = said.read().decode()
+    output = f'output_dir={folder}/features'
+    return run_job('extract', *settings, output, environment=environment)
+
+
+def run_job(
+  job: str, *settings: str, environment: dict[str, str] | None = None
+) -> Run:
+  """Runs a job of the program."""
+  command = [
+    *(sys.executable, '-m', 'resnet_jax.main', f'--job={job}'),
+    *(f'--config.{setting}' for setting in settings),
+  ]
+  begin = time.perf_counter()
+  with tempfile.TemporaryFile() as said:
+    process = subprocess.Popen(
+      command, stderr=said, env=os.environ | (environment or {})
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - begin
+    said.seek(0)
+    text = said.read().decode()
   if process.returncode:
     raise RuntimeError(f'{command} failed: {text}')
   return Run(seconds, used.ru_utime + used.ru_stime, _bytes(used), text)
@@ -306,7 +313,7 @@ def end_to_end(
   measurements = {
     'images_per_second': lambda: program_rate(data, count, *settings),
     'decode_alone': lambda: _decode_alone(data, count),
-    'compute_alone': lambda: _compute_alone(settings, count),
+    'compute_alone': lambda: compute_alone(settings, count),
   }
   rounds = []
   for number in range(repeats):
@@ -344,7 +351,7 @@ def _decode_alone(data: pathlib.Path, count: int) -> float:
   return len(items) / (time.perf_counter() - begin)
 
 
-def _compute_alone(settings: Sequence[str], count: int) -> float:
+def compute_alone(settings: Sequence[str], count: int) -> float:
   """Images/s of a run whose images cost almost nothing to decode."""
   with tempfile.TemporaryDirectory() as folder:
     # The network's size, so nothing is resized; PPM, so nothing is unpacked.
@@ -359,7 +366,7 @@ def batch_sizes(
 ) -> Iterator[Line]:
   """Compute only, at each batch size; 0: the program's choice."""
   for size in sizes:
-    rate = _compute_alone((*settings, f'batch_size={size}'), count)
+    rate = compute_alone((*settings, f'batch_size={size}'), count)
     yield {
       'what': 'batch sizes',
       'settings': list(settings),

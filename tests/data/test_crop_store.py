@@ -92,6 +92,11 @@ def test_a_damaged_chunk_is_an_error_whatever_is_recorded(store, on_error):
   assert message.endswith(AGAIN)
 
 
+def _piped(path):
+  path.unlink()
+  os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
@@ -102,7 +107,7 @@ def test_a_damaged_chunk_is_an_error_whatever_is_recorded(store, on_error):
       'crops/c/0/0/0/0: of its 1099511627776 bytes only',
     ),
     (
-      lambda path: (path.unlink(), os.mkfifo(path)),
+      _piped,
       'crops/c/0/0/0/0: it is a pipe or a device',
     ),
   ],
