@@ -18,10 +18,15 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pipeline_speed
 from pipeline_speed import EXACT, Line
 
+import resnet_jax
 from resnet_jax.data import pipeline, sources
+from resnet_jax.engine import loop, runner
+from resnet_jax.features import store, table
+from resnet_jax.models import resnet
 from resnet_jax.system import cores
 
 RESULTS = pathlib.Path('experiments/results/crops.jsonl')
@@ -102,44 +107,114 @@ def _drop(files: Sequence[pathlib.Path]) -> None:
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def end_to_end(
-  data: pathlib.Path, count: int, *settings: str, repeats: int = 8
+def turns(
+  items: Sequence[sources.Item],
+  arithmetic: str,
+  *,
+  depth: int,
+  batch_size: int,
+  repeats: int,
+  batches: int = 5,
 ) -> Line:
-  """A run over crops, as a share of the network alone.
+  """A run over images to pooled features on the disk, and the network alone.
 
-  As `pipeline_speed.end_to_end`: each share is of adjacent measurements, in
-  alternating order.
+  Both in this process, in alternating turns of some batches.  A rate is that of
+  a turn's median batch, so that a disturbance in the middle of a turn does not
+  count; the batches that wait when a turn of the run begins are left out.
+  `cpu_share` compares the CPU time of both, in which no disturbance shows.
   """
-  with tempfile.TemporaryDirectory(dir=pathlib.Path.cwd()) as name:
-    folder = pathlib.Path(name)
-    paths = {n: made(folder, data, n) for n in (count, count // 4)}
-
-    def over_crops() -> float:
-      return pipeline_speed.added_rate(
-        lambda n: (
-          pipeline_speed.run_program(f'data={paths[n]}', *settings).seconds
-        ),
-        count,
-      )
-
-    measurements = {
-      'images_per_second': over_crops,
-      'compute_alone': lambda: pipeline_speed.compute_alone(settings, count),
-    }
-    rounds = []
-    for number in range(repeats):
-      order = list(measurements)[:: -1 if number % 2 else 1]
-      rounds.append({what: measurements[what]() for what in order})
-  shares = [r['images_per_second'] / r['compute_alone'] for r in rounds]
-  every = {what: [r[what] for r in rounds] for what in measurements}
-  return {
-    'what': 'crops end to end',
-    'settings': list(settings),
-    'images': count,
-    **{what: statistics.median(values) for what, values in every.items()},
-    'share': statistics.median(shares),
-    'all': {**every, 'shares': shares},
+  model = resnet_jax.load(
+    depth, weights='random', arithmetic=arithmetic, batch_size=batch_size
+  )
+  run = model.prepared(items, ('avgpool',))
+  alone = runner.Runner(
+    model.module,
+    model.weights.parameters,
+    ['avgpool'],
+    model.preprocess,
+    execution=model.execution,
+  ).repeated(np.zeros((run.rows, *EXACT.shape), np.uint8))
+  channels = resnet.value_shapes(model.module, 224, 224)['avgpool'][0]
+  plan = table.FeatureTable(
+    [str(row) for row in range(len(items))],
+    [-1] * len(items),
+    {'avgpool': (channels, 1, 1)},
+    'float32',
+    run.rows,
+  )
+  found: dict[str, list[float]] = {
+    **{'images_per_second': [], 'compute_alone': []},
+    **{'cpu': [], 'cpu_alone': []},
   }
+  with tempfile.TemporaryDirectory() as folder:
+    store.create(pathlib.Path(folder), plan, table.Facts({}, {}))
+    writer = store.StoreWriter(pathlib.Path(folder), plan)
+
+    def write(done: loop.Computed) -> None:
+      writer.write(done[0].start, done[1], done[0].reasons)
+
+    computed = run.stream()
+    with loop.writing_behind(write) as give:
+
+      def whole() -> None:
+        give(next(computed))
+
+      for _ in range(repeats):
+        _turn(whole, 3)
+        seconds, cpu = _turn(whole, batches)
+        found['images_per_second'].append(run.rows / seconds)
+        found['cpu'].append(run.rows / cpu)
+        alone()
+        seconds, cpu = _turn(alone, batches)
+        found['compute_alone'].append(run.rows / seconds)
+        found['cpu_alone'].append(run.rows / cpu)
+
+  def shares(ours: str, theirs: str) -> list[float]:
+    return [x / y for x, y in zip(found[ours], found[theirs], strict=True)]
+
+  every = found | {
+    'shares': shares('images_per_second', 'compute_alone'),
+    'cpu_shares': shares('cpu', 'cpu_alone'),
+  }
+  return {
+    'depth': depth,
+    'arithmetic': arithmetic,
+    'batch': run.rows,
+    'images_per_second': statistics.median(found['images_per_second']),
+    'compute_alone': statistics.median(found['compute_alone']),
+    'share': statistics.median(every['shares']),
+    'cpu_share': statistics.median(every['cpu_shares']),
+    'all': every,
+  }
+
+
+def _turn(work: Callable[[], None], count: int) -> tuple[float, float]:
+  """The median seconds of a call, by the clock and of the CPU on average."""
+  seconds = []
+  cpu = time.process_time()
+  for _ in range(count):
+    begin = time.perf_counter()
+    work()
+    seconds.append(time.perf_counter() - begin)
+  return statistics.median(seconds), (time.process_time() - cpu) / count
+
+
+def end_to_end(data: pathlib.Path, depth: int, repeats: int) -> Line:
+  """See `turns`, for crops of some images, which repeat."""
+  with tempfile.TemporaryDirectory() as folder:
+    stored = sources.open_source(str(made(pathlib.Path(folder), data, 480)))
+    return {
+      'what': 'crops end to end',
+      **turns(
+        # More than all turns take.
+        stored.items * repeats,
+        'float32',
+        depth=depth,
+        # Short turns, so that little disturbs one.
+        batch_size=48,
+        repeats=repeats,
+      ),
+    }
 
 
 def main() -> None:
@@ -149,19 +224,15 @@ def main() -> None:
   )
   parser.add_argument('what', choices=MEASUREMENTS)
   parser.add_argument('--data', type=pathlib.Path, default='example')
-  parser.add_argument('--count', type=int, help='images; 1920 and 800')
+  parser.add_argument('--count', type=int, default=1920, help='of crops')
   parser.add_argument('--repeats', type=int, default=8)
-  parser.add_argument(
-    '--settings', nargs='*', default=['layer_num=50', 'weights=random']
-  )
+  parser.add_argument('--depth', type=int, default=50, help='of the network')
   given = parser.parse_args()
   facts = pipeline_speed.machine()
   if given.what == 'crops':
-    line = reading(given.data, given.count or 1920, given.repeats)
+    line = reading(given.data, given.count, given.repeats)
   else:
-    line = end_to_end(
-      given.data, given.count or 800, *given.settings, repeats=given.repeats
-    )
+    line = end_to_end(given.data, given.depth, given.repeats)
   print(json.dumps(line), file=sys.stderr)
   with open(RESULTS, 'a', encoding='utf-8') as file:
     file.write(json.dumps(line | facts) + '\n')

@@ -39,7 +39,6 @@ import numpy as np
 import peers
 import pipeline_speed
 
-import resnet_jax
 from resnet_jax import weights
 from resnet_jax.data import pipeline, sources
 from resnet_jax.engine import devices, runner
@@ -273,32 +272,15 @@ def crops(given: argparse.Namespace, size: Size) -> Iterator[Line]:
     stored = sources.open_source(str(path)).items
     items = (stored * -(-size.images // len(stored)))[: size.images]
     for arithmetic in size.arithmetics[:2]:
-      model = resnet_jax.load(
-        given.depth,
-        weights='random',
-        arithmetic=arithmetic,
-        batch_size=size.batches[0],
-      )
-      run = model.prepared(items, ('avgpool',))
-      computed = run.stream()
-      next(computed)
-      begin = time.perf_counter()
-      count = sum(len(batch.items) for batch, _ in computed)
-      whole = count / (time.perf_counter() - begin)
-      network = _network(given, arithmetic, ['avgpool'])
-      images = np.zeros((run.rows, 1, 224, 224, 3), np.uint8)
-      alone = _rate(
-        network.repeated(images), run.rows, size.rounds * size.seconds
-      )
       yield {
         'what': 'gpu crops',
-        'depth': given.depth,
-        'arithmetic': arithmetic,
-        'images': size.images,
-        'batch': run.rows,
-        'images_per_second': whole,
-        'compute_alone': alone,
-        'share': whole / alone,
+        **crop_speed.turns(
+          items,
+          arithmetic,
+          depth=given.depth,
+          batch_size=size.batches[0],
+          repeats=size.rounds,
+        ),
       }
 
 

@@ -313,7 +313,7 @@ def end_to_end(
   measurements = {
     'images_per_second': lambda: program_rate(data, count, *settings),
     'decode_alone': lambda: _decode_alone(data, count),
-    'compute_alone': lambda: compute_alone(settings, count),
+    'compute_alone': lambda: _compute_alone(settings, count),
   }
   rounds = []
   for number in range(repeats):
@@ -351,7 +351,7 @@ def _decode_alone(data: pathlib.Path, count: int) -> float:
   return len(items) / (time.perf_counter() - begin)
 
 
-def compute_alone(settings: Sequence[str], count: int) -> float:
+def _compute_alone(settings: Sequence[str], count: int) -> float:
   """Images/s of a run whose images cost almost nothing to decode."""
   with tempfile.TemporaryDirectory() as folder:
     # The network's size, so nothing is resized; PPM, so nothing is unpacked.
@@ -366,7 +366,7 @@ def batch_sizes(
 ) -> Iterator[Line]:
   """Compute only, at each batch size; 0: the program's choice."""
   for size in sizes:
-    rate = compute_alone((*settings, f'batch_size={size}'), count)
+    rate = _compute_alone((*settings, f'batch_size={size}'), count)
     yield {
       'what': 'batch sizes',
       'settings': list(settings),

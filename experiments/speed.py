@@ -205,22 +205,23 @@ def crops() -> Table:
 
 
 def crops_end_to_end() -> Table:
-  """A whole run over crops compared with the network alone."""
+  """A run over crops compared with the network alone."""
   rows = [
     [
       line['processor'],
-      ', '.join(line['settings']),
-      str(line['images']),
+      str(line['depth']),
+      str(line['batch']),
       f'{line["compute_alone"]:.1f}',
       f'{line["images_per_second"]:.1f}',
       f'{line["share"]:.2f}',
       ', '.join(f'{share:.2f}' for share in line['all']['shares']),
+      f'{line["cpu_share"]:.2f}',
     ]
     for line in _lines('crops.jsonl', 'crops end to end')
   ]
   return (
-    *('processor', 'settings', 'images', 'computing alone, images/s'),
-    *('whole run', 'share', 'each repeat'),
+    *('processor', 'depth', 'batch size', 'computing alone, images/s'),
+    *('whole run', 'share', 'each repeat', 'share by CPU time'),
   ), rows
 
 
