@@ -57,7 +57,7 @@ def get_config(arg: str = '') -> ConfigDict:
 
   # The images: a list file (path and label, one image per line), a folder, an
   # image, a tar archive (uncompressed, read in place), shards (a folder of
-  # .tar files or 'val-{000..049}.tar') or Parquet files.
+  # .tar files or 'val-{000..049}.tar'), Parquet files, or crops (--job=crop).
   config.data = 'example/test.list'
   # An image that cannot be read: 'fail' ends the run, 'record' marks it as
   # failed and continues.
@@ -99,6 +99,9 @@ def get_config(arg: str = '') -> ConfigDict:
   config.pool = 'none'
   # extract: 'float32' or 'float16'.
   config.dtype = 'float32'
+
+  # crop: the folder for the crops, which data= takes.
+  config.crops = 'crops.zarr'
 
   # predict, evaluate: the file of predictions (JSON lines); '': predict
   # writes none, evaluate RESULTS/predictions.jsonl.

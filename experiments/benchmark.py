@@ -8,7 +8,8 @@
   python experiments/benchmark.py decode --data=photos
 
 The last command runs a measurement of pipeline_speed.py; the others there
-(end_to_end, start, growth, plot, ...) work alike.
+(end_to_end, start, growth, plot, ...) work alike, as do those of crop_speed.py
+(crops, crops_end_to_end).
 
 `compute` starts with images on the device; `files` goes from JPEG files to
 pooled features on disk.  Each contender is a process of its own (peers.py).
@@ -31,6 +32,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import crop_speed
 import numpy as np
 import peers
 import pipeline_speed
@@ -316,6 +318,9 @@ def main() -> None:
   """Runs the measurement that the command line names."""
   if len(sys.argv) > 1 and sys.argv[1] in pipeline_speed.MEASUREMENTS:
     pipeline_speed.main()
+    return
+  if len(sys.argv) > 1 and sys.argv[1] in crop_speed.MEASUREMENTS:
+    crop_speed.main()
     return
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('what', choices=['compute', 'files', 'arithmetic'])

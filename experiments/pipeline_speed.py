@@ -228,21 +228,28 @@ def run_program(
 ) -> Run:
   """Runs `--job=extract` into a temporary folder."""
   with tempfile.TemporaryDirectory() as folder:
-    command = [
-      *(sys.executable, '-m', 'resnet_jax.main', '--job=extract'),
-      *(f'--config.{setting}' for setting in settings),
-      f'--config.output_dir={folder}/features',
-    ]
-    begin = time.perf_counter()
-    with tempfile.TemporaryFile() as said:
-      process = subprocess.Popen(
-        command, stderr=said, env=os.environ | (environment or {})
-      )
-      _, status, used = os.wait4(process.pid, 0)
-      process.returncode = os.waitstatus_to_exitcode(status)
-      seconds = time.perf_counter() - begin
-      said.seek(0)
-      text = said.read().decode()
+    output = f'output_dir={folder}/features'
+    return run_job('extract', *settings, output, environment=environment)
+
+
+def run_job(
+  job: str, *settings: str, environment: dict[str, str] | None = None
+) -> Run:
+  """Runs a job of the program."""
+  command = [
+    *(sys.executable, '-m', 'resnet_jax.main', f'--job={job}'),
+    *(f'--config.{setting}' for setting in settings),
+  ]
+  begin = time.perf_counter()
+  with tempfile.TemporaryFile() as said:
+    process = subprocess.Popen(
+      command, stderr=said, env=os.environ | (environment or {})
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - begin
+    said.seek(0)
+    text = said.read().decode()
   if process.returncode:
     raise RuntimeError(f'{command} failed: {text}')
   return Run(seconds, used.ru_utime + used.ru_stime, _bytes(used), text)

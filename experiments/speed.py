@@ -14,7 +14,11 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def _lines(file: str, what: str) -> list[Line]:
-  text = (RESULTS / file).read_text('utf-8')
+  path = RESULTS / file
+  if not path.exists():
+    # Nobody has had the machine for it.
+    return []
+  text = path.read_text('utf-8')
   lines = [json.loads(line) for line in text.splitlines()]
   return [line for line in lines if line['what'] == what]
 
@@ -148,6 +152,76 @@ def end_to_end() -> Table:
   return (
     *('images', 'decoding alone, images/s', 'computing alone', 'whole run'),
     *('of the slower', 'each repeat', 'of the cores'),
+  ), rows
+
+
+def gpu() -> Table:
+  """Images/s on a GPU, by batch size; rows that nobody has measured, too."""
+  lines = {
+    (x['depth'], x['arithmetic'], x['contender'], x['batch']): x
+    for x in _lines('gpu.jsonl', 'gpu compute')
+  }
+  rows = []
+  for depth in (50, 152):
+    for arithmetic in ('float32', 'tf32', 'bfloat16'):
+      for name in (OURS, 'torch.compile', 'ONNX Runtime'):
+        found = [lines.get((depth, arithmetic, name, n)) for n in _GPU_BATCHES]
+        there = next(filter(None, found), None)
+        cells = [_gpu_cell(line) for line in found]
+        device = there['device'] if there else ''
+        rows.append([str(depth), arithmetic, name, *cells, device])
+  return (
+    *('depth', 'arithmetic', 'program'),
+    *(f'images/s at batch {batch}' for batch in _GPU_BATCHES),
+    'device',
+  ), rows
+
+
+_GPU_BATCHES = (1, 32, 256)
+
+
+def _gpu_cell(line: Line | None) -> str:
+  if line is None:
+    return 'not measured'
+  rate = line['images_per_second']
+  return f'{rate:.0f}' if rate else f'not measured ({line["missing"]})'
+
+
+def crops() -> Table:
+  """Reading stored crops beside decoding images, on one core."""
+  rows = [
+    [
+      line['processor'],
+      str(line['images']),
+      *(f'{line[what]:.0f}' for what in ('decode', 'crops', 'ratio')),
+      *(f'{line[what]:.0f}' for what in ('cold', 'disk')),
+    ]
+    for line in _lines('crops.jsonl', 'crops')
+  ]
+  return (
+    *('processor', 'images', 'decoding, images/s a core'),
+    *('crops/s a core', 'ratio', 'crops/s not in memory', 'files read alone'),
+  ), rows
+
+
+def crops_end_to_end() -> Table:
+  """A run over crops compared with the network alone."""
+  rows = [
+    [
+      line['processor'],
+      str(line['depth']),
+      str(line['batch']),
+      f'{line["compute_alone"]:.1f}',
+      f'{line["images_per_second"]:.1f}',
+      f'{line["share"]:.2f}',
+      ', '.join(f'{share:.2f}' for share in line['all']['shares']),
+      f'{line["cpu_share"]:.2f}',
+    ]
+    for line in _lines('crops.jsonl', 'crops end to end')
+  ]
+  return (
+    *('processor', 'depth', 'batch size', 'computing alone, images/s'),
+    *('whole run', 'share', 'each repeat', 'share by CPU time'),
   ), rows
 
 

@@ -24,6 +24,7 @@ from makers import HANGS, ROOT, config_of, raw_tar, run_program, user_error
 
 import resnet_jax
 from resnet_jax import features, jobs, weights
+from resnet_jax.codecs.zarr import chunks
 from resnet_jax.data import labels, sources
 from resnet_jax.data.truth import devkit
 from resnet_jax.evaluation import (
@@ -31,7 +32,6 @@ from resnet_jax.evaluation import (
   prediction_file,
   prediction_record,
 )
-from resnet_jax.features import chunks
 from resnet_jax.system import console, errors, files, memory, settings
 from resnet_jax.weights import metadata
 

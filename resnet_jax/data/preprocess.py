@@ -17,6 +17,16 @@ _CHOICES = {
   'rounding': ROUNDINGS,
   'decode': ('exact', 'scaled'),
 }
+# By `resize`: the fields that determine the pixels of crops.  The others act on
+# the device, or not at all.
+_CROP_FIELDS = {
+  'short_side': (
+    *('resize', 'resize_size', 'crop_size', 'multi_crop', 'interpolation'),
+    *('rounding', 'decode'),
+  ),
+  'squash': ('resize', 'crop_size', 'interpolation', 'decode'),
+  'none': ('resize', 'crop_size'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +140,11 @@ class Preprocess:
     """(cuts, S, S, 3), of an image's pixels."""
     return self.cuts, self.crop_size, self.crop_size, 3
 
+  @property
+  def crop_fields(self) -> dict[str, Any]:
+    """The fields that determine the pixels of crops, with their values."""
+    return {name: getattr(self, name) for name in _CROP_FIELDS[self.resize]}
+
   def describe(self) -> str:
     """One line for the run's record."""
     size = f'{self.crop_size}x{self.crop_size}'
@@ -150,6 +165,8 @@ class Preprocess:
     return f'{cut}, {colours}'
 
 
+# Of a crop that a network takes, pixels.
+SIDES = range(32, 4097)
 FIELDS = tuple(field.name for field in dataclasses.fields(Preprocess))
 # Chosen for each run, and not stored with weights.
 RUN_FIELDS = ('multi_crop', 'decode')
@@ -157,7 +174,7 @@ RUN_FIELDS = ('multi_crop', 'decode')
 
 def check_crop_size(size: int) -> None:
   """Raises a UserError for a size that no network takes."""
-  if not 32 <= size <= 4096:
+  if size not in SIDES:
     raise errors.UserError(f'crop_size={size} is not between 32 and 4096.')
 
 

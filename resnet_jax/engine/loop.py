@@ -142,7 +142,8 @@ class Run:
     count = -(-left // self.rows)
     if count >= self.warm_up_from:
       self.network.warm_up(self._shape)
-    if self.check_decoding and self.preprocess.decode != 'exact':
+    decoded = not any(item.stored for item in first.items)
+    if self.check_decoding and decoded and self.preprocess.decode != 'exact':
       self.say(
         decoding_difference.line(
           first, self.preprocess, self.network, self.large

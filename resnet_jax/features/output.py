@@ -6,6 +6,7 @@ directory that looks complete is complete.
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -16,6 +17,26 @@ from resnet_jax.system import errors, files
 from resnet_jax.system import settings as settings_lib
 
 ReadSettings = Callable[[pathlib.Path], Mapping[str, Any] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """What a run writes, for messages.
+
+  Attributes:
+    what: a noun in the plural.
+    setting: names the directory.
+    smaller: the settings that make it smaller.
+  """
+
+  what: str
+  setting: str
+  smaller: str
+
+
+FEATURES = Kind(
+  'features', 'output_dir', 'fewer layers, pool=avg or dtype=float16'
+)
 
 
 def check_finished(directory: pathlib.Path) -> None:
@@ -31,7 +52,10 @@ def check_finished(directory: pathlib.Path) -> None:
 
 
 def is_finished(
-  directory: pathlib.Path, settings: Mapping[str, Any], read: ReadSettings
+  directory: pathlib.Path,
+  settings: Mapping[str, Any],
+  read: ReadSettings,
+  kind: Kind = FEATURES,
 ) -> bool:
   """Whether the directory holds a finished run with these settings.
 
@@ -39,6 +63,7 @@ def is_finished(
     directory: the output directory.
     settings: of the run to be made.
     read: returns the settings of the run in a directory; None without a run.
+    kind: what it writes.
 
   Raises:
     UserError: the directory, or that of the unfinished run, holds something
@@ -50,18 +75,18 @@ def is_finished(
         continue
     except OSError as error:
       raise errors.UserError(
-        f'cannot read {path}: {error.strerror}. Choose another output_dir.'
+        f'cannot read {path}: {error.strerror}. Choose another {kind.setting}.'
       ) from error
     found = read(path)
     if found is None:
       raise errors.UserError(
         f'{path} holds something that is not a run of this program. Choose'
-        ' another output_dir.'
+        f' another {kind.setting}.'
       )
     if different := settings_lib.differences(found, settings):
       raise errors.UserError(
         f'{path} holds a run with other settings: {different}.'
-        ' Choose another output_dir, remove it, or use its settings.'
+        f' Choose another {kind.setting}, remove it, or use its settings.'
       )
     if path == directory:
       return True
@@ -83,7 +108,7 @@ def is_started(directory: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def lock(directory: pathlib.Path) -> Iterator[None]:
+def lock(directory: pathlib.Path, kind: Kind = FEATURES) -> Iterator[None]:
   """Locks a run against other processes, as long as this one lives.
 
   Raises:
@@ -92,14 +117,16 @@ def lock(directory: pathlib.Path) -> Iterator[None]:
   path = files.part(directory)
   handle = os.open(path, os.O_RDONLY)
   try:
-    files.lock(handle, path, 'output_dir')
+    files.lock(handle, path, kind.setting)
     yield
   finally:
     os.close(handle)
 
 
 def make_part(
-  directory: pathlib.Path, create: Callable[[pathlib.Path], None]
+  directory: pathlib.Path,
+  create: Callable[[pathlib.Path], None],
+  kind: Kind = FEATURES,
 ) -> pathlib.Path:
   """Returns `NAME.part`, filled by `create` unless the run has started."""
   path = files.part(directory)
@@ -107,7 +134,7 @@ def make_part(
     return path
   # Created elsewhere and renamed: a `.part` always has its settings.
   new = path.with_name(path.name + '.new')
-  with files.writing('features', path):
+  with files.writing(kind.what, path):
     # A mount point, which cannot be replaced, fails now rather than after the
     # last row.
     _remove_empty(directory)
@@ -118,9 +145,9 @@ def make_part(
   return path
 
 
-def publish(directory: pathlib.Path) -> None:
+def publish(directory: pathlib.Path, kind: Kind = FEATURES) -> None:
   """Renames `NAME.part` to `NAME`."""
-  with files.writing('features', directory):
+  with files.writing(kind.what, directory):
     _remove_empty(directory)
     os.replace(files.part(directory), directory)
 
@@ -130,7 +157,9 @@ def _remove_empty(directory: pathlib.Path) -> None:
     directory.rmdir()
 
 
-def check_space(directory: pathlib.Path, needed: int) -> int:
+def check_space(
+  directory: pathlib.Path, needed: int, kind: Kind = FEATURES
+) -> int:
   """Returns the free bytes for a directory that need not exist yet.
 
   Raises:
@@ -145,7 +174,7 @@ def check_space(directory: pathlib.Path, needed: int) -> int:
   if usage.total and needed > free:
     raise errors.UserError(
       f'{needed:,} bytes are to be written to {directory}, and {free:,} are'
-      ' free there. Make room, choose another output_dir, fewer layers,'
-      ' pool=avg or dtype=float16.'
+      f' free there. Make room, choose another {kind.setting},'
+      f' {kind.smaller}.'
     )
   return free

@@ -7,7 +7,6 @@ order of the data.  The group's attributes `settings` and `record` say how the
 values were computed.  Chunks carry a CRC-32C, which readers check.
 """
 
-import contextlib
 import dataclasses
 import pathlib
 import struct
@@ -15,14 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorstore
 
-from resnet_jax.features import chunks, output, strings, table
+from resnet_jax.codecs.zarr import arrays, chunks, strings
+from resnet_jax.features import output, table
 from resnet_jax.system import errors, files
 from resnet_jax.system import settings as settings_lib
 from resnet_jax.system.text import plain
 
-_MAX_CHUNK_BYTES = 32 << 20
 # A chunk is stored whole: the last one's padding has at most these bytes, or
 # this share of the layer's.
 _MAX_PADDING_BYTES, _MAX_PADDING = 1 << 20, 0.1
@@ -40,33 +38,15 @@ def planned_bytes(plan: table.FeatureTable, rows: int) -> int:
   return few + values + sum(len(key.encode()) + 4 for key in plan.keys)
 
 
-@contextlib.contextmanager
-def _system_errors() -> Iterator[None]:
-  """Raises TensorStore's file system errors as OSError."""
-  try:
-    yield
-  except ValueError as error:
-    raise OSError(str(error)) from error
-
-
-@_system_errors()
+@arrays.system_errors()
 def create(
   path: pathlib.Path, plan: table.FeatureTable, facts: table.Facts
 ) -> None:
   """Fills an empty directory with a store whose rows are all pending."""
-  for name, shape in plan.layers.items():
-    _create_array(
-      path / name,
-      (plan.rows, *shape),
-      _chunk_rows(plan, name),
-      plan.dtype,
-      ('row', f'{name}_c', f'{name}_y', f'{name}_x'),
-    )
-  _create_array(
-    path / 'status', (plan.rows,), plan.batch_rows, 'uint8', ('row',)
-  )
-  _create_array(path / 'labels', (plan.rows,), plan.rows, 'int32', ('row',))
-  _open(path / 'labels').write(np.array(plan.labels, np.int32)).result()
+  for name, grid in _planned(plan).items():
+    dimensions = (axis.format(name) for axis in plan.dimensions)
+    arrays.create(path / name, grid, ('row', *dimensions)[: len(grid.shape)])
+  arrays.create_column(path / 'labels', np.array(plan.labels, np.int32))
   strings.create(path / 'keys', plan.rows, plan.rows)
   strings.write_chunk(path / 'keys', 0, plan.keys, plan.rows)
   strings.create(path / 'reason', plan.rows, plan.batch_rows)
@@ -92,7 +72,7 @@ class StoreWriter:
     try:
       _check_planned(path, plan)
       self._arrays = {
-        name: _open(path / name) for name in (*plan.layers, 'status')
+        name: arrays.opened(path / name) for name in (*plan.layers, 'status')
       }
       status = self._arrays['status'].read().result()
     except (ValueError, OSError) as error:
@@ -110,7 +90,10 @@ class StoreWriter:
     rows = slice(start, start + len(reasons))
     status = [table.FAILED if reason else table.DONE for reason in reasons]
     chunk = start // self._plan.batch_rows
-    with files.writing('features', self._path), _system_errors():
+    with (
+      files.writing(self._plan.kind.what, self._path),
+      arrays.system_errors(),
+    ):
       pending = [
         self._arrays[name][rows].write(
           array, can_reference_source_data_indefinitely=True
@@ -149,7 +132,7 @@ class StoredLayer:
     # A made-up shape would claim any amount of memory.  Nothing is compressed,
     # and all-NaN chunks have files, too.
     self.whole = grid.bytes_of(grid.shape) <= chunks.held(path, grid)
-    self._array = _open(path)
+    self._array = arrays.opened(path)
     self.shape: tuple[int, ...] = tuple(self._array.shape)
     self.dtype = self._array.dtype.numpy_dtype
 
@@ -259,6 +242,11 @@ def load_features(directory: str | pathlib.Path) -> Features:
   output.check_finished(path)
   if not path.is_dir():
     raise errors.UserError(f'there is no feature store at {path}.')
+  if (read_settings(path) or {}).get('contents', 'features') != 'features':
+    raise errors.UserError(
+      f'{path} is a store of crops, not of features. Images are data of'
+      f' --job=extract, as in data={path}.'
+    )
   try:
     features = Features(path)
   except (
@@ -273,25 +261,30 @@ def load_features(directory: str | pathlib.Path) -> Features:
   return features
 
 
-def _check_planned(path: pathlib.Path, plan: table.FeatureTable) -> None:
-  """Raises a ValueError unless an unfinished store has the plan's arrays."""
+def _planned(plan: table.FeatureTable) -> dict[str, chunks.Grid]:
+  """The arrays that are filled as rows are written."""
   status = chunks.Grid((plan.rows,), (plan.batch_rows,), 'uint8')
-  planned = {'status': status} | {
+  return {
     name: chunks.Grid(
       (plan.rows, *shape), (_chunk_rows(plan, name), *shape), plan.dtype
     )
     for name, shape in plan.layers.items()
-  }
+  } | {'status': status}
+
+
+def _check_planned(path: pathlib.Path, plan: table.FeatureTable) -> None:
+  """Raises a ValueError unless an unfinished store has the plan's arrays."""
+  planned = _planned(plan)
   for name, grid in planned.items():
     if (found := chunks.read(path / name)) != grid:
       raise ValueError(f'{name} is {found}, not {grid}')
-  chunks.held(path / 'status', status)
+  chunks.held(path / 'status', planned['status'])
 
 
 def _chunk_rows(plan: table.FeatureTable, layer: str) -> int:
   """Rows per chunk: the most that divide a batch and keep a chunk small."""
   row_bytes = plan.row_bytes(layer)
-  most = max(1, _MAX_CHUNK_BYTES // row_bytes)
+  most = max(1, plan.chunk_bytes // row_bytes)
   padding = max(_MAX_PADDING_BYTES // row_bytes, int(_MAX_PADDING * plan.rows))
   fitting = range(1, min(most, plan.batch_rows) + 1)
   return max(
@@ -299,40 +292,3 @@ def _chunk_rows(plan: table.FeatureTable, layer: str) -> int:
     for rows in fitting
     if plan.batch_rows % rows == 0 and -plan.rows % rows <= padding
   )
-
-
-def _create_array(
-  path: pathlib.Path,
-  shape: tuple[int, ...],
-  chunk_rows: int,
-  dtype: str,
-  dimensions: tuple[str, ...],
-) -> None:
-  # A chunk is a file, written under another name and then renamed.
-  metadata = {
-    'shape': shape,
-    'data_type': dtype,
-    'chunk_grid': {
-      'name': 'regular',
-      'configuration': {'chunk_shape': (chunk_rows, *shape[1:])},
-    },
-    'fill_value': 'NaN' if dtype.startswith('float') else 0,
-    'codecs': [
-      {'name': 'bytes', 'configuration': {'endian': 'little'}},
-      {'name': 'crc32c'},
-    ],
-    'dimension_names': dimensions,
-  }
-  _open(path, create=True, metadata=metadata)
-
-
-def _open(path: pathlib.Path, *, create: bool = False, **more: Any) -> Any:
-  spec = {
-    'driver': 'zarr3',
-    'kvstore': {'driver': 'file', 'path': str(path.absolute())},
-    # Reads see the file's present state, and memory stays flat.
-    'recheck_cached_data': True,
-    'store_data_equal_to_fill_value': True,
-    **more,
-  }
-  return tensorstore.open(spec, open=not create, create=create).result()

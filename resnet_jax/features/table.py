@@ -8,26 +8,35 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from resnet_jax.features import output
+
 PENDING, DONE, FAILED = 0, 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureTable:
-  """A row per image, an array per layer.
+  """A row per image, an array per layer, or one of crops.
 
   Attributes:
     keys: of the rows.
     labels: of the rows; -1 for no label.
-    layers: the (C, H, W) of each layer, in the requested order.
-    dtype: 'float32' or 'float16'.
+    layers: the (C, H, W) of each layer, in the requested order; or the shape of
+      crops.
+    dtype: 'float32' or 'float16'; of crops 'uint8'.
     batch_rows: rows written at a time; a run resumes at a multiple of it.
+    dimensions: the names of a row's axes, with the layer's in place of `{}`.
+    chunk_bytes: the most that a chunk of several rows has.
+    kind: what the rows are.
   """
 
   keys: Sequence[str]
   labels: Sequence[int]
-  layers: Mapping[str, tuple[int, int, int]]
+  layers: Mapping[str, tuple[int, ...]]
   dtype: str
   batch_rows: int
+  dimensions: Sequence[str] = ('{}_c', '{}_y', '{}_x')
+  chunk_bytes: int = 32 << 20
+  kind: output.Kind = output.FEATURES
 
   @property
   def rows(self) -> int:

@@ -31,6 +31,7 @@ JOBS = {
   'compare': Job(
     'compare two prediction files, or two feature stores', ('first', 'second')
   ),
+  'crop': Job('decode and crop images once, for any number of later jobs'),
   'zoo': Job('list the published checkpoints'),
   'download': Job('download and verify published checkpoints'),
   'convert': Job('convert weights to safetensors or for Paddle'),

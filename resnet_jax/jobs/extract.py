@@ -14,7 +14,7 @@ from resnet_jax.features import output, table
 from resnet_jax.jobs import setup as setup_lib
 from resnet_jax.models import aliases
 from resnet_jax.system import console, errors, files
-from resnet_jax.system.text import counted
+from resnet_jax.system.text import counted, size
 
 
 def run(config: ConfigDict) -> int:
@@ -31,11 +31,11 @@ def run(config: ConfigDict) -> int:
   directory = files.own_folder(config.output_dir, 'output_dir')
   resumed = output.batch_rows(directory, features.read_settings)
   job = setup.prepared(layers, reduction, resumed=resumed)
-  size = model.preprocess.crop_size
+  side = model.preprocess.crop_size
   plan = table.FeatureTable(
     [item.key for item in items],
     [item.label for item in items],
-    reductions.output_shapes(model.module, layers, reduction, size, size),
+    reductions.output_shapes(model.module, layers, reduction, side, side),
     reduction.dtype,
     job.rows,
   )
@@ -103,16 +103,8 @@ def _say_plan(
   for name, shape in plan.layers.items():
     console.say(f'  {name} {"x".join(map(str, shape))}')
   console.say(
-    f'to write: {counted(rows, "row")}, at most {_size(needed)}, to {directory}'
-    f' ({_size(free)} free)'
+    f'to write: {counted(rows, "row")}, at most {size(needed)}, to {directory}'
+    f' ({size(free)} free)'
   )
   for note in notes:
     console.say(f'NOTE: {note}')
-
-
-def _size(count: int) -> str:
-  """A size in bytes, human-readable: 12.3 MB."""
-  power = min((len(str(count)) - 1) // 3, 4)
-  if not power:
-    return f'{count} bytes'
-  return f'{count / 1000**power:.1f} {("kB", "MB", "GB", "TB")[power - 1]}'

@@ -112,15 +112,13 @@ class Setup:
     Args:
       fields: those of `sources.Item` that tell the images apart.
     """
-    model, items = self.model, self.source.items
-    facts = [[getattr(item, field) for field in fields] for item in items]
+    model = self.model
     return {
       'model': resnet.title(model.module),
       'variant': model.module.variant.stated(),
       'weights_sha256': model.weights.digest,
       'preprocessing': model.preprocess.describe(),
-      'images': len(items),
-      'images_sha256': hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
+      **image_settings(self.source, *fields),
     }
 
   def environment(self, run: loop.Run) -> dict[str, Any]:
@@ -169,21 +167,8 @@ def set_up(
   Raises:
     UserError: a setting is wrong, or the images or weights cannot be used.
   """
-  errors.check_choice('on_error', config.on_error, pipeline.ON_ERROR)
-  for key in ('batch_size', 'threads'):
-    if config[key] < 0:
-      raise errors.UserError(f'{key}={config[key]} must be 0 or more.')
+  source = open_images(config)
   overrides = preprocess_overrides(config)
-  weight_options(config)
-  if config.data == _DEFAULT_DATA and not os.path.exists(_DEFAULT_DATA):
-    raise errors.UserError(
-      f'no data was given, and its default, {_DEFAULT_DATA}, is not in this'
-      ' folder. Set data=PATH: a list, a folder, an image, tar archives or'
-      ' Parquet files.'
-    )
-  source = sources.open_source(
-    config.data, must_exist=config.on_error == 'fail'
-  )
   if most and len(source.items) > most:
     raise errors.UserError(
       f'{source.description}: this job shows 1 to {most}. Give a list file with'
@@ -211,6 +196,47 @@ def set_up(
   console.say(f'input: {own.describe()}')
   console.say(f'device: {devices.describe(execution.devices)}')
   return Setup(source, model, config.threads, config.on_error)
+
+
+def open_images(config: ConfigDict) -> sources.Source:
+  """The images, after the settings have been checked as far as is cheap."""
+  errors.check_choice('on_error', config.on_error, pipeline.ON_ERROR)
+  for key in ('batch_size', 'threads'):
+    if config[key] < 0:
+      raise errors.UserError(f'{key}={config[key]} must be 0 or more.')
+  preprocess_overrides(config)
+  weight_options(config)
+  if config.data == _DEFAULT_DATA and not os.path.exists(_DEFAULT_DATA):
+    raise errors.UserError(
+      f'no data was given, and its default, {_DEFAULT_DATA}, is not in this'
+      ' folder. Set data=PATH: a list, a folder, an image, tar archives,'
+      ' Parquet files or crops.'
+    )
+  return sources.open_source(config.data, must_exist=config.on_error == 'fail')
+
+
+def image_settings(source: sources.Source, *fields: str) -> dict[str, Any]:
+  """The images, for the settings of a run; `fields` are those of an item."""
+  facts = [[getattr(item, field) for field in fields] for item in source.items]
+  return {
+    'images': len(facts),
+    'images_sha256': hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
+  }
+
+
+def own_preprocess(config: ConfigDict) -> preprocess.Preprocess:
+  """How the network of a config takes images.
+
+  Weights are read where nothing else tells it, as a file does not by its name.
+  """
+  options = weight_options(config)
+  if config.weights in lookup.FAMILIES:
+    own = weights.recorded(config.weights, options).preprocess
+  elif config.weights == weights.RANDOM:
+    own = presets.usual(options.depth or structure.DEFAULT_DEPTH)
+  else:
+    own = load_weights(config).preprocess
+  return own.overridden(**preprocess_overrides(config))
 
 
 def preprocess_overrides(config: ConfigDict) -> dict[str, Any]:

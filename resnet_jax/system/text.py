@@ -47,3 +47,11 @@ def some(names: Sequence[str], most: int = 3) -> str:
   """`a, b, c and 2 more`, each on one line."""
   more = f' and {len(names) - most} more' if len(names) > most else ''
   return ', '.join(map(one_line, names[:most])) + more
+
+
+def size(count: int) -> str:
+  """A number of bytes, human-readable: 12.3 MB."""
+  power = min((len(str(count)) - 1) // 3, 4)
+  if not power:
+    return f'{count} bytes'
+  return f'{count / 1000**power:.1f} {("kB", "MB", "GB", "TB")[power - 1]}'

@@ -236,8 +236,8 @@ def test_a_missing_path_says_what_is_allowed(tmp_path, name, monkeypatch):
   assert source_error(name) == (
     f"data='{name}': there is no such file or folder. Give a list file (one"
     ' image per line: path, label), a folder, an image, a tar archive, shards'
-    " (a folder of .tar files, or a pattern such as 'val-{000..049}.tar') or"
-    ' Parquet files.'
+    " (a folder of .tar files, or a pattern such as 'val-{000..049}.tar'),"
+    ' Parquet files or crops (--job=crop).'
   )
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Zarr store: two readers, resuming after a crash, and damage."""
 
+import dataclasses
 import json
 import pathlib
 import struct
@@ -20,7 +21,6 @@ from feature_runs import (
 from makers import contents
 
 from resnet_jax import features
-from resnet_jax.features import store
 from resnet_jax.system import errors, files
 
 ZARR = features.FORMATS['zarr']
@@ -181,12 +181,11 @@ def test_an_unknown_layer_names_the_nearest(tmp_path):
   ],
 )
 def test_chunks_of_large_rows_are_smaller_than_a_batch(
-  tmp_path, monkeypatch, batch, rows_in_a_chunk, expected
+  tmp_path, batch, rows_in_a_chunk, expected
 ):
   row_bytes = 3 * 2 * 2 * 4
   limit = int(rows_in_a_chunk * row_bytes)
-  monkeypatch.setattr(store, '_MAX_CHUNK_BYTES', limit)
-  plan = plan_of(batch * 2 + 1, batch)
+  plan = dataclasses.replace(plan_of(batch * 2 + 1, batch), chunk_bytes=limit)
   write(tmp_path / 'whole', plan)
   theirs = zarr.open_group(tmp_path / 'whole', mode='r')
   assert theirs['wide'].chunks == (expected, 3, 2, 2)

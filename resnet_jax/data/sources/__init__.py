@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources of images: lists, folders, archives and Parquet files.
+"""Sources of images: lists, folders, archives, Parquet files and crops.
 
 A source is a sequence of items, each with a key, a label and a `read`
 function; nothing downstream knows the container.  Nothing is unpacked, and
@@ -12,14 +12,33 @@ import re
 from collections.abc import Callable, Sequence
 
 from resnet_jax.codecs import faults, tar
-from resnet_jax.data import decoding
-from resnet_jax.data.sources import archives, parquet, paths, patterns
+from resnet_jax.data import crop_store, decoding
+from resnet_jax.data.sources import (
+  archives,
+  crops,
+  parquet,
+  paths,
+  patterns,
+)
 from resnet_jax.data.sources import item as item_lib
-from resnet_jax.data.sources.item import NO_LABEL, Item, Source, file_item
-from resnet_jax.system import errors, files
+from resnet_jax.data.sources.item import (
+  NO_LABEL,
+  Item,
+  Source,
+  check_stored,
+  file_item,
+)
+from resnet_jax.system import errors, files, settings
 from resnet_jax.system.text import counted
 
-__all__ = ['NO_LABEL', 'Item', 'Source', 'file_item', 'open_source']
+__all__ = [
+  'NO_LABEL',
+  'Item',
+  'Source',
+  'check_stored',
+  'file_item',
+  'open_source',
+]
 
 _HEAD_BYTES = 512
 
@@ -48,7 +67,8 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
   Parquet files.  A list has one image per line: its path, relative to the
   list, and, if the last of several blank-separated fields is a whole number,
   its label.  A path may contain blanks; one that ends in a blank and a number
-  needs double quotes.  A file's type is recognised by its content.
+  needs double quotes.  A store of crops is a folder, too.  A file's type is
+  recognised by its content.
 
   Args:
     data: the path of one of these, or a pattern of paths of archives or
@@ -62,16 +82,18 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
   path = pathlib.Path(os.path.expanduser(data))
   try:
     if data and path.is_dir():
-      source = _folder(path)
+      is_store = crop_store.is_store(path)
+      source = crops.open_store(path) if is_store else _folder(path)
     elif data and not path.exists() and patterns.is_pattern(data):
       found = patterns.expand(os.fspath(path))
       source = _several(found, f'named {data}')
     elif not data or not path.exists():
+      _check_unfinished(path)
       raise errors.UserError(
         f"data='{data}': there is no such file or folder. Give a list file"
         ' (one image per line: path, label), a folder, an image, a tar archive,'
         ' shards (a folder of .tar files, or a pattern such as'
-        " 'val-{000..049}.tar') or Parquet files."
+        " 'val-{000..049}.tar'), Parquet files or crops (--job=crop)."
       )
     elif not path.is_file():
       raise errors.UserError(
@@ -100,7 +122,21 @@ def _file(path: pathlib.Path, must_exist: bool) -> Source:
   return paths.list_file(path, must_exist)
 
 
+def _check_unfinished(path: pathlib.Path) -> None:
+  """Raises a UserError if there are crops that are not finished."""
+  if path.name and crop_store.is_store(part := files.part(path)):
+    raise errors.UserError(
+      f'{path} is not finished: there is only {part}. Start the same crop job'
+      ' again; it resumes.'
+    )
+
+
 def _folder(root: pathlib.Path) -> Source:
+  if settings.read(root / 'zarr.json', 'attributes', 'settings') is not None:
+    raise errors.UserError(
+      f'{root} is a store of features, not of crops or images. Give the images'
+      ' that they are of.'
+    )
   everything = list(paths.walk(root))
   hidden = [path.name for path in everything if item_lib.hidden(path.name)]
   files = [path for path in everything if not item_lib.hidden(path.name)]

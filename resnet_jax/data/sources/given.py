@@ -12,7 +12,12 @@ from PIL import Image
 
 from resnet_jax.data import mean as mean_lib
 from resnet_jax.data.preprocess import Preprocess
-from resnet_jax.data.sources.item import NO_LABEL, Item, file_item
+from resnet_jax.data.sources.item import (
+  NO_LABEL,
+  Item,
+  check_stored,
+  file_item,
+)
 from resnet_jax.system import errors
 
 ImageLike: TypeAlias = str | PathLike[str] | Image.Image
@@ -38,7 +43,7 @@ def checked(
     preprocess: what an array must fit.
 
   Raises:
-    UserError: they are none of these.
+    UserError: they are none of these, or crops of another preprocessing.
   """
   if isinstance(images, np.ndarray):
     _check_array(images, preprocess)
@@ -57,6 +62,7 @@ def checked(
   items = [_item(index, image) for index, image in enumerate(images)]
   if not items:
     raise errors.UserError('the list of images is empty.')
+  check_stored(items, preprocess)
   return items
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from PIL import Image
 
-from resnet_jax.data import decoding, labels
+from resnet_jax.data import crop_store, decoding, labels, preprocess
 from resnet_jax.system import errors
 from resnet_jax.system.text import counted, one_line, some
 
@@ -58,6 +58,8 @@ class Item:
       where it has none.
     is_stray: whether its path has no WordNet id where others have one, so that
       none has a label.
+    stored: where its crops are, if they were made before; `read` then gives
+      one of them.
   """
 
   key: str
@@ -67,6 +69,7 @@ class Item:
   size: int = -1
   named: str = ''
   is_stray: bool = False
+  stored: crop_store.Place | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +113,13 @@ def check_size(size: int) -> None:
   """Raises an ImageError if an image's file has too many bytes."""
   if size > MAX_BYTES:
     raise decoding.ImageError(f'its {size} bytes are more than {MAX_BYTES}')
+
+
+def check_stored(items: Iterable[Item], own: preprocess.Preprocess) -> None:
+  """Raises a UserError if stored crops are of another preprocessing."""
+  stores = {id(i.stored.store): i.stored.store for i in items if i.stored}
+  for store in stores.values():
+    store.check(own)
 
 
 def check_text(key: str) -> None:

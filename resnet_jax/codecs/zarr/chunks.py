@@ -17,8 +17,11 @@ from resnet_jax.system.text import some
 
 # What an array of ours may be coded by: neither changes its size by much.
 _CODECS = ('bytes', 'crc32c')
-_CHECKSUM_BYTES = 4
-_DTYPES = ('float32', 'float16', 'int32', 'uint8')
+CHECKSUM_BYTES = 4
+_DTYPES = ('float32', 'float16', 'int32', 'int64', 'uint8')
+# How chunks are named, such as c/0/1, and the default of its separator.
+_NAMING = 'default', '/'
+_SEPARATOR = 'separator', '/'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +55,14 @@ def read(path: pathlib.Path) -> Grid:
     chunk = _sizes(stated['chunk_grid']['configuration']['chunk_shape'])
     dtype = str(stated['data_type'])
     codecs = [str(codec['name']) for codec in stated['codecs']]
-  except (LookupError, TypeError) as error:
+    naming = stated['chunk_key_encoding']
+    named = naming['name'], naming.get('configuration', {}).get(*_SEPARATOR)
+  except (LookupError, TypeError, AttributeError) as error:
     raise ValueError(f'{path.name} does not state {error}') from error
   if unknown := [name for name in codecs if name not in _CODECS]:
     raise ValueError(f'{path.name} has the codec {some(unknown)}')
+  if named != _NAMING:
+    raise ValueError(f'{path.name} names its chunks by {some([repr(named)])}')
   if dtype not in _DTYPES:
     raise ValueError(f'{path.name} has the data type {dtype[:99]}')
   fits = len(chunk) == len(shape) and all(
@@ -74,7 +81,7 @@ def held(path: pathlib.Path, grid: Grid) -> int:
   Raises:
     ValueError, OSError: one does not, or is not a regular file.
   """
-  most = grid.bytes_of(grid.chunk) + _CHECKSUM_BYTES
+  most = grid.bytes_of(grid.chunk) + CHECKSUM_BYTES
   total = 0
   for file in (path / 'c').rglob('*'):
     if file.is_dir():
