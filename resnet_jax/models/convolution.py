@@ -48,7 +48,7 @@ ARITHMETICS = {
 def algorithm(
   unit: structure.Unit, arithmetic: Arithmetic, platform: str
 ) -> str:
-  """'direct', 'matrix product' or 'winograd'."""
+  """The name of an algorithm that `convolve` knows."""
   # A GPU's library chooses for itself, and fuses what follows.
   if platform != 'cpu':
     return 'direct'
@@ -56,6 +56,9 @@ def algorithm(
     return 'matrix product'
   # Also in groups: XLA's own take up to five times as long
   # (docs/performance.md).
+  if arithmetic.dtype == 'bfloat16':
+    ours = (unit.kernel, unit.groups) == (3, 1)
+    return 'shifted products' if ours else 'float32'
   if arithmetic.winograd and (unit.kernel, unit.stride) == (3, 1):
     return 'winograd'
   return 'direct'
@@ -116,7 +119,7 @@ def convolve(
     name: of the algorithm.
 
   Returns:
-    (N, ceil(H / stride), ceil(W / stride), Co).
+    (N, ceil(H / stride), ceil(W / stride), Co); on a CPU in float32.
   """
   if name == 'winograd':
     parts = unit.inputs // kernel.shape[1]
@@ -130,13 +133,13 @@ def convolve(
     return jnp.concatenate([winograd.convolve(*p) for p in pairs], axis=-1)
   if name == 'matrix product':
     x = x[:, :: unit.stride, :: unit.stride]
-    # Flat, so that it is one product and not a batch.
-    flat = lax.dot(
-      x.reshape(-1, unit.inputs),
-      kernel.reshape(unit.inputs, unit.outputs),
-      precision=precision,
-    )
+    flat = _product(x, kernel.reshape(unit.inputs, unit.outputs), precision)
     return flat.reshape(*x.shape[:3], unit.outputs)
+  if name == 'shifted products':
+    return _shifted_products(x, kernel, unit.stride, precision)
+  if name == 'float32':
+    # XLA on a CPU would convert them, too, and convert the sums back.
+    x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
   return lax.conv_general_dilated(
     x,
     kernel,
@@ -146,6 +149,46 @@ def convolve(
     feature_group_count=unit.groups,
     precision=precision,
   )
+
+
+def _product(
+  x: jax.Array, kernel: jax.Array, precision: lax.Precision
+) -> jax.Array:
+  """(..., Ci) times (Ci, Co), in float32: (positions, Co).
+
+  Flat, so that it is one product and not a batch.  To float32, because a CPU's
+  instructions for bfloat16 add so, and XLA uses them for no other type.
+  """
+  return lax.dot(
+    x.reshape(-1, len(kernel)),
+    kernel,
+    precision=precision,
+    preferred_element_type=jnp.float32,
+  )
+
+
+def _shifted_products(
+  x: jax.Array, kernel: jax.Array, stride: int, precision: lax.Precision
+) -> jax.Array:
+  """A convolution as the sum of a matrix product for each of its weights.
+
+  XLA's own on a CPU knows no bfloat16: it converts the numbers to float32.
+  """
+  side = len(kernel)
+  padding = (side // 2,) * 2
+  padded = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
+  rows, columns = x.shape[1:3]
+  total = sum(
+    _product(
+      padded[:, i : i + rows : stride, j : j + columns : stride],
+      kernel[i, j],
+      precision,
+    )
+    for i in range(side)
+    for j in range(side)
+  )
+  shape = (len(x), -(-rows // stride), -(-columns // stride), -1)
+  return jnp.asarray(total).reshape(shape)
 
 
 def shifted(

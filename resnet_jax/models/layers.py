@@ -106,12 +106,14 @@ class Conv(Rectifier):
     shape = inference.kernel_shape(unit)
     kernel = self.param('kernel', initializers.zeros, shape).astype(x.dtype)
     precision, algorithm = inference.rules.precision, inference.algorithm(unit)
+    dtype = x.dtype
+    # Perhaps in float32, which is then rounded only once.
     x = convolution.convolve(x, kernel, unit, precision, algorithm)
     if not self.folded:
       if self.bias:
         bias = self.param('bias', initializers.zeros, (unit.outputs,))
         x += bias.astype(x.dtype)[None, None, None]
-      return x
+      return x.astype(dtype)
     if self.pool:
       x = stem_pool(x, self.pool, inference.platform)
     # Not `bias`: that is the batch norm's, with other values.
@@ -120,8 +122,9 @@ class Conv(Rectifier):
     linear = f'{unit.name}_bn{names.LINEAR}'
     if unit.relu and linear in inference.apart:
       x = convolution.shifted(x, offset, False, inference.platform)
-      return nn.relu(self.linear(x))
-    return convolution.shifted(x, offset, unit.relu, inference.platform)
+      return nn.relu(self.linear(x.astype(dtype)))
+    x = convolution.shifted(x, offset, unit.relu, inference.platform)
+    return x.astype(dtype)
 
 
 class BatchNorm(Rectifier):
