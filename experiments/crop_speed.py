@@ -207,7 +207,7 @@ def end_to_end(data: pathlib.Path, depth: int, repeats: int) -> Line:
       'what': 'crops end to end',
       **turns(
         # More than all turns take.
-        stored.items * repeats,
+        list(stored.items) * repeats,
         'float32',
         depth=depth,
         # Short turns, so that little disturbs one.

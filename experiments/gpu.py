@@ -98,8 +98,8 @@ def compute(given: argparse.Namespace, size: Size) -> Iterator[Line]:
   for batch in size.batches:
     there = []
     for contender in found:
-      # The first use compiles.
-      if not contender.missing and contender.measure(batch, 0.0):
+      # The first use compiles; a moment of work, as no work is no rate.
+      if not contender.missing and contender.measure(batch, 0.01):
         there.append(contender)
       contender.rates.clear()
     for _ in range(size.rounds):
@@ -161,7 +161,7 @@ def emitted(given: argparse.Namespace, size: Size) -> Iterator[Line]:
     run = _network(given, arithmetic, ['avgpool'])
     batch = size.batches[0]
     images = np.zeros((batch, 1, 224, 224, 3), np.uint8)
-    text = run.compile(images.shape).as_text()
+    text = run.compile(images.shape).as_text() or ''
     rate = _rate(run.repeated(images), batch, size.rounds * size.seconds)
     yield {
       'what': 'emitted',
@@ -270,7 +270,7 @@ def crops(given: argparse.Namespace, size: Size) -> Iterator[Line]:
   with tempfile.TemporaryDirectory() as folder:
     path = crop_speed.made(pathlib.Path(folder), given.data, size.crops)
     stored = sources.open_source(str(path)).items
-    items = (stored * -(-size.images // len(stored)))[: size.images]
+    items = (list(stored) * -(-size.images // len(stored)))[: size.images]
     for arithmetic in size.arithmetics[:2]:
       yield {
         'what': 'gpu crops',

@@ -61,7 +61,7 @@ def operations(rounds: int, seconds: float) -> dict[str, dict[str, float]]:
         name='direct',
       )
     )
-    for name, call, amount in (
+    each: tuple[tuple[str, Callable[[], Any], float], ...] = (
       (
         'matrix product',
         functools.partial(product, x, kernel),
@@ -72,7 +72,8 @@ def operations(rounds: int, seconds: float) -> dict[str, dict[str, float]]:
         functools.partial(convolve, images, threes),
         images.size * 9 * 128,
       ),
-    ):
+    )
+    for name, call, amount in each:
       jax.block_until_ready(call())
       works.setdefault(name, {})[dtype] = call, amount
   found: dict[str, dict[str, list[float]]] = {}

@@ -113,7 +113,7 @@ def algorithm(
   platform: str,
   work: Workload = MANY,
 ) -> str:
-  """'direct', 'matrix product', 'winograd 4x4' or 'winograd 2x2'."""
+  """The name of an algorithm that `convolve` knows."""
   # A GPU's library chooses for itself, and fuses what follows.
   if platform != 'cpu':
     return 'direct'
@@ -121,6 +121,9 @@ def algorithm(
     return 'matrix product'
   # Also in groups: XLA's own take up to five times as long
   # (docs/performance.md).
+  if arithmetic.dtype == 'bfloat16':
+    ours = (unit.kernel, unit.groups) == (3, 1)
+    return 'shifted products' if ours else 'float32'
   if arithmetic.winograd and (unit.kernel, unit.stride) == (3, 1):
     return 'winograd 2x2' if work.has_few_tiles(unit) else 'winograd 4x4'
   return 'direct'
@@ -189,8 +192,8 @@ def convolve(
     seam: of the stem, where it is shared, further rows above and below.
 
   Returns:
-    (N, ceil(H / stride), ceil(W / stride), Co); a device's rows or channels,
-    where they are shared.
+    (N, ceil(H / stride), ceil(W / stride), Co), of a device's rows or channels
+    where they are shared; of bfloat16 on a CPU in float32.
   """
   pad = unit.kernel // 2
   if pad and share.has_rows(unit.stage):
@@ -231,13 +234,13 @@ def _convolved(
     return jnp.concatenate([one(*pair) for pair in pairs], axis=-1)
   if name == 'matrix product':
     x = x[:, :: unit.stride, :: unit.stride]
-    # Flat, so that it is one product and not a batch.
-    flat = lax.dot(
-      x.reshape(-1, x.shape[-1]),
-      kernel.reshape(x.shape[-1], -1),
-      precision=precision,
-    )
+    flat = _product(x, kernel.reshape(x.shape[-1], -1), precision)
     return flat.reshape(*x.shape[:3], -1)
+  if name == 'shifted products':
+    return _shifted_products(x, kernel, unit.stride, precision, pad=pad)
+  if name == 'float32':
+    # XLA on a CPU would convert them, too, and convert the sums back.
+    x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
   return lax.conv_general_dilated(
     x,
     kernel,
@@ -247,6 +250,50 @@ def _convolved(
     feature_group_count=unit.groups,
     precision=precision,
   )
+
+
+def _product(
+  x: jax.Array, kernel: jax.Array, precision: lax.Precision
+) -> jax.Array:
+  """(..., Ci) times (Ci, Co), in float32: (positions, Co).
+
+  Flat, so that it is one product and not a batch.  To float32, because a CPU's
+  instructions for bfloat16 add so, and XLA uses them for no other type.
+  """
+  return lax.dot(
+    x.reshape(-1, len(kernel)),
+    kernel,
+    precision=precision,
+    preferred_element_type=jnp.float32,
+  )
+
+
+def _shifted_products(
+  x: jax.Array,
+  kernel: jax.Array,
+  stride: int,
+  precision: lax.Precision,
+  *,
+  pad: int,
+) -> jax.Array:
+  """A convolution as the sum of a matrix product for each of its weights.
+
+  XLA's own on a CPU knows no bfloat16: it converts the numbers to float32.
+  """
+  side = len(kernel)
+  padded = jnp.pad(x, ((0, 0), (pad,) * 2, (side // 2,) * 2, (0, 0)))
+  rows, columns = padded.shape[1] - side + 1, x.shape[2]
+  total = sum(
+    _product(
+      padded[:, i : i + rows : stride, j : j + columns : stride],
+      kernel[i, j],
+      precision,
+    )
+    for i in range(side)
+    for j in range(side)
+  )
+  shape = (len(x), -(-rows // stride), -(-columns // stride), -1)
+  return jnp.asarray(total).reshape(shape)
 
 
 def shifted(

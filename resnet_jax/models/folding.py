@@ -52,4 +52,6 @@ def folded(
     else:
       kernel = np.asarray(parameters[f'{unit}_conv/kernel'])
       kernel = kernel * np.float32(factor)
-      yield name, convolution.prepared(kernel, shapes[name])
+      # As the convolution takes it, so that it is not converted at each call.
+      kernel = convolution.prepared(kernel, shapes[name])
+      yield name, kernel.astype(module.inference.rules.dtype, copy=False)

@@ -124,6 +124,8 @@ class Conv(Rectifier):
     kernel = self.param('kernel', initializers.zeros, shape).astype(x.dtype)
     precision, algorithm = inference.rules.precision, inference.algorithm(unit)
     seam = stem_pool_padding(self.pool, _EVEN) if self.pool else (0, 0)
+    dtype = x.dtype
+    # Perhaps in float32, which is then rounded only once.
     x = convolution.convolve(
       x, kernel, unit, precision, algorithm, share=share, seam=seam
     )
@@ -132,7 +134,7 @@ class Conv(Rectifier):
       if self.bias:
         bias = self.param('bias', initializers.zeros, outputs)
         x += bias.astype(x.dtype)[None, None, None]
-      return x
+      return x.astype(dtype)
     if self.pool:
       x = stem_pool(x, self.pool, inference.platform, share, has_seam=True)
     # Not `bias`: that is the batch norm's, with other values.
@@ -141,8 +143,9 @@ class Conv(Rectifier):
     linear = f'{unit.name}_bn{names.LINEAR}'
     if unit.relu and linear in inference.apart:
       x = convolution.shifted(x, offset, False, inference.platform)
-      return nn.relu(self.linear(x))
-    return convolution.shifted(x, offset, unit.relu, inference.platform)
+      return nn.relu(self.linear(x.astype(dtype)))
+    x = convolution.shifted(x, offset, unit.relu, inference.platform)
+    return x.astype(dtype)
 
 
 class BatchNorm(Rectifier):

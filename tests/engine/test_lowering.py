@@ -66,7 +66,9 @@ def lowered(name, platform, arithmetic='float32'):
 
 def lines(text, operation):
   return [
-    x for x in text.splitlines() if re.search(rf'stablehlo\.{operation}\b', x)
+    x
+    for x in text.splitlines()
+    if re.search(rf'= "?stablehlo\.{operation}\b', x)
   ]
 
 

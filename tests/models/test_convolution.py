@@ -48,6 +48,8 @@ def by_definition(x, kernel, stride):
     ('winograd 2x2', 3, 1),
     ('matrix product', 1, 1),
     ('matrix product', 1, 2),
+    ('shifted products', 3, 1),
+    ('shifted products', 3, 2),
     ('direct', 1, 2),
     ('direct', 3, 1),
     ('direct', 3, 2),
@@ -111,7 +113,8 @@ def test_3x3_convolutions_take_fewer_operations_on_a_cpu():
   assert direct / 4 < flops('float32') < direct / 2
   assert flops('float32', platform='gpu') == direct
   assert flops('tf32') == direct
-  assert flops('bfloat16') == pytest.approx(direct, rel=0.01)
+  # The products of each weight are added up one after another.
+  assert flops('bfloat16') == pytest.approx(direct, rel=0.05)
   assert flops('float32', stride=2) == flops('direct', stride=2)
 
 
