@@ -57,6 +57,8 @@ class Contender:
   def __init__(self, name: str, depth: int, arithmetic: str) -> None:
     self.name = name
     self.rates: dict[int, list[float]] = {}
+    self.cores: dict[int, list[float]] = {}
+    self.settings: dict[int, str] = {}
     self._process = subprocess.Popen(
       [sys.executable, _HERE / 'peers.py', name, str(depth), arithmetic],
       stdin=subprocess.PIPE,
@@ -82,8 +84,11 @@ class Contender:
       self._process.stdin.flush()
     except BrokenPipeError:
       return 0.0
-    rate = self._answer().get('rate', 0.0)
+    answer = self._answer()
+    rate = answer.get('rate', 0.0)
     self.rates.setdefault(batch, []).append(rate)
+    self.cores.setdefault(batch, []).append(answer.get('cores', 0.0))
+    self.settings[batch] = answer.get('settings', '')
     return rate
 
   def close(self) -> None:
@@ -109,6 +114,7 @@ def compute(
     for batch in batches:
       contender.measure(batch, 0.0)
     contender.rates.clear()
+    contender.cores.clear()
   for _ in range(rounds):
     for contender in (*there, *(b for b in bounds if not b.missing)):
       for batch in batches if contender in there else batches[:1]:
@@ -169,6 +175,10 @@ def _figures(contender: Contender, rounds: int) -> Line:
     'most': max(found[batch]),
     'rounds': rounds,
     'all': {size: statistics.median(rates) for size, rates in found.items()},
+    'cores_used': {
+      size: statistics.median(used) for size, used in contender.cores.items()
+    },
+    'settings': contender.settings,
   }
 
 

@@ -156,8 +156,8 @@ def emitted(given: argparse.Namespace, size: Size) -> Iterator[Line]:
   module = resnet.ResNet(given.depth)
   amount = sum(cost.multiply_adds for cost in costs.costs(module, 224, 224))
   for arithmetic in size.arithmetics:
-    product = peers.BOUNDS['matrix product'](given.depth, arithmetic)
-    bound = _rate(product(0), getattr(product, 'amount', 0), size.seconds)
+    product = peers.BOUNDS['matrix product'](given.depth, arithmetic)(0)
+    bound = _rate(product.run, product.amount, size.seconds)
     run = _network(given, arithmetic, ['avgpool'])
     batch = size.batches[0]
     images = np.zeros((batch, 1, 224, 224, 3), np.uint8)

@@ -5,11 +5,14 @@
 
 benchmark.py starts it.  It prints a JSON line with its versions and device.
 For each input line, `BATCH SECONDS`, it computes batches of random numbers for
-that time and prints a JSON line with the rate.  The first use of a batch size
-does not count.  Other programs' networks are unmodified, with random weights,
-in evaluation mode; ours computes `avgpool`, theirs the logits.
+that time and prints a JSON line with the rate, the cores that it used, and the
+settings.  The first use of a batch size does not count.  Other programs'
+networks are unmodified, with random weights, in evaluation mode; ours computes
+`avgpool`, theirs the logits.
 """
 
+import contextlib
+import dataclasses
 import functools
 import importlib
 import importlib.metadata
@@ -18,16 +21,35 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 SIZE = 224
-# Computes a batch, and waits for the result.
-Work = Callable[[], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """The work of one batch size.
+
+  Attributes:
+    run: computes batches, and waits for the results.
+    amount: what a call counts for: images, or what a bound counts.
+    settings: that the program was given, or chose.
+  """
+
+  run: Callable[[], Any]
+  amount: int
+  settings: str = ''
+
+
 # Makes the work of a batch size.
 Contender = Callable[[int], Work]
+
+
+def _cores() -> int:
+  return len(os.sched_getaffinity(0))
 
 
 def _images(batch: int) -> np.ndarray:
@@ -58,7 +80,7 @@ def _ours(depth: int, arithmetic: str) -> Contender:
     images = np.random.default_rng(0).integers(
       0, 256, (batch, 1, SIZE, SIZE, 3), np.uint8
     )
-    return run.repeated(images)
+    return Work(run.repeated(images), batch, f'{_cores()} devices')
 
   return prepared
 
@@ -80,7 +102,7 @@ def _plain_flax(depth: int, arithmetic: str) -> Contender:
 
   def prepared(batch: int) -> Work:
     x = jax.device_put(_images(batch).transpose(0, 2, 3, 1))
-    return lambda: forward(parameters, x).block_until_ready()
+    return Work(lambda: forward(parameters, x).block_until_ready(), batch)
 
   return prepared
 
@@ -127,19 +149,14 @@ def _torch(
       if cuda:
         torch.cuda.synchronize()
 
-    return work
+    return Work(work, batch, f'{torch.get_num_threads()} threads')
 
   return prepared
 
 
-def exported(depth: int, *, features: bool = False) -> Any:
-  """Torchvision's network as an ONNX Runtime session with the input `x`.
-
-  Args:
-    depth: the network's depth.
-    features: whether the network ends before the classifier.
-  """
-  import onnxruntime  # noqa: PLC0415
+@contextlib.contextmanager
+def _exported(depth: int, *, features: bool = False) -> Iterator[str]:
+  """The path of torchvision's network as ONNX, with the input `x`."""
   import torch  # noqa: PLC0415
   import torchvision  # noqa: PLC0415
 
@@ -156,8 +173,23 @@ def exported(depth: int, *, features: bool = False) -> Any:
       dynamic_axes={'x': {0: 'batch'}},
       dynamo=False,
     )
+    yield path
+
+
+def exported(depth: int, *, features: bool = False) -> Any:
+  """Torchvision's network as an ONNX Runtime session with the input `x`.
+
+  Args:
+    depth: the network's depth.
+    features: whether the network ends before the classifier.
+  """
+  import onnxruntime  # noqa: PLC0415
+
+  options = onnxruntime.SessionOptions()
+  options.intra_op_num_threads = _cores()
+  with _exported(depth, features=features) as path:
     return onnxruntime.InferenceSession(
-      path, providers=onnxruntime.get_available_providers()
+      path, options, providers=onnxruntime.get_available_providers()
     )
 
 
@@ -169,7 +201,44 @@ def _onnxruntime(depth: int, arithmetic: str) -> Contender:
 
   def prepared(batch: int) -> Work:
     x = _images(batch)
-    return lambda: session.run(None, {'x': x})
+    settings = f'{_cores()} threads'
+    return Work(lambda: session.run(None, {'x': x}), batch, settings)
+
+  return prepared
+
+
+def _openvino(depth: int, arithmetic: str) -> Contender:
+  """The same file; one image for latency, batches for throughput."""
+  import openvino  # noqa: PLC0415
+
+  if arithmetic != 'float32':
+    raise NotSupported
+  core = openvino.Core()
+  with _exported(depth) as path:
+    model = core.read_model(path)
+
+  def prepared(batch: int) -> Work:
+    hint = 'LATENCY' if batch == 1 else 'THROUGHPUT'
+    model.reshape([batch, 3, SIZE, SIZE])
+    compiled = core.compile_model(
+      model,
+      'CPU',
+      {'PERFORMANCE_HINT': hint, 'INFERENCE_PRECISION_HINT': 'f32'},
+    )
+    x = _images(batch)
+    # As many requests as it asks for; for latency one.
+    queue = openvino.AsyncInferQueue(compiled)
+    requests = 1 if batch == 1 else len(queue)
+
+    def work() -> None:
+      for _ in range(requests):
+        queue.start_async({0: x})
+      queue.wait_all()
+
+    streams = compiled.get_property('NUM_STREAMS')
+    threads = compiled.get_property('INFERENCE_NUM_THREADS')
+    settings = f'{hint}, {streams} streams, {threads} threads'
+    return Work(work, batch * requests, settings)
 
   return prepared
 
@@ -191,7 +260,7 @@ def _keras(depth: int, arithmetic: str) -> Contender:
 
   def prepared(batch: int) -> Work:
     x = jax.device_put(_images(batch).transpose(0, 2, 3, 1))
-    return lambda: forward(trained, fixed, x).block_until_ready()
+    return Work(lambda: forward(trained, fixed, x).block_until_ready(), batch)
 
   return prepared
 
@@ -215,9 +284,8 @@ def _matrix_product(depth: int, arithmetic: str) -> Contender:
 
   def prepared(batch: int) -> Work:
     del batch
-    return lambda: product(x, x).block_until_ready()
+    return Work(lambda: product(x, x).block_until_ready(), side**3)
 
-  prepared.amount = side**3  # type: ignore[attr-defined]
   return prepared
 
 
@@ -235,9 +303,8 @@ def _copy(depth: int, arithmetic: str) -> Contender:
 
   def prepared(batch: int) -> Work:
     del batch
-    return lambda: add(x).block_until_ready()
+    return Work(lambda: add(x).block_until_ready(), 8 * count)
 
-  prepared.amount = 8 * count  # type: ignore[attr-defined]
   return prepared
 
 
@@ -252,6 +319,7 @@ CONTENDERS: dict[str, Callable[[int, str], Contender]] = {
   ),
   'timm': functools.partial(_torch, library='timm', compiled=False),
   'ONNX Runtime': _onnxruntime,
+  'OpenVINO': _openvino,
   'Keras (JAX)': _keras,
 }
 BOUNDS: dict[str, Callable[[int, str], Contender]] = {
@@ -265,6 +333,7 @@ PACKAGES = {
   'torch.compile': ('torch', 'torchvision'),
   'timm': ('torch', 'timm'),
   'ONNX Runtime': ('onnxruntime',),
+  'OpenVINO': ('openvino',),
   'Keras (JAX)': ('keras', 'jax'),
   'matrix product': ('jax',),
   'memory': ('jax',),
@@ -280,6 +349,8 @@ def _device(name: str) -> str:
     import onnxruntime  # noqa: PLC0415
 
     return onnxruntime.get_device().lower()
+  if name == 'OpenVINO':
+    return 'cpu'
   import jax  # noqa: PLC0415
 
   from resnet_jax.engine import devices  # noqa: PLC0415
@@ -288,20 +359,25 @@ def _device(name: str) -> str:
 
 
 def _serve(contender: Contender) -> None:
-  amount = getattr(contender, 'amount', None)
   works: dict[int, Work] = {}
   for line in sys.stdin:
     batch, seconds = int(line.split()[0]), float(line.split()[1])
     if batch not in works:
       works[batch] = contender(batch)
       for _ in range(2):
-        works[batch]()
-    count, begin = 0, time.perf_counter()
+        works[batch].run()
+    work, count = works[batch], 0
+    begin, used = time.perf_counter(), time.process_time()
     while time.perf_counter() - begin < seconds:
-      works[batch]()
+      work.run()
       count += 1
-    rate = count * (amount or batch) / (time.perf_counter() - begin)
-    print(json.dumps({'rate': rate}), flush=True)
+    taken = time.perf_counter() - begin
+    answer = {
+      'rate': count * work.amount / taken,
+      'cores': (time.process_time() - used) / taken,
+      'settings': work.settings,
+    }
+    print(json.dumps(answer), flush=True)
 
 
 def main() -> None:

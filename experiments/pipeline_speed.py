@@ -71,12 +71,25 @@ def machine() -> Line:
   }
 
 
+# Widest first, as /proc/cpuinfo calls them.
+_VECTORS = ('avx512f', 'avx2')
+
+
 def _processor() -> str:
+  """Its name, and what tells apart those that a host calls alike."""
+  told: dict[str, str] = {}
   with open('/proc/cpuinfo', encoding='utf-8') as lines:
     for line in lines:
-      if line.startswith('model name'):
-        return line.partition(':')[2].strip()
-  return platform.processor()
+      name, _, value = line.partition(':')
+      told.setdefault(name.strip(), value.strip())
+  if 'model name' not in told:
+    return platform.processor()
+  flags = told.get('flags', '').split()
+  vectors = next((v for v in _VECTORS if v in flags), 'no AVX2')
+  kind = (
+    f'family {told.get("cpu family")}, model {told.get("model")}, {vectors}'
+  )
+  return f'{told["model name"]} ({kind})'
 
 
 def spread(seconds: Sequence[float], images: int) -> Line:

@@ -28,52 +28,82 @@ def _range(line: Line) -> str:
 
 
 def compute() -> Table:
-  """Compute only, each contender at its best batch size."""
+  """Compute only: each contender at each batch size, a run after the other."""
   lines = _lines('benchmark.jsonl', 'compute')
-  # Each contender is compared with our result of the same run.
-  ours = {line['date']: line for line in lines if line['contender'] == OURS}
-  rows = []
+  runs: dict[tuple[Any, ...], list[Line]] = {}
   for line in lines:
-    rate, beside = line['images_per_second'], ours.get(line['date'])
-    if rate is None:
-      missing = line['peer'].get('missing') or 'failed'
-      measured = [f'not measured ({missing})', '', '', '', '', '']
-    else:
-      ratio = (
-        f'{beside["images_per_second"] / rate:.2f}'
-        if beside and line is not beside
-        else ''
-      )
-      measured = [
-        f'{rate:.1f}',
-        _range(line),
-        str(line['batch']),
-        ratio,
-        f'{line["fraction_of_peak"]:.2f}',
-        f'{line["fraction_of_memory"]:.2f}',
-      ]
-    versions = line['peer'].get('versions', {})
-    version = ', '.join(f'{k} {v}' for k, v in versions.items())
-    rows.append(
-      [
-        str(line['depth']),
-        line['arithmetic'],
-        line['contender'],
-        *measured,
-        line['peer'].get('device', ''),
-        version,
-      ]
-    )
-  rows += [
-    ['50', 'bfloat16', name, 'not measured', '', '256', '', '', '', 'a GPU', '']
-    for name in (OURS, 'torch.compile')
-    if not any(line['arithmetic'] == 'bfloat16' for line in lines)
+    key = line['processor'], line['depth'], line['arithmetic'], line['date']
+    runs.setdefault(key, []).append(line)
+  sizes = sorted({int(n) for x in lines for n in x.get('all', {})})
+  rows = []
+  for (processor, depth, arithmetic, date), run in runs.items():
+    first = [processor, str(depth), arithmetic]
+    for line in run:
+      rows.append([*first, line['contender'], *_by_size(line, sizes)])
+      rows[-1] += [_cores_used(line), _settings(line), date[:10]]
+    if ratios := _over_the_fastest_other(run, sizes):
+      rows.append([*first, f'{OURS} / fastest other', *ratios, '', '', ''])
+  return (
+    *('processor', 'depth', 'arithmetic', 'program'),
+    *(f'images/s at batch {size}' for size in sizes),
+    *('cores used', 'settings', 'date'),
+  ), rows
+
+
+def _by_size(line: Line, sizes: Sequence[int]) -> list[str]:
+  if line['images_per_second'] is None:
+    missing = line['peer'].get('missing') or 'failed'
+    return [f'not measured ({missing})', *[''] * (len(sizes) - 1)]
+  rates = {int(size): rate for size, rate in line['all'].items()}
+  return [f'{rates[n]:.1f}' if n in rates else '' for n in sizes]
+
+
+def _cores_used(line: Line) -> str:
+  used = line.get('cores_used', {}).values()
+  return f'{min(used):.1f} to {max(used):.1f}' if used else ''
+
+
+def _settings(line: Line) -> str:
+  """The contender's, and its version."""
+  own = dict.fromkeys(line.get('settings', {}).values())
+  package, *_ = line['peer'].get('versions', {}).items() or [('', '')]
+  return '; '.join(filter(None, [' '.join(package).strip(), *own]))
+
+
+def _over_the_fastest_other(
+  run: Sequence[Line], sizes: Sequence[int]
+) -> list[str]:
+  """Our rate over that of the fastest other, by batch size."""
+  ours = next((line for line in run if line['contender'] == OURS), None)
+  others = [line for line in run if line is not ours and line.get('all')]
+  if not ours or not others:
+    return []
+  cells = []
+  for size in map(str, sizes):
+    fastest = max(line['all'].get(size, 0.0) for line in others)
+    own = ours['all'].get(size)
+    cells.append(f'{own / fastest:.2f}' if own and fastest else '')
+  return cells
+
+
+def bounds() -> Table:
+  """How near our networks are to what bounds them."""
+  rows = [
+    [
+      line['processor'],
+      str(line['depth']),
+      line['arithmetic'],
+      str(line['batch']),
+      f'{line["fraction_of_peak"]:.2f}',
+      f'{line["fraction_of_memory"]:.2f}',
+      line['date'][:10],
+    ]
+    for line in _lines('benchmark.jsonl', 'compute')
+    if line['contender'] == OURS and line['images_per_second']
   ]
   return (
-    *('depth', 'arithmetic', 'program', 'images/s', 'range'),
-    *('batch size', 'speedup of resnet_jax', 'of the matrix product'),
-    'of memory',
-    *('device', 'versions'),
+    *('processor', 'depth', 'arithmetic', 'batch size'),
+    *('of the matrix product', 'of memory', 'date'),
   ), rows
 
 
@@ -104,16 +134,17 @@ def grouped() -> Table:
 
 
 def brief() -> Table:
-  """ResNet-50 in full float32, for the README."""
+  """ResNet-50 in full float32 of the newest run, for the README."""
   columns, rows = compute()
-  kept = (
-    *('program', 'images/s', 'batch size', 'speedup of resnet_jax', 'device'),
-  )
-  places = [columns.index(column) for column in kept]
-  return kept, [
-    [row[place] for place in places]
-    for row in rows
-    if row[:2] == ['50', 'float32']
+  rows = [row for row in rows if row[1:3] == ['50', 'float32']]
+  newest = rows[-1][0]
+  kept = [
+    place
+    for place, column in enumerate(columns)
+    if column == 'program' or column.startswith('images/s')
+  ]
+  return [columns[place].replace('images/s at ', '') for place in kept], [
+    [row[place] for place in kept] for row in rows if row[0] == newest
   ]
 
 

@@ -135,6 +135,7 @@ TABLES: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
     for make in (
       *(
         speed.compute,
+        speed.bounds,
         speed.files,
         speed.end_to_end,
         speed.gpu,
