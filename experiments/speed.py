@@ -86,6 +86,31 @@ def _over_the_fastest_other(
   return cells
 
 
+def one_image() -> Table:
+  """Where the time of an image that devices share goes."""
+  rows = []
+  for line in _lines('one_image.jsonl', 'one image'):
+    kinds = [kind for kind in line['shared'] if kind != 'ms']
+    # Of the images that each device has for itself, the same part.
+    half = {k: v / line['devices'] for k, v in line['one_each'].items()}
+    for kind in (*kinds, 'ms'):
+      shared = line['shared'][kind]
+      rows.append(
+        [
+          line['processor'],
+          str(line['depth']),
+          'the whole call' if kind == 'ms' else kind,
+          f'{shared:.1f}',
+          f'{half[kind]:.1f}',
+          f'{shared - half[kind]:.1f}',
+        ]
+      )
+  return (
+    *('processor', 'depth', 'operations', 'one image shared, ms'),
+    *('part of an image a device, ms', 'lost'),
+  ), rows
+
+
 def bounds() -> Table:
   """How near our networks are to what bounds them."""
   rows = [

@@ -136,6 +136,7 @@ TABLES: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
       *(
         speed.compute,
         speed.bounds,
+        speed.one_image,
         speed.files,
         speed.end_to_end,
         speed.gpu,
