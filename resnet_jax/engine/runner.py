@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network on the devices, compiled for some layers and no deeper."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import math
@@ -33,7 +34,8 @@ NOT_PICKLED = (
   " process. In workers (multiprocessing.get_context('spawn')) load it in each."
 )
 
-Placed = dict[tuple[str, jax.sharding.Sharding], jax.Array]
+# A parameter's copies, one a device.
+Placed = dict[str, list[jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +162,8 @@ class Runner:
       )
     )
     self._needed = resnet.needed_parameters(module, aside)
-    shapes = resnet.parameter_shapes(module)
-    held = 4 * sum(math.prod(shapes[name]) for name in self._needed)
+    self._shapes = resnet.parameter_shapes(module)
+    held = 4 * sum(math.prod(self._shapes[name]) for name in self._needed)
     memory.check(memory.COMPILER + 2 * held, 'the compiled network')
     self._folded = functools.partial(folding.folded, module, parameters)
     # One copy for all the runners.
@@ -266,7 +268,6 @@ class Runner:
       mesh = jax.sharding.Mesh(self._devices[: deal.devices], ('batch',))
       dealt = NamedSharding(mesh, PartitionSpec(None, 'batch'))
       copied = NamedSharding(mesh, PartitionSpec())
-      parameters = self._on_devices(copied)
       mean = jax.device_put(self._mean, copied)
       images = jax.ShapeDtypeStruct(
         (deal.rounds, deal.rows, *shape[1:]), jnp.uint8, sharding=dealt
@@ -279,19 +280,32 @@ class Runner:
         out_specs=dealt.spec,
         check_vma=False,
       )
-      lowered = jax.jit(local).lower(parameters, mean, images)
-      compiled = compilation.compiled(lowered, console.say)
+      shapes = {
+        name: jax.ShapeDtypeStruct(
+          self._shapes[name], jnp.float32, sharding=copied
+        )
+        for name in self._needed
+      }
+      with concurrent.futures.ThreadPoolExecutor(1, 'place') as pool:
+        with memory.starting_threads():
+          placed = pool.submit(self._on_devices, copied)
+        lowered = jax.jit(local).lower(shapes, mean, images)
+        compiled = compilation.compiled(lowered, console.say)
+        parameters = placed.result()
       self._programs[shape] = _Program(compiled, parameters, mean, images)
     return self._programs[shape]
 
-  def _on_devices(
-    self, sharding: jax.sharding.Sharding
-  ) -> dict[str, jax.Array]:
-    """The parameters, a copy on each device."""
-    missing = [n for n in self._needed if (n, sharding) not in self._placed]
+  def _on_devices(self, sharding: NamedSharding) -> dict[str, jax.Array]:
+    """The parameters, a copy on each device, whatever program uses it."""
+    missing = [name for name in self._needed if name not in self._placed]
     for name, array in self._folded(missing):
-      self._placed[name, sharding] = jax.device_put(array, sharding)
-    return {name: self._placed[name, sharding] for name in self._needed}
+      self._placed[name] = [jax.device_put(array, d) for d in self._devices]
+    return {
+      name: jax.make_array_from_single_device_arrays(
+        self._shapes[name], sharding, self._placed[name][: sharding.mesh.size]
+      )
+      for name in self._needed
+    }
 
 
 @dataclasses.dataclass(frozen=True)

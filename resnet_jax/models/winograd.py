@@ -56,6 +56,8 @@ def transformed(kernel: np.ndarray) -> np.ndarray:
   return both.reshape(-1, *kernel.shape[2:])
 
 
+# Traced once for all the layers of a shape.
+@jax.jit
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """A 3x3 convolution of stride 1, padded by 1.
 
