@@ -374,7 +374,7 @@ def batch_sizes(
 
 # Runs the program, and prints the seconds of its parts.
 _PARTS = """
-import collections, json, sys, time
+import atexit, collections, json, time
 begin = time.perf_counter()
 import jax
 from resnet_jax import main
@@ -398,8 +398,9 @@ def timed(*given, **more):
   finally:
     parts['weights'] += time.perf_counter() - begin
 setup.load_weights = timed
+# The program ends with an exit.
+atexit.register(lambda: print(json.dumps(parts)))
 main.run()
-print(json.dumps(parts))
 """
 
 
@@ -433,6 +434,8 @@ def start(
         kept = {
           'RESNET_JAX_COMPILATION_CACHE': f'{folder}/{name}{number}',
           'PYTHONPATH': path,
+          # Else the working directory comes first.
+          'PYTHONSAFEPATH': '1',
         }
         for what in ('cold', 'kept') if path else ():
           run = run_program(*own, environment=kept)
