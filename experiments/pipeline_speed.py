@@ -4,7 +4,7 @@
   python experiments/pipeline_speed.py decode --data=photos
   python experiments/pipeline_speed.py end_to_end --data=photos
   python experiments/pipeline_speed.py batch_sizes --counts 1 2 4 8 16 32
-  python experiments/pipeline_speed.py start --data=photos
+  python experiments/pipeline_speed.py start --data=photos --against=OTHER
   python experiments/pipeline_speed.py growth --data=photos
   python experiments/pipeline_speed.py layers --data=photos
   python experiments/pipeline_speed.py plot
@@ -392,31 +392,101 @@ def batch_sizes(
 # ------------------------------------------------------------------ the start
 
 
-def start(data: pathlib.Path, *settings: str, repeats: int = 3) -> Line:
-  """Seconds from the start of the process to its end, for one image."""
+# Runs the program, and prints the seconds of its parts.
+_PARTS = """
+import atexit, collections, json, time
+begin = time.perf_counter()
+import jax
+from resnet_jax import main
+from resnet_jax.jobs import extract, setup
+parts = collections.Counter(imports=time.perf_counter() - begin)
+names = {
+  'jaxpr_trace_duration': 'tracing',
+  'jaxpr_to_mlir_module_duration': 'lowering',
+  'backend_compile_duration': 'cache',
+}
+def listen(event, seconds, **details):
+  name = names.get(event.rpartition('/')[2])
+  if name and 'run' in str(details.get('fun_name')):
+    parts[name] = max(parts[name], seconds)
+jax.monitoring.register_event_duration_secs_listener(listen)
+load = setup.load_weights
+def timed(*given, **more):
+  begin = time.perf_counter()
+  try:
+    return load(*given, **more)
+  finally:
+    parts['weights'] += time.perf_counter() - begin
+setup.load_weights = timed
+# The program ends with an exit.
+atexit.register(lambda: print(json.dumps(parts)))
+main.run()
+"""
+
+
+def start(
+  data: pathlib.Path, *settings: str, repeats: int = 5, against: str = ''
+) -> Line:
+  """Seconds from the start of the process to its end, for one image.
+
+  Args:
+    data: images, of which one is taken.
+    settings: of the network; its weights are read from a file.
+    repeats: of each run, in turns; the best counts.
+    against: another checkout, measured beside.
+  """
   image = sources.open_source(str(data)).items[0].name
-  found: dict[str, list[float]] = {'cold': [], 'kept': []}
-  for _ in range(repeats):
-    with tempfile.TemporaryDirectory() as folder:
-      kept = {'RESNET_JAX_COMPILATION_CACHE': f'{folder}/compiled'}
-      for seconds in found.values():
-        run = run_program(f'data={image}', *settings, environment=kept)
-        seconds.append(run.seconds)
+  runs: dict[str, list[Run]] = {}
   help_: list[float] = []
-  for _ in range(repeats):
-    begin = time.perf_counter()
+  parts: list[dict[str, float]] = []
+  program = [sys.executable, '-m', 'resnet_jax.main']
+  with tempfile.TemporaryDirectory() as folder:
+    file = f'{folder}/weights.safetensors'
+    given = [f'--config.{setting}' for setting in settings]
     subprocess.run(
-      [sys.executable, '-m', 'resnet_jax.main', '--help'],
-      stdout=subprocess.DEVNULL,
-      check=False,
+      [*program, '--job=convert', *given, f'--config.output={file}'],
+      capture_output=True,
+      check=True,
     )
-    help_.append(time.perf_counter() - begin)
+    own = [f'data={image}', *settings, f'weights={file}']
+    for number in range(repeats):
+      for name, path in {'': os.getcwd(), 'before_': against}.items():
+        kept = {
+          'RESNET_JAX_COMPILATION_CACHE': f'{folder}/{name}{number}',
+          'PYTHONPATH': path,
+          # Else the working directory comes first.
+          'PYTHONSAFEPATH': '1',
+        }
+        for what in ('cold', 'kept') if path else ():
+          run = run_program(*own, environment=kept)
+          runs.setdefault(f'{name}{what}', []).append(run)
+      begin = time.perf_counter()
+      subprocess.run(
+        [*program, '--help'], stdout=subprocess.DEVNULL, check=False
+      )
+      help_.append(time.perf_counter() - begin)
+      done = subprocess.run(
+        [
+          *(sys.executable, '-c', _PARTS, '--job=extract'),
+          *(f'--config.{setting}' for setting in own),
+          f'--config.output_dir={folder}/features{number}',
+        ],
+        env=os.environ | {'RESNET_JAX_COMPILATION_CACHE': f'{folder}/{number}'},
+        capture_output=True,
+        text=True,
+        check=True,
+      )
+      parts.append(json.loads(done.stdout.splitlines()[-1]))
   return {
     'what': 'start',
-    'settings': list(settings),
-    **{name: statistics.median(values) for name, values in found.items()},
-    'help': statistics.median(help_),
-    'all': found,
+    'settings': [*settings[:1], 'weights in safetensors'],
+    **{name: min(run.seconds for run in of) for name, of in runs.items()},
+    'cpu': {
+      name: min(run.cpu_seconds for run in of) for name, of in runs.items()
+    },
+    'parts': {name: min(part[name] for part in parts) for name in parts[0]},
+    'help': min(help_),
+    'all': {name: [run.seconds for run in of] for name, of in runs.items()},
   }
 
 
@@ -597,7 +667,7 @@ def measured(given: argparse.Namespace) -> Iterator[Line]:
   elif given.what == 'batch_sizes':
     yield from batch_sizes(given.counts, given.count, *settings)
   elif given.what == 'start':
-    yield start(data, *settings)
+    yield start(data, *settings, against=given.against)
   elif given.what == 'growth':
     yield from growth(data, given.counts, *settings)
   else:
@@ -615,6 +685,9 @@ def main() -> None:
   )
   parser.add_argument('--data', default='example', help='images')
   parser.add_argument('--count', type=int, default=400, help='images')
+  parser.add_argument(
+    '--against', default='', help='start: another checkout to measure beside'
+  )
   parser.add_argument(
     '--counts', type=int, nargs='+', default=[100, 400, 1600, 6400, 20000]
   )

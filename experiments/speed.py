@@ -341,14 +341,29 @@ def arithmetic() -> Table:
 
 def start() -> Table:
   """Seconds from the start of the process to its end."""
-  rows = [
-    [
-      line['settings'][0].partition('=')[2],
-      *(f'{line[what]:.2f}' for what in ('help', 'cold', 'kept')),
+  rows = []
+  for line in _lines('pipeline.jsonl', 'start'):
+    # The first rows hold less.
+    cpu, parts = line.get('cpu', {}), line.get('parts', {})
+    seconds = [
+      *(line[what] for what in ('help', 'cold', 'kept')),
+      cpu.get('kept'),
+      *(parts.get(name) for name in ('imports', 'weights')),
+      parts and parts['tracing'] + parts['lowering'],
+      parts.get('cache'),
     ]
-    for line in _lines('pipeline.jsonl', 'start')
-  ]
-  columns = ('ResNet', '`--help`', 'one image, first run', 'later run')
+    rows.append(
+      [
+        ', '.join(line['settings']),
+        *(f'{value:.2f}' if value else '' for value in seconds),
+        line['processor'],
+      ]
+    )
+  columns = (
+    *('settings', '`--help`', 'one image, first run', 'later run'),
+    *("all cores' seconds of it", 'imports', 'weights'),
+    *('tracing and lowering', 'cache', 'processor'),
+  )
   return columns, rows
 
 

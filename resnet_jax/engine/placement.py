@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.models import folding, resnet, sharing
 
@@ -23,109 +24,135 @@ _VECTORS = 'vectors'
 
 
 @dataclasses.dataclass(frozen=True)
-class Key:
-  """What one array on the devices is.
+class Block:
+  """An array on the devices.
 
   Attributes:
     names: of the parameters in it.
-    sharding: of the array.
     shape: of the array, which differs between the algorithms of a convolution.
+    spec: along which axis a device has a part, if along any.
+    devices: that have it: of a whole array all, whatever program uses it.
   """
 
   names: tuple[str, ...]
-  sharding: jax.sharding.Sharding
   shape: tuple[int, ...]
+  spec: PartitionSpec
+  devices: tuple[jax.Device, ...]
 
 
-Placed = dict[Key, jax.Array]
+# What each of the devices has.
+Placed = dict[Block, list[jax.Array]]
 
 
-def place(
-  module: resnet.ResNet,
-  parameters: Mapping[str, np.ndarray],
-  needed: Sequence[str],
-  mesh: jax.sharding.Mesh,
-  placed: Placed,
-) -> dict[str, jax.Array]:
-  """Puts parameters on devices: a copy on each, or its part of them.
+class Placement:
+  """Where the parameters of one program lie."""
 
-  Args:
-    module: the network, with its `inference`.
-    parameters: `layer/leaf` arrays of the network as defined.
-    needed: names of parameters of the network with its `inference`.
-    mesh: the devices.
-    placed: arrays on the devices already; gets those that were missing.
+  def __init__(
+    self,
+    module: resnet.ResNet,
+    needed: Sequence[str],
+    mesh: Mesh,
+    devices: Sequence[jax.Device],
+  ) -> None:
+    """Puts nothing on a device yet.
 
-  Returns:
-    Arrays for `unpacked`.
-  """
-  keys = _keys(module, needed, mesh)
-  missing = {name: key for name, key in keys.items() if key not in placed}
-  names = [name for key in missing.values() for name in key.names]
-  on_cpu = mesh.devices.flat[0].platform == 'cpu'
-  folded = folding.folded(module, parameters, names)
-  for key in missing.values():
-    arrays = [next(folded)[1] for _ in key.names]
-    array = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
-    aligned = _aligned(array) if on_cpu else array
-    placed[key] = jax.device_put(aligned, key.sharding)
-  return {name: placed[key] for name, key in keys.items()}
-
-
-def unpacked(
-  module: resnet.ResNet, needed: Sequence[str], arrays: dict[str, jax.Array]
-) -> dict[str, jax.Array]:
-  """The parameters by name, from what `place` returned."""
-  if _VECTORS not in arrays:
-    return arrays
-  shapes = resnet.parameter_shapes(module)
-  found = {name: array for name, array in arrays.items() if name != _VECTORS}
-  begin = 0
-  for name in _whole_vectors(module, needed):
-    end = begin + shapes[name][0]
-    found[name] = arrays[_VECTORS][begin:end]
-    begin = end
-  return found
-
-
-def _keys(
-  module: resnet.ResNet, needed: Sequence[str], mesh: jax.sharding.Mesh
-) -> dict[str, Key]:
-  shapes = resnet.parameter_shapes(module)
-  held = resnet.parameter_shapes(module, held=True)
-  keys = {}
-  vectors: tuple[str, ...] = ()
-  if mesh.devices.flat[0].platform == 'cpu':
-    vectors = _whole_vectors(module, needed)
-  for name in needed:
-    if name in vectors:
-      continue
-    # Along the axis of which a device has a part, if there is one.
-    spec = PartitionSpec(
-      *(
-        sharing.AXIS if part < whole else None
-        for part, whole in zip(held[name], shapes[name], strict=True)
+    Args:
+      module: the network, with its `inference`.
+      needed: names of parameters of the network with its `inference`.
+      mesh: the devices that work.
+      devices: all available.
+    """
+    self._module = module
+    self._mesh = mesh
+    self._vectors: tuple[str, ...] = ()
+    self._whole = resnet.parameter_shapes(module)
+    held = resnet.parameter_shapes(module, held=True)
+    every, working = tuple(devices), tuple(mesh.devices.flat)
+    if every[0].platform == 'cpu':
+      self._vectors = tuple(
+        name
+        for name in needed
+        if len(held[name]) == 1 and held[name] == self._whole[name]
       )
-    )
-    keys[name] = Key((name,), NamedSharding(mesh, spec), shapes[name])
-  if vectors:
-    count = sum(shapes[name][0] for name in vectors)
-    copied = NamedSharding(mesh, PartitionSpec())
-    keys[_VECTORS] = Key(vectors, copied, (count,))
-  return keys
+    self._blocks = {}
+    for name in needed:
+      if name in self._vectors:
+        continue
+      axes = (
+        sharing.AXIS if part < whole else None
+        for part, whole in zip(held[name], self._whole[name], strict=True)
+      )
+      shape = self._whole[name]
+      if held[name] == shape:
+        block = Block((name,), shape, PartitionSpec(), every)
+      else:
+        block = Block((name,), shape, PartitionSpec(*axes), working)
+      self._blocks[name] = block
+    if self._vectors:
+      count = sum(self._whole[name][0] for name in self._vectors)
+      block = Block(self._vectors, (count,), PartitionSpec(), every)
+      self._blocks[_VECTORS] = block
 
+  @property
+  def specs(self) -> dict[str, PartitionSpec]:
+    """The parts of the arrays that a device has."""
+    return {name: block.spec for name, block in self._blocks.items()}
 
-def _whole_vectors(
-  module: resnet.ResNet, needed: Sequence[str]
-) -> tuple[str, ...]:
-  """The vectors that each device has whole."""
-  shapes = resnet.parameter_shapes(module)
-  held = resnet.parameter_shapes(module, held=True)
-  return tuple(
-    name
-    for name in needed
-    if len(shapes[name]) == 1 and held[name] == shapes[name]
-  )
+  @property
+  def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `place` returns, without the numbers."""
+    return {
+      name: jax.ShapeDtypeStruct(
+        block.shape, jnp.float32, sharding=self._sharding(block)
+      )
+      for name, block in self._blocks.items()
+    }
+
+  def place(
+    self, parameters: Mapping[str, np.ndarray], placed: Placed
+  ) -> dict[str, jax.Array]:
+    """Puts the parameters on the devices.
+
+    Args:
+      parameters: `layer/leaf` arrays of the network as defined.
+      placed: what is on the devices already; gets what was missing.
+    """
+    missing = [block for block in self._blocks.values() if block not in placed]
+    names = [name for block in missing for name in block.names]
+    folded = folding.folded(self._module, parameters, names)
+    for block in missing:
+      arrays = [next(folded)[1] for _ in block.names]
+      array = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+      placed[block] = self._put(block, array)
+    return {
+      name: jax.make_array_from_single_device_arrays(
+        block.shape,
+        self._sharding(block),
+        placed[block][: self._mesh.size],
+      )
+      for name, block in self._blocks.items()
+    }
+
+  def unpacked(self, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The parameters by name, from the arrays of a device."""
+    found = {name: array for name, array in arrays.items() if name != _VECTORS}
+    begin = 0
+    for name in self._vectors:
+      end = begin + self._whole[name][0]
+      found[name] = arrays[_VECTORS][begin:end]
+      begin = end
+    return found
+
+  def _sharding(self, block: Block) -> NamedSharding:
+    return NamedSharding(self._mesh, block.spec)
+
+  def _put(self, block: Block, array: np.ndarray) -> list[jax.Array]:
+    if block.spec != PartitionSpec():
+      whole = jax.device_put(array, self._sharding(block))
+      return [shard.data for shard in whole.addressable_shards]
+    if block.devices[0].platform == 'cpu':
+      array = _aligned(array)
+    return [jax.device_put(array, device) for device in block.devices]
 
 
 def _aligned(array: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from resnet_jax.engine import compilation
+from resnet_jax.engine import compilation, placement
 from resnet_jax.engine import devices as device_lib
 from resnet_jax.models import convolution, resnet, sharing
 from resnet_jax.system import console
@@ -79,15 +79,19 @@ class Program:
 
   Attributes:
     compiled: the program.
-    parameters: on the devices.
     mean: on the devices.
     images: what the program takes.
+    parameters: on the devices.
   """
 
   compiled: jax.stages.Compiled
-  parameters: dict[str, jax.Array]
   mean: jax.Array
   images: jax.ShapeDtypeStruct
+  parameters: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+  def with_parameters(self, parameters: Mapping[str, jax.Array]) -> 'Program':
+    """The same program, which can then be called."""
+    return dataclasses.replace(self, parameters=parameters)
 
   def put(self, images: np.ndarray) -> jax.Array:
     """Images (N, cuts, H, W, 3) on the devices, padded, in rounds."""
@@ -103,22 +107,18 @@ class Program:
     return self.compiled(self.parameters, self.mean, images)
 
 
-def build(
-  apply: Callable,
-  how: Plan,
-  parameters: Mapping[str, jax.Array],
-  mean: np.ndarray,
+def compiled(
+  apply: Callable, how: Plan, where: placement.Placement, mean: np.ndarray
 ) -> Program:
-  """Compiles a program.
+  """Compiles a program, without the parameters, which may not be there yet.
 
   Args:
     apply: a function of parameters, mean and images (N, cuts, H, W, 3), for one
       device's part.
     how: the plan.
-    parameters: on the plan's devices.
+    where: of the parameters.
     mean: of the images, on the host.
   """
-  copied = NamedSharding(how.mesh, PartitionSpec())
   # Devices that share an image take their rows from the whole one.
   spec = PartitionSpec(*(() if how.deal.sharing else (None, sharing.AXIS)))
   images = jax.ShapeDtypeStruct(
@@ -126,25 +126,18 @@ def build(
     jnp.uint8,
     sharding=NamedSharding(how.mesh, spec),
   )
-  specs = jax.tree.map(_spec, dict(parameters))
   local = jax.shard_map(
     _in_rounds(apply),
     mesh=how.mesh,
-    in_specs=(specs, PartitionSpec(), spec),
+    in_specs=(where.specs, PartitionSpec(), spec),
     out_specs=spec,
     check_vma=False,
   )
-  on_devices = jax.device_put(mean, copied)
-  lowered = jax.jit(local).lower(dict(parameters), on_devices, images)
+  there = jax.device_put(mean, NamedSharding(how.mesh, PartitionSpec()))
+  lowered = jax.jit(local).lower(where.shapes, there, images)
   options = _SHARED if how.deal.sharing else {}
-  compiled = compilation.compiled(lowered, console.say, options)
-  return Program(compiled, dict(parameters), on_devices, images)
-
-
-def _spec(array: jax.Array) -> PartitionSpec:
-  sharding = array.sharding
-  assert isinstance(sharding, NamedSharding)
-  return sharding.spec
+  program = compilation.compiled(lowered, console.say, options)
+  return Program(program, there, images)
 
 
 def _in_rounds(apply: Callable) -> Callable:

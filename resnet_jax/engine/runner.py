@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network on the devices, compiled for some layers and no deeper."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import math
@@ -270,17 +271,17 @@ class Runner:
         shape,
         may_share=self._may_share,
       )
-      parameters = placement.place(
-        how.module, self._parameters, self._needed, how.mesh, self._placed
+      where = placement.Placement(
+        how.module, self._needed, how.mesh, self._devices
       )
       apply = functools.partial(
-        self._apply,
-        module=how.module,
-        needed=self._needed,
-        pieces=how.deal.pieces,
+        self._apply, module=how.module, where=where, pieces=how.deal.pieces
       )
-      program = programs.build(apply, how, parameters, self._mean)
-      self._programs[shape] = program
+      with concurrent.futures.ThreadPoolExecutor(1, 'place') as pool:
+        with memory.starting_threads():
+          placed = pool.submit(where.place, self._parameters, self._placed)
+        compiled = programs.compiled(apply, how, where, self._mean)
+        self._programs[shape] = compiled.with_parameters(placed.result())
     return self._programs[shape]
 
 
@@ -290,7 +291,7 @@ def _apply(
   images: jax.Array,
   *,
   module: resnet.ResNet,
-  needed: Sequence[str],
+  where: placement.Placement,
   layers: Sequence[str],
   preprocess: Preprocess,
   reduction: reductions.Reduction,
@@ -298,7 +299,7 @@ def _apply(
   channels_first: bool,
   pieces: int,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-  parameters = placement.unpacked(module, needed, parameters)
+  parameters = where.unpacked(parameters)
   x = crops.normalise(
     images,
     mean,

@@ -88,6 +88,22 @@ class Identity(nn.Module):
     return x
 
 
+def _parameter(
+  module: nn.Module, name: str, shape: tuple[int, ...]
+) -> jax.Array:
+  """A parameter, zeros where there is none.
+
+  That is `module.param`, except that it finds out the shape of its initializer
+  by tracing it: a quarter of the time that it takes to trace a network.
+  """
+  if not module.has_variable('params', name):
+    return module.param(name, initializers.zeros, shape)
+  value: jax.Array = module.get_variable('params', name)
+  if value.shape != shape:
+    raise ValueError(f'{module.name}/{name} is {value.shape}, not {shape}')
+  return value
+
+
 class Rectifier(nn.Module):
   """A layer with a ReLU, whose value before it can be captured."""
 
@@ -121,7 +137,7 @@ class Conv(Rectifier):
     """(N, H, W, Ci) to (N, ceil(H / stride), ceil(W / stride), Co)."""
     unit, inference = self.unit, self.inference
     shape, share = inference.held_shape(unit), inference.work.share
-    kernel = self.param('kernel', initializers.zeros, shape).astype(x.dtype)
+    kernel = _parameter(self, 'kernel', shape).astype(x.dtype)
     precision, algorithm = inference.rules.precision, inference.algorithm(unit)
     seam = stem_pool_padding(self.pool, _EVEN) if self.pool else (0, 0)
     dtype = x.dtype
@@ -132,13 +148,13 @@ class Conv(Rectifier):
     outputs = (inference.held_outputs(unit),)
     if not self.folded:
       if self.bias:
-        bias = self.param('bias', initializers.zeros, outputs)
+        bias = _parameter(self, 'bias', outputs)
         x += bias.astype(x.dtype)[None, None, None]
       return x.astype(dtype)
     if self.pool:
       x = stem_pool(x, self.pool, inference.platform, share, has_seam=True)
     # Not `bias`: that is the batch norm's, with other values.
-    offset = self.param('offset', initializers.zeros, outputs)
+    offset = _parameter(self, 'offset', outputs)
     offset = offset.astype(x.dtype)
     linear = f'{unit.name}_bn{names.LINEAR}'
     if unit.relu and linear in inference.apart:
@@ -162,7 +178,7 @@ class BatchNorm(Rectifier):
     """(N, H, W, C) to the same shape."""
     shape = (x.shape[-1],)
     scale = self.param('scale', initializers.ones, shape)
-    bias = self.param('bias', initializers.zeros, shape)
+    bias = _parameter(self, 'bias', shape)
     mean = self.variable('batch_stats', 'mean', jnp.zeros, shape).value
     var = self.variable('batch_stats', 'var', jnp.ones, shape).value
     factor = scale * lax.rsqrt(var + self.epsilon)
@@ -288,10 +304,8 @@ class Classifier(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """(N, 1, 1, C) to (N, 1, 1, classes)."""
-    kernel = self.param(
-      'kernel', initializers.zeros, (x.shape[-1], self.classes)
-    )
-    bias = self.param('bias', initializers.zeros, (self.classes,))
+    kernel = _parameter(self, 'kernel', (x.shape[-1], self.classes))
+    bias = _parameter(self, 'bias', (self.classes,))
     x = lax.dot_general(
       x, kernel, (((3,), (0,)), ((), ())), precision=lax.Precision.HIGHEST
     )

@@ -8,6 +8,7 @@ arXiv:1509.09308, sections 4.1 and 4.3, F(2x2, 3x3) and F(4x4, 3x3).
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,8 @@ SMALL = Tile(
 )
 
 
+# Traced once for all the layers of a shape.
+@functools.partial(jax.jit, static_argnames=('tile', 'beside'))
 def convolve(
   x: jax.Array, kernel: jax.Array, tile: Tile, beside: int = 1
 ) -> jax.Array:

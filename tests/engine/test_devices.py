@@ -165,6 +165,23 @@ def test_two_devices_give_the_values_of_one_and_do_not_talk(network):
     np.testing.assert_array_equal(first[name], second[name])
 
 
+def test_a_device_holds_the_parameters_once(network):
+  run = on(network, 2, ['pool1'])
+  places = []
+  for count in (1, 4):
+    parameters = run._program(pixels(count).shape).parameters
+    places.append(
+      {
+        (name, shard.device): shard.data.unsafe_buffer_pointer()
+        for name, array in parameters.items()
+        for shard in array.addressable_shards
+      }
+    )
+  one, both = places
+  assert len(both) == 2 * len(one)
+  assert one.items() <= both.items()
+
+
 def test_rounds_come_back_in_order(network):
   """More images than two devices take at once, and an odd number."""
   images = pixels(131)

@@ -16,7 +16,7 @@ from reference_weights import parameters_crc32, reference_parameters
 from resnet_jax.data import mean as mean_lib
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.engine import reductions, runner
-from resnet_jax.models import aliases, layers, names, resnet
+from resnet_jax.models import aliases, layers, names, resnet, winograd
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors
 from resnet_jax.weights import random
@@ -205,6 +205,36 @@ def _joined_bytes(parameters, chosen):
     elif name.startswith('logits'):
       total += array.nbytes
   return total
+
+
+def test_parameters_of_another_shape_are_refused():
+  model = resnet.ResNet(18)
+  tree = jax.eval_shape(
+    model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+  )
+  tree['params']['logits']['bias'] = jax.ShapeDtypeStruct((7,), jnp.float32)
+  with pytest.raises(ValueError, match=r'logits/bias is \(7,\), not \(1000,\)'):
+    jax.eval_shape(model.apply, tree, jnp.zeros((1, 32, 32, 3)))
+
+
+def test_a_shape_of_layer_is_traced_once(monkeypatch):
+  """Sixteen layers of ResNet-50 take Winograd's algorithm, of four shapes."""
+  traced, product = [], winograd._product
+
+  def noting(matrix, x):
+    traced.append(x.shape)
+    return product(matrix, x)
+
+  monkeypatch.setattr(winograd, '_product', noting)
+  model = resnet.ResNet(50).clone(inference=layers.Inference(platform='cpu'))
+  shapes = resnet.parameter_shapes(model)
+  jax.eval_shape(
+    lambda parameters, x: resnet.capture(model, parameters, x, ['avgpool']),
+    {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()},
+    jax.ShapeDtypeStruct((1, 88, 72, 3), jnp.float32),
+  )
+  # Once for the input, once for the result.
+  assert len(traced) == 2 * 4
 
 
 def test_a_branch_that_does_not_lead_to_the_layer_is_not_computed():
