@@ -126,8 +126,14 @@ def compiled(
     jnp.uint8,
     sharding=NamedSharding(how.mesh, spec),
   )
+
+  def run(
+    arrays: dict[str, jax.Array], mean: jax.Array, images: jax.Array
+  ) -> Any:
+    return _in_rounds(apply)(where.unpacked(arrays), mean, images)
+
   local = jax.shard_map(
-    _in_rounds(apply),
+    run,
     mesh=how.mesh,
     in_specs=(where.specs, PartitionSpec(), spec),
     out_specs=spec,

@@ -275,7 +275,7 @@ class Runner:
         how.module, self._needed, how.mesh, self._devices
       )
       apply = functools.partial(
-        self._apply, module=how.module, where=where, pieces=how.deal.pieces
+        self._apply, module=how.module, pieces=how.deal.pieces
       )
       with concurrent.futures.ThreadPoolExecutor(1, 'place') as pool:
         with memory.starting_threads():
@@ -291,7 +291,6 @@ def _apply(
   images: jax.Array,
   *,
   module: resnet.ResNet,
-  where: placement.Placement,
   layers: Sequence[str],
   preprocess: Preprocess,
   reduction: reductions.Reduction,
@@ -299,7 +298,6 @@ def _apply(
   channels_first: bool,
   pieces: int,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-  parameters = where.unpacked(parameters)
   x = crops.normalise(
     images,
     mean,
