@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import initializers
 
-from resnet_jax.models import convolution, names, structure
+from resnet_jax.models import convolution, gradients, names, structure
+from resnet_jax.system import errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,37 @@ class Inference:
 # Every layer as defined, in float32.
 DEFINITION = Inference(joins=False)
 
+# He et al., arXiv:1502.01852, as the paper has it: normal, variance 2 / fan-in.
+_HE = initializers.variance_scaling(2.0, 'fan_in', 'normal')
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """How a network is computed in training.
+
+  Attributes:
+    arithmetic: a key of `convolution.ARITHMETICS`; parameters, gradients and
+      statistics are float32 in all of them.
+    momentum: the part of a running statistic that a batch leaves.
+    axis_name: the mapped axis of `shard_map` or `pmap` over which the batch
+      statistics are averaged; '': each device has its own.
+    remat: whether the gradients compute a block's values again instead of
+      keeping them: less memory, more time.
+  """
+
+  arithmetic: str = 'float32'
+  momentum: float = 0.9
+  axis_name: str = ''
+  remat: bool = False
+
+  def __post_init__(self) -> None:
+    errors.check_choice('arithmetic', self.arithmetic, convolution.ARITHMETICS)
+    if not 0 <= self.momentum < 1:
+      raise errors.UserError(
+        f'momentum={self.momentum} is not at least 0 and less than 1; 0.9 is'
+        ' usual.'
+      )
+
 
 class Identity(nn.Module):
   """The array that it takes, under a name."""
@@ -91,6 +123,7 @@ class Conv(Rectifier):
     pool: the padding of the pool after these; '': no pool.  It runs before the
       offset is added, which then adds a quarter of the numbers; the maximum of
       x + c is the maximum of x, plus c, to the bit.
+    train: whether the gradient with respect to the kernel is wanted.
   """
 
   unit: structure.Unit
@@ -98,15 +131,19 @@ class Conv(Rectifier):
   bias: bool = False
   folded: bool = False
   pool: str = ''
+  train: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """(N, H, W, Ci) to (N, ceil(H / stride), ceil(W / stride), Co)."""
     unit, inference = self.unit, self.inference
     shape = inference.kernel_shape(unit)
-    kernel = self.param('kernel', initializers.zeros, shape).astype(x.dtype)
+    kernel = self.param('kernel', _HE, shape).astype(x.dtype)
     precision, algorithm = inference.rules.precision, inference.algorithm(unit)
-    x = convolution.convolve(x, kernel, unit, precision, algorithm)
+    if self.train and (unit.kernel, unit.groups) == (3, 1):
+      x = gradients.convolve(x, kernel, unit.stride, precision)
+    else:
+      x = convolution.convolve(x, kernel, unit, precision, algorithm)
     if not self.folded:
       if self.bias:
         bias = self.param('bias', initializers.zeros, (unit.outputs,))
@@ -125,13 +162,20 @@ class Conv(Rectifier):
 
 
 class BatchNorm(Rectifier):
-  """Batch norm by the stored mean and variance, and the ReLU after it.
+  """Batch norm, and the ReLU after it.
 
   The ReLU is part of it because the original's `_bn` layers include theirs.
+
+  Attributes:
+    epsilon: added to the variance.
+    relu: whether a ReLU follows.
+    training: None: by the stored mean and variance; else by the batch's, which
+      change the stored ones.
   """
 
   epsilon: float
   relu: bool
+  training: Training | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -139,12 +183,31 @@ class BatchNorm(Rectifier):
     shape = (x.shape[-1],)
     scale = self.param('scale', initializers.ones, shape)
     bias = self.param('bias', initializers.zeros, shape)
-    mean = self.variable('batch_stats', 'mean', jnp.zeros, shape).value
-    var = self.variable('batch_stats', 'var', jnp.ones, shape).value
+    stored_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
+    stored_var = self.variable('batch_stats', 'var', jnp.ones, shape)
+    if self.training is None:
+      mean, var = stored_mean.value, stored_var.value
+    else:
+      mean, var = _moments(x, self.training.axis_name)
+      if not self.is_initializing():
+        for stored, new in ((stored_mean, mean), (stored_var, var)):
+          kept = self.training.momentum
+          stored.value = kept * stored.value + (1 - kept) * new
     factor = scale * lax.rsqrt(var + self.epsilon)
     mean, factor, bias = (v.reshape(1, 1, 1, -1) for v in (mean, factor, bias))
     y = ((x - mean) * factor + bias).astype(x.dtype)
     return nn.relu(self.linear(y)) if self.relu else y
+
+
+def _moments(x: jax.Array, axis_name: str) -> tuple[jax.Array, jax.Array]:
+  """The mean and the variance (C,) of (N, H, W, C), over all devices."""
+  x = x.astype(jnp.float32)
+  moments = jnp.stack([x.mean((0, 1, 2)), (x * x).mean((0, 1, 2))])
+  if axis_name:
+    moments = lax.pmean(moments, axis_name)
+  mean, square = moments
+  # Rounding must not make it negative.
+  return mean, jnp.maximum(square - mean * mean, 0)
 
 
 class AddTo(Rectifier):
@@ -243,9 +306,7 @@ class Classifier(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """(N, 1, 1, C) to (N, 1, 1, classes)."""
-    kernel = self.param(
-      'kernel', initializers.zeros, (x.shape[-1], self.classes)
-    )
+    kernel = self.param('kernel', _HE, (x.shape[-1], self.classes))
     bias = self.param('bias', initializers.zeros, (self.classes,))
     x = lax.dot_general(
       x, kernel, (((3,), (0,)), ((), ())), precision=lax.Precision.HIGHEST
