@@ -35,7 +35,8 @@ import numpy as np
 import optax
 import safetensors.numpy
 
-from resnet_jax.data import decoding, sources
+from resnet_jax.data import crops, decoding, sources
+from resnet_jax.data import mean as mean_lib
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.models import layers, resnet
 from resnet_jax.system import cores, errors, files
@@ -97,7 +98,7 @@ class Images:
   pixels: np.ndarray
   labels: np.ndarray
 
-  def chosen(self, index: np.ndarray) -> 'Images':
+  def chosen(self, index: np.ndarray | slice) -> 'Images':
     """The images of an index or a mask."""
     return Images(self.pixels[index], self.labels[index])
 
@@ -134,26 +135,17 @@ def augmented(images: Images, seed: int, step: int) -> Images:
   """Randomly moved and mirrored images; what comes in is the mean colour."""
   random = np.random.RandomState([seed, 2, step])
   count, size = images.pixels.shape[:2]
-  mean = np.round(np.array(PREPROCESS.mean)).astype(np.uint8)
+  mean = np.round(mean_lib.as_array(PREPROCESS.mean)).ravel().astype(np.uint8)
   padded = np.empty((count, *(size + 2 * _PADDING,) * 2, 3), np.uint8)
   padded[:] = mean
   padded[:, _PADDING:-_PADDING, _PADDING:-_PADDING] = images.pixels
   tops, lefts = random.randint(0, 2 * _PADDING + 1, (2, count))
-  mirrored = random.randint(0, 2, count)
-  crops = np.empty_like(images.pixels)
+  mirrored = random.randint(0, 2, (count,))
+  moved = np.empty_like(images.pixels)
   for n, (top, left) in enumerate(zip(tops, lefts, strict=True)):
     crop = padded[n, top : top + size, left : left + size]
-    crops[n] = crop[:, ::-1] if mirrored[n] else crop
-  return Images(crops, images.labels)
-
-
-def normalised(pixels: jax.Array) -> jax.Array:
-  """Pixels as the network takes them."""
-  mean, std = (
-    jnp.asarray(three, jnp.float32).reshape(1, 1, 1, 3)
-    for three in (PREPROCESS.mean, PREPROCESS.std)
-  )
-  return (pixels.astype(jnp.float32) - mean) / std
+    moved[n] = crop[:, ::-1] if mirrored[n] else crop
+  return Images(moved, images.labels)
 
 
 class Training:
@@ -208,7 +200,7 @@ class Training:
     def loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
       logits, changed = self.module.apply(
         {'params': params, 'batch_stats': state['batch_stats']},
-        normalised(pixels),
+        crops.network_input(pixels, PREPROCESS, jnp),
         train=True,
         logits=True,
         mutable=['batch_stats'],
@@ -234,7 +226,9 @@ class Training:
   def _evaluate(
     self, variables: Any, pixels: jax.Array, labels: jax.Array
   ) -> jax.Array:
-    logits = self.module.apply(variables, normalised(pixels), logits=True)
+    logits: Any = self.module.apply(
+      variables, crops.network_input(pixels, PREPROCESS, jnp), logits=True
+    )
     losses, wrong = _losses(logits, labels)
     return jnp.stack([losses.sum(), wrong.sum()])
 
@@ -243,7 +237,7 @@ class Training:
     variables = {name: state[name] for name in ('params', 'batch_stats')}
     sums = np.zeros(2)
     for first in range(0, len(images.labels), _EVALUATED):
-      part = images.chosen(np.s_[first : first + _EVALUATED])
+      part = images.chosen(slice(first, first + _EVALUATED))
       sums += np.asarray(self._scores(variables, part.pixels, part.labels))
     return sums / len(images.labels)
 

@@ -31,6 +31,11 @@ def convolve(
   Returns:
     (N, ceil(H / stride), ceil(W / stride), Co).
   """
+  # Within `shard_map` a kernel is the same on all devices and its gradient is
+  # not, until it is summed; JAX sums it here, where the kernel is made to
+  # depend on the images, in name only.
+  of_device = jnp.broadcast_to(lax.stop_gradient(x[0, 0, 0, 0]), kernel.shape)
+  kernel = lax.select(jnp.zeros(kernel.shape, bool), of_device, kernel)
   return _convolve(x, kernel, stride, precision)
 
 
@@ -64,23 +69,18 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
   x, kernel = kept
 
-  def of_input(x: jax.Array) -> jax.Array:
+  def direct(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _direct(x, kernel, stride, precision)
 
-  def of_kernel(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    def direct(kernel: jax.Array) -> jax.Array:
-      return _direct(x, kernel, stride, precision)
+  def blocked(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    return _blocked(x, gradient, stride, precision)
 
-    return jax.vjp(direct, kernel)[1](gradient)[0]
+  def of_kernel(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    return jax.vjp(functools.partial(direct, x), kernel)[1](gradient)[0]
 
   return (
-    jax.vjp(of_input, x)[1](gradient)[0],
-    lax.platform_dependent(
-      x,
-      gradient,
-      cpu=functools.partial(_blocked, stride=stride, precision=precision),
-      default=of_kernel,
-    ),
+    jax.vjp(lambda x: direct(x, kernel), x)[1](gradient)[0],
+    lax.platform_dependent(x, gradient, cpu=blocked, default=of_kernel),
   )
 
 
@@ -108,13 +108,11 @@ def _blocked(
 
   block = math.gcd(n, max(1, _PIXELS // (height * width)))
 
-  def add(
-    total: jax.Array, images: tuple[jax.Array, jax.Array]
-  ) -> tuple[jax.Array, None]:
+  def product(images: tuple[jax.Array, jax.Array]) -> jax.Array:
     x, gradient = images
     rows = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
     columns = jnp.pad(gradient, ((0, 0), (0, 0), (1, 1), (0, 0)))
-    product = lax.dot_general(
+    return lax.dot_general(
       jnp.concatenate(
         [rows[:, k : k + height] for k in range(3)], axis=-1
       ).reshape(-1, 3 * inputs),
@@ -125,15 +123,11 @@ def _blocked(
       precision=precision,
       preferred_element_type=jnp.float32,
     )
-    return total + product, None
 
-  total, _ = lax.scan(
-    add,
-    jnp.zeros((3 * inputs, 3 * outputs)),
-    (
-      x.reshape(n // block, block, height, width, inputs),
-      gradient.reshape(n // block, block, height, width, outputs),
-    ),
+  blocks = (
+    x.reshape(n // block, block, height, width, inputs),
+    gradient.reshape(n // block, block, height, width, outputs),
   )
+  total = lax.map(product, blocks).sum(0)
   kernel = total.reshape(3, inputs, 3, outputs).transpose(0, 2, 1, 3)
   return kernel.astype(x.dtype)

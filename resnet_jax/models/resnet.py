@@ -13,12 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.models import known, layers, names, structure
+from resnet_jax.models import known, layers, names, structure, variables
 from resnet_jax.models.structure import Kind
 from resnet_jax.models.variant import Variant
 
 MIN_SIZE = 32
-STATISTICS = ('mean', 'var')
 
 # (C, H, W).
 Shape = tuple[int, int, int]
@@ -239,7 +238,7 @@ def learned_count(shapes: dict[str, tuple[int, ...]]) -> int:
   return sum(
     math.prod(shape)
     for name, shape in shapes.items()
-    if name.rsplit('/', 1)[-1] not in STATISTICS
+    if name.rsplit('/', 1)[-1] not in variables.STATISTICS
   )
 
 
@@ -297,15 +296,12 @@ def capture(
     end: the last stage.
   """
   delta = {_place(name): array for name, array in (added or {}).items()}
-  tree: dict = {'params': {}, 'batch_stats': {}}
-  for name, shape in parameter_shapes(module).items():
-    layer, leaf = name.split('/')
-    collection = 'batch_stats' if leaf in STATISTICS else 'params'
-    # Flax requires every parameter, also of layers after the deepest one that
-    # is wanted; compilation drops these zeros.
-    value = parameters[name] if name in parameters else jnp.zeros(shape)
-    tree[collection].setdefault(layer, {})[leaf] = value
-
+  # Flax requires every parameter, also of layers after the deepest one that is
+  # wanted; compilation drops these zeros.
+  every = {
+    name: parameters[name] if name in parameters else jnp.zeros(shape)
+    for name, shape in parameter_shapes(module).items()
+  }
   places = {name: _place(name) for name in wanted}
 
   def asked(module: nn.Module, method: str) -> bool:
@@ -323,7 +319,7 @@ def capture(
 
   with nn.intercept_methods(plus):
     _, state = module.apply(
-      tree,
+      variables.tree(every),
       x,
       begin,
       end,
