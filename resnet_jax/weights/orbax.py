@@ -62,6 +62,8 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
       tuple(str(key['key']) for key in entry['key_metadata'])
       for entry in tree['tree_metadata'].values()
     ]
+    if any('/' in key or '\0' in key for each in keys for key in each):
+      raise ValueError('a name is a path')
     # The defaults of versions that did not have them.
     in_one, zarr3 = tree.get('use_ocdbt', True), tree.get('use_zarr3', False)
   except (ValueError, KeyError, TypeError, AttributeError) as error:
