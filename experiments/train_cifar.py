@@ -3,10 +3,11 @@
 
   python experiments/train_cifar.py FOLDER --data=train.tar --depth=20
 
-`data` has one folder of 32x32 images per class.  FOLDER gets `checkpoint`, from
-which the same command goes on, to the same bits on the same kind of device, and
-`epochs.jsonl`, one line an epoch.  The order of the images and their crops
-depend on the seed and the step alone.
+`data` has one folder of 32x32 images per class.  FOLDER gets
+`checkpoint.safetensors`, from which the same command goes on, to the same bits
+on the same kind of device; `epochs.jsonl`, one line an epoch; in the end
+`resnet20.safetensors`, which every job takes, and `curve.png`.  The order of
+the images and their crops depend on the seed and the step alone.
 
 As in the paper: batches of 128, SGD with momentum 0.9, He's initialisation, 4
 pixels padded, a random 32x32 crop, a random mirror image.  Otherwise, because
@@ -35,6 +36,7 @@ import numpy as np
 import optax
 import safetensors.numpy
 
+import resnet_jax
 from resnet_jax.data import crops, decoding, sources
 from resnet_jax.data import mean as mean_lib
 from resnet_jax.data.preprocess import Preprocess
@@ -366,6 +368,47 @@ def train(
   return state
 
 
+def export(
+  folder: pathlib.Path, recipe: Recipe, state: State, names: list[str]
+) -> pathlib.Path:
+  """Writes the network as a file that every job takes."""
+  module = resnet.ResNet(recipe.depth, len(names))
+  variables = {name: state[name] for name in ('params', 'batch_stats')}
+  model = resnet_jax.from_variables(module, variables, PREPROCESS, names)
+  path = folder / f'resnet{recipe.depth}.safetensors'
+  path.unlink(missing_ok=True)
+  model.save(path)
+  return path
+
+
+def plot(folder: pathlib.Path) -> pathlib.Path:
+  """Plots the errors of `epochs.jsonl`."""
+  import matplotlib  # noqa: PLC0415 - an extra
+
+  matplotlib.use('agg')
+  from matplotlib import pyplot  # noqa: PLC0415 - after the backend
+
+  lines = [
+    json.loads(line)
+    for line in (folder / 'epochs.jsonl').read_text('utf-8').splitlines()
+  ]
+  figure, axes = pyplot.subplots(figsize=(6, 4), layout='constrained')
+  for name, label in (
+    ('error', 'trained on, moved and mirrored'),
+    ('held_out_error', 'held out'),
+  ):
+    points = [(line['epoch'], line[name]) for line in lines if name in line]
+    if points:
+      axes.plot(*zip(*points, strict=True), marker='o', label=label)
+  axes.set(xlabel='epoch', ylabel='top-1 error, %', yscale='log')
+  axes.grid(alpha=0.3, which='both')
+  axes.legend()
+  path = folder / 'curve.png'
+  figure.savefig(path, dpi=120, metadata={'Software': None})
+  pyplot.close(figure)
+  return path
+
+
 def main() -> None:
   """Trains."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -376,8 +419,11 @@ def main() -> None:
     parser.add_argument(f'--{field.name}', type=type(default), default=default)
   given = vars(parser.parse_args())
   folder, data = given.pop('folder'), given.pop('data')
-  images, _ = load(data)
-  train(folder, Recipe(**given), images, say=lambda s: print(s, flush=True))
+  recipe = Recipe(**given)
+  images, names = load(data)
+  state = train(folder, recipe, images, say=lambda s: print(s, flush=True))
+  print(export(folder, recipe, state, names))
+  print(plot(folder))
 
 
 if __name__ == '__main__':
