@@ -96,13 +96,22 @@ def assert_close(got, expected, tolerance):
   )
 
 
+def distance(one, other):
+  """The norm of the difference of two trees, over the other's."""
+  pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+  squares = [(((a - b) ** 2).sum(), (b**2).sum()) for a, b in pairs]
+  return np.sqrt(sum(d for d, _ in squares) / sum(s for _, s in squares))
+
+
 # -------------------------------------------------------------- the variables
 
 
 @pytest.mark.parametrize('depth', [20, 18, 50])
 def test_the_module_and_its_variables_give_the_features(depth):
   with pytest.warns(UserWarning, match='UNTRAINED'):
-    model = resnet_jax.load(depth, weights='random', batch_size=2)
+    model = resnet_jax.load(
+      depth, weights='random', batch_size=2, arithmetic='direct'
+    )
   pixels = images(2, 64)
   x = model.normalised(pixels)
   got = model.module.apply(model.variables, x, train=False)
@@ -293,13 +302,14 @@ def test_statistics_are_synchronised_over_devices(module, start, how):
   ((value, stats), gradient), ((its, its_stats), its_gradient) = one, two
   assert abs(its - value) < 1e-5 * abs(value)
   assert_close(its_stats, stats, 1e-5)
-  assert_close(its_gradient, gradient, 1e-4)
+  # Rounding moves some values to the other side of a ReLU.
+  assert distance(its_gradient, gradient) < 0.01
   # The halves differ, so that this is not so without the axis.
-  alone = jax.jit(loss_of_stages)(*both, x[:4])[1]
-  mean = stats['conv1_bn']['mean']
-  assert (
-    np.abs(alone['conv1_bn']['mean'] - mean).max() > 1e-2 * np.abs(mean).max()
-  )
+  alone = jax.jit(jax.value_and_grad(loss_of_stages, has_aux=True))
+  halves = [alone(*both, half) for half in (x[:4], x[4:])]
+  mean = jax.tree.map(lambda a, b: (a + b) / 2, halves[0][1], halves[1][1])
+  assert distance(mean, gradient) > 0.05
+  assert distance(halves[0][0][1], stats) > 1e-3
 
 
 def test_a_network_learns_and_becomes_a_model(module, start, tmp_path):

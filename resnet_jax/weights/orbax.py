@@ -31,6 +31,7 @@ from resnet_jax.weights import assemble, metadata
 FORMAT = 'Orbax checkpoint'
 
 _TREE = '_METADATA'
+_MANIFEST = 'manifest.ocdbt'  # where all arrays are in one store
 _MAX_TREE = 1 << 24  # bytes; ResNet-152 with an optimiser's state has 0.5 MB
 # Beyond that no network's array is stored in one piece.
 _MAX_CHUNK = 1 << 28  # values
@@ -64,8 +65,8 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     ]
     if any('/' in key or '\0' in key for each in keys for key in each):
       raise ValueError('a name is a path')
-    # The defaults of versions that did not have them.
-    in_one, zarr3 = tree.get('use_ocdbt', True), tree.get('use_zarr3', False)
+    # Versions before it had only the other.
+    zarr3 = bool(tree.get('use_zarr3', False))
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise errors.UserError(
       f'{item / _TREE} is damaged: {type(error).__name__}: {str(error)[:200]}.'
@@ -76,7 +77,7 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
   for each in keys:
     own = each[len(prefix) :]
     if each[: len(prefix)] == prefix and own[:1] in _COLLECTIONS:
-      spec = _spec(item, each, bool(in_one), bool(zarr3))
+      spec = _spec(item, each, zarr3)
       tensors['/'.join(own)] = _tensor(item, '.'.join(each), spec)
     else:
       left_out.append('.'.join(each))
@@ -147,12 +148,11 @@ def _network(item: pathlib.Path, keys: Iterable[_Keys]) -> _Keys:
   )
 
 
-def _spec(
-  item: pathlib.Path, keys: _Keys, in_one: bool, zarr3: bool
-) -> dict[str, Any]:
+def _spec(item: pathlib.Path, keys: _Keys, zarr3: bool) -> dict[str, Any]:
   name, folder = '.'.join(keys), item.absolute().as_posix()
   store: dict[str, Any] = {'driver': 'file', 'path': f'{folder}/{name}/'}
-  if in_one:
+  # `_METADATA` states it too, in old versions not always as it is.
+  if (item / _MANIFEST).exists():
     base = {'driver': 'file', 'path': f'{folder}/'}
     store = {'driver': 'ocdbt', 'base': base, 'path': f'{name}/'}
   return {'driver': 'zarr3' if zarr3 else 'zarr', 'kvstore': store}

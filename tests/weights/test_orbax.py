@@ -57,7 +57,7 @@ def test_every_storage_is_read(tmp_path, loaded, tree, ocdbt, zarr3):
 
 def test_a_network_is_found_in_what_training_keeps(tmp_path, loaded, tree):
   state = {
-    'step': np.int32(3),
+    'step': 3,
     'ema': {'params': tree['params']},
     'model': tree,
     'optimizer': optax.adam(1e-3).init(tree['params']),
