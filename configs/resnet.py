@@ -135,9 +135,10 @@ def get_config(arg: str = '') -> ConfigDict:
   config.first = ''
   config.second = ''
 
-  # convert: the file or directory to write, and its format: 'safetensors' or
-  # 'paddle' (a directory).  diagram: a file, whose suffix chooses the format:
-  # .dot, or with Graphviz .svg, .png or .pdf; '': .dot on standard output.
+  # convert: the file or directory to write, and its format: 'safetensors', or
+  # 'paddle' or 'orbax' (a directory).  diagram: a file, whose suffix chooses
+  # the format: .dot, or with Graphviz .svg, .png or .pdf; '': .dot on standard
+  # output.
   config.output = ''
   config.convert_to = 'safetensors'
   # inspect: parameters whose values are printed, by names and globs; '': the

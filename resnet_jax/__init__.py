@@ -6,6 +6,7 @@
   features = model.features('cat.jpg', 'res5_3_branch2c_bn')
   print(model.predict('cat.jpg'))
 
+`from_variables` makes a model of a network that was trained.
 `diagram` draws a network.  `load_features` reads a feature store;
 `load_feature_py` and `load_feature_c` read the original program's two formats.
 """
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     load_feature_py,
     load_features,
   )
-  from resnet_jax.model import Model, load
+  from resnet_jax.loading import from_variables, load
+  from resnet_jax.model import Model
   from resnet_jax.system.errors import UserError
   from resnet_jax.views.graphviz import diagram
 
@@ -32,6 +34,7 @@ __all__ = [
   'UserError',
   '__version__',
   'diagram',
+  'from_variables',
   'load',
   'load_feature_c',
   'load_feature_py',
@@ -43,7 +46,8 @@ _HOMES = {
   'Prediction': 'resnet_jax.evaluation.prediction',
   'UserError': 'resnet_jax.system.errors',
   'diagram': 'resnet_jax.views.graphviz',
-  'load': 'resnet_jax.model',
+  'from_variables': 'resnet_jax.loading',
+  'load': 'resnet_jax.loading',
   'load_feature_c': 'resnet_jax.features',
   'load_feature_py': 'resnet_jax.features',
   'load_features': 'resnet_jax.features',

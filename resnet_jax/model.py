@@ -2,23 +2,25 @@
 """A network with its weights and preprocessing, for jobs and notebooks."""
 
 import functools
-import warnings
+import pathlib
 from collections.abc import Iterator, Sequence
 from os import PathLike, fspath
 from typing import Any, NoReturn
 
+import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax import weights as weights_lib
+from resnet_jax.data import crops as crops_lib
 from resnet_jax.data import labels, pipeline, sources, truth
-from resnet_jax.data import preprocess as preprocess_lib
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.data.sources import given
 from resnet_jax.engine import gradcam, loop, networks, reductions, runner
 from resnet_jax.evaluation import prediction
-from resnet_jax.models import aliases, known, resnet, variant
+from resnet_jax.models import aliases, resnet, variables
 from resnet_jax.system import console, errors, text, timing
 from resnet_jax.views import graphviz
+from resnet_jax.weights import saving
 
 # Images that `crops` cuts out at a time.
 _CUT_AT_ONCE = 32
@@ -29,7 +31,7 @@ class Model:
 
   Attributes:
     weights: the parameters, their source and digest.
-    module: the network, a Flax module.
+    module: the network, a Flax module, every layer as defined.
     preprocess: how an image becomes the network's input.
     layers: every layer's name, in the order of computing.
     execution: the devices and the arithmetic.
@@ -77,6 +79,41 @@ class Model:
 
   def __reduce__(self) -> NoReturn:
     raise errors.UserError(runner.NOT_PICKLED)
+
+  @property
+  def variables(self) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """What `module.apply` takes: `{'params': ..., 'batch_stats': ...}`.
+
+    Float32.  The module takes images as `normalised` returns them.
+    """
+    return variables.tree(self.weights.parameters)
+
+  def normalised(self, pixels: Any) -> Any:
+    """Images as the module takes them, by NumPy, or by JAX within a program.
+
+    Args:
+      pixels: (N, H, W, 3) uint8, RGB, as `crops` returns them.
+
+    Returns:
+      (N, H, W, 3) float32, in the channels' order of the weights.
+    """
+    numpy = np if isinstance(pixels, np.ndarray) else jnp
+    return crops_lib.network_input(pixels, self.preprocess, numpy)
+
+  def save(self, path: str | PathLike[str]) -> None:
+    """Writes a safetensors file, which `weights` takes in every job.
+
+    It has the variant, the preprocessing and the class names, too.
+
+    Args:
+      path: of a file that does not exist yet, NAME.safetensors.
+
+    Raises:
+      UserError: it cannot be written, or the preprocessing has a mean image.
+    """
+    named = [c.name for c in self.classes] if self._class_names else []
+    target = pathlib.Path(path).expanduser()
+    saving.save(target, self.weights, self.preprocess, named)
 
   @functools.cached_property
   def classes(self) -> tuple[labels.ImageNetClass, ...]:
@@ -295,104 +332,3 @@ class Model:
           whole[name] = np.empty(shape, value.dtype)
         whole[name][batch.start : batch.start + len(value)] = value
     return whole
-
-
-def load(
-  name: str | int | None = None,
-  *,
-  weights: str | PathLike[str] = 'auto',
-  weights_prefix: str = '',
-  conv_order: str = 'OHWI',
-  seed: int = 0,
-  class_names: str | PathLike[str] | Sequence[str] = '',
-  stride_in: str = 'auto',
-  stem_pool: str = 'auto',
-  epsilon: float = 0.0,
-  stem_width: int = 0,
-  width: int = 0,
-  inner_width: int = 0,
-  groups: int = 0,
-  mean: str | PathLike[str] | Sequence[float] = 'auto',
-  std: str | Sequence[float] = 'auto',
-  channels: str = 'auto',
-  resize: str = 'auto',
-  resize_size: int = 0,
-  crop_size: int = 0,
-  multi_crop: bool = False,
-  interpolation: str = 'auto',
-  rounding: str = 'auto',
-  decode: str = 'exact',
-  use_gpu: bool = False,
-  batch_size: int | str = 'auto',
-  arithmetic: str = 'float32',
-  compilation_cache: bool = True,
-) -> Model:
-  """Loads a network; the settings are those of `configs/resnet.py`.
-
-  'auto' and 0 take what belongs to the weights.
-
-  Args:
-    name: 'resnet50', 50, 'resnext50_32x4d' and so on; None: that of the
-      weights, else 50.
-    weights: a file or directory in any known format; a checkpoint of the zoo,
-      such as 'msra'; 'auto', `model/resnet_50`, else the zoo's; or 'random'.
-    weights_prefix: of the names of one of several networks in a file.
-    conv_order: the axes of convolutions in a Paddle directory.
-    seed: for 'random'.
-    class_names: a file with a class name a line, or a list of names.
-    stride_in: '1x1' or '3x3'.
-    stem_pool: 'ceil' or 'pad1'.
-    epsilon: of the batch norms.
-    stem_width: channels of the stem.
-    width: channels of res2's blocks, over 4 in bottleneck blocks.
-    inner_width: channels of the 3x3 convolution of a bottleneck block of res2.
-    groups: of that convolution.
-    mean: subtracted from the image, 0 to 255: three values, or a mean file.
-    std: divides the image: three values.
-    channels: 'BGR' or 'RGB'.
-    resize: 'short_side', 'squash' or 'none'.
-    resize_size: the shorter side before cropping, pixels.
-    crop_size: of the crop, pixels.
-    multi_crop: average over ten crops.
-    interpolation: 'lanczos', 'bilinear' or 'bicubic'.
-    rounding: 'nearest' or 'torchvision'.
-    decode: 'exact', or 'scaled', which is faster and gives other pixels.
-    use_gpu: fail if there is no GPU; otherwise JAX's default device.
-    batch_size: crops a batch; 'auto': as many as are fast and fit into memory.
-    arithmetic: 'float32', 'direct', 'tf32' or 'bfloat16'.
-    compilation_cache: keep compiled programs in the user's cache folder.
-
-  Raises:
-    UserError: says what was given, what is allowed and what to do.
-  """
-  # By the names of fields, so that a new field is a new argument only.
-  settings = dict(locals())
-  batch_size = 0 if batch_size == 'auto' else batch_size
-  if not isinstance(batch_size, int) or batch_size < 0:
-    raise errors.UserError(
-      f"batch_size={batch_size!r} is neither a number of crops nor 'auto'."
-    )
-  overrides = {field: settings[field] for field in preprocess_lib.FIELDS}
-  preprocess_lib.check_overrides(**overrides)
-  depth, fields = 0, {field: settings[field] for field in variant.FIELDS}
-  if name is not None:
-    depth, fields = known.asked(name, fields)
-  options = weights_lib.Options(
-    depth, fields, conv_order, seed, weights_prefix=weights_prefix
-  )
-  execution = runner.start(
-    use_gpu, arithmetic, compilation_cache, console.say, application=False
-  )
-  loaded = weights_lib.load_logged(
-    fspath(weights), options, lambda line: warnings.warn(line, stacklevel=4)
-  )
-  model = Model(
-    loaded,
-    loaded.preprocess.overridden(**overrides),
-    execution,
-    class_names=class_names,
-    batch_size=batch_size,
-  )
-  # A wrong file of names should not wait for the first prediction.
-  _ = model.classes
-  return model

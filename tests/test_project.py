@@ -18,6 +18,7 @@ PACKAGE = ROOT / 'resnet_jax'
 LEVELS = (
   {'main'},
   {'jobs', 'configuration'},
+  {'loading'},
   {'model'},
   {'weights', 'evaluation'},
   {'engine', 'zoo'},

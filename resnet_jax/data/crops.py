@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_jax.data import decoding
+from resnet_jax.data import mean as mean_lib
 from resnet_jax.data.preprocess import Preprocess
 
 # Of a resized image: four hundred times 256x256.
@@ -218,3 +219,15 @@ def normalise(
   if all(value == 1 for value in std):
     return x
   return x / numpy.asarray(std, numpy.float32)[None, None, None]
+
+
+def network_input(pixels: Any, preprocess: Preprocess, numpy: Any) -> Any:
+  """From images (N, H, W, 3), RGB, to the network's input; see `normalise`."""
+  return normalise(
+    pixels[:, None],
+    mean_lib.as_array(preprocess.mean),
+    False,
+    numpy,
+    channels=preprocess.channels,
+    std=preprocess.std,
+  )

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `convert`: weights of any format to safetensors or to Paddle's."""
+"""The job `convert`: weights of any format to safetensors, Paddle's, Orbax'."""
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,15 +8,20 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnet_jax import weights
-from resnet_jax.data import labels, mean
-from resnet_jax.data.preprocess import RUN_FIELDS
+from resnet_jax.data import labels
 from resnet_jax.jobs import setup
 from resnet_jax.system import console, errors, files
 from resnet_jax.system.text import counted
-from resnet_jax.weights import assemble, metadata, paddle, safetensors
+from resnet_jax.weights import (
+  assemble,
+  metadata,
+  orbax,
+  paddle,
+  safetensors,
+  saving,
+)
 
-TARGETS = ('safetensors', 'paddle')
-SUFFIX = '.safetensors'
+TARGETS = ('safetensors', 'paddle', 'orbax')
 
 
 def run(config: ConfigDict) -> int:
@@ -26,25 +30,22 @@ def run(config: ConfigDict) -> int:
   if not config.output:
     raise errors.UserError(
       'no output. Give --config.output=FILE.safetensors, or, with'
-      ' --config.convert_to=paddle, --config.output=DIRECTORY.'
+      ' --config.convert_to=paddle or orbax, --config.output=DIRECTORY.'
     )
   target = pathlib.Path(config.output).expanduser()
-  is_file = target.suffix == SUFFIX
+  is_file = target.suffix == saving.SUFFIX
   if is_file != (config.convert_to == 'safetensors'):
     raise errors.UserError(
       f'output={target} does not match convert_to={config.convert_to}: a'
-      f" safetensors file ends with '{SUFFIX}', a Paddle directory does not."
+      f" safetensors file ends with '{saving.SUFFIX}', a directory of Paddle or"
+      ' Orbax does not.'
       ' Change one of the two.'
     )
-  files.check_path(target, 'output')
-  if target.exists():
-    raise errors.UserError(
-      f'{target} exists already; remove it, or name another output.'
-    )
+  saving.check_target(target, 'output')
   given = setup.preprocess_overrides(config)
   loaded = setup.load_weights(config)
   parameters, digest = loaded.parameters, loaded.digest
-  if not is_file and loaded.module.biases:
+  if config.convert_to == 'paddle' and loaded.module.biases:
     console.say(
       f'NOTE: {counted(len(loaded.module.biases), "convolution")} with a bias:'
       " Paddle's format has none, so they go into the means of the batch norms."
@@ -58,12 +59,13 @@ def run(config: ConfigDict) -> int:
     loaded.source,
     digest,
     files.sha256(source) if source and source.is_file() else '',
-    '' if is_file else order,
+    order if config.convert_to == 'paddle' else '',
   )
-  if is_file:
-    safetensors.write(target, parameters, text)
-  else:
+  if config.convert_to == 'paddle':
     paddle.write(parameters, target, order, text)
+  else:
+    writer = {'safetensors': safetensors, 'orbax': orbax}[config.convert_to]
+    writer.write(target, parameters, text)
   again = weights.load(str(target), weights.Options(conv_order=order))
   if again.digest != digest:
     raise errors.UserError(
@@ -81,16 +83,8 @@ def _overridden(
   """The network with the user's preprocessing and class names."""
   preprocess = loaded.preprocess.overridden(**given)
   console.say(f'input: {preprocess.describe()}')
-  if isinstance(preprocess.mean, mean.MeanImage):
-    raise errors.UserError(
-      'a mean image cannot be stored with the weights. Convert with three'
-      ' values for mean=, and give the mean image where the weights are used.'
-    )
-  held = loaded.loaded
+  class_names: tuple[str, ...] = ()
   if config.class_names:
-    classes = labels.classes(held.module.classes, config.class_names)
+    classes = labels.classes(loaded.module.classes, config.class_names)
     class_names = tuple(c.name for c in classes)
-    held = dataclasses.replace(held, class_names=class_names)
-  own = {name: getattr(loaded.preprocess, name) for name in RUN_FIELDS}
-  preprocess = dataclasses.replace(preprocess, **own)
-  return dataclasses.replace(held, preprocess=preprocess)
+  return saving.stated(loaded, preprocess, class_names)

@@ -13,7 +13,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import initializers
 
-from resnet_jax.models import convolution, names, sharing, structure
+from resnet_jax.models import (
+  convolution,
+  gradients,
+  names,
+  sharing,
+  structure,
+)
+from resnet_jax.system import errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +86,37 @@ class Inference:
 # Every layer as defined, in float32.
 DEFINITION = Inference(joins=False)
 
+# He et al., arXiv:1502.01852, as the paper has it: normal, variance 2 / fan-in.
+_HE = initializers.variance_scaling(2.0, 'fan_in', 'normal')
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """How a network is computed in training.
+
+  Attributes:
+    arithmetic: a key of `convolution.ARITHMETICS`; parameters, gradients and
+      statistics are float32 in all of them.
+    momentum: the part of a running statistic that a batch leaves.
+    axis_name: the mapped axis of `shard_map` or `pmap` over which the batch
+      statistics are averaged; '': each device has its own.
+    remat: whether the gradients compute a block's values again instead of
+      keeping them: less memory, more time.
+  """
+
+  arithmetic: str = 'float32'
+  momentum: float = 0.9
+  axis_name: str = ''
+  remat: bool = False
+
+  def __post_init__(self) -> None:
+    errors.check_choice('arithmetic', self.arithmetic, convolution.ARITHMETICS)
+    if not 0 <= self.momentum < 1:
+      raise errors.UserError(
+        f'momentum={self.momentum} is not at least 0 and less than 1; 0.9 is'
+        ' usual.'
+      )
+
 
 class Identity(nn.Module):
   """The array that it takes, under a name."""
@@ -89,15 +127,18 @@ class Identity(nn.Module):
 
 
 def _parameter(
-  module: nn.Module, name: str, shape: tuple[int, ...]
+  module: nn.Module,
+  name: str,
+  shape: tuple[int, ...],
+  initializer: nn.initializers.Initializer = initializers.zeros,
 ) -> jax.Array:
-  """A parameter, zeros where there is none.
+  """A parameter, initialised where there is none.
 
   That is `module.param`, except that it finds out the shape of its initializer
   by tracing it: a quarter of the time that it takes to trace a network.
   """
   if not module.has_variable('params', name):
-    return module.param(name, initializers.zeros, shape)
+    return module.param(name, initializer, shape)
   value: jax.Array = module.get_variable('params', name)
   if value.shape != shape:
     raise ValueError(f'{module.name}/{name} is {value.shape}, not {shape}')
@@ -124,6 +165,7 @@ class Conv(Rectifier):
     pool: the padding of the pool after these; '': no pool.  It runs before the
       offset is added, which then adds a quarter of the numbers; the maximum of
       x + c is the maximum of x, plus c, to the bit.
+    train: whether the gradient with respect to the kernel is wanted.
   """
 
   unit: structure.Unit
@@ -131,21 +173,25 @@ class Conv(Rectifier):
   bias: bool = False
   folded: bool = False
   pool: str = ''
+  train: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """(N, H, W, Ci) to (N, ceil(H / stride), ceil(W / stride), Co)."""
     unit, inference = self.unit, self.inference
     shape, share = inference.held_shape(unit), inference.work.share
-    kernel = _parameter(self, 'kernel', shape).astype(x.dtype)
+    kernel = _parameter(self, 'kernel', shape, _HE).astype(x.dtype)
     precision, algorithm = inference.rules.precision, inference.algorithm(unit)
-    seam = stem_pool_padding(self.pool, _EVEN) if self.pool else (0, 0)
-    dtype = x.dtype
-    # Perhaps in float32, which is then rounded only once.
-    x = convolution.convolve(
-      x, kernel, unit, precision, algorithm, share=share, seam=seam
-    )
     outputs = (inference.held_outputs(unit),)
+    dtype = x.dtype
+    if self.train and (unit.kernel, unit.groups) == (3, 1):
+      x = gradients.convolve(x, kernel, unit.stride, precision)
+    else:
+      seam = stem_pool_padding(self.pool, _EVEN) if self.pool else (0, 0)
+      # Perhaps in float32, which is then rounded only once.
+      x = convolution.convolve(
+        x, kernel, unit, precision, algorithm, share=share, seam=seam
+      )
     if not self.folded:
       if self.bias:
         bias = _parameter(self, 'bias', outputs)
@@ -165,13 +211,20 @@ class Conv(Rectifier):
 
 
 class BatchNorm(Rectifier):
-  """Batch norm by the stored mean and variance, and the ReLU after it.
+  """Batch norm, and the ReLU after it.
 
   The ReLU is part of it because the original's `_bn` layers include theirs.
+
+  Attributes:
+    epsilon: added to the variance.
+    relu: whether a ReLU follows.
+    training: None: by the stored mean and variance; else by the batch's, which
+      change the stored ones.
   """
 
   epsilon: float
   relu: bool
+  training: Training | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -179,12 +232,31 @@ class BatchNorm(Rectifier):
     shape = (x.shape[-1],)
     scale = self.param('scale', initializers.ones, shape)
     bias = _parameter(self, 'bias', shape)
-    mean = self.variable('batch_stats', 'mean', jnp.zeros, shape).value
-    var = self.variable('batch_stats', 'var', jnp.ones, shape).value
+    stored_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
+    stored_var = self.variable('batch_stats', 'var', jnp.ones, shape)
+    if self.training is None:
+      mean, var = stored_mean.value, stored_var.value
+    else:
+      mean, var = _moments(x, self.training.axis_name)
+      if not self.is_initializing():
+        for stored, new in ((stored_mean, mean), (stored_var, var)):
+          kept = self.training.momentum
+          stored.value = kept * stored.value + (1 - kept) * new
     factor = scale * lax.rsqrt(var + self.epsilon)
     mean, factor, bias = (v.reshape(1, 1, 1, -1) for v in (mean, factor, bias))
     y = ((x - mean) * factor + bias).astype(x.dtype)
     return nn.relu(self.linear(y)) if self.relu else y
+
+
+def _moments(x: jax.Array, axis_name: str) -> tuple[jax.Array, jax.Array]:
+  """The mean and the variance (C,) of (N, H, W, C), over all devices."""
+  x = x.astype(jnp.float32)
+  moments = jnp.stack([x.mean((0, 1, 2)), (x * x).mean((0, 1, 2))])
+  if axis_name:
+    moments = lax.pmean(moments, axis_name)
+  mean, square = moments
+  # Rounding must not make it negative.
+  return mean, jnp.maximum(square - mean * mean, 0)
 
 
 class AddTo(Rectifier):
@@ -304,7 +376,7 @@ class Classifier(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """(N, 1, 1, C) to (N, 1, 1, classes)."""
-    kernel = _parameter(self, 'kernel', (x.shape[-1], self.classes))
+    kernel = _parameter(self, 'kernel', (x.shape[-1], self.classes), _HE)
     bias = _parameter(self, 'bias', (self.classes,))
     x = lax.dot_general(
       x, kernel, (((3,), (0,)), ((), ())), precision=lax.Precision.HIGHEST

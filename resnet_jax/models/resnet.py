@@ -13,12 +13,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.models import known, layers, names, sharing, structure
+from resnet_jax.models import (
+  known,
+  layers,
+  names,
+  sharing,
+  structure,
+  variables,
+)
 from resnet_jax.models.structure import Kind
 from resnet_jax.models.variant import Variant
 
 MIN_SIZE = 32
-STATISTICS = ('mean', 'var')
 
 # (C, H, W).
 Shape = tuple[int, int, int]
@@ -38,6 +44,7 @@ class ResNet(nn.Module):
     biases: the names of the units whose convolutions have a bias.
     inference: how it is computed; by default every layer as defined.  Where
       layers are joined, the parameters are those that `folding.folded` returns.
+    training: how it is computed in training.
   """
 
   depth: int
@@ -45,23 +52,57 @@ class ResNet(nn.Module):
   variant: Variant = Variant()
   biases: frozenset[str] = frozenset()
   inference: layers.Inference = layers.DEFINITION
+  training: layers.Training = layers.Training()
 
-  def _conv_bn(self, x: jax.Array, unit: structure.Unit) -> jax.Array:
-    inference, rule = self.inference, self.variant.stem_pool
+  def _conv_bn(
+    self, x: jax.Array, unit: structure.Unit, train: bool
+  ) -> jax.Array:
+    inference, rule = self._computed(train), self.variant.stem_pool
     last = inference.last_joined(unit)
     folded = last != f'{unit.name}_conv'
     joined = rule if last == unit.pool else ''
     biased = unit.name in self.biases
-    conv = layers.Conv(unit, inference, biased, folded, joined, name=last)
+    conv = layers.Conv(
+      unit, inference, biased, folded, joined, train, name=last
+    )
     x = conv(x)
     if not folded:
-      norm = f'{unit.name}_bn'
-      x = layers.BatchNorm(self.variant.epsilon, unit.relu, name=norm)(x)
+      norm = layers.BatchNorm(
+        self.variant.epsilon,
+        unit.relu,
+        self.training if train else None,
+        name=f'{unit.name}_bn',
+      )
+      x = norm(x)
     if unit.pool not in ('', last):
       sides = [layers.stem_pool_padding(rule, size) for size in x.shape[1:3]]
       self._padded(names.PADDED[unit.pool], x, sides)
       x = layers.StemPool(rule, inference, name=unit.pool)(x)
     return x
+
+  def _block(
+    self, x: jax.Array, block: structure.Block, train: bool
+  ) -> jax.Array:
+    shortcut = self._conv_bn(x, block.shortcut, train) if block.shortcut else x
+    if block.name in structure.padded_shortcuts(self.depth):
+      pad = layers.PaddedShortcut(
+        block.outputs, block.stride, name=f'{block.name}{names.SHORTCUT}'
+      )
+      shortcut = pad(x)
+    for unit in block.branch:
+      x = self._conv_bn(x, unit, train)
+    add = layers.AddTo(self._computed(train), name=f'{block.name}_addto')
+    return add(x, shortcut)
+
+  def _computed(self, train: bool) -> layers.Inference:
+    if not train:
+      return self.inference
+    if self.inference.joins:
+      raise ValueError(
+        'layers that are joined for inference cannot be trained: train a'
+        ' network with inference=layers.DEFINITION'
+      )
+    return layers.Inference(self.training.arithmetic, joins=False)
 
   def _padded(
     self, name: str, x: jax.Array, sides: Sequence[tuple[int, int]]
@@ -72,49 +113,52 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, begin: int = 1, end: int | None = None
+    self,
+    x: jax.Array,
+    begin: int = 1,
+    end: int | None = None,
+    *,
+    train: bool = False,
+    logits: bool = False,
   ) -> jax.Array:
     """(N, H, W, 3), normalised, H and W 32 or more, to (N, 1, 1, classes).
 
-    Without a classifier, to (N, 1, 1, C).  The channels are in the order that
-    the weights were trained for.
+    Probabilities, or logits.  Without a classifier, to (N, 1, 1, C).  The
+    channels are in the order that the weights were trained for.
 
     Args:
       x: images, or the output of the stage before `begin`.
       begin: the first stage that is computed; 1 is the stem.
       end: the last stage that is computed; None: all, and the head.
+      train: whether batch norms take the batch's statistics, and put them into
+        the collection `batch_stats`, which then has to be mutable.
+      logits: whether the last layer is `logits`, which a loss takes.
 
     Raises:
-      ValueError: the images are too small.
+      ValueError: the images are too small, or layers are joined in training.
       UserError: no ResNet has this depth.
     """
     share = self.inference.work.share
     if begin == 1:
       _check_size(*x.shape[1:3])
       x = layers.Identity(name=structure.INPUT)(x)
-    x = x.astype(self.inference.rules.dtype)
+    x = x.astype(self._computed(train).rules.dtype)
     if begin == 1:
       stem = structure.stem(self.depth, self.variant)
       sides = [(stem.kernel // 2,) * 2] * 2
       self._padded(names.PADDED[f'{stem.name}_conv'], x, sides)
       # 112 at 224, and 56 after the pool.
-      x = self._conv_bn(x, stem)
+      x = self._conv_bn(x, stem, train)
+    block_of = ResNet._block
+    if train and self.training.remat:
+      block_of = nn.remat(block_of, static_argnums=(2, 3))
     for block in structure.blocks(self.depth, self.variant):  # 56, 28, 14, 7
       if block.stage < begin or (end is not None and block.stage > end):
         continue
       if block.number == 1 and share.has_channels(block.stage):
         channels = share.has_channels(block.stage - 1)
         x = (sharing.whole_channels if channels else sharing.whole_rows)(x)
-      shortcut = self._conv_bn(x, block.shortcut) if block.shortcut else x
-      if block.name in structure.padded_shortcuts(self.depth):
-        pad = layers.PaddedShortcut(
-          block.outputs, block.stride, name=f'{block.name}{names.SHORTCUT}'
-        )
-        shortcut = pad(x)
-      for unit in block.branch:
-        x = self._conv_bn(x, unit)
-      add = layers.AddTo(self.inference, name=f'{block.name}_addto')
-      x = add(x, shortcut)
+      x = block_of(self, x, block, train)
     if end is not None:
       return x
     if share.has_rows(block.stage):
@@ -125,7 +169,7 @@ class ResNet(nn.Module):
     if not self.classes:
       return x
     x = layers.Classifier(self.classes, name='logits')(x)
-    return layers.Softmax(name='output')(x)
+    return x if logits else layers.Softmax(name='output')(x)
 
 
 def _check_size(height: int, width: int) -> None:
@@ -218,7 +262,7 @@ def learned_count(shapes: dict[str, tuple[int, ...]]) -> int:
   return sum(
     math.prod(shape)
     for name, shape in shapes.items()
-    if name.rsplit('/', 1)[-1] not in STATISTICS
+    if name.rsplit('/', 1)[-1] not in variables.STATISTICS
   )
 
 
@@ -276,15 +320,12 @@ def capture(
     end: the last stage.
   """
   delta = {_place(name): array for name, array in (added or {}).items()}
-  tree: dict = {'params': {}, 'batch_stats': {}}
-  for name, shape in parameter_shapes(module, held=True).items():
-    layer, leaf = name.split('/')
-    collection = 'batch_stats' if leaf in STATISTICS else 'params'
-    # Flax requires every parameter, also of layers after the deepest one that
-    # is wanted; compilation drops these zeros.
-    value = parameters[name] if name in parameters else jnp.zeros(shape)
-    tree[collection].setdefault(layer, {})[leaf] = value
-
+  # Flax requires every parameter, also of layers after the deepest one that is
+  # wanted; compilation drops these zeros.
+  every = {
+    name: parameters[name] if name in parameters else jnp.zeros(shape)
+    for name, shape in parameter_shapes(module, held=True).items()
+  }
   places = {name: _place(name) for name in wanted}
 
   def asked(module: nn.Module, method: str) -> bool:
@@ -302,7 +343,7 @@ def capture(
 
   with nn.intercept_methods(plus):
     _, state = module.apply(
-      tree,
+      variables.tree(every),
       x,
       begin,
       end,

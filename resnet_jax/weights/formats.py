@@ -14,6 +14,7 @@ from resnet_jax.weights import (
   caffe,
   hugging_face,
   keras,
+  orbax,
   paddle,
   prefixes,
   safetensors,
@@ -39,6 +40,8 @@ class WeightFormat:
 FORMATS = {
   name: WeightFormat(description, reader.recognise, reader.load)
   for name, description, reader in (
+    # Before Paddle: both have a file of our metadata.
+    ('orbax', "Orbax checkpoint of this package's Flax module", orbax),
     ('paddle', 'Paddle model directory', paddle),
     ('archive', 'Paddle model directory as .tar.gz', archive),
     ('caffe', 'Caffe .caffemodel', caffe),
@@ -99,8 +102,8 @@ def _looks_like(path: pathlib.Path, head: bytes) -> str:
   if path.is_dir():
     held = some(sorted(entry.name for entry in path.iterdir()), 5)
     return (
-      'a directory, but not one of Paddle, Hugging Face or timm (it holds'
-      f' {held or "nothing"}); name the file in it that has the weights'
+      'a directory, but not one of Paddle, Orbax, Hugging Face or timm (it'
+      f' holds {held or "nothing"}); name the file in it that has the weights'
     )
   if not head:
     return 'empty'

@@ -256,7 +256,7 @@ def _to_torch(array):
 
 
 def test_what_is_no_weights_is_said(tmp_path):
-  known = 'Weights are read from: Paddle model directory'
+  known = 'Weights are read from: Orbax checkpoint'
   for data, what in (
     (b'', 'is empty'),
     (b'<!DOCTYPE html><html>', 'a web page or XML, not weights'),
