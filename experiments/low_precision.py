@@ -54,7 +54,7 @@ def operations(rounds: int, seconds: float) -> dict[str, dict[str, float]]:
       images = jnp.ones((3, 28, 28, unit.inputs), rules.dtype)
       kernel = jnp.ones((unit.kernel,) * 2 + (unit.inputs, 128), rules.dtype)
       way = convolution.algorithm(unit, rules, 'cpu')
-      call = functools.partial(
+      once = functools.partial(
         jax.jit(
           functools.partial(
             convolution.convolve, unit=unit, precision=rules.precision, name=way
@@ -63,19 +63,19 @@ def operations(rounds: int, seconds: float) -> dict[str, dict[str, float]]:
         images,
         kernel,
       )
-      jax.block_until_ready(call())
-      amount = 3 * 28 * 28 * kernel.size
+      jax.block_until_ready(once())
+      amount = 3.0 * 28 * 28 * kernel.size
       kind = f'{unit.kernel}x{unit.kernel}'
-      works.setdefault(kind, {})[rules.dtype] = call, amount
+      works.setdefault(kind, {})[rules.dtype] = once, amount
   found: dict[str, dict[str, list[float]]] = {}
   for _ in range(rounds):
     for name, ways in works.items():
-      for dtype, (call, amount) in ways.items():
+      for dtype, (call, work) in ways.items():
         count, begin = 0, time.perf_counter()
         while time.perf_counter() - begin < seconds:
           jax.block_until_ready(call())
           count += 1
-        rate = amount * count / (time.perf_counter() - begin)
+        rate = work * count / (time.perf_counter() - begin)
         found.setdefault(name, {}).setdefault(dtype, []).append(rate)
   return {
     name: {dtype: statistics.median(rates) for dtype, rates in ways.items()}

@@ -112,7 +112,8 @@ class CropStore:
     self.keys = strings.read(path / 'keys')
     if len(self.keys) != rows or not rows:
       raise ValueError(f'it has {rows} rows and {len(self.keys)} keys')
-    status = arrays.read_column(path / 'status', rows, 'uint8')
+    # What is not made yet has no files.
+    status = arrays.read_column(path / 'status', rows, 'uint8', whole=False)
     if pending := int((status == 0).sum()):
       raise errors.UserError(
         f'{path} is not finished: {counted(pending, "row")} of {rows:,} are not'

@@ -53,8 +53,16 @@ def create_column(path: pathlib.Path, values: np.ndarray) -> None:
   opened(path).write(values).result()
 
 
-def read_column(path: pathlib.Path, rows: int, dtype: str) -> np.ndarray:
+def read_column(
+  path: pathlib.Path, rows: int, dtype: str, *, whole: bool = True
+) -> np.ndarray:
   """Reads an array of one number a row.
+
+  Args:
+    path: the array.
+    rows: their number, which the caller trusts.
+    dtype: NumPy's name.
+    whole: whether chunks without a file are an error, and not zeros.
 
   Raises:
     ValueError, OSError: it is damaged, or another array.
@@ -62,7 +70,7 @@ def read_column(path: pathlib.Path, rows: int, dtype: str) -> np.ndarray:
   grid = chunks.read(path)
   if (grid.shape, grid.dtype) != ((rows,), dtype):
     raise ValueError(f'{path.name} is {grid.dtype} {grid.shape}, not {rows}')
-  if chunks.held(path, grid) < grid.bytes_of(grid.shape):
+  if chunks.held(path, grid) < grid.bytes_of(grid.shape) and whole:
     raise ValueError(f'{path.name} states {rows} rows, and its files hold less')
   return opened(path).read().result()
 
