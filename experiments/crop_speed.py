@@ -9,6 +9,7 @@ Each appends a JSON line to experiments/results/crops.jsonl.  Images repeat if
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -32,6 +33,8 @@ from resnet_jax.system import cores
 RESULTS = pathlib.Path('experiments/results/crops.jsonl')
 MEASUREMENTS = ('crops', 'crops_end_to_end')
 _ROWS = 96
+# Batches that may wait when a turn begins.
+_AHEAD = 3
 
 
 def made(folder: pathlib.Path, data: pathlib.Path, count: int) -> pathlib.Path:
@@ -108,13 +111,13 @@ def _drop(files: Sequence[pathlib.Path]) -> None:
 
 
 def turns(
-  items: Sequence[sources.Item],
+  stored: Sequence[sources.Item],
   arithmetic: str,
   *,
   depth: int,
   batch_size: int,
   repeats: int,
-  batches: int = 5,
+  batches: int = 3,
 ) -> Line:
   """A run over images to pooled features on the disk, and the network alone.
 
@@ -123,6 +126,8 @@ def turns(
   count; the batches that wait when a turn of the run begins are left out.
   `cpu_share` compares the CPU time of both, in which no disturbance shows.
   """
+  needed = repeats * (_AHEAD + batches) * batch_size
+  items = list(itertools.islice(itertools.cycle(stored), needed))
   model = resnet_jax.load(
     depth, weights='random', arithmetic=arithmetic, batch_size=batch_size
   )
@@ -160,7 +165,7 @@ def turns(
         give(next(computed))
 
       for _ in range(repeats):
-        _turn(whole, 3)
+        _turn(whole, _AHEAD)
         seconds, cpu = _turn(whole, batches)
         found['images_per_second'].append(run.rows / seconds)
         found['cpu'].append(run.rows / cpu)
@@ -207,11 +212,11 @@ def end_to_end(data: pathlib.Path, depth: int, repeats: int) -> Line:
       'what': 'crops end to end',
       **turns(
         # More than all turns take.
-        list(stored.items) * repeats,
+        stored.items,
         'float32',
         depth=depth,
         # Short turns, so that little disturbs one.
-        batch_size=48,
+        batch_size=24,
         repeats=repeats,
       ),
     }

@@ -59,7 +59,6 @@ class Size:
     arithmetics: the most important first.
     batches: the most important first.
     crops: stored; they repeat.
-    images: of a run over crops.
     seconds: of a turn.
     rounds: turns.
     budget: seconds of the whole run.
@@ -69,14 +68,13 @@ class Size:
   arithmetics: tuple[str, ...] = ('bfloat16', 'tf32', 'float32')
   batches: tuple[int, ...] = (256, 32, 1)
   crops: int = 2048
-  images: int = 16384
   seconds: float = 0.5
   rounds: int = 5
   budget: int = 510
 
 
 FULL = Size()
-DRY = Size((18,), ('bfloat16', 'float32'), (2, 1), 8, 16, seconds=0.1, rounds=2)
+DRY = Size((18,), ('bfloat16', 'float32'), (2, 1), 8, seconds=0.1, rounds=2)
 
 
 # ---------------------------------------------------------------- the steps
@@ -270,12 +268,11 @@ def crops(given: argparse.Namespace, size: Size) -> Iterator[Line]:
   with tempfile.TemporaryDirectory() as folder:
     path = crop_speed.made(pathlib.Path(folder), given.data, size.crops)
     stored = sources.open_source(str(path)).items
-    items = (list(stored) * -(-size.images // len(stored)))[: size.images]
     for arithmetic in size.arithmetics[:2]:
       yield {
         'what': 'gpu crops',
         **crop_speed.turns(
-          items,
+          stored,
           arithmetic,
           depth=given.depth,
           batch_size=size.batches[0],

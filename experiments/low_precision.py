@@ -4,9 +4,9 @@
   python experiments/low_precision.py --batch 24
 
 ResNet-50 in float32, in float32 without Winograd's algorithm, and in bfloat16
-take turns, each in a process of its own; so do, in this one, the operations
-that they consist of: a matrix product and a 3x3 convolution.  Appends a JSON
-line to experiments/results/low_precision.jsonl.
+take turns, each in a process of its own; so do, in this one, a 1x1 and a 3x3
+convolution, the latter without Winograd's algorithm.  Appends a JSON line to
+ experiments/results/low_precision.jsonl.
 """
 
 import argparse
@@ -22,7 +22,6 @@ import benchmark
 import jax
 import jax.numpy as jnp
 import pipeline_speed
-from jax import lax
 
 from resnet_jax.engine import devices
 from resnet_jax.models import convolution, structure
@@ -44,47 +43,39 @@ def instructions() -> list[str]:
 
 
 def operations(rounds: int, seconds: float) -> dict[str, dict[str, float]]:
-  """Multiply-adds/s of the two operations, in both types, on one device."""
+  """Multiply-adds/s of a 1x1 and a 3x3 convolution of three images."""
   works: dict[str, dict[str, tuple[Callable[[], Any], float]]] = {}
-  for dtype in ('float32', 'bfloat16'):
-    x = jnp.ones((3 * 28 * 28, 512), dtype)
-    kernel = jnp.ones((512, 128), dtype)
-    product = jax.jit(lax.dot)
-    images = jnp.ones((3, 28, 28, 128), dtype)
-    unit = structure.Unit(3, 1, 128, 128)
-    threes = jnp.ones((3, 3, 128, 128), dtype)
-    convolve = jax.jit(
-      functools.partial(
-        convolution.convolve,
-        unit=unit,
-        precision=lax.Precision.DEFAULT,
-        name='direct',
+  for name in ('direct', 'bfloat16'):
+    rules = convolution.ARITHMETICS[name]
+    for unit in (
+      structure.Unit(1, 1, 512, 128),
+      structure.Unit(3, 1, 128, 128),
+    ):
+      images = jnp.ones((3, 28, 28, unit.inputs), rules.dtype)
+      kernel = jnp.ones((unit.kernel,) * 2 + (unit.inputs, 128), rules.dtype)
+      way = convolution.algorithm(unit, rules, 'cpu')
+      once = functools.partial(
+        jax.jit(
+          functools.partial(
+            convolution.convolve, unit=unit, precision=rules.precision, name=way
+          )
+        ),
+        images,
+        kernel,
       )
-    )
-    each: tuple[tuple[str, Callable[[], Any], float], ...] = (
-      (
-        'matrix product',
-        functools.partial(product, x, kernel),
-        x.size * kernel.shape[1],
-      ),
-      (
-        '3x3 convolution',
-        functools.partial(convolve, images, threes),
-        images.size * 9 * 128,
-      ),
-    )
-    for name, call, amount in each:
-      jax.block_until_ready(call())
-      works.setdefault(name, {})[dtype] = call, amount
+      jax.block_until_ready(once())
+      amount = 3.0 * 28 * 28 * kernel.size
+      kind = f'{unit.kernel}x{unit.kernel}'
+      works.setdefault(kind, {})[rules.dtype] = once, amount
   found: dict[str, dict[str, list[float]]] = {}
   for _ in range(rounds):
     for name, ways in works.items():
-      for dtype, (call, amount) in ways.items():
+      for dtype, (call, work) in ways.items():
         count, begin = 0, time.perf_counter()
         while time.perf_counter() - begin < seconds:
           jax.block_until_ready(call())
           count += 1
-        rate = amount * count / (time.perf_counter() - begin)
+        rate = work * count / (time.perf_counter() - begin)
         found.setdefault(name, {}).setdefault(dtype, []).append(rate)
   return {
     name: {dtype: statistics.median(rates) for dtype, rates in ways.items()}

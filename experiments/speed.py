@@ -281,6 +281,29 @@ def crops_end_to_end() -> Table:
   ), rows
 
 
+def low_precision() -> Table:
+  """Bfloat16 against float32 on processors."""
+  rows = [
+    [
+      line['processor'],
+      ', '.join(line['instructions']) or 'none',
+      str(line['batch']),
+      *(f'{line[name]:.1f}' for name in ('float32', 'direct', 'bfloat16')),
+      *(f'{line["ratios"][name]:.2f}' for name in ('float32', 'direct')),
+      *(
+        f'{rates["bfloat16"] / rates["float32"]:.2f}'
+        for rates in line['operations'].values()
+      ),
+    ]
+    for line in _lines('low_precision.jsonl', 'low precision')
+  ]
+  return (
+    *('processor', 'its instructions for bfloat16', 'batch size'),
+    *('float32, images/s', 'direct', 'bfloat16', 'over float32'),
+    *('over direct', '1x1 convolution', '3x3, over direct'),
+  ), rows
+
+
 def decode() -> Table:
   """Ways to decode, and how their pixels differ."""
   changes = {

@@ -145,6 +145,7 @@ TABLES: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
         speed.decode,
         speed.workers,
         speed.arithmetic,
+        speed.low_precision,
         speed.grouped,
         speed.start,
         speed.growth,

@@ -112,7 +112,7 @@ class CropStore:
     self.keys = strings.read(path / 'keys')
     if len(self.keys) != rows or not rows:
       raise ValueError(f'it has {rows} rows and {len(self.keys)} keys')
-    # As many rows as there are keys, so they fit into the memory.
+    # What is not made yet has no files.
     status = arrays.read_column(path / 'status', rows, 'uint8', whole=False)
     if pending := int((status == 0).sum()):
       raise errors.UserError(

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -30,12 +29,14 @@ class Block:
   Attributes:
     names: of the parameters in it.
     shape: of the array, which differs between the algorithms of a convolution.
+    dtype: of its numbers.
     spec: along which axis a device has a part, if along any.
     devices: that have it: of a whole array all, whatever program uses it.
   """
 
   names: tuple[str, ...]
   shape: tuple[int, ...]
+  dtype: str
   spec: PartitionSpec
   devices: tuple[jax.Device, ...]
 
@@ -82,15 +83,15 @@ class Placement:
         sharing.AXIS if part < whole else None
         for part, whole in zip(held[name], self._whole[name], strict=True)
       )
-      shape = self._whole[name]
+      shape, dtype = self._whole[name], folding.dtype(module, name)
       if held[name] == shape:
-        block = Block((name,), shape, PartitionSpec(), every)
+        block = Block((name,), shape, dtype, PartitionSpec(), every)
       else:
-        block = Block((name,), shape, PartitionSpec(*axes), working)
+        block = Block((name,), shape, dtype, PartitionSpec(*axes), working)
       self._blocks[name] = block
     if self._vectors:
       count = sum(self._whole[name][0] for name in self._vectors)
-      block = Block(self._vectors, (count,), PartitionSpec(), every)
+      block = Block(self._vectors, (count,), 'float32', PartitionSpec(), every)
       self._blocks[_VECTORS] = block
 
   @property
@@ -103,7 +104,7 @@ class Placement:
     """What `place` returns, without the numbers."""
     return {
       name: jax.ShapeDtypeStruct(
-        block.shape, jnp.float32, sharding=self._sharding(block)
+        block.shape, block.dtype, sharding=self._sharding(block)
       )
       for name, block in self._blocks.items()
     }

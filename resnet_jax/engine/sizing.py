@@ -32,9 +32,9 @@ _SHARE = 0.8
 
 # The most images that are computed one by one rather than in a padded large
 # batch, as a share of it: where both take as long.  On two cores an image of
-# ResNet-50 took 28.3 ms alone, on one of them, and 13.4 ms in a batch of 96.
+# ResNet-50 took 18.7 ms alone, shared by both, and 13.8 ms in a batch of 96.
 # Accelerators are not measured; an image alone leaves most of one idle.
-_ONE_BY_ONE = {'cpu': 0.47}
+_ONE_BY_ONE = {'cpu': 0.7}
 _ONE_BY_ONE_ELSEWHERE = 0.1
 
 Say = Callable[[str], None]

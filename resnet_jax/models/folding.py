@@ -52,6 +52,13 @@ def folded(
     else:
       kernel = np.asarray(parameters[f'{unit}_conv/kernel'])
       kernel = kernel * np.float32(factor)
-      # As the convolution takes it, so that it is not converted at each call.
+      # As the convolution takes it, so that no call converts it.
       kernel = convolution.prepared(kernel, shapes[name])
-      yield name, kernel.astype(module.inference.rules.dtype, copy=False)
+      yield name, kernel.astype(dtype(module, name), copy=False)
+
+
+def dtype(module: resnet.ResNet, name: str) -> str:
+  """The data type of a parameter that `folded` yields."""
+  layer, leaf = name.split('/')
+  is_kernel = leaf == 'kernel' and layer != 'logits'
+  return module.inference.rules.dtype if is_kernel else 'float32'

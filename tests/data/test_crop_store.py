@@ -79,6 +79,24 @@ def test_an_item_reads_its_crop(store, image_folder):
   )
 
 
+@pytest.mark.parametrize('chunks', [('0', '1'), ('1',)])
+def test_a_store_that_is_not_finished_is_not_called_damaged(store, chunks):
+  for number in chunks:
+    (store / 'status' / 'c' / number).unlink()
+    for file in (store / 'crops' / 'c' / number).rglob('*/0'):
+      if file.is_file():
+        file.unlink()
+  part = store.rename(store.with_name('crops.zarr.part'))
+  message = user_error(opened, part)
+  rows = 7 if len(chunks) == 2 else 3
+  assert message == (
+    f'{part} is not finished: {rows} rows of 7 are not made yet. Start the same'
+    ' crop job again; it resumes.'
+  )
+  message = user_error(opened, store)
+  assert message.startswith(f'{store} is not finished: there is only {part}.')
+
+
 @pytest.mark.parametrize('on_error', ['fail', 'record'])
 def test_a_damaged_chunk_is_an_error_whatever_is_recorded(store, on_error):
   data = bytearray(chunk(store, 1).read_bytes())

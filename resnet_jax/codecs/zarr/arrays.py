@@ -59,10 +59,10 @@ def read_column(
   """Reads an array of one number a row.
 
   Args:
-    path: of the array.
-    rows: that it has; their memory is taken.
-    dtype: that it has.
-    whole: whether its files must hold all rows; else the others are 0.
+    path: the array.
+    rows: their number, which the caller trusts.
+    dtype: NumPy's name.
+    whole: whether chunks without a file are an error, and not zeros.
 
   Raises:
     ValueError, OSError: it is damaged, or another array.
@@ -70,7 +70,7 @@ def read_column(
   grid = chunks.read(path)
   if (grid.shape, grid.dtype) != ((rows,), dtype):
     raise ValueError(f'{path.name} is {grid.dtype} {grid.shape}, not {rows}')
-  if whole and chunks.held(path, grid) < grid.bytes_of(grid.shape):
+  if chunks.held(path, grid) < grid.bytes_of(grid.shape) and whole:
     raise ValueError(f'{path.name} states {rows} rows, and its files hold less')
   return opened(path).read().result()
 
