@@ -2,6 +2,8 @@
 """A network compiled for images of one shape: how they are dealt out."""
 
 import dataclasses
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,13 @@ from resnet_jax.system import console
 
 # Where devices wait for one another, they may help one another, too.
 _SHARED = {'xla_cpu_multi_thread_eigen': True}
+
+# Devices that wait for one another take a thread each, of as many as there are
+# devices.  Two such programs at a time could take all threads of one device and
+# none of the other, and XLA ends the process.  So there is one at a time, and
+# none behind another program that takes long.
+_alone = threading.Lock()
+_started: list[weakref.ref[jax.Array]] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +90,14 @@ class Program:
     compiled: the program.
     mean: on the devices.
     images: what the program takes.
+    shared: whether devices share an image.
     parameters: on the devices.
   """
 
   compiled: jax.stages.Compiled
   mean: jax.Array
   images: jax.ShapeDtypeStruct
+  shared: bool
   parameters: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
 
   def with_parameters(self, parameters: Mapping[str, jax.Array]) -> 'Program':
@@ -103,8 +114,20 @@ class Program:
     return jax.device_put(images, self.images.sharding)
 
   def __call__(self, images: jax.Array) -> Any:
-    """Starts the computation for what `put` gave."""
-    return self.compiled(self.parameters, self.mean, images)
+    """Starts the computation for what `put` gave; a shared one also ends."""
+    with _alone:
+      alive = (ref() for ref in _started)
+      pending = [array for array in alive if array is not None]
+      if self.shared:
+        jax.block_until_ready(pending)
+        pending.clear()
+      result = self.compiled(self.parameters, self.mean, images)
+      if self.shared:
+        jax.block_until_ready(result)
+      else:
+        pending += jax.tree.leaves(result)[:1]
+      _started[:] = map(weakref.ref, pending)
+    return result
 
 
 def compiled(
@@ -143,7 +166,7 @@ def compiled(
   lowered = jax.jit(local).lower(where.shapes, there, images)
   options = _SHARED if how.deal.sharing else {}
   program = compilation.compiled(lowered, console.say, options)
-  return Program(program, there, images)
+  return Program(program, there, images, how.deal.sharing)
 
 
 def _in_rounds(apply: Callable) -> Callable:

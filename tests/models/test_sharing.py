@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An image that devices share, against the same image on one device."""
 
+import concurrent.futures
 import subprocess
 import sys
 
@@ -141,6 +142,34 @@ def test_fewer_images_than_devices_are_shared(
   )
   assert (how.deal.devices, how.deal.sharing) == (working, sharing_them)
   assert how.deal.rounds == 1
+
+
+def test_images_are_shared_one_at_a_time():
+  """Else devices of several wait for one another, and XLA ends the process."""
+  module = resnet.ResNet(18, 10)
+  runners = [
+    runner.Runner(
+      module,
+      parameters(module),
+      [layer],
+      Preprocess((1.0, 2.0, 3.0)),
+      execution=runner.Execution(DEVICES),
+    )
+    for layer in ('res2_1_addto', 'res2_2_addto')
+  ]
+  one, many = (np.zeros((n, 1, 64, 64, 3), np.uint8) for n in (1, 32))
+  expected = [run.fetch(run(one)) for run in runners]
+
+  def work(number):
+    run = runners[number % 2]
+    # A batch is still being computed when the next image begins.
+    results = [run(many), *(run(one) for _ in range(8))]
+    return [run.fetch(result) for result in results[1:]]
+
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    for number, found in enumerate(pool.map(work, range(8))):
+      for got in found:
+        np.testing.assert_equal(got, expected[number % 2])
 
 
 def test_the_parameters_of_a_cpu_are_one_copy():
