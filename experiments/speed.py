@@ -111,6 +111,30 @@ def one_image() -> Table:
   ), rows
 
 
+def notebook() -> Table:
+  """Calls of `Model.features` with lists of several lengths."""
+  rows = [
+    [
+      line['processor'],
+      str(line['depth']),
+      str(row['length']),
+      str(row['programs']),
+      f'{row["first"]:.2f}',
+      f'{row["files"]:.3f}',
+      f'{row["crops"]:.3f}',
+      f'{row["network"]:.3f}',
+      f'{row["ratio"]:.2f}',
+    ]
+    for line in _lines('notebook.jsonl', 'notebook')
+    for row in line['rows']
+  ]
+  return (
+    *('processor', 'depth', 'images', 'programs compiled so far'),
+    *('first call, s', 'later call, files', 'crops', 'the network alone'),
+    'crops / network',
+  ), rows
+
+
 def bounds() -> Table:
   """How near our networks are to what bounds them."""
   rows = [

@@ -137,6 +137,7 @@ TABLES: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
         speed.compute,
         speed.bounds,
         speed.one_image,
+        speed.notebook,
         speed.files,
         speed.end_to_end,
         speed.gpu,
