@@ -26,6 +26,7 @@ import concurrent.futures
 import dataclasses
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -110,6 +111,11 @@ def load(data: str) -> tuple[Images, list[str]]:
   items = sources.open_source(data).items
   folders = [pathlib.PurePosixPath(item.key).parent.name for item in items]
   names = sorted(set(folders))
+  if len(names) < 2:
+    raise errors.UserError(
+      f'{data} has its images in one folder. Their classes are their folders:'
+      ' train/cat/0001.jpg, train/dog/0001.jpg and so on.'
+    )
 
   def pixels(item: sources.Item) -> np.ndarray:
     image = decoding.decode(item.read())
@@ -325,6 +331,12 @@ def train(
   trained, held_out = split(images, recipe)
   count = len(trained.labels)
   steps = count // recipe.batch
+  if not steps:
+    raise errors.UserError(
+      f'{count} images to train on are fewer than a batch of {recipe.batch}:'
+      f' {len(held_out.labels)} are held out. Give more images, or a smaller'
+      ' --batch or --held_out.'
+    )
   training = Training(recipe, len(np.unique(images.labels)), steps)
   state, epochs = training.start(), list[dict]()
   folder.mkdir(parents=True, exist_ok=True)
@@ -411,19 +423,33 @@ def plot(folder: pathlib.Path) -> pathlib.Path:
 
 def main() -> None:
   """Trains."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('folder', type=pathlib.Path)
-  parser.add_argument('--data', required=True)
+  parser = argparse.ArgumentParser(
+    description=f'{__doc__.splitlines()[0]}  The options: {Recipe.__doc__}',
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    'folder', type=pathlib.Path, help='of the checkpoint, lines and results'
+  )
+  parser.add_argument(
+    '--data', required=True, help='a tar or folder, class/image below it'
+  )
   for field in dataclasses.fields(Recipe):
-    default = field.default
-    parser.add_argument(f'--{field.name}', type=type(default), default=default)
+    parser.add_argument(
+      f'--{field.name}',
+      type=type(field.default),
+      default=field.default,
+      help='default %(default)s',
+    )
   given = vars(parser.parse_args())
   folder, data = given.pop('folder'), given.pop('data')
   recipe = Recipe(**given)
-  images, names = load(data)
-  state = train(folder, recipe, images, say=lambda s: print(s, flush=True))
-  print(export(folder, recipe, state, names))
-  print(plot(folder))
+  try:
+    images, names = load(data)
+    state = train(folder, recipe, images, say=lambda s: print(s, flush=True))
+    print(export(folder, recipe, state, names))
+    print(plot(folder))
+  except errors.UserError as error:
+    sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

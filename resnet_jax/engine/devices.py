@@ -26,6 +26,9 @@ _MOST_CPU_DEVICES = 8
 _CPU_CROPS = 48
 _CPU_PIECE = 3
 
+# JAX's own default.
+_UNSET = -1
+
 # A device with one core does not split its products.
 _ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
 
@@ -48,8 +51,7 @@ def use_cores() -> None:
   """
   there = cores.count()
   count = min(there, _MOST_CPU_DEVICES)
-  if getattr(jax.config, 'jax_num_cpu_devices') == count:  # noqa: B009
-    # JAX accepts its own value without an error, even once it has started.
+  if getattr(jax.config, 'jax_num_cpu_devices') != _UNSET:  # noqa: B009
     return
   try:
     jax.config.update('jax_num_cpu_devices', count)

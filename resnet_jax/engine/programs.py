@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network compiled for images of one shape: how they are dealt out."""
 
+import contextlib
 import dataclasses
 import threading
 import weakref
@@ -119,7 +120,10 @@ class Program:
       alive = (ref() for ref in _started)
       pending = [array for array in alive if array is not None]
       if self.shared:
-        jax.block_until_ready(pending)
+        for array in pending:
+          # Who fetches it reports its error.
+          with contextlib.suppress(Exception):
+            array.block_until_ready()
         pending.clear()
       result = self.compiled(self.parameters, self.mean, images)
       if self.shared:

@@ -4,6 +4,7 @@
 import concurrent.futures
 import subprocess
 import sys
+import weakref
 
 import jax
 import numpy as np
@@ -171,6 +172,21 @@ def test_images_are_shared_one_at_a_time():
     for number, found in enumerate(pool.map(work, range(8))):
       for got in found:
         np.testing.assert_equal(got, expected[number % 2])
+
+
+def test_the_failure_of_another_program_is_not_the_images():
+  class Failed:
+    """The value of a batch that did not fit into the memory."""
+
+    def block_until_ready(self):
+      """Fails."""
+      raise MemoryError
+
+  other = Failed()
+  programs._started.append(weakref.ref(other))
+  module = resnet.ResNet(18, 10)
+  assert values(module, DEVICES, ['pool1'], (32, 32))['pool1'].any()
+  assert not programs._started
 
 
 def test_the_parameters_of_a_cpu_are_one_copy():
