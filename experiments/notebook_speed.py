@@ -69,7 +69,7 @@ def main() -> None:
   for length in LENGTHS:
     listed = paths[:length]
     crops = model.crops(listed)
-    first = seconds(lambda n=listed: model.features(n, LAYER))
+    first = seconds(functools.partial(model.features, listed, LAYER))
     programs = sum('run' in name for name in compiled)
     [network] = model._networks._networks.values()
     most = sizing.first_rows(model.execution.devices, 1, crops.shape[1])
@@ -82,8 +82,8 @@ def main() -> None:
     # In turns, so that disturbances hit all alike.
     turns = [
       (
-        seconds(lambda n=listed: model.features(n, LAYER)),
-        seconds(lambda n=crops: model.features(n, LAYER)),
+        seconds(functools.partial(model.features, listed, LAYER)),
+        seconds(functools.partial(model.features, crops, LAYER)),
         seconds(alone),
       )
       for _ in range(given.repeats)

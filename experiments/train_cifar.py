@@ -89,6 +89,9 @@ class Recipe:
   arithmetic: str = 'float32'
 
 
+_OPTIONS = str(Recipe.__doc__).partition('Attributes:')[2]
+
+
 @dataclasses.dataclass(frozen=True)
 class Images:
   """Labelled images in memory.
@@ -424,7 +427,7 @@ def plot(folder: pathlib.Path) -> pathlib.Path:
 def main() -> None:
   """Trains."""
   parser = argparse.ArgumentParser(
-    description=f'{__doc__.splitlines()[0]}  The options: {Recipe.__doc__}',
+    description=f'{__doc__.splitlines()[0]}\n{_OPTIONS}',
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument(
