@@ -53,10 +53,10 @@ def main() -> None:
   given = parser.parse_args()
   compiled: list[str] = []
 
-  def listen(event: str, duration: float, **more: Any) -> None:
-    del duration
+  def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+    del duration_secs
     if event.endswith('backend_compile_duration'):
-      compiled.append(more.get('fun_name', ''))
+      compiled.append(str(kwargs.get('fun_name', '')))
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   warnings.simplefilter('ignore')
