@@ -292,7 +292,7 @@ def _check_folds(folds: Any, width: int, classes: int) -> None:
     raise errors.UserError(
       f'{folds} folds of {width} features and {classes} classes need'
       f' {size(needed)} of memory, more than {size(_MAX_SUMS_BYTES)}. Give'
-      ' fewer folds, features or classes; classes are numbered 0, 1, 2 and so on.'
+      ' fewer folds, features or classes.'
     )
 
 
