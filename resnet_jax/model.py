@@ -3,7 +3,7 @@
 
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike, fspath
 from typing import Any, NoReturn
 
@@ -60,7 +60,7 @@ class Model:
     self.preprocess = preprocess
     self.layers = resnet.layer_names(weights.module)
     self.execution = execution
-    self._class_names = class_names
+    self._class_names = _checked_names(class_names)
     self._networks = networks.Networks(
       weights.module,
       weights.parameters,
@@ -111,6 +111,11 @@ class Model:
     Raises:
       UserError: it cannot be written, or the preprocessing has a mean image.
     """
+    if not isinstance(path, str | PathLike):
+      raise errors.UserError(
+        f'a path of type {type(path).__name__} names no file. Give'
+        f' NAME{saving.SUFFIX}.'
+      )
     named = [c.name for c in self.classes] if self._class_names else []
     target = pathlib.Path(path).expanduser()
     saving.save(target, self.weights, self.preprocess, named)
@@ -126,7 +131,7 @@ class Model:
     if isinstance(self._class_names, str | PathLike):
       file = fspath(self._class_names)
     else:
-      named = tuple(self._class_names)
+      named = self._class_names
     return labels.classes(self.module.classes, file, named)
 
   def features(
@@ -332,3 +337,17 @@ class Model:
           whole[name] = np.empty(shape, value.dtype)
         whole[name][batch.start : batch.start + len(value)] = value
     return whole
+
+
+def _checked_names(
+  names: str | PathLike[str] | Sequence[str],
+) -> str | PathLike[str] | tuple[str, ...]:
+  if isinstance(names, str | PathLike):
+    return names
+  listed = tuple(names) if isinstance(names, Iterable) else (names,)
+  if wrong := [name for name in listed if not isinstance(name, str)]:
+    raise errors.UserError(
+      f'class_names has a {type(wrong[0]).__name__}. Give a file with a name a'
+      ' line, or a list of names.'
+    )
+  return listed

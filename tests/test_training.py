@@ -427,6 +427,46 @@ def test_variables_of_another_network_are_refused(module, start):
   )
 
 
+@pytest.mark.parametrize(
+  ('leaf', 'expected'),
+  [
+    ('abc', 'params/logits/kernel of type str has values of type <U3'),
+    ([[1, 2], [3]], 'params/logits/kernel of type list is no array'),
+    (object(), 'values of type object'),
+    (None, 'values of type object'),
+    (np.ones((64, 5), bool), 'values of type bool'),
+    (np.full((64, 5), 1 + 2j), 'values of type complex128'),
+    (jax.random.key(0), 'is no array'),
+    (np.ones((64, 6)), 'has the shape (64, 6), not (64, 5)'),
+    (np.full((64, 5), 1e300), '320 of 320 values that are not finite'),
+  ],
+)
+def test_leaves_are_arrays_of_real_numbers(module, start, leaf, expected):
+  params = start['params'] | {
+    'logits': start['params']['logits'] | {'kernel': leaf}
+  }
+  changed = {**start, 'params': params}
+  message = user_error(resnet_jax.from_variables, module, changed, PREPROCESS)
+  assert expected in message
+  assert ('learning rate' in message) == ('not finite' in message)
+
+
+def test_arguments_of_another_type_are_refused(module, start):
+  for given, expected in (
+    ((None, start, PREPROCESS), 'module is of type NoneType'),
+    ((module, start, None), 'preprocess is of type NoneType'),
+    ((module, None, PREPROCESS), 'are missing'),
+    ((module, start, PREPROCESS, 5), 'class_names has a int'),
+    ((module, start, PREPROCESS, [1, 2, 3, 4, 5]), 'class_names has a int'),
+    ((module, start, PREPROCESS, None), 'class_names has a NoneType'),
+  ):
+    assert expected in user_error(resnet_jax.from_variables, *given)
+  model = resnet_jax.from_variables(module, start, PREPROCESS)
+  for path in (None, 5):
+    message = user_error(model.save, path)
+    assert f'a path of type {type(path).__name__} names no file' in message
+
+
 def test_joined_layers_do_not_train(start):
   joined = resnet.ResNet(20, 5, inference=layers.Inference(platform='cpu'))
   with pytest.raises(ValueError, match='joined for inference'):

@@ -16,11 +16,17 @@ import numpy as np
 
 from resnet_jax.evaluation.similarity import Table
 from resnet_jax.system import errors
+from resnet_jax.system.text import size
 
 # A piece of the features, in float64.
 _PIECE_BYTES = 32 << 20
 # The square matrix of a fold: as wide as any layer after its pool.
 _MAX_FEATURES = 8192
+# The matrices of the labels, features x classes, of all folds.
+_MAX_SUMS_BYTES = 4 << 30
+_MAX_CLASSES = 1 << 20
+# The fourth power of a value beyond is no float64.
+_LARGEST = 1e60
 REGULARISATIONS = tuple(10.0**exponent for exponent in range(-6, 3))
 
 
@@ -54,10 +60,20 @@ class Probe:
     """The best class (N,) of each row of a table, read in pieces.
 
     A row with a value that is not finite gets -1.
+
+    Raises:
+      UserError: the table is none, or its rows have another number of features.
     """
+    width = _width(features)
+    if width != len(self.weights):
+      raise errors.UserError(
+        f'features of shape {tuple(features.shape)} have {width} values a row,'
+        f' and the probe was fitted to {len(self.weights)}. Give the same layer'
+        ' of the same network, extracted with the same pool.'
+      )
     best = [
       np.where(np.isfinite(piece).all(1), self.scores(piece).argmax(1), -1)
-      for _, piece in _pieces(features)
+      for _, piece in _pieces(features, len(self.bias))
     ]
     return np.concatenate([np.zeros(0, np.int64), *best])
 
@@ -153,20 +169,19 @@ def linear_probe(
       chosen; the result is of all rows.
 
   Raises:
-    UserError: labels are missing, or features are too many, or too few rows.
+    UserError: labels are missing, or features are too many or too large, or too
+      few rows.
   """
-  labels = np.asarray(labels)
-  width = math.prod(features.shape[1:])
-  classes = _checked(features.shape, labels, classes)
-  if folds < 2 or not regularisations or min(regularisations) <= 0:
-    raise errors.UserError(
-      f'folds={folds} and regularisations={tuple(regularisations)}: give two'
-      ' or more folds, and regularisations above 0.'
-    )
+  width = _width(features)
+  labels = _checked_labels(labels, tuple(features.shape))
+  classes = _checked_classes(labels, classes)
+  candidates = _checked_regularisations(regularisations)
+  _check_folds(folds, width, classes)
   sums = [_Sums.none(width, classes) for _ in range(folds)]
   # Sums of squares of values far from 0 would lose digits.
   origin, left_out = np.zeros(width), 0
-  for start, piece in _pieces(features):
+  for start, piece in _pieces(features, classes):
+    _check_size(piece, start)
     finite = np.isfinite(piece).all(1)
     left_out += int((~finite).sum())
     if not any(fold.count for fold in sums) and finite.any():
@@ -177,43 +192,125 @@ def linear_probe(
       each.add(
         piece[chosen] - origin, labels[start : start + len(piece)][chosen]
       )
-  if any(fold.count == 0 for fold in sums):
+  if empty := [n for n, fold in enumerate(sums) if fold.count == 0]:
+    count = features.shape[0]
+    if count < folds:
+      raise errors.UserError(
+        f'{count} rows are too few for {folds} folds. Give more rows, or fewer'
+        ' folds.'
+      )
     raise errors.UserError(
-      f'{sum(int(fold.count) for fold in sums)} rows are too few for'
-      f' {folds} folds. Give more rows, or fewer folds.'
+      f'fold {empty[0]} of {folds} (row {empty[0]} and each {folds}th after it)'
+      f' has no row of finite values: {left_out} of {count} rows have values'
+      ' that are not finite. Give rows without them, or another number of'
+      ' folds.'
     )
-  return _fitted(sums, origin, tuple(regularisations), left_out)
+  return _fitted(sums, origin, candidates, left_out)
 
 
-def _checked(shape: tuple[int, ...], labels: np.ndarray, classes: int) -> int:
-  """The number of classes."""
+def _width(features: Table) -> int:
+  """The number of features a row; raises a UserError if it is no table."""
+  shape = getattr(features, 'shape', None)
+  if not isinstance(shape, tuple) or not shape:
+    raise errors.UserError(
+      f'features of type {type(features).__name__} are no table of rows. Give'
+      ' an array (N, ...), or a layer of load_features(...).'
+    )
+  width = math.prod(shape[1:])
+  if not 0 < width <= _MAX_FEATURES:
+    raise errors.UserError(
+      f'{width} features a row are not 1 to {_MAX_FEATURES}. Extract the layer'
+      " with pool='avg'."
+    )
+  return width
+
+
+def _checked_labels(labels: Any, shape: tuple[int, ...]) -> np.ndarray:
+  try:
+    labels = np.asarray(labels)
+  except ValueError as error:
+    raise errors.UserError(
+      f'labels of type {type(labels).__name__} are no array: {error}. Give one'
+      ' whole number a row.'
+    ) from error
   if labels.shape != shape[:1] or labels.dtype.kind not in 'iu':
     raise errors.UserError(
       f'labels of shape {labels.shape} and type {labels.dtype} for features of'
-      f' shape {tuple(shape)}: give one whole number a row.'
+      f' shape {shape}: give one whole number a row.'
     )
   if missing := int((labels < 0).sum()):
     raise errors.UserError(
       f'{missing} of {len(labels)} rows have no label (-1). Give data with'
       ' labels, or the rows that have one.'
     )
-  if math.prod(shape[1:]) > _MAX_FEATURES:
+  return labels
+
+
+def _is_whole(value: Any) -> bool:
+  return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _checked_classes(labels: np.ndarray, classes: Any) -> int:
+  """The number of classes."""
+  if not _is_whole(classes) or not 0 <= classes <= _MAX_CLASSES:
     raise errors.UserError(
-      f'{math.prod(shape[1:])} features a row are more than {_MAX_FEATURES}.'
-      " Extract the layer with pool='avg'."
+      f'classes={classes!r}: give a number from 1 to {_MAX_CLASSES}, or 0 for'
+      ' as many as the labels say.'
     )
   found = int(labels.max(initial=-1)) + 1
   if classes and found > classes:
     raise errors.UserError(
-      f'a label is {found - 1}, and there are classes={classes}.'
+      f'a label is {found - 1}, and there are classes={classes}: labels are 0'
+      f' to {classes - 1}. Give more classes, or other labels.'
     )
-  return max(classes, found)
+  if found > _MAX_CLASSES:
+    raise errors.UserError(
+      f'a label is {found - 1}, which makes {found} classes, more than'
+      f' {_MAX_CLASSES}. Number the classes 0, 1, 2 and so on.'
+    )
+  return max(int(classes), found)
 
 
-def _pieces(features: Table) -> Iterator[tuple[int, np.ndarray]]:
-  """The rows in pieces, (rows, D) float64, and the first row's number."""
+def _checked_regularisations(given: Any) -> tuple[float, ...]:
+  try:
+    found = tuple(float(each) for each in given)
+  except (TypeError, ValueError):
+    found = ()
+  if not found or not all(0 < each < math.inf for each in found):
+    raise errors.UserError(
+      f'regularisations={str(given)[:200]}: give a list of finite numbers above'
+      ' 0.'
+    )
+  return found
+
+
+def _check_folds(folds: Any, width: int, classes: int) -> None:
+  if not _is_whole(folds) or folds < 2:
+    raise errors.UserError(f'folds={folds!r}: give a whole number, 2 or more.')
+  needed = 8 * folds * width * (width + classes)
+  if needed > _MAX_SUMS_BYTES:
+    raise errors.UserError(
+      f'{folds} folds of {width} features and {classes} classes need'
+      f' {size(needed)} of memory, more than {size(_MAX_SUMS_BYTES)}. Give'
+      ' fewer folds, features or classes.'
+    )
+
+
+def _check_size(rows: np.ndarray, start: int) -> None:
+  if (np.isfinite(rows) & (np.abs(rows) > _LARGEST)).any():
+    raise errors.UserError(
+      f'a value in rows {start} to {start + len(rows) - 1} is beyond'
+      f' {_LARGEST:g}, too large for sums of squares. Scale the features.'
+    )
+
+
+def _pieces(features: Table, classes: int) -> Iterator[tuple[int, np.ndarray]]:
+  """The rows in pieces, (rows, D) float64, and the first row's number.
+
+  A piece's scores, (rows, classes), are as small.
+  """
   width = math.prod(features.shape[1:])
-  rows = max(1, _PIECE_BYTES // (8 * max(1, width)))
+  rows = max(1, _PIECE_BYTES // (8 * max(1, width, classes)))
   for start in range(0, features.shape[0], rows):
     piece = np.asarray(features[start : start + rows], np.float64)
     yield start, piece.reshape(len(piece), -1)

@@ -10,7 +10,6 @@ for each item.  Source: Orbax 0.12.8, `_src/metadata/tree.py`,
 `_src/serialization/tensorstore_utils.py`; its folders.
 """
 
-import math
 import os
 import pathlib
 import shutil
@@ -21,6 +20,7 @@ import numpy as np
 import tensorstore
 
 from resnet_jax.codecs.tensor import Tensor
+from resnet_jax.codecs.zarr import foreign
 from resnet_jax.data import presets
 from resnet_jax.models import names, variables
 from resnet_jax.models.variant import Variant
@@ -33,8 +33,6 @@ FORMAT = 'Orbax checkpoint'
 _TREE = '_METADATA'
 _MANIFEST = 'manifest.ocdbt'  # where all arrays are in one store
 _MAX_TREE = 1 << 24  # bytes; ResNet-152 with an optimiser's state has 0.5 MB
-# Beyond that no network's array is stored in one piece.
-_MAX_CHUNK = 1 << 28  # values
 _VARIANT = (
   'an Orbax checkpoint states no variant unless --job=convert wrote it: that of'
   " the authors' networks is taken. Set stride_in, stem_pool and epsilon if it"
@@ -66,19 +64,24 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     if any('/' in key or '\0' in key for each in keys for key in each):
       raise ValueError('a name is a path')
     # Versions before it had only the other.
-    zarr3 = bool(tree.get('use_zarr3', False))
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    version = 3 if tree.get('use_zarr3', False) else 2
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise errors.UserError(
       f'{item / _TREE} is damaged: {type(error).__name__}: {str(error)[:200]}.'
       ' Get the checkpoint again.'
+    ) from error
+  try:
+    foreign.check_files(item)
+  except ValueError as error:
+    raise errors.UserError(
+      f'{item} is damaged: {str(error)[:600]}. Get the checkpoint again.'
     ) from error
   prefix = _network(item, keys)
   tensors, left_out = {}, []
   for each in keys:
     own = each[len(prefix) :]
     if each[: len(prefix)] == prefix and own[:1] in _COLLECTIONS:
-      spec = _spec(item, each, zarr3)
-      tensors['/'.join(own)] = _tensor(item, '.'.join(each), spec)
+      tensors['/'.join(own)] = _tensor(item, '.'.join(each), version)
     else:
       left_out.append('.'.join(each))
   beside = item / metadata.FILE
@@ -148,32 +151,34 @@ def _network(item: pathlib.Path, keys: Iterable[_Keys]) -> _Keys:
   )
 
 
-def _spec(item: pathlib.Path, keys: _Keys, zarr3: bool) -> dict[str, Any]:
-  name, folder = '.'.join(keys), item.absolute().as_posix()
-  store: dict[str, Any] = {'driver': 'file', 'path': f'{folder}/{name}/'}
+def _store(item: pathlib.Path, name: str) -> dict[str, Any]:
+  """TensorStore's specification of the store with an array's files."""
+  folder = item.absolute().as_posix()
   # `_METADATA` states it too, in old versions not always as it is.
   if (item / _MANIFEST).exists():
     base = {'driver': 'file', 'path': f'{folder}/'}
-    store = {'driver': 'ocdbt', 'base': base, 'path': f'{name}/'}
-  return {'driver': 'zarr3' if zarr3 else 'zarr', 'kvstore': store}
+    return {'driver': 'ocdbt', 'base': base, 'path': f'{name}/'}
+  return {'driver': 'file', 'path': f'{folder}/{name}/'}
 
 
-def _tensor(item: pathlib.Path, name: str, spec: Mapping[str, Any]) -> Tensor:
+def _tensor(item: pathlib.Path, name: str, version: int) -> Tensor:
   """An array; raises a UserError if it is not there."""
+  store, stated = _store(item, name), foreign.METADATA[version]
+  driver = {2: 'zarr', 3: 'zarr3'}[version]
   try:
-    array = tensorstore.open(dict(spec), open=True, read=True).result()
+    found = tensorstore.KvStore.open(store).result().read(stated).result()
+    if found.state != 'value':
+      raise ValueError('it is not there')
+    foreign.check_metadata(found.value, version)
+    spec = {'driver': driver, 'kvstore': store}
+    array = tensorstore.open(spec, open=True, read=True).result()
   except ValueError as error:
     raise errors.UserError(
-      f'{item} is damaged: {name} cannot be opened: {str(error)[:200]}. Get the'
-      ' checkpoint again.'
+      f'{item} is damaged: {name} cannot be opened: {stated}:'
+      f' {str(error)[:200]}. Get the checkpoint again.'
     ) from error
-  shape: Any = array.chunk_layout.read_chunk.shape
-  chunk = math.prod(shape or ())
 
   def read() -> np.ndarray:
-    # What is in a file of a few bytes may say that it is of any size.
-    if chunk > _MAX_CHUNK:
-      raise ValueError(f'it is stored in pieces of {chunk} values')
     return np.asarray(array.read().result())
 
   return Tensor(tuple(array.shape), array.dtype.name, read)

@@ -4,6 +4,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.data.preprocess import Preprocess
@@ -29,8 +30,18 @@ def loaded(
     preprocess: how an image becomes the network's input.
 
   Raises:
-    UserError: the variables are another network's, or not finite.
+    UserError: the variables are another network's, or not finite; the module
+      or the preprocessing is something else.
   """
+  for name, value, kind, way in (
+    ('module', module, resnet.ResNet, 'Model.module'),
+    ('preprocess', preprocess, Preprocess, 'Model.preprocess'),
+  ):
+    if not isinstance(value, kind):
+      raise errors.UserError(
+        f'{name} is of type {type(value).__name__}, and a {kind.__name__} is'
+        f' expected. Give one, such as {way}.'
+      )
   if module.inference != layers.DEFINITION:
     raise errors.UserError(
       'the module is one that is computed for inference. Give the one that was'
@@ -51,20 +62,42 @@ def loaded(
       f' {"; ".join(parts)}. Give {{"params": ..., "batch_stats": ...}} as'
       ' module.init returns them.'
     )
-  parameters, origins = {}, {}
-  for place, name in places.items():
-    value = np.asarray(found[place])
-    origins[name] = assemble.Origin(place, value.shape, str(value.dtype))
-    parameters[name] = np.ascontiguousarray(value, np.float32)
+  values = {name: _array(place, found[place]) for place, name in places.items()}
+  origins = {
+    name: assemble.Origin(place, values[name].shape, str(values[name].dtype))
+    for place, name in places.items()
+  }
+  wrong = [
+    f'{origins[name].name} has the shape {values[name].shape}, not {shape}'
+    for name, shape in shapes.items()
+    if values[name].shape != shape
+  ]
+  if wrong:
+    raise errors.UserError(
+      f'these variables cannot be used: {some(wrong, 4)}. Give those of'
+      f' {resnet.describe(module)}, or the module that they are of.'
+    )
+  # What is too large for float32 is reported as not finite.
+  with np.errstate(over='ignore'):
+    parameters = {
+      name: np.ascontiguousarray(value, np.float32)
+      for name, value in values.items()
+    }
   faults = [
     f'{origins[name].name} {fault}'
-    for name, shape in shapes.items()
-    if (fault := _fault(name, parameters[name], shape))
+    for name, value in parameters.items()
+    if (fault := _fault(name, value))
   ]
   if faults:
+    finite = all(np.isfinite(value).all() for value in parameters.values())
+    advice = (
+      'Give them as training leaves them.'
+      if finite
+      else 'Values that are not finite come from a learning rate that is too'
+      ' high.'
+    )
     raise errors.UserError(
-      f'these variables cannot be used: {some(faults, 4)}. Values that are not'
-      ' finite come from a learning rate that is too high.'
+      f'these variables cannot be used: {some(faults, 4)}. {advice}'
     )
   return assemble.Loaded(
     FORMAT,
@@ -76,9 +109,26 @@ def loaded(
   )
 
 
-def _fault(name: str, value: np.ndarray, shape: tuple[int, ...]) -> str:
-  if value.shape != shape:
-    return f'has the shape {value.shape}, not {shape}'
+def _array(place: str, leaf: Any) -> np.ndarray:
+  """A leaf as an array of real numbers; raises a UserError if it is none."""
+  try:
+    value = np.asarray(leaf)
+  # JAX's own: an array that was donated, or is still traced.
+  except (ValueError, TypeError, RuntimeError) as error:
+    raise errors.UserError(
+      f'{place} of type {type(leaf).__name__} is no array:'
+      f' {str(error)[:200]} Give an array of numbers.'
+    ) from error
+  real = (jnp.floating, jnp.integer)
+  if not any(jnp.issubdtype(value.dtype, kind) for kind in real):
+    raise errors.UserError(
+      f'{place} of type {type(leaf).__name__} has values of type'
+      f' {value.dtype}. Give an array of real numbers.'
+    )
+  return value
+
+
+def _fault(name: str, value: np.ndarray) -> str:
   if bad := value.size - int(np.isfinite(value).sum()):
     return f'has {bad} of {value.size} values that are not finite'
   if name.endswith('/var') and (value < 0).any():

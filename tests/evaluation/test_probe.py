@@ -142,3 +142,43 @@ def test_mistakes_are_named():
   assert 'above 0' in user_error(linear_probe, x, labels, regularisations=(0,))
   wide = np.zeros((2, 9000))
   assert "pool='avg'" in user_error(linear_probe, wide, labels[:2])
+
+
+@pytest.mark.parametrize(
+  ('options', 'expected'),
+  [
+    ({'folds': 2.5}, 'folds=2.5: give a whole number'),
+    ({'folds': None}, 'folds=None: give a whole number'),
+    ({'folds': 10**9}, 'of memory, more than'),
+    ({'classes': -1}, 'classes=-1: give a number from 1'),
+    ({'classes': 2.5}, 'classes=2.5: give a number from 1'),
+    ({'classes': 10**9}, 'classes=1000000000: give a number from 1'),
+    ({'regularisations': [np.nan]}, 'regularisations=[nan]: give'),
+    ({'regularisations': [0.1, np.inf]}, 'finite numbers above 0'),
+    ({'regularisations': 3}, 'regularisations=3: give'),
+    ({'regularisations': ['a']}, 'finite numbers above 0'),
+  ],
+)
+def test_settings_are_checked(options, expected):
+  assert expected in user_error(linear_probe, *samples(20), **options)
+
+
+def test_tables_and_labels_are_checked():
+  x, labels = samples(24)
+  found = linear_probe(x, labels)
+  assert '1000000001 classes, more than' in user_error(
+    linear_probe, x, np.where(np.arange(24) == 3, 10**9, labels)
+  )
+  assert 'features of type list' in user_error(linear_probe, [[1.0]], [0])
+  assert 'labels of type list' in user_error(linear_probe, x, [[1], [1, 2]])
+  assert 'features of type list' in user_error(found.predict, [[1.0]])
+  assert '5 values a row, and the probe was fitted to 6' in user_error(
+    found.predict, x[:, :5]
+  )
+  assert 'is beyond 1e+60' in user_error(linear_probe, x * 1e200, labels)
+  assert linear_probe(x * 1e50, labels).rows == 24
+  x[np.arange(24) % 5 == 2] = np.nan
+  message = user_error(linear_probe, x, labels)
+  assert 'fold 2 of 5' in message
+  assert '5 of 24 rows have values that are not finite' in message
+  assert 'too few' not in message

@@ -2,6 +2,7 @@
 """Orbax checkpoints, written by Orbax itself."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -198,3 +199,58 @@ def test_an_array_of_few_bytes_is_not_allocated(tmp_path, tree):
   path.write_text(json.dumps(stated))
   message = user_error(weights.load, str(tmp_path / 'bad'))
   assert 'stored in pieces of 274877906944 values' in message
+
+
+@pytest.mark.parametrize('ocdbt', [False, True])
+def test_a_pipe_does_not_hang(tmp_path, tree, ocdbt):
+  save(tmp_path / 'bad', tree, use_ocdbt=ocdbt)
+  pattern = 'd/*' if ocdbt else '*.conv1_conv.kernel/.zarray'
+  for path in (
+    next((tmp_path / 'bad').glob(pattern)),
+    *([tmp_path / 'bad' / 'manifest.ocdbt'] if ocdbt else ()),
+    tmp_path / 'bad' / '_METADATA',
+  ):
+    kept = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+    message = user_error(weights.load, str(tmp_path / 'bad'))
+    assert path.name in message
+    assert 'a pipe' in message
+    path.unlink()
+    path.write_bytes(kept)
+  if ocdbt:
+    (tmp_path / 'bad' / 'd').rename(tmp_path / 'd')
+    (tmp_path / 'bad' / 'd').symlink_to(tmp_path / 'd')
+    message = user_error(weights.load, str(tmp_path / 'bad'))
+    assert 'a link to a folder' in message
+
+
+@pytest.mark.parametrize('zarr3', [False, True])
+def test_metadata_are_checked_before_they_are_used(tmp_path, tree, zarr3):
+  save(tmp_path / 'bad', tree, use_ocdbt=False, use_zarr3=zarr3)
+  name = 'zarr.json' if zarr3 else '.zarray'
+  path = tmp_path / 'bad' / 'params.conv1_conv.kernel' / name
+  stated = json.loads(path.read_text())
+  dtype = 'data_type' if zarr3 else 'dtype'
+  texts = [
+    ('[' * 100_000, 'nested too deeply'),
+    ('[' * 100_000 + ']' * 100_000, 'nested too deeply'),
+    (' ' * (2 << 20), 'more than 1048576'),
+    ('3', 'does not state'),
+    (json.dumps({**stated, dtype: [['x', '<f4']]}), 'the data type'),
+    (json.dumps({**stated, dtype: '<U9'}), 'the data type'),
+    (json.dumps({**stated, 'shape': [1 << 40] * 4}), 'values'),
+    (json.dumps({**stated, 'shape': [-1, 3, 3, 16]}), 'whole numbers'),
+    (json.dumps({**stated, 'shape': [3]}), 'in pieces of'),
+  ]
+  if zarr3:
+    shards = json.loads(path.read_text())
+    shards['chunk_grid']['configuration']['chunk_shape'] = [1 << 14, 1 << 14]
+    shards['shape'] = [3, 3]
+    shards['codecs'][0]['configuration']['chunk_shape'] = [1, 1]
+    texts.append((json.dumps(shards), 'more than 1048576 pieces'))
+  for text, expected in texts:
+    path.write_text(text)
+    message = user_error(weights.load, str(tmp_path / 'bad'))
+    assert expected in message
+    assert f'params.conv1_conv.kernel cannot be opened: {name}' in message

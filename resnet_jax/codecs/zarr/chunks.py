@@ -51,8 +51,8 @@ def read(path: pathlib.Path) -> Grid:
   """
   stated = files.read_json(path / 'zarr.json')
   try:
-    shape = _sizes(stated['shape'])
-    chunk = _sizes(stated['chunk_grid']['configuration']['chunk_shape'])
+    shape = sizes(stated['shape'])
+    chunk = sizes(stated['chunk_grid']['configuration']['chunk_shape'])
     dtype = str(stated['data_type'])
     codecs = [str(codec['name']) for codec in stated['codecs']]
     naming = stated['chunk_key_encoding']
@@ -98,8 +98,9 @@ def held(path: pathlib.Path, grid: Grid) -> int:
   return total
 
 
-def _sizes(stated: Any) -> tuple[int, ...]:
-  sizes = tuple(stated)
-  if not all(type(size) is int and 0 <= size < 2**62 for size in sizes):
+def sizes(stated: Any) -> tuple[int, ...]:
+  """A stated shape; raises a TypeError if it is none."""
+  shape = tuple(stated)
+  if not all(type(size) is int and 0 <= size < 2**62 for size in shape):
     raise TypeError('its sizes as whole numbers')
-  return sizes
+  return shape
