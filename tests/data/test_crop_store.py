@@ -110,6 +110,20 @@ def test_a_damaged_chunk_is_an_error_whatever_is_recorded(store, on_error):
   assert message.endswith(AGAIN)
 
 
+@pytest.mark.parametrize('on_error', ['fail', 'record'])
+def test_a_chunk_that_goes_missing_is_no_black_image(store, on_error):
+  items = opened(store).items
+  chunk(store, 1).unlink()
+  assert read(items[:4], on_error=on_error)[0].mask.all()
+  for missing in (
+    lambda: read(items, on_error=on_error),
+    items[5].read,
+  ):
+    message = user_error(missing)
+    assert message.startswith(f'{store} is damaged: ')
+    assert 'crops/c/1/0/0/0' in message
+
+
 def _piped(path):
   path.unlink()
   os.mkfifo(path)

@@ -18,7 +18,7 @@ from feature_runs import (
   values_of,
   write_batch,
 )
-from makers import contents
+from makers import contents, user_error
 
 from resnet_jax import features
 from resnet_jax.system import errors, files
@@ -251,6 +251,19 @@ def test_the_plan_of_what_is_left_is_an_upper_bound(tmp_path):
   write(tmp_path / 'out', plan, done=3)
   more = file_bytes(tmp_path / 'out') - before
   assert more <= ZARR.planned_bytes(plan, 5) < 1.25 * more
+
+
+def test_a_missing_chunk_does_not_hide_behind_padding(tmp_path):
+  # Of 4 batches of 3 rows, the padding is as large as two rows.
+  plan = plan_of(10, 3, layers={'a': (4, 3, 3)})
+  write(tmp_path / 'out', plan)
+  stored = features.load_features(tmp_path / 'out')
+  chunks = sorted((tmp_path / 'out' / 'a' / 'c').iterdir())
+  assert len(chunks) > 1
+  (chunks[0] / '0' / '0' / '0').unlink()
+  assert 'is damaged: ' in user_error(lambda: stored['a'][:])
+  message = user_error(features.load_features, tmp_path / 'out')
+  assert 'its files hold less' in message
 
 
 # ----------------------------------------------------------------- resuming

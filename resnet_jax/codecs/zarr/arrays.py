@@ -69,22 +69,30 @@ def read_column(
   """
   grid = chunks.read(path)
   if (grid.shape, grid.dtype) != ((rows,), dtype):
-    raise ValueError(f'{path.name} is {grid.dtype} {grid.shape}, not {rows}')
-  if chunks.held(path, grid) < grid.bytes_of(grid.shape) and whole:
+    raise ValueError(
+      f'{path.name} is {grid.dtype} {grid.shape}, not {dtype} of {rows} rows'
+    )
+  if chunks.held(path, grid) < grid.whole_bytes and whole:
     raise ValueError(f'{path.name} states {rows} rows, and its files hold less')
-  return opened(path).read().result()
+  return opened(path, whole=whole).read().result()
 
 
-def opened(path: pathlib.Path) -> Any:
-  """An array whose metadata `chunks` has checked, as TensorStore's."""
-  return _open(path)
+def opened(path: pathlib.Path, *, whole: bool = True) -> Any:
+  """An array whose metadata `chunks` has checked, as TensorStore's.
+
+  Args:
+    path: the array.
+    whole: whether to read a chunk without a file is a ValueError; otherwise it
+      is the fill value, as in an array that is being written.
+  """
+  return _open(path, fill_missing_data_reads=not whole)
 
 
 def read_into(array: Any, start: int, out: np.ndarray) -> None:
   """Fills `out` with the rows from `start` on, without a copy between.
 
   Raises:
-    ValueError: a chunk is damaged, or cannot be read.
+    ValueError: a chunk is damaged or missing, or cannot be read.
   """
   target = _tensorstore().array(out)
   target.write(array[start : start + len(out)]).result()
