@@ -120,7 +120,7 @@ class CropStore:
         ' made yet. Start the same crop job again; it resumes.'
       )
     _check_files(path / CROPS, grid)
-    self.reasons = strings.read(path / 'reason', rows)
+    self.reasons = strings.read(path / 'reason', rows, whole=False)
     self.named = strings.read(path / 'named', rows)
     self.labels = arrays.read_column(path / 'labels', rows, 'int32').tolist()
     self.sizes = arrays.read_column(path / 'sizes', rows, 'int64').tolist()

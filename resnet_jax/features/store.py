@@ -191,7 +191,9 @@ class Features(Mapping[str, StoredLayer]):
     self.settings = settings_lib.current(attributes['settings'])
     self.record: Mapping[str, Any] = attributes['record']
     self.rows = strings.read(path / 'keys')
-    self.reasons = strings.read(path / 'reason', len(self.rows))
+    rows = len(self.rows)
+    # Batches without a failed row have none.
+    self.reasons = strings.read(path / 'reason', rows, whole=False)
     # From the folders, never from a name in a file.
     self._layers = {
       entry.name: StoredLayer(entry)
@@ -201,7 +203,6 @@ class Features(Mapping[str, StoredLayer]):
     for name, layer in self._layers.items():
       if layer.shape[:1] != (len(self.rows),):
         raise ValueError(f'{name} is {layer.shape}, of {len(self.rows)} rows')
-    rows = len(self.rows)
     self.labels = arrays.read_column(path / 'labels', rows, 'int32')
     # What is pending has no files.
     self.status = arrays.read_column(

@@ -6,10 +6,12 @@ import os
 
 import numpy as np
 import pytest
+import zarr
 from makers import config_of, user_error
 
 import resnet_jax
 from resnet_jax import jobs
+from resnet_jax.codecs.zarr import arrays, strings
 from resnet_jax.data import crop_store, decoding, pipeline, sources
 from resnet_jax.data.preprocess import Preprocess
 
@@ -235,10 +237,53 @@ def test_crops_of_another_size_than_stated_are_refused(store):
 @pytest.mark.parametrize('size', [3, 2**32 - 1])
 def test_texts_are_as_many_as_rows(store, name, size):
   for file in (store / name / 'c').iterdir():
-    data = bytearray(file.read_bytes())
-    data[:4] = int(size).to_bytes(4, 'little')
-    file.write_bytes(data)
-  assert 'strings' in refused(store)
+    data = size.to_bytes(4, 'little') + file.read_bytes()[4:-4]
+    file.write_bytes(data + arrays.checksum(data))
+  assert f'a chunk of {size} strings, where ' in refused(store)
+
+
+@pytest.mark.parametrize('name', ['keys', 'reason', 'named'])
+def test_each_bit_of_texts_is_checked(store, name):
+  for file in (store / name / 'c').iterdir():
+    before = file.read_bytes()
+    for place in (0, 4, len(before) // 2, len(before) - 1):
+      data = bytearray(before)
+      data[place] ^= 1
+      file.write_bytes(data)
+      assert f'{name}/c/{file.name}' in refused(store)
+    file.write_bytes(b'')
+    assert f'{name}/c/{file.name}' in refused(store)
+    file.write_bytes(before)
+  found = zarr.open_group(store, mode='r')[name][:]
+  own = {'keys': 'keys', 'reason': 'reasons', 'named': 'named'}[name]
+  assert found.tolist() == getattr(opened(store).items[0].stored.store, own)
+
+
+@pytest.mark.parametrize('name', ['keys', 'named'])
+def test_only_reasons_may_lack_chunks(store, name):
+  assert len(list((store / 'reason' / 'c').iterdir())) == 1
+  (store / name / 'c' / '0').unlink()
+  assert f'{name}/c/0' in refused(store)
+
+
+def test_texts_of_earlier_versions_have_no_checksum(store):
+  before = crop_store.CropStore(store)
+  for name in ('keys', 'reason', 'named'):
+    stated = json.loads((store / name / 'zarr.json').read_text())
+    assert stated['codecs'].pop() == {'name': 'crc32c'}
+    (store / name / 'zarr.json').write_text(json.dumps(stated))
+    assert 'more bytes' in refused(store)
+    for file in (store / name / 'c').iterdir():
+      file.write_bytes(file.read_bytes()[:-4])
+  after = crop_store.CropStore(store)
+  assert (after.keys, after.named) == (before.keys, before.named)
+  assert after.reasons == before.reasons
+  # A run that such a version began goes on.
+  [file] = (store / 'reason' / 'c').iterdir()
+  data = file.read_bytes()
+  reasons = [*after.reasons[4:], '']
+  strings.write_chunk(store / 'reason', 1, reasons, 4)
+  assert file.read_bytes() == data
 
 
 def test_labels_status_and_reasons_are_checked(store):

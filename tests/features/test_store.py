@@ -21,6 +21,7 @@ from feature_runs import (
 from makers import contents, user_error
 
 from resnet_jax import features
+from resnet_jax.codecs.zarr import arrays
 from resnet_jax.system import errors, files
 
 ZARR = features.FORMATS['zarr']
@@ -441,6 +442,16 @@ def grid(*chunk):
   return {'name': 'regular', 'configuration': {'chunk_shape': chunk}}
 
 
+def signed(damage):
+  """The damage of a chunk whose checksum is right."""
+
+  def change(data):
+    changed = damage(data[:-4])
+    return changed + arrays.checksum(changed)
+
+  return change
+
+
 def claim(count):
   return lambda data: struct.pack('<I', count) + data[4:]
 
@@ -461,13 +472,18 @@ DEEP = b'[' * 200_000 + b']' * 200_000
     ('zarr.json', edit(attributes={}), 'settings'),
     ('keys/c/0', None, ''),
     ('keys/c/0', lambda _: b'', ''),
-    ('keys/c/0', cut(1), 'breaks off'),
+    ('keys/c/0', cut(1), 'checksum'),
+    ('keys/c/0', signed(cut(1)), 'breaks off'),
     ('keys/c/0', lambda data: data[:40], ''),
-    ('keys/c/0', claim(MOST), f'{MOST} strings, where 8'),
-    ('keys/c/0', claim(7), '7 strings, where 8 are expected'),
+    ('keys/c/0', signed(claim(MOST)), f'{MOST} strings, where 8'),
+    ('keys/c/0', signed(claim(7)), '7 strings, where 8 are expected'),
     # The first key's length; then bytes that are no UTF-8.
-    ('keys/c/0', lambda d: d[:4] + b'\xff\xff\xff\xff' + d[8:], 'breaks off'),
-    ('keys/c/0', lambda d: d[:8] + b'\xff' + d[9:], 'utf-8'),
+    (
+      'keys/c/0',
+      signed(lambda d: d[:4] + b'\xff\xff\xff\xff' + d[8:]),
+      'breaks off',
+    ),
+    ('keys/c/0', signed(lambda d: d[:8] + b'\xff' + d[9:]), 'utf-8'),
     ('keys/zarr.json', lambda _: b'not JSON', ''),
     ('keys/zarr.json', lambda _: b'[]', ''),
     ('keys/zarr.json', None, ''),
@@ -486,7 +502,7 @@ DEEP = b'[' * 200_000 + b']' * 200_000
     ('keys/zarr.json', edit(chunk_grid=grid(1)), ''),
     ('reason/zarr.json', edit(shape=[10**15]), ''),
     ('reason/zarr.json', edit(shape=[9]), ''),
-    ('reason/c/1', claim(MOST), f'{MOST} strings, where 3'),
+    ('reason/c/1', signed(claim(MOST)), f'{MOST} strings, where 3'),
     ('reason/c/1', cut(1), ''),
     ('labels/zarr.json', edit(shape=[7]), 'the shape (7,) in chunks of'),
     ('labels/zarr.json', edit(shape=[10**15]), '8 rows'),
