@@ -211,8 +211,34 @@ def test_what_a_store_states_of_itself_is_checked(store, change):
   refused(store)
 
 
+STATED = {
+  **{'resize': 'short_side', 'resize_size': 40, 'crop_size': 32},
+  **{'multi_crop': False, 'interpolation': 'lanczos'},
+  **{'rounding': 'nearest', 'decode': 'exact'},
+}
+
+
 @pytest.mark.parametrize(
-  'preprocessing', [{}, {'colour': 'red'}, {'crop_size': 32}]
+  'preprocessing',
+  [
+    *({}, [], None, 'x', 3, {'colour': 'red'}, {'crop_size': 32}),
+    *([[1, 2], ['a', 3]], [[key, value] for key, value in STATED.items()]),
+    *({'resize': 'none'}, {'resize': 'none', 'crop_size': None}),
+    STATED | {'colour': 'red'},
+    STATED | {'resize': ['short_side']},
+    STATED | {'resize': 'squash'},
+    STATED | {'decode': 'none'},
+    STATED | {'decode': 'x' * 300_000},
+    STATED | {'crop_size': None},
+    STATED | {'crop_size': 32.0},
+    STATED | {'crop_size': 0},
+    STATED | {'multi_crop': 0},
+    STATED | {'multi_crop': True},
+    STATED | {'resize_size': 10**40},
+    STATED | {'resize_size': [['x' * 400] * 7] * 300},
+    {str(number): number for number in range(50_000)},
+    [[['x' * 999] * 9] * 9] * 9,
+  ],
 )
 def test_a_preprocessing_that_this_program_has_not_is_refused(
   store, preprocessing
@@ -220,17 +246,39 @@ def test_a_preprocessing_that_this_program_has_not_is_refused(
   group = json.loads((store / 'zarr.json').read_text())
   group['attributes']['settings']['preprocessing'] = preprocessing
   (store / 'zarr.json').write_text(json.dumps(group))
-  message = user_error(sources.check_stored, opened(store).items, OWN)
-  assert message.startswith(f'{store} is damaged: it states the preprocessing')
+  message = refused(store)
+  if preprocessing == STATED | {'multi_crop': True}:
+    assert 'its crops are (7, 32, 32, 3)' in message
+  else:
+    assert message.startswith(f'{store} is damaged: its preprocessing is ')
+    assert 'which is none of this version' in message
+
+
+@pytest.mark.parametrize(
+  ('array', 'value', 'most'),
+  [
+    *(('stray', 9, 1), ('status', 3, 2)),
+    *(('sizes', -5, 2**60 - 1), ('sizes', 2**62, 2**60 - 1)),
+    *(('labels', -2, 10**9 - 1), ('labels', 10**9, 10**9 - 1)),
+  ],
+)
+def test_numbers_of_a_row_have_bounds(store, array, value, most):
+  zarr.open_group(store)[array][2] = value
+  assert f'{array} has {value}, which is not between' in refused(store)
+  assert f' and {most}. ' in refused(store)
+
+
+@pytest.mark.parametrize('lost', ['zarr.json', 'crops'])
+def test_a_store_that_lost_a_part_is_damaged(store, lost):
+  (store / lost).rename(store.parent / 'aside')
+  assert lost in refused(store)
 
 
 def test_crops_of_another_size_than_stated_are_refused(store):
-  other = Preprocess(resize_size=40, crop_size=40)
   group = json.loads((store / 'zarr.json').read_text())
   group['attributes']['settings']['preprocessing']['crop_size'] = 40
   (store / 'zarr.json').write_text(json.dumps(group))
-  message = user_error(sources.check_stored, opened(store).items, other)
-  assert 'is damaged: its crops are (7, 32, 32, 3)' in message
+  assert 'is damaged: its crops are (7, 32, 32, 3)' in refused(store)
 
 
 @pytest.mark.parametrize('name', ['keys', 'reason', 'named'])
