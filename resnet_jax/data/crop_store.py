@@ -11,8 +11,8 @@ act on the device, so that several networks take the same crops.
 
 import pathlib
 import struct
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -21,11 +21,13 @@ from resnet_jax.codecs.zarr import arrays, chunks, strings
 from resnet_jax.data import decoding, preprocess
 from resnet_jax.system import errors, files
 from resnet_jax.system import settings as settings_lib
-from resnet_jax.system.text import counted, some
+from resnet_jax.system.text import counted
 
 # The settings of a store say that it holds these, and what made them.
 CONTENTS, PREPROCESSING = 'contents', 'preprocessing'
 CROPS = 'crops'
+# A folder with these arrays is a store that lost what it states of itself.
+_MARKS = (CROPS, 'keys', 'status')
 
 # A chunk of a few crops stays in a core's cache between its reading, its
 # checksum and the copy: with a fourth of this and with this, 20,000 crops/s a
@@ -35,7 +37,8 @@ CHUNK_BYTES = 4 << 20
 _ROWS, _ROWS_BYTES = 128, 64 << 20
 
 _AGAIN = 'Make the crops again (--job=crop), or copy the folder again.'
-_MAX_LABEL = 10**9
+# As in a list of images; and more than any disk's bytes.
+_MAX_LABEL, _MAX_SIZE = 10**9, 1 << 60
 
 
 def batch_rows(own: preprocess.Preprocess, count: int) -> int:
@@ -69,7 +72,13 @@ def add_columns(
 
 def is_store(path: pathlib.Path) -> bool:
   """Whether a folder is a store of crops, perhaps a damaged one."""
-  return (path / 'zarr.json').exists() and (path / CROPS).is_dir()
+  group = path / 'zarr.json'
+  stated = settings_lib.read(group, 'attributes', 'settings') or {}
+  return (
+    stated.get(CONTENTS) == CROPS
+    or (group.exists() and (path / CROPS).is_dir())
+    or all((path / name / 'zarr.json').exists() for name in _MARKS)
+  )
 
 
 class CropStore:
@@ -77,7 +86,7 @@ class CropStore:
 
   Attributes:
     path: the folder.
-    preprocessing: the fields of `Preprocess` that made them.
+    preprocessing: what made them; only its `crop_fields` are stated.
     shape: of `crops`.
     chunk_rows: rows in a chunk.
     keys, labels, sizes, named, stray: a row each; see `sources.Item`.
@@ -105,9 +114,14 @@ class CropStore:
     settings = attributes['settings']
     if settings.get(CONTENTS) != CROPS:
       raise ValueError(f'its zarr.json does not state {CONTENTS}: {CROPS}')
-    self.preprocessing: Mapping[str, Any] = dict(settings[PREPROCESSING])
+    self.preprocessing = preprocess.of_crops(settings[PREPROCESSING])
     grid = _checked(path / CROPS)
     self.shape, self.chunk_rows = grid.shape, grid.chunk[0]
+    if self.shape[1:] != shape(self.preprocessing):
+      raise ValueError(
+        f'its crops are {self.shape}, of images of'
+        f' {self.preprocessing.crop_size} pixels'
+      )
     rows = self.shape[0]
     self.keys = strings.read(path / 'keys')
     if len(self.keys) != rows or not rows:
@@ -120,15 +134,24 @@ class CropStore:
         ' made yet. Start the same crop job again; it resumes.'
       )
     _check_files(path / CROPS, grid)
-    self.reasons = strings.read(path / 'reason', rows)
+    self.reasons = strings.read(path / 'reason', rows, whole=False)
     self.named = strings.read(path / 'named', rows)
     self.labels = arrays.read_column(path / 'labels', rows, 'int32').tolist()
     self.sizes = arrays.read_column(path / 'sizes', rows, 'int64').tolist()
     self.stray = arrays.read_column(path / 'stray', rows, 'uint8').tolist()
     if [bool(reason) for reason in self.reasons] != (status == 2).tolist():
       raise ValueError('its status and reasons do not agree')
-    if not all(-1 <= label < _MAX_LABEL for label in self.labels):
-      raise ValueError('a label is neither -1 nor a class')
+    for name, values, allowed in (
+      ('status', status.tolist(), range(3)),
+      ('labels', self.labels, range(-1, _MAX_LABEL)),
+      ('sizes', self.sizes, range(-1, _MAX_SIZE)),
+      ('stray', self.stray, range(2)),
+    ):
+      if wrong := [number for number in values if number not in allowed]:
+        raise ValueError(
+          f'{name} has {wrong[0]}, which is not between {allowed[0]} and'
+          f' {allowed[-1]}'
+        )
     self._crops = arrays.opened(path / CROPS)
 
   def __repr__(self) -> str:
@@ -149,18 +172,14 @@ class CropStore:
 
   def check(self, own: preprocess.Preprocess) -> None:
     """Raises a UserError unless the crops are what a preprocessing makes."""
-    wanted, stored = own.crop_fields, self.preprocessing
+    wanted, stored = own.crop_fields, self.preprocessing.crop_fields
     if stored == wanted:
-      if self.shape[1:] != shape(own):
-        raise self._damaged(f'its crops are {self.shape}')
       return
     differing = {
       name: value
       for name, value in stored.items()
       if name in wanted and wanted[name] != value
     }
-    if not differing:
-      raise self._damaged(f'it states the preprocessing {some(sorted(stored))}')
     stated = '; '.join(
       f'{name} is {settings_lib.shown(value)} there,'
       f' {settings_lib.shown(wanted[name])} here'
@@ -175,7 +194,7 @@ class CropStore:
       ' the images, with --job=crop. mean, std and channels may be any.'
     )
 
-  def _damaged(self, error: Exception | str) -> errors.UserError:
+  def _damaged(self, error: Exception) -> errors.UserError:
     return errors.UserError(f'{self.path} is damaged: {error}. {_AGAIN}')
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from resnet_jax.data import mean as mean_lib
 from resnet_jax.system import errors, overrides
+from resnet_jax.system import settings as settings_lib
 
 INTERPOLATIONS = ('lanczos', 'bilinear', 'bicubic')
 ROUNDINGS = ('nearest', 'torchvision')
@@ -176,6 +177,28 @@ def check_crop_size(size: int) -> None:
   """Raises a UserError for a size that no network takes."""
   if size not in SIDES:
     raise errors.UserError(f'crop_size={size} is not between 32 and 4096.')
+
+
+def of_crops(stated: Any) -> Preprocess:
+  """The preprocessing whose `crop_fields` a file states.
+
+  Raises:
+    ValueError: it states others, or values that this version does not have.
+  """
+  wrong = ValueError(
+    f'its preprocessing is {settings_lib.shown(stated)}, which is none of this'
+    ' version'
+  )
+  resize = stated.get('resize') if isinstance(stated, dict) else None
+  names = _CROP_FIELDS.get(resize, ()) if isinstance(resize, str) else ()
+  kinds = {name: type(getattr(Preprocess, name)) for name in names}
+  # JSON has no other types; `true` is no number of pixels.
+  if not names or {n: type(value) for n, value in stated.items()} != kinds:
+    raise wrong
+  try:
+    return Preprocess(**stated)
+  except errors.UserError as error:
+    raise wrong from error
 
 
 def check_overrides(**given: Any) -> None:

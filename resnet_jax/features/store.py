@@ -24,6 +24,8 @@ from resnet_jax.system.text import plain
 # A chunk is stored whole: the last one's padding has at most these bytes, or
 # this share of the layer's.
 _MAX_PADDING_BYTES, _MAX_PADDING = 1 << 20, 0.1
+# The arrays of a store that are not layers.
+_COLUMNS = ('keys', 'labels', 'reason', 'status')
 
 
 def planned_bytes(plan: table.FeatureTable, rows: int) -> int:
@@ -72,7 +74,8 @@ class StoreWriter:
     try:
       _check_planned(path, plan)
       self._arrays = {
-        name: arrays.opened(path / name) for name in (*plan.layers, 'status')
+        name: arrays.opened(path / name, whole=False)
+        for name in (*plan.layers, 'status')
       }
       status = self._arrays['status'].read().result()
     except (ValueError, OSError) as error:
@@ -123,7 +126,7 @@ class StoredLayer:
   Attributes:
     shape: (rows, C, H, W).
     dtype: NumPy's.
-    whole: whether its files are as large as all values.
+    whole: whether its files are as large as all chunks.
   """
 
   def __init__(self, path: pathlib.Path) -> None:
@@ -131,7 +134,7 @@ class StoredLayer:
     grid = chunks.read(path)
     # A made-up shape would claim any amount of memory.  Nothing is compressed,
     # and all-NaN chunks have files, too.
-    self.whole = grid.bytes_of(grid.shape) <= chunks.held(path, grid)
+    self.whole = grid.whole_bytes <= chunks.held(path, grid)
     self._array = arrays.opened(path)
     self.shape: tuple[int, ...] = tuple(self._array.shape)
     self.dtype = self._array.dtype.numpy_dtype
@@ -188,21 +191,23 @@ class Features(Mapping[str, StoredLayer]):
     self.settings = settings_lib.current(attributes['settings'])
     self.record: Mapping[str, Any] = attributes['record']
     self.rows = strings.read(path / 'keys')
-    self.reasons = strings.read(path / 'reason', len(self.rows))
+    rows = len(self.rows)
+    # Batches without a failed row have none.
+    self.reasons = strings.read(path / 'reason', rows, whole=False)
     # From the folders, never from a name in a file.
     self._layers = {
       entry.name: StoredLayer(entry)
       for entry in sorted(path.iterdir())
-      if entry.is_dir() and entry.name not in ('keys', 'reason')
+      if entry.is_dir() and entry.name not in _COLUMNS
     }
     for name, layer in self._layers.items():
       if layer.shape[:1] != (len(self.rows),):
         raise ValueError(f'{name} is {layer.shape}, of {len(self.rows)} rows')
-    labels, status = self._layers.pop('labels'), self._layers.pop('status')
-    if labels.shape != status.shape or len(status.shape) != 1:
-      raise ValueError('labels and status are not one number a row')
-    self.labels: np.ndarray = labels[:]
-    self.status: np.ndarray = status[:]
+    self.labels = arrays.read_column(path / 'labels', rows, 'int32')
+    # What is pending has no files.
+    self.status = arrays.read_column(
+      path / 'status', rows, 'uint8', whole=False
+    )
     for name, layer in self._layers.items():
       if not layer.whole:
         raise ValueError(

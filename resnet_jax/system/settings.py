@@ -21,7 +21,7 @@ _SAID = {
 _SHA256 = re.compile('[0-9a-f]{64}')
 # Entries of a list that a message shows.
 _MOST = 6
-_MOST_LETTERS = 300
+_MOST_LETTERS, _MOST_OF_EACH = 300, 100
 # Names, and words of descriptions, in stores and files of earlier versions.
 _RENAMED = {'pictures': 'images', 'pictures_sha256': 'images_sha256'}
 _REWORDED = {'pictures of ': 'images of ', 'whole picture ': 'whole image '}
@@ -71,7 +71,11 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 def shown(value: Any) -> str:
   """A value of a setting, for a message: a long one is shortened."""
   if isinstance(value, list) and len(value) > _MOST:
-    return f'[{some([shown(each) for each in value], _MOST)}]'
+    return f'[{some([_cut(repr(v), _MOST_OF_EACH) for v in value], _MOST)}]'
   if isinstance(value, str) and _SHA256.fullmatch(value):
     return f'{value[:12]}...'
-  return repr(value)[:_MOST_LETTERS]
+  return _cut(repr(value), _MOST_LETTERS)
+
+
+def _cut(text: str, most: int) -> str:
+  return text if len(text) <= most else f'{text[:most]}...'

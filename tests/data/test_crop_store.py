@@ -6,10 +6,12 @@ import os
 
 import numpy as np
 import pytest
+import zarr
 from makers import config_of, user_error
 
 import resnet_jax
 from resnet_jax import jobs
+from resnet_jax.codecs.zarr import arrays, strings
 from resnet_jax.data import crop_store, decoding, pipeline, sources
 from resnet_jax.data.preprocess import Preprocess
 
@@ -110,6 +112,20 @@ def test_a_damaged_chunk_is_an_error_whatever_is_recorded(store, on_error):
   assert message.endswith(AGAIN)
 
 
+@pytest.mark.parametrize('on_error', ['fail', 'record'])
+def test_a_chunk_that_goes_missing_is_no_black_image(store, on_error):
+  items = opened(store).items
+  chunk(store, 1).unlink()
+  assert read(items[:4], on_error=on_error)[0].mask.all()
+  for missing in (
+    lambda: read(items, on_error=on_error),
+    items[5].read,
+  ):
+    message = user_error(missing)
+    assert message.startswith(f'{store} is damaged: ')
+    assert 'crops/c/1/0/0/0' in message
+
+
 def _piped(path):
   path.unlink()
   os.mkfifo(path)
@@ -195,8 +211,34 @@ def test_what_a_store_states_of_itself_is_checked(store, change):
   refused(store)
 
 
+STATED = {
+  **{'resize': 'short_side', 'resize_size': 40, 'crop_size': 32},
+  **{'multi_crop': False, 'interpolation': 'lanczos'},
+  **{'rounding': 'nearest', 'decode': 'exact'},
+}
+
+
 @pytest.mark.parametrize(
-  'preprocessing', [{}, {'colour': 'red'}, {'crop_size': 32}]
+  'preprocessing',
+  [
+    *({}, [], None, 'x', 3, {'colour': 'red'}, {'crop_size': 32}),
+    *([[1, 2], ['a', 3]], [[key, value] for key, value in STATED.items()]),
+    *({'resize': 'none'}, {'resize': 'none', 'crop_size': None}),
+    STATED | {'colour': 'red'},
+    STATED | {'resize': ['short_side']},
+    STATED | {'resize': 'squash'},
+    STATED | {'decode': 'none'},
+    STATED | {'decode': 'x' * 300_000},
+    STATED | {'crop_size': None},
+    STATED | {'crop_size': 32.0},
+    STATED | {'crop_size': 0},
+    STATED | {'multi_crop': 0},
+    STATED | {'multi_crop': True},
+    STATED | {'resize_size': 10**40},
+    STATED | {'resize_size': [['x' * 400] * 7] * 300},
+    {str(number): number for number in range(50_000)},
+    [[['x' * 999] * 9] * 9] * 9,
+  ],
 )
 def test_a_preprocessing_that_this_program_has_not_is_refused(
   store, preprocessing
@@ -204,27 +246,92 @@ def test_a_preprocessing_that_this_program_has_not_is_refused(
   group = json.loads((store / 'zarr.json').read_text())
   group['attributes']['settings']['preprocessing'] = preprocessing
   (store / 'zarr.json').write_text(json.dumps(group))
-  message = user_error(sources.check_stored, opened(store).items, OWN)
-  assert message.startswith(f'{store} is damaged: it states the preprocessing')
+  message = refused(store)
+  if preprocessing == STATED | {'multi_crop': True}:
+    assert 'its crops are (7, 32, 32, 3)' in message
+  else:
+    assert message.startswith(f'{store} is damaged: its preprocessing is ')
+    assert 'which is none of this version' in message
+
+
+@pytest.mark.parametrize(
+  ('array', 'value', 'most'),
+  [
+    *(('stray', 9, 1), ('status', 3, 2)),
+    *(('sizes', -5, 2**60 - 1), ('sizes', 2**62, 2**60 - 1)),
+    *(('labels', -2, 10**9 - 1), ('labels', 10**9, 10**9 - 1)),
+  ],
+)
+def test_numbers_of_a_row_have_bounds(store, array, value, most):
+  zarr.open_group(store)[array][2] = value
+  assert f'{array} has {value}, which is not between' in refused(store)
+  assert f' and {most}. ' in refused(store)
+
+
+@pytest.mark.parametrize('lost', ['zarr.json', 'crops'])
+def test_a_store_that_lost_a_part_is_damaged(store, lost):
+  (store / lost).rename(store.parent / 'aside')
+  assert lost in refused(store)
 
 
 def test_crops_of_another_size_than_stated_are_refused(store):
-  other = Preprocess(resize_size=40, crop_size=40)
   group = json.loads((store / 'zarr.json').read_text())
   group['attributes']['settings']['preprocessing']['crop_size'] = 40
   (store / 'zarr.json').write_text(json.dumps(group))
-  message = user_error(sources.check_stored, opened(store).items, other)
-  assert 'is damaged: its crops are (7, 32, 32, 3)' in message
+  assert 'is damaged: its crops are (7, 32, 32, 3)' in refused(store)
 
 
 @pytest.mark.parametrize('name', ['keys', 'reason', 'named'])
 @pytest.mark.parametrize('size', [3, 2**32 - 1])
 def test_texts_are_as_many_as_rows(store, name, size):
   for file in (store / name / 'c').iterdir():
-    data = bytearray(file.read_bytes())
-    data[:4] = int(size).to_bytes(4, 'little')
-    file.write_bytes(data)
-  assert 'strings' in refused(store)
+    data = size.to_bytes(4, 'little') + file.read_bytes()[4:-4]
+    file.write_bytes(data + arrays.checksum(data))
+  assert f'a chunk of {size} strings, where ' in refused(store)
+
+
+@pytest.mark.parametrize('name', ['keys', 'reason', 'named'])
+def test_each_bit_of_texts_is_checked(store, name):
+  for file in (store / name / 'c').iterdir():
+    before = file.read_bytes()
+    for place in (0, 4, len(before) // 2, len(before) - 1):
+      data = bytearray(before)
+      data[place] ^= 1
+      file.write_bytes(data)
+      assert f'{name}/c/{file.name}' in refused(store)
+    file.write_bytes(b'')
+    assert f'{name}/c/{file.name}' in refused(store)
+    file.write_bytes(before)
+  found = zarr.open_group(store, mode='r')[name][:]
+  own = {'keys': 'keys', 'reason': 'reasons', 'named': 'named'}[name]
+  assert found.tolist() == getattr(opened(store).items[0].stored.store, own)
+
+
+@pytest.mark.parametrize('name', ['keys', 'named'])
+def test_only_reasons_may_lack_chunks(store, name):
+  assert len(list((store / 'reason' / 'c').iterdir())) == 1
+  (store / name / 'c' / '0').unlink()
+  assert f'{name}/c/0' in refused(store)
+
+
+def test_texts_of_earlier_versions_have_no_checksum(store):
+  before = crop_store.CropStore(store)
+  for name in ('keys', 'reason', 'named'):
+    stated = json.loads((store / name / 'zarr.json').read_text())
+    assert stated['codecs'].pop() == {'name': 'crc32c'}
+    (store / name / 'zarr.json').write_text(json.dumps(stated))
+    assert 'more bytes' in refused(store)
+    for file in (store / name / 'c').iterdir():
+      file.write_bytes(file.read_bytes()[:-4])
+  after = crop_store.CropStore(store)
+  assert (after.keys, after.named) == (before.keys, before.named)
+  assert after.reasons == before.reasons
+  # A run that such a version began goes on.
+  [file] = (store / 'reason' / 'c').iterdir()
+  data = file.read_bytes()
+  reasons = [*after.reasons[4:], '']
+  strings.write_chunk(store / 'reason', 1, reasons, 4)
+  assert file.read_bytes() == data
 
 
 def test_labels_status_and_reasons_are_checked(store):

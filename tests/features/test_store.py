@@ -18,9 +18,10 @@ from feature_runs import (
   values_of,
   write_batch,
 )
-from makers import contents
+from makers import contents, user_error
 
 from resnet_jax import features
+from resnet_jax.codecs.zarr import arrays
 from resnet_jax.system import errors, files
 
 ZARR = features.FORMATS['zarr']
@@ -253,6 +254,19 @@ def test_the_plan_of_what_is_left_is_an_upper_bound(tmp_path):
   assert more <= ZARR.planned_bytes(plan, 5) < 1.25 * more
 
 
+def test_a_missing_chunk_does_not_hide_behind_padding(tmp_path):
+  # Of 4 batches of 3 rows, the padding is as large as two rows.
+  plan = plan_of(10, 3, layers={'a': (4, 3, 3)})
+  write(tmp_path / 'out', plan)
+  stored = features.load_features(tmp_path / 'out')
+  chunks = sorted((tmp_path / 'out' / 'a' / 'c').iterdir())
+  assert len(chunks) > 1
+  (chunks[0] / '0' / '0' / '0').unlink()
+  assert 'is damaged: ' in user_error(lambda: stored['a'][:])
+  message = user_error(features.load_features, tmp_path / 'out')
+  assert 'its files hold less' in message
+
+
 # ----------------------------------------------------------------- resuming
 
 
@@ -428,6 +442,16 @@ def grid(*chunk):
   return {'name': 'regular', 'configuration': {'chunk_shape': chunk}}
 
 
+def signed(damage):
+  """The damage of a chunk whose checksum is right."""
+
+  def change(data):
+    changed = damage(data[:-4])
+    return changed + arrays.checksum(changed)
+
+  return change
+
+
 def claim(count):
   return lambda data: struct.pack('<I', count) + data[4:]
 
@@ -448,13 +472,18 @@ DEEP = b'[' * 200_000 + b']' * 200_000
     ('zarr.json', edit(attributes={}), 'settings'),
     ('keys/c/0', None, ''),
     ('keys/c/0', lambda _: b'', ''),
-    ('keys/c/0', cut(1), 'breaks off'),
+    ('keys/c/0', cut(1), 'checksum'),
+    ('keys/c/0', signed(cut(1)), 'breaks off'),
     ('keys/c/0', lambda data: data[:40], ''),
-    ('keys/c/0', claim(MOST), f'{MOST} strings, where 8'),
-    ('keys/c/0', claim(7), '7 strings, where 8 are expected'),
+    ('keys/c/0', signed(claim(MOST)), f'{MOST} strings, where 8'),
+    ('keys/c/0', signed(claim(7)), '7 strings, where 8 are expected'),
     # The first key's length; then bytes that are no UTF-8.
-    ('keys/c/0', lambda d: d[:4] + b'\xff\xff\xff\xff' + d[8:], 'breaks off'),
-    ('keys/c/0', lambda d: d[:8] + b'\xff' + d[9:], 'utf-8'),
+    (
+      'keys/c/0',
+      signed(lambda d: d[:4] + b'\xff\xff\xff\xff' + d[8:]),
+      'breaks off',
+    ),
+    ('keys/c/0', signed(lambda d: d[:8] + b'\xff' + d[9:]), 'utf-8'),
     ('keys/zarr.json', lambda _: b'not JSON', ''),
     ('keys/zarr.json', lambda _: b'[]', ''),
     ('keys/zarr.json', None, ''),
@@ -473,7 +502,7 @@ DEEP = b'[' * 200_000 + b']' * 200_000
     ('keys/zarr.json', edit(chunk_grid=grid(1)), ''),
     ('reason/zarr.json', edit(shape=[10**15]), ''),
     ('reason/zarr.json', edit(shape=[9]), ''),
-    ('reason/c/1', claim(MOST), f'{MOST} strings, where 3'),
+    ('reason/c/1', signed(claim(MOST)), f'{MOST} strings, where 3'),
     ('reason/c/1', cut(1), ''),
     ('labels/zarr.json', edit(shape=[7]), 'the shape (7,) in chunks of'),
     ('labels/zarr.json', edit(shape=[10**15]), '8 rows'),

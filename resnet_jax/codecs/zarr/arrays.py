@@ -28,7 +28,12 @@ def create(
 ) -> None:
   """Creates an array that holds nothing yet."""
   # A chunk is a file, written under another name and then renamed.
-  metadata = {
+  metadata = _metadata(grid) | {'dimension_names': dimensions}
+  _open(path, create=True, metadata=metadata)
+
+
+def _metadata(grid: chunks.Grid) -> dict[str, Any]:
+  return {
     'shape': grid.shape,
     'data_type': grid.dtype,
     'chunk_grid': {
@@ -40,9 +45,7 @@ def create(
       {'name': 'bytes', 'configuration': {'endian': 'little'}},
       {'name': 'crc32c'},
     ],
-    'dimension_names': dimensions,
   }
-  _open(path, create=True, metadata=metadata)
 
 
 def create_column(path: pathlib.Path, values: np.ndarray) -> None:
@@ -69,25 +72,48 @@ def read_column(
   """
   grid = chunks.read(path)
   if (grid.shape, grid.dtype) != ((rows,), dtype):
-    raise ValueError(f'{path.name} is {grid.dtype} {grid.shape}, not {rows}')
-  if chunks.held(path, grid) < grid.bytes_of(grid.shape) and whole:
+    raise ValueError(
+      f'{path.name} is {grid.dtype} {grid.shape}, not {dtype} of {rows} rows'
+    )
+  if chunks.held(path, grid) < grid.whole_bytes and whole:
     raise ValueError(f'{path.name} states {rows} rows, and its files hold less')
-  return opened(path).read().result()
+  return opened(path, whole=whole).read().result()
 
 
-def opened(path: pathlib.Path) -> Any:
-  """An array whose metadata `chunks` has checked, as TensorStore's."""
-  return _open(path)
+def opened(path: pathlib.Path, *, whole: bool = True) -> Any:
+  """An array whose metadata `chunks` has checked, as TensorStore's.
+
+  Args:
+    path: the array.
+    whole: whether to read a chunk without a file is a ValueError; otherwise it
+      is the fill value, as in an array that is being written.
+  """
+  return _open(path, fill_missing_data_reads=not whole)
 
 
 def read_into(array: Any, start: int, out: np.ndarray) -> None:
   """Fills `out` with the rows from `start` on, without a copy between.
 
   Raises:
-    ValueError: a chunk is damaged, or cannot be read.
+    ValueError: a chunk is damaged or missing, or cannot be read.
   """
   target = _tensorstore().array(out)
   target.write(array[start : start + len(out)]).result()
+
+
+def checksum(data: bytes) -> bytes:
+  """The CRC-32C of bytes, of which there is one at least, as a chunk ends."""
+  # TensorStore computes it only as a part of a chunk.
+  spec = {
+    'driver': 'zarr3',
+    'kvstore': {'driver': 'memory'},
+    'store_data_equal_to_fill_value': True,
+    'metadata': _metadata(chunks.Grid((len(data),), (len(data),), 'uint8')),
+  }
+  array = _tensorstore().open(spec, create=True).result()
+  array.write(np.frombuffer(data, np.uint8)).result()
+  stored: bytes = array.kvstore.read('c/0').result().value
+  return stored[-chunks.CHECKSUM_BYTES :]
 
 
 def _open(path: pathlib.Path, *, create: bool = False, **more: Any) -> Any:

@@ -42,6 +42,14 @@ class Grid:
     """Bytes of values of a shape."""
     return math.prod(shape) * np.dtype(self.dtype).itemsize
 
+  @property
+  def whole_bytes(self) -> int:
+    """Bytes of all chunks, with the padding of the last, without checksums."""
+    parts = zip(self.shape, self.chunk, strict=True)
+    return self.bytes_of(
+      tuple(-(-whole // part) * part for whole, part in parts)
+    )
+
 
 def read(path: pathlib.Path) -> Grid:
   """What the `zarr.json` of an array states.

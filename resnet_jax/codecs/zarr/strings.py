@@ -3,15 +3,19 @@
 
 Data type `string` and codec `vlen-utf8` of the Zarr extensions registry: a
 chunk holds the number of its strings (uint32, little-endian) and, for each, the
-number of its UTF-8 bytes (uint32) and the bytes.
+number of its UTF-8 bytes (uint32) and the bytes.  A CRC-32C follows, which
+stores of earlier versions lack.
 """
 
 import pathlib
 import struct
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+from resnet_jax.codecs.zarr import arrays, chunks
 from resnet_jax.system import files
 
+_STRINGS, _CHECKSUM = 'vlen-utf8', 'crc32c'
 # The keys of millions of images, in one chunk.
 _MAX_CHUNK_BYTES = 1 << 32
 
@@ -28,7 +32,7 @@ def create(path: pathlib.Path, rows: int, chunk: int) -> None:
     'chunk_grid': grid,
     'chunk_key_encoding': keys,
     'fill_value': '',
-    'codecs': [{'name': 'vlen-utf8'}],
+    'codecs': [{'name': _STRINGS}, {'name': _CHECKSUM}],
     'attributes': {},
     'dimension_names': ['row'],
   }
@@ -39,12 +43,18 @@ def create(path: pathlib.Path, rows: int, chunk: int) -> None:
 def write_chunk(
   path: pathlib.Path, index: int, values: Sequence[str], chunk: int
 ) -> None:
-  """Writes one chunk; the last one is padded with empty strings."""
+  """Writes one chunk; the last one is padded with empty strings.
+
+  A run that an earlier version began goes on without checksums.
+  """
+  checked = _is_checked(path, files.read_json(path / 'zarr.json'))
   padding = [''] * (chunk - len(values))
   texts = [text.encode() for text in (*values, *padding)]
-  data = [struct.pack('<I', len(text)) + text for text in texts]
-  data.insert(0, struct.pack('<I', chunk))
-  files.write_atomically(path / 'c' / str(index), b''.join(data))
+  parts = [struct.pack('<I', len(text)) + text for text in texts]
+  data = b''.join([struct.pack('<I', chunk), *parts])
+  if checked:
+    data += arrays.checksum(data)
+  files.write_atomically(path / 'c' / str(index), data)
 
 
 def remove_chunk(path: pathlib.Path, index: int) -> None:
@@ -52,14 +62,16 @@ def remove_chunk(path: pathlib.Path, index: int) -> None:
   (path / 'c' / str(index)).unlink(missing_ok=True)
 
 
-def read(path: pathlib.Path, rows: int | None = None) -> list[str]:
+def read(
+  path: pathlib.Path, rows: int | None = None, *, whole: bool = True
+) -> list[str]:
   """Reads all strings of an array.
 
   Args:
     path: the array.
-    rows: the expected number, in chunks that may be missing (empty strings);
-      without it no chunk may be missing, so that a made-up size claims no
-      memory.
+    rows: the expected number, if known.
+    whole: whether chunks without a file are an error, and not empty strings.
+      `rows` must be known for these: a made-up number would claim any memory.
 
   Raises:
     ValueError, OSError: the array is damaged.
@@ -67,18 +79,40 @@ def read(path: pathlib.Path, rows: int | None = None) -> list[str]:
   metadata = files.read_json(path / 'zarr.json')
   (stated,) = metadata['shape']
   (chunk,) = metadata['chunk_grid']['configuration']['chunk_shape']
-  if metadata['codecs'] != [{'name': 'vlen-utf8'}]:
-    raise ValueError(f'{path.name} has other codecs than vlen-utf8')
+  checked = _is_checked(path, metadata)
   if rows not in (None, stated) or not 0 < chunk <= stated:
     raise ValueError(f'{path.name} states {stated} rows in chunks of {chunk}')
   values: list[str] = []
   for index in range(-(-stated // chunk)):
     file = path / 'c' / str(index)
-    if rows is None or file.exists():
-      values += _decode(files.read(file, _MAX_CHUNK_BYTES), chunk)
+    if whole or file.exists():
+      data = files.read(file, _MAX_CHUNK_BYTES)
+      values += _decode(_verified(data, file) if checked else data, chunk)
     else:
       values += [''] * min(chunk, stated - len(values))
   return values[:stated]
+
+
+def _is_checked(path: pathlib.Path, metadata: Any) -> bool:
+  """Whether the chunks of an array end with a checksum."""
+  names = [codec['name'] for codec in metadata['codecs']]
+  if names not in ([_STRINGS], [_STRINGS, _CHECKSUM]):
+    raise ValueError(
+      f'{path.name} has other codecs than {_STRINGS} and {_CHECKSUM}'
+    )
+  return len(names) > 1
+
+
+def _verified(data: bytes, file: pathlib.Path) -> bytes:
+  """What a checksum follows."""
+  values, stated = (
+    data[: -chunks.CHECKSUM_BYTES],
+    data[-chunks.CHECKSUM_BYTES :],
+  )
+  if not values or arrays.checksum(values) != stated:
+    where = file.relative_to(file.parents[2]).as_posix()
+    raise ValueError(f'{where}: its strings do not match their checksum')
+  return values
 
 
 def _decode(data: bytes, chunk: int) -> Iterator[str]:
@@ -93,3 +127,5 @@ def _decode(data: bytes, chunk: int) -> Iterator[str]:
       raise ValueError('a chunk of strings breaks off')
     yield text.decode()
     start += 4 + size
+  if start < len(data):
+    raise ValueError('a chunk of strings has more bytes than they')
