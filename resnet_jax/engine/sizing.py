@@ -75,8 +75,7 @@ def dealt(images: int, large: int, platform: str) -> list[Piece]:
   pieces = [Piece(large, large)] * whole
   share = _ONE_BY_ONE.get(platform, _ONE_BY_ONE_ELSEWHERE)
   # A single place of padding costs less than another program.
-  one_short = 0 < rest == large - 1 and (whole or rest > 1)
-  if rest > share * large or one_short:
+  if rest > share * large or 0 < rest == large - 1:
     return [*pieces, Piece(large, rest)]
   return [*pieces, *[Piece(1, 1)] * rest]
 
