@@ -138,6 +138,21 @@ def test_the_network_sees_what_the_program_shows_it(images):
 
 
 def test_images_of_another_size_are_refused(tmp_path):
-  (tmp_path / 'a').mkdir()
-  Image.new('RGB', (33, 32)).save(tmp_path / 'a' / '1.png')
+  for name in 'ab':
+    (tmp_path / name).mkdir()
+    Image.new('RGB', (33, 32)).save(tmp_path / name / '1.png')
   assert '1.png is not 32x32' in user_error(train_cifar.load, str(tmp_path))
+
+
+def test_classes_and_enough_images_are_needed(tmp_path):
+  (tmp_path / 'a').mkdir()
+  Image.new('RGB', (32, 32)).save(tmp_path / 'a' / '1.png')
+  message = user_error(train_cifar.load, str(tmp_path))
+  assert 'has its images in one folder' in message
+  (tmp_path / 'b').mkdir()
+  Image.new('RGB', (32, 32)).save(tmp_path / 'b' / '1.png')
+  images, _ = train_cifar.load(str(tmp_path))
+  recipe = train_cifar.Recipe(held_out=0)
+  message = user_error(train_cifar.train, tmp_path / 'run', recipe, images)
+  assert '2 images to train on are fewer than a batch of 128' in message
+  assert not (tmp_path / 'run').exists()
