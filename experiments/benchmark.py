@@ -298,10 +298,7 @@ def arithmetics(data: pathlib.Path, depth: int, count: int) -> list[Line]:
 
 def say(lines: Sequence[Line]) -> None:
   """Prints results, and appends them to the file."""
-  RESULTS.parent.mkdir(parents=True, exist_ok=True)
-  with RESULTS.open('a', encoding='utf-8') as file:
-    for line in lines:
-      file.write(json.dumps(line) + '\n')
+  pipeline_speed.keep(RESULTS, *lines)
   for line in lines:
     what = line.get('contender') or line['arithmetic']
     if line['what'] == 'arithmetic':

@@ -342,8 +342,7 @@ def run_step(given: argparse.Namespace, size: Size) -> None:
     shown = {k: v for k, v in line.items() if isinstance(v, int | float | str)}
     print(json.dumps(shown), flush=True)
     if not given.dry:
-      with RESULTS.open('a', encoding='utf-8') as file:
-        file.write(json.dumps(line | facts) + '\n')
+      pipeline_speed.keep(RESULTS, line | facts)
 
 
 def main() -> None:

@@ -125,8 +125,7 @@ def main() -> None:
     **pipeline_speed.machine(),
   }
   print(json.dumps(line))
-  with RESULTS.open('a', encoding='utf-8') as file:
-    file.write(json.dumps(line) + '\n')
+  pipeline_speed.keep(RESULTS, line)
 
 
 if __name__ == '__main__':

@@ -104,9 +104,7 @@ def main() -> None:
     )
   line = {'what': 'notebook', 'depth': given.depth, 'rows': rows}
   line |= pipeline_speed.machine()
-  RESULTS.parent.mkdir(parents=True, exist_ok=True)
-  with RESULTS.open('a', encoding='utf-8') as file:
-    file.write(json.dumps(line) + '\n')
+  pipeline_speed.keep(RESULTS, line)
   print(json.dumps(line, indent=1))
 
 

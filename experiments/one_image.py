@@ -106,9 +106,7 @@ def main() -> None:
       **kinds(work, run.compile(shape).as_text() or '', len(every)),
     }
   line |= pipeline_speed.machine()
-  RESULTS.parent.mkdir(parents=True, exist_ok=True)
-  with RESULTS.open('a', encoding='utf-8') as file:
-    file.write(json.dumps(line) + '\n')
+  pipeline_speed.keep(RESULTS, line)
   print(json.dumps(line, indent=2))
 
 

@@ -71,6 +71,13 @@ def machine() -> Line:
   }
 
 
+def keep(path: pathlib.Path, *lines: Line) -> None:
+  """Appends results to a file, a JSON line each."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open('a', encoding='utf-8') as file:
+    file.writelines(json.dumps(line) + '\n' for line in lines)
+
+
 # Widest first, as /proc/cpuinfo calls them.
 _VECTORS = ('avx512f', 'avx2')
 
@@ -707,8 +714,7 @@ def main() -> None:
   given.out.parent.mkdir(parents=True, exist_ok=True)
   for line in measured(given):
     print(json.dumps(line), file=sys.stderr)
-    with open(given.out, 'a', encoding='utf-8') as file:
-      file.write(json.dumps(line | facts | {'note': given.note}) + '\n')
+    keep(given.out, line | facts | {'note': given.note})
 
 
 if __name__ == '__main__':

@@ -164,7 +164,6 @@ class Runner:
     memory.check(memory.COMPILER + 2 * held, 'the compiled network')
     self._module = module
     self._parameters = parameters
-    self._preprocess = preprocess
     # A gradient would cross the devices; a padded map has rows of its own.
     self._may_share = not (grad_cam or set(layers) & set(names.PADDED.values()))
     # One copy for all the runners.
