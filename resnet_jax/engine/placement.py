@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parameters of a network on its devices.
 
-On a CPU, all devices use one copy, and the vectors are one array: a call takes
-two microseconds for each array and device, which counts where it computes a
+On a CPU, all devices use one copy, and the vectors are one array: JAX looks at
+each array of each device at each call, which counts where that computes a
 single image.
 """
 
