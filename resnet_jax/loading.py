@@ -141,16 +141,18 @@ def from_variables(
   Raises:
     UserError: the variables are not the module's, or not finite.
   """
+  # What was given is checked before a device is started.
+  crops = _crops(batch_size)
+  loaded = variables_lib.loaded(module, variables, preprocess)
   execution = runner.start(
     use_gpu, arithmetic, compilation_cache, console.say, application=False
   )
-  loaded = variables_lib.loaded(module, variables, preprocess)
   model = Model(
     weights_lib.Weights(loaded, loaded.format),
     preprocess,
     execution,
     class_names=class_names,
-    batch_size=_crops(batch_size),
+    batch_size=crops,
   )
   _ = model.classes
   return model

@@ -10,6 +10,7 @@ for each item.  Source: Orbax 0.12.8, `_src/metadata/tree.py`,
 `_src/serialization/tensorstore_utils.py`; its folders.
 """
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -22,11 +23,11 @@ import tensorstore
 from resnet_jax.codecs.tensor import Tensor
 from resnet_jax.codecs.zarr import foreign
 from resnet_jax.data import presets
-from resnet_jax.models import names, variables
+from resnet_jax.models import names, structure, variables
 from resnet_jax.models.variant import Variant
 from resnet_jax.system import errors, files
 from resnet_jax.system.text import some
-from resnet_jax.weights import assemble, metadata
+from resnet_jax.weights import assemble, metadata, torch_names
 
 FORMAT = 'Orbax checkpoint'
 
@@ -100,6 +101,13 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     else [],
     guesses=[] if stated else [_VARIANT, presets.GUESSED_INPUT],
   )
+  depth = loaded.module.depth
+  if not stated and depth in structure.CIFAR:
+    return dataclasses.replace(
+      loaded,
+      preprocess=presets.usual(depth),
+      guesses=(_VARIANT, torch_names.GUESSED_CIFAR),
+    )
   if not stated:
     return loaded
   return metadata.applied(path, loaded, files.read(beside, metadata.MAX_BYTES))

@@ -51,6 +51,7 @@ def test_every_storage_is_read(tmp_path, loaded, tree, ocdbt, zarr3):
   found = assert_same(tmp_path / 'here', loaded)
   assert found.loaded.format == 'Orbax checkpoint'
   assert any('states no variant' in note for note in found.notes)
+  assert found.preprocess == presets.CIFAR
   origin = found.loaded.origins['conv1_bn/mean']
   assert origin.name == 'batch_stats/conv1_bn/mean'
   assert (origin.shape, origin.dtype) == ((16,), 'float32')
