@@ -76,6 +76,26 @@ def test_ours_is_readable_by_the_library(file, held):
     np.testing.assert_array_equal(array, held.parameters[name])
 
 
+def test_float16_numbers_take_two_bytes_and_lose_nothing(tmp_path, held):
+  halves = {
+    name: array.astype(np.float16).astype(np.float32)
+    for name, array in held.parameters.items()
+  }
+  first = next(iter(halves))
+  other = dict(halves) | {first: halves[first].copy()}
+  # Too large, and too fine, for float16.
+  other[first].flat[:2] = 1e6, 1 + 2**-20
+  for values, width in ((halves, 2), (other, 4)):
+    path = tmp_path / f'{width}.safetensors'
+    ours.write(path, values, metadata.written(held, 'x', ''))
+    count = sum(array.size for array in values.values())
+    assert width * count < path.stat().st_size < 1.1 * width * count
+    found = weights.load(str(path)).parameters
+    for name, array in values.items():
+      assert found[name].dtype == np.float32
+      np.testing.assert_array_equal(found[name], array)
+
+
 def test_untrained_weights_stay_untrained(tmp_path):
   loaded = weights.untrained(MODEL)
   path = tmp_path / 'w.safetensors'
