@@ -27,7 +27,9 @@ $(VENV)/test-installed: $(VENV)/pip pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@ $(VENV)/installed
 
-extract: $(VENV)/installed ## features of the example images (untrained weights)
+extract: $(VENV)/installed ## features and labels by the trained ResNet-20, features by ResNet-50 (random weights)
+	$(BIN)/python -m resnet_jax.main --config=configs/cifar.py --job=extract --config.output_dir=features_cifar10
+	$(BIN)/python -m resnet_jax.main --config=configs/cifar.py --job=predict
 	$(BIN)/python -m resnet_jax.main --config=configs/resnet.py:50,weights=random --job=extract
 
 check: $(VENV)/test-installed ## formatter check, linter, type check

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of the paper's CIFAR networks; the keys are configs/resnet.py's.
 
+  python -m resnet_jax.main --config=configs/cifar.py --job=predict
   python -m resnet_jax.main --config=configs/cifar.py:56 --job=evaluate \
       --config.weights=resnet56.pth --config.data=test.tar
 
-You supply the weights, such as those of akamaster/pytorch_resnet_cifar10.  The
-images are 32x32.
+The package has trained weights of ResNet-20.  You supply others, such as those
+of akamaster/pytorch_resnet_cifar10.
 """
 
 import pathlib
@@ -25,8 +26,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.layer_num = 20
   # Or a file, for weights of classes other than CIFAR-10's.
   config.class_names = 'cifar10'
-  # The images already have the network's size.
-  config.resize = 'none'
+  config.data = 'example/cifar10.list'
   # Small images allow a large batch size.
   config.batch_size = 256
 

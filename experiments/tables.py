@@ -87,11 +87,26 @@ def cifar_table() -> str:
     evidence.read(RESULTS / 'cifar.jsonl'),
     key=lambda line: int(line['config']['layer_num']),
   )
+
+  def weights(line: dict[str, Any]) -> str:
+    of = line['published']
+    ours = isinstance(of, dict) and of['checkpoint'] == 'cifar10-20'
+    return 'cifar10, in the package' if ours else line['config']['weights']
+
   return markdown(
-    ['network', 'top-1 error', '95% interval', 'images', 'device', 'date'],
+    [
+      'network',
+      'weights',
+      'top-1 error',
+      '95% interval',
+      'images',
+      'device',
+      'date',
+    ],
     [
       [
         line['model'],
+        weights(line),
         f'{line["top1_error"]["percent"]:.2f}%',
         *_measured(line)[1:],
       ]

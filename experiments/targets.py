@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from resnet_jax.evaluation import evidence, published
+from resnet_jax.evaluation import evidence
 from resnet_jax.zoo import lookup
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -70,7 +70,7 @@ def measured(path: pathlib.Path = EVIDENCE) -> dict[Target, dict[str, Any]]:
         and of['checkpoint'] == target.record.name
         and of['protocol'] == target.accuracy.protocol.describe()
         and line['trained']
-        and line['images'] == published.IMAGES
+        and line['images'] == target.accuracy.images
         and not of['notes']
       ):
         found[target] = line

@@ -63,8 +63,11 @@ def test_the_tour_runs_without_a_network(tour, tmp_path, monkeypatch):
   )
   assert 'torchvision.v1-50 is not in the cache' in said
   assert 'UNTRAINED: random weights' in said
-  assert '(4, 2048, 1, 1) float32' in said
-  assert 'labels  top-1  100.000' in said
+  assert '(5, 64, 1, 1) float32' in said
+  assert '(1, 2048, 7, 7)' in said
+  assert 'cat.jpg: cat, ' in said
+  assert 'horse.png: horse, ' in said
+  assert 'folders  top-1  0.000' in said
   assert 'results are in results/results.json' in said
   assert 'RuntimeWarning' not in said
   assert sys.executable not in said

@@ -146,22 +146,28 @@ def test_the_wheel_has_the_config_and_the_class_names(tmp_path):
     assert 'resnet_jax/example/chelsea.png' in names
     assert not any(name.startswith('tests') for name in names)
     archive.extractall(tmp_path / 'installed')
-  # As installed, from elsewhere: the path of the README works.
-  done = subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'resnet_jax.main',
-      '--config=configs/resnet.py:50,data=nowhere,weights=random',
-      '--job=extract',
-    ],
-    cwd=tmp_path,
-    env={'PYTHONPATH': str(tmp_path / 'installed')},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+
+  # As installed, from elsewhere: the paths of the README work.
+  def run(*flags):
+    return subprocess.run(
+      [sys.executable, '-m', 'resnet_jax.main', *flags],
+      cwd=tmp_path,
+      env={
+        'PYTHONPATH': str(tmp_path / 'installed'),
+        'JAX_PLATFORMS': 'cpu',
+        'RESNET_JAX_OFFLINE': '1',
+      },
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  settings = '50,data=nowhere,weights=random'
+  done = run(f'--config=configs/resnet.py:{settings}', '--job=extract')
   assert "data='nowhere': there is no such file" in done.stderr
+  data = 'installed/resnet_jax/example/cifar10.list'
+  done = run(f'--config=configs/cifar.py:data={data}', '--job=predict')
+  assert 'cat.jpg is: 3' in done.stdout
 
 
 def test_a_cpu_machine_never_downloads_cuda():

@@ -12,9 +12,6 @@ from resnet_jax.evaluation import statistics
 from resnet_jax.models import resnet, variant
 from resnet_jax.zoo import records
 
-# The validation images of ILSVRC 2012, which all published figures are of.
-IMAGES = 50_000
-
 # The fields that `nearest` compares as a protocol, and the mean, an array.
 _COMPARED_OTHERWISE = (
   *('resize', 'resize_size', 'crop_size', 'multi_crop'),

@@ -81,10 +81,8 @@ def figures(
     result['not_published'] = NOT_THESE if tally.several else reason
     return result
   notes = [f'run with {change}' for change in against.changes]
-  if tally.images != published.IMAGES:
-    notes.append(
-      f'of {published.IMAGES} validation images; these are {tally.images}'
-    )
+  if tally.images != accuracy.images:
+    notes.append(f'of {accuracy.images} images; these are {tally.images}')
   result['published'] = {
     'checkpoint': against.checkpoint,
     'protocol': accuracy.protocol.describe(),

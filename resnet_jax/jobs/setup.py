@@ -22,8 +22,8 @@ from resnet_jax.system import console, errors, timing, version
 from resnet_jax.system.text import counted
 from resnet_jax.zoo import lookup
 
-# As in configs/resnet.py.
-_DEFAULT_DATA = 'example/test.list'
+# As in configs/resnet.py and configs/cifar.py.
+_DEFAULT_DATA = ('example/test.list', 'example/cifar10.list')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,9 +206,9 @@ def open_images(config: ConfigDict) -> sources.Source:
       raise errors.UserError(f'{key}={config[key]} must be 0 or more.')
   preprocess_overrides(config)
   weight_options(config)
-  if config.data == _DEFAULT_DATA and not os.path.exists(_DEFAULT_DATA):
+  if config.data in _DEFAULT_DATA and not os.path.exists(config.data):
     raise errors.UserError(
-      f'no data was given, and its default, {_DEFAULT_DATA}, is not in this'
+      f'no data was given, and its default, {config.data}, is not in this'
       ' folder. Set data=PATH: a list, a folder, an image, tar archives,'
       ' Parquet files or crops.'
     )

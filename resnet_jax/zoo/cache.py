@@ -19,6 +19,7 @@ from typing import Any
 from resnet_jax.system import errors, files, folders
 from resnet_jax.zoo import records
 
+_EMBEDDED = pathlib.Path(__file__).parent
 _YES, _NO = ('1', 'true', 'yes'), ('', '0', 'false', 'no')
 
 
@@ -39,6 +40,8 @@ def is_offline() -> bool:
 
 def place(file: records.File, name: str) -> pathlib.Path:
   """The path of a file of the checkpoint `name`, such as `msra-50`."""
+  if file.embedded:
+    return _EMBEDDED / file.embedded
   return folders.cache_directory() / name / file.name
 
 
@@ -51,7 +54,7 @@ def cached(file: records.File, name: str) -> pathlib.Path | None:
   path = place(file, name)
   if not path.exists():
     return None
-  receipt = read_json(path, 'sha256')
+  receipt = {} if file.embedded else read_json(path, 'sha256')
   known = file.hash
   if receipt and not known:
     known = records.Hash('sha256', receipt['sha256'])
@@ -64,12 +67,16 @@ def cached(file: records.File, name: str) -> pathlib.Path | None:
       f'cannot read {path}: {error.strerror or error}. Remove it, make it'
       ' readable, or name another folder in RESNET_JAX_CACHE.'
     ) from error
+  if wrong and file.embedded:
+    raise errors.UserError(
+      f'{path} is not the file of this package: {wrong}. Install it again.'
+    )
   if wrong:
     raise errors.UserError(
       f'{path} is not the published file: {wrong}. Remove it to download it'
       f' again, or give weights={path} to use it as it is.'
     )
-  if not receipt:
+  if not receipt and not file.embedded:
     # A shared cache may be read-only: then each use verifies without one.
     with contextlib.suppress(OSError):
       write_receipt(path, file)

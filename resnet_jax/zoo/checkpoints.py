@@ -54,6 +54,7 @@ a1-152 2eee8a7a
 _CAFFE_VARIANT = Variant(stride_in='1x1', stem_pool='ceil', epsilon=1e-5)
 _KERAS_VARIANT = Variant(stride_in='1x1', stem_pool='pad1', epsilon=1.001e-5)
 _TORCH_VARIANT = Variant(stride_in='3x3', stem_pool='pad1', epsilon=1e-5)
+_EMBEDDED = 'resnet20_cifar10.safetensors'
 _MSRA_LICENCE = 'MIT'
 _MSRA_SOURCE = '(c) 2016 Shaoqing Ren (github.com/KaimingHe)'
 _MXNET = (
@@ -258,6 +259,35 @@ def _timm() -> list[Record]:
   ]
 
 
+def _embedded() -> list[Record]:
+  # Trained by experiments/train_cifar.py; docs/models/resnet20_cifar10.md.
+  digits = 'b9ffcbd807f8dedc72822c73231bb90e37570dc894b3e3e91daef21793ed4b52'
+  return [
+    Record(
+      'cifar10',
+      20,
+      'safetensors',
+      File((), Hash('sha256', digits), 551340, embedded=_EMBEDDED),
+      'Apache-2.0',
+      'of this package, whose authors trained it from a random start',
+      Variant(),
+      presets.CIFAR10,
+      269_722,
+      (
+        Accuracy(
+          87.48,
+          99.59,
+          Protocol(32, 32, interpolation='bilinear'),
+          'experiments/results/cifar.jsonl',
+          images=10_000,
+        ),
+      ),
+      'in the package; its accuracy is that on the 10,000 test images of'
+      ' CIFAR-10, stored as JPEG',
+    )
+  ]
+
+
 RECORDS: tuple[Record, ...] = (
   *_msra(),
   *_paddle(),
@@ -265,10 +295,12 @@ RECORDS: tuple[Record, ...] = (
   *_torchvision(),
   *_timm(),
   *wider.RECORDS,
+  *_embedded(),
 )
 FAMILIES = tuple(dict.fromkeys(record.family for record in RECORDS))
 # What weights=auto means, by the network's name.
 USUAL = {
+  'resnet20': 'cifar10',
   'resnet18': 'torchvision.v1',
   'resnet34': 'torchvision.v1',
   'resnet50': 'msra',

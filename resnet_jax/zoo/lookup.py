@@ -180,8 +180,7 @@ def table(records: Sequence[Record] = RECORDS) -> list[Mapping[str, str]]:
       'weights': record.family,
       'depth': str(record.depth),
       'top-1 / top-5': '; '.join(_percent(a) for a in record.accuracies),
-      'stride': record.variant.stride_in,
-      'pool': record.variant.stem_pool,
+      **_variant(record),
       'input': _input(record.preprocess),
       'size': _size(record.file),
       'verified by': _verified(record.file),
@@ -189,6 +188,16 @@ def table(records: Sequence[Record] = RECORDS) -> list[Mapping[str, str]]:
     }
     for record in records
   ]
+
+
+def _variant(record: Record) -> dict[str, str]:
+  own = record.variant
+  # The CIFAR networks have neither.
+  known = record.depth in structure.IMAGENET
+  return {
+    'stride': own.stride_in if known else '-',
+    'pool': own.stem_pool if known else '-',
+  }
 
 
 def _percent(accuracy: Accuracy) -> str:
@@ -208,6 +217,8 @@ def _size(file: File) -> str:
 
 
 def _verified(file: File) -> str:
+  if file.embedded:
+    return 'in the package'
   if file.hash is None:
     return 'contents only (no hash published)'
   name = {'sha256': 'SHA-256', 'sha1': 'SHA-1', 'md5': 'MD5'}

@@ -37,21 +37,23 @@ class File:
   """A published file.
 
   Attributes:
-    urls: the publisher's address, then mirrors.
+    urls: the publisher's address, then mirrors; (): it is in the package.
     hash: the published one; None: there is none.
     size: bytes; None: not known.
     exact: whether `size` is exact, or rounded by the publisher.
+    embedded: the name of the file in the package; '': it is downloaded.
   """
 
   urls: tuple[str, ...]
   hash: Hash | None
   size: int | None
   exact: bool = True
+  embedded: str = ''
 
   @property
   def name(self) -> str:
     """The file's name."""
-    return self.urls[0].rsplit('/', 1)[-1]
+    return self.embedded or self.urls[0].rsplit('/', 1)[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,19 +95,21 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-  """A published accuracy on the 50,000 images of ILSVRC 2012's validation.
+  """A published accuracy on all images of a data set.
 
   Attributes:
     top1: percent; None: not published.
     top5: the same.
     protocol: how it was measured.
     source: where it is published.
+    images: how many they are; the usual ones are ILSVRC 2012's validation.
   """
 
   top1: float | None
   top5: float | None
   protocol: Protocol
   source: str
+  images: int = 50_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +118,7 @@ class Record:
 
   Attributes:
     family: what `weights=` selects it by, with the depth.
-    depth: one of `structure.IMAGENET`.
+    depth: one of `structure.ARCHITECTURES`.
     format: as `formats.FORMATS` has it.
     file: where it is.
     licence: its SPDX identifier; 'not stated': the publisher gives none.

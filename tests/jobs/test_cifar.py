@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's CIFAR networks: layers, weights, images, settings."""
 
+import shutil
+
 import numpy as np
 import pytest
 import safetensors.numpy
+from conftest import ROOT
 from makers import config_of
 from numpy_resnet import NumpyCifar
 from PIL import Image
 from scipy import ndimage
 
-from resnet_jax import weights
+import resnet_jax
+from resnet_jax import jobs, weights
 from resnet_jax.data import crops, decoding, labels, preprocess, presets
 from resnet_jax.engine import runner
 from resnet_jax.models import aliases, costs, layers, names, resnet, structure
@@ -275,10 +279,10 @@ def test_a_paddle_directory_keeps_them(tmp_path, trained):
 def test_there_is_no_checkpoint_to_download(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(errors.UserError) as caught:
-    weights.load('auto', weights.Options(20))
+    weights.load('auto', weights.Options(32))
   assert str(caught.value).startswith(
-    'no weights found: model/resnet_20 does not exist. The zoo has no'
-    ' checkpoint of ResNet-20. Give weights=PATH'
+    'no weights found: model/resnet_32 does not exist. The zoo has no'
+    ' checkpoint of ResNet-32. Give weights=PATH'
   )
 
 
@@ -385,11 +389,55 @@ def test_the_classes_have_names():
 # ------------------------------------------------------------ as a user does
 
 
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+  """No network, no cache, and the examples in the working directory."""
+  monkeypatch.setenv('RESNET_JAX_OFFLINE', '1')
+  monkeypatch.setenv('RESNET_JAX_CACHE', str(tmp_path / 'cache'))
+  shutil.copytree(ROOT / 'example', tmp_path / 'example')
+  monkeypatch.chdir(tmp_path)
+
+
+def test_the_first_command_gives_the_right_answers(offline, run_main, capsys):
+  done = run_main('--config=configs/cifar.py', '--job=predict', check=0)
+  assert 'UNTRAINED' not in done.stderr
+  assert 'cifar10-20 of the zoo' in done.stderr
+  lines = done.stdout.splitlines()
+  assert lines[0] == 'Label of example/cifar10/cat.jpg is: 3'
+  assert lines[6] == 'Label of example/cifar10/horse.png is: 7'
+  assert [lines[n].split()[1:] for n in (1, 7)] == [
+    ['3', 'cat'],
+    ['7', 'horse'],
+  ]
+  assert float(lines[1].split()[0]) > 0.5
+  assert jobs.run('zoo', config_of('layer_num=20', 'cifar')) == 0
+  assert 'in the package' in capsys.readouterr().out
+  assert jobs.run('download', config_of('', 'cifar')) == 0
+  assert 'cifar10-20 holds ResNet-20, digest' in capsys.readouterr().err
+
+
+def test_the_embedded_network_is_the_usual_one_in_python(offline):
+  model = resnet_jax.load('resnet20')
+  assert model.weights.trained
+  assert model.preprocess == presets.CIFAR10
+  labels_of = [c.name for c in model.classes]
+  assert ' '.join(labels_of) == (
+    'airplane automobile bird cat deer dog frog horse ship truck'
+  )
+  # Photographs of any size, and images of the network's size as they are.
+  photo = model.predict('example/cifar10/cat.jpg')
+  small = Image.fromarray(model.crops('example/cifar10/cat.jpg')[0])
+  assert small.size == (32, 32)
+  np.testing.assert_array_equal(model.crops(small)[0], np.asarray(small))
+  assert model.predict(small) == photo
+  assert labels_of[photo.label] == 'cat'
+
+
 def test_the_config_changes_defaults_and_adds_no_keys():
   ours, usual = config_of(file='cifar'), config_of()
   assert set(ours) == set(usual)
   changed = {key for key in usual if ours[key] != usual[key]}
-  assert changed == {'layer_num', 'class_names', 'resize', 'batch_size'}
+  assert changed == {'layer_num', 'class_names', 'data', 'batch_size'}
   assert ours.layer_num == 20
   assert ours.class_names == 'cifar10'
   other = config_of('56,weights=random,batch_size=8', 'cifar')

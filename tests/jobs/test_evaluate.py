@@ -410,7 +410,7 @@ def test_the_published_figure_stands_beside_the_measured():
   assert 'published' not in found['top5_error']
   assert found['published']['notes'] == [
     'run with rounding x',
-    'of 50000 validation images; these are 100',
+    'of 50000 images; these are 100',
   ]
   first, second = report.rows('val', found)
   assert first['published'] == '24.9'

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The published checkpoints: every record complete, and true of its network."""
 
+import dataclasses
 import hashlib
 import re
 import urllib.parse
@@ -10,7 +11,7 @@ import pytest
 from resnet_jax.models import known, resnet, structure
 from resnet_jax.system import errors
 from resnet_jax.weights import formats
-from resnet_jax.zoo import lookup, records
+from resnet_jax.zoo import download, lookup, records
 
 _PUBLISHED = {
   'msra': (50, 101, 152),
@@ -37,11 +38,18 @@ _PUBLISHED = {
   'timm.resnext50_32x4d.gluon_in1k': (50,),
   'timm.resnext101_64x4d.c1_in1k': (101,),
   'timm.resnext101_64x4d.gluon_in1k': (101,),
+  'cifar10': (20,),
 }
+# In the package.
+_EMBEDDED = lookup.find('cifar10')
 
 
-def _each():
-  return [pytest.param(record, id=record.name) for record in lookup.RECORDS]
+def _each(*but):
+  return [
+    pytest.param(record, id=record.name)
+    for record in lookup.RECORDS
+    if record not in but
+  ]
 
 
 def test_every_published_checkpoint_is_there_once():
@@ -49,14 +57,14 @@ def test_every_published_checkpoint_is_there_once():
   assert len(set(found)) == len(found)
   assert set(found) == {(f, d) for f, ds in _PUBLISHED.items() for d in ds}
   assert set(lookup.FAMILIES) == set(_PUBLISHED)
-  plain = {f'resnet{depth}' for depth in structure.IMAGENET}
+  plain = {f'resnet{depth}' for depth in (20, *structure.IMAGENET)}
   assert set(lookup.USUAL) == plain | {n.name for n in known.NETWORKS}
   for network in known.NETWORKS:
     found = lookup.find(lookup.USUAL[network.name])
     assert (found.depth, found.variant) == (network.depth, network.variant)
 
 
-@pytest.mark.parametrize('record', _each())
+@pytest.mark.parametrize('record', _each(_EMBEDDED))
 def test_a_record_is_complete(record):
   assert record.format in formats.FORMATS
   assert record.licence in ('MIT', 'BSD-3-Clause', 'Apache-2.0', 'not stated')
@@ -69,6 +77,7 @@ def test_a_record_is_complete(record):
     assert (accuracy.top1 or 90) < (accuracy.top5 or 91) < 100
     assert accuracy.protocol.describe()
     assert accuracy.source
+    assert accuracy.images == 50_000
   preprocess = record.preprocess
   assert preprocess.channels in ('BGR', 'RGB')
   assert 200 <= preprocess.crop_size <= preprocess.resize_size <= 300
@@ -78,6 +87,32 @@ def test_a_record_is_complete(record):
     # statistics, and the format's own.
     width = 2 if 'half' in record.note else 4
     assert 1 < record.file.size / (width * record.parameters) < 1.02
+
+
+def test_the_embedded_file_is_the_one_that_is_stated(tmp_path, monkeypatch):
+  """It needs no network and no cache, and a changed one is refused."""
+  monkeypatch.setenv('RESNET_JAX_OFFLINE', '1')
+  monkeypatch.setenv('RESNET_JAX_CACHE', str(tmp_path / 'cache'))
+  file = _EMBEDDED.file
+
+  def fetch(file):
+    return download.fetch(file, _EMBEDDED.name, report=None, say=print)
+
+  path = fetch(file)
+  assert path.stat().st_size == file.size < 600_000
+  digits = hashlib.sha256(path.read_bytes()).hexdigest()
+  assert file.hash == records.Hash('sha256', digits)
+  assert not (tmp_path / 'cache').exists()
+  assert lookup.identify(path, 20) is _EMBEDDED
+  assert [row['verified by'] for row in lookup.table([_EMBEDDED])] == [
+    'in the package'
+  ]
+  other = dataclasses.replace(file, hash=records.Hash('sha256', '0' * 64))
+  with pytest.raises(errors.UserError, match='is not the file of this package'):
+    fetch(other)
+  missing = dataclasses.replace(file, embedded='none.safetensors')
+  with pytest.raises(errors.UserError, match=r'missing\. Install it again'):
+    fetch(missing)
 
 
 @pytest.mark.parametrize('file', lookup.MEANS.values(), ids=lookup.MEANS)
@@ -103,10 +138,7 @@ def _check_file(file):
 
 @pytest.mark.parametrize('record', _each())
 def test_a_record_builds_the_network_it_states(record):
-  model = resnet.ResNet(
-    record.depth,
-    variant=record.variant,
-  )
+  model = resnet.published(record.depth).clone(variant=record.variant)
   shapes = resnet.parameter_shapes(model)
   assert resnet.learned_count(shapes) == record.parameters
 
