@@ -104,37 +104,37 @@ _STATUS = {
   425: Kind.PASSING,
   429: Kind.PASSING,
 }
-# By the names of the types, so that nothing is imported for them.
+# By the types' packages and names, so that nothing is imported for them.
 _TYPES = {
-  'botocore.exceptions.NoCredentialsError': (
+  'botocore.NoCredentialsError': (
     Kind.NO_CREDENTIALS,
     'there are no credentials',
   ),
-  'botocore.exceptions.PartialCredentialsError': (
+  'botocore.PartialCredentialsError': (
     Kind.NO_CREDENTIALS,
     'the credentials are incomplete',
   ),
   **dict.fromkeys(
     (
-      'botocore.exceptions.SSOError',
-      'botocore.exceptions.TokenRetrievalError',
-      'botocore.exceptions.CredentialRetrievalError',
-      'google.auth.exceptions.RefreshError',
+      'botocore.SSOError',
+      'botocore.TokenRetrievalError',
+      'botocore.CredentialRetrievalError',
+      'google.RefreshError',
     ),
     (Kind.EXPIRED, 'the credentials have expired'),
   ),
-  'aiohttp.client_exceptions.ClientSSLError': (
+  'aiohttp.ClientSSLError': (
     Kind.OTHER,
     'no secure connection can be made; SSL_CERT_FILE can name authorities',
   ),
   **dict.fromkeys(
     (
-      'aiohttp.client_exceptions.ClientConnectionError',
-      'aiohttp.client_exceptions.ClientPayloadError',
-      'botocore.exceptions.HTTPClientError',
-      'botocore.exceptions.ConnectionError',
-      'botocore.exceptions.IncompleteReadError',
-      'botocore.parsers.ResponseParserError',
+      'aiohttp.ClientConnectionError',
+      'aiohttp.ClientPayloadError',
+      'botocore.HTTPClientError',
+      'botocore.ConnectionError',
+      'botocore.IncompleteReadError',
+      'botocore.ResponseParserError',
       'httpx.TransportError',
       'httpx2.TransportError',
     ),
@@ -199,7 +199,8 @@ def of(error: BaseException) -> Fault:
     if isinstance(one, AnswerError):
       return Fault(Kind.OTHER, str(one))
     for base in type(one).__mro__:
-      if known := _TYPES.get(f'{base.__module__}.{base.__qualname__}'):
+      package = base.__module__.partition('.')[0]
+      if known := _TYPES.get(f'{package}.{base.__qualname__}'):
         return Fault(*known)
     for type_, kind, what in _BUILT_IN:
       if isinstance(one, type_):
