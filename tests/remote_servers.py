@@ -39,14 +39,15 @@ class Faulty:
 
   def __call__(self, environ, start_response):
     """Answers a question."""
-    path = environ['PATH_INFO']
+    path = environ['PATH_INFO'].encode('latin-1').decode()
     asked = environ['REQUEST_METHOD'], path, environ.get('HTTP_RANGE', '')
     with self._lock:
       self.asked.append(asked)
       concerned = self.faults and re.search(self.only, path)
       fault = self.faults.pop(0) if concerned else ''
     if fault == 'slow':
-      time.sleep(3)
+      # Until the client has given up.
+      time.sleep(4)
     if fault.isdigit():
       start_response(f'{fault} x', [('Content-Length', '0')])
       return [b'']
@@ -79,7 +80,7 @@ class Files:
 
   def __call__(self, environ, start_response):
     """Answers a question."""
-    path = environ['PATH_INFO']
+    path = environ['PATH_INFO'].encode('latin-1').decode()
     if path in self.moved:
       start_response('302 x', [('Location', self.moved[path])])
       return [b'']

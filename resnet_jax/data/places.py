@@ -35,6 +35,7 @@ _CHAINED = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*::.*://')
 # What the position moves beyond the buffer without a longer next read.
 _FIRST_BYTES = 1 << 14
 _MOST_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 26
 
 
 def place(data: str) -> Place:
@@ -89,8 +90,9 @@ def read_text(path: Place, most: int, encoding: str) -> str:
   with path.opened() as file:
     if file.size > most:
       raise ValueError(f'it has more than {most} bytes')
-    with io.TextIOWrapper(io.BytesIO(file.read()), encoding) as text:
-      return text.read()
+    data = b''.join(iter(lambda: file.read(_PIECE_BYTES), b''))
+  with io.TextIOWrapper(io.BytesIO(data), encoding) as text:
+    return text.read()
 
 
 def relative(path: Place, root: Place) -> str:

@@ -42,6 +42,8 @@ _REFUSED = frozenset(
     *('jupyter', 'dask', 'root', 'asynclocal'),
   )
 )
+# Of Windows, too.
+_ABSOLUTE = re.compile(r'[/\\]|[A-Za-z]:[/\\]')
 _T = TypeVar('_T')
 _U = TypeVar('_U')
 
@@ -108,10 +110,10 @@ class Address:
     Raises:
       UserError: it is not relative to the list, or leads out of the bucket.
     """
-    is_path = not places.protocol(name) and not re.match('[A-Za-z]:', name)
+    is_path = not places.protocol(name) and not _ABSOLUTE.match(name)
     top, path = self.store.split(self.path)
     joined = posixpath.normpath(posixpath.join(path, self.store.quoted(name)))
-    if not is_path or re.match(r'[/\\~]|\.\.(/|$)', joined) or '\0' in name:
+    if not is_path or re.match(r'\.\.(/|$)', joined) or '\0' in name:
       raise errors.UserError(
         f'a list in {self} names {name[:200]!r}. A list at an address names'
         ' paths relative to it, in the same bucket or at the same host.'
@@ -260,6 +262,10 @@ def below(root: Address) -> list[Address]:
 def files_named(like: Address, names: Sequence[str]) -> list[list[Address]]:
   """For each name, a path or a pattern at the same server, its files."""
   store = like.store
+  for name in names:
+    if store.is_web and '*' in name:
+      # It says that it cannot.
+      store.find(name)
   plain = [n for n in names if store.is_web or not glob.has_magic(n)]
   known = {
     one.path: one for one in looked_up([Address(store, name) for name in plain])

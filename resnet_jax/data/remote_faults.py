@@ -226,12 +226,13 @@ def _stated(error: BaseException) -> Fault | None:
     code = str(response.get('Error', {}).get('Code', ''))
     status = response.get('ResponseMetadata', {}).get('HTTPStatusCode', 0)
   else:
-    for value in (
+    # Others have a code, too, that no server has stated.
+    is_gcs = type(error).__module__.startswith('gcsfs.')
+    stated = (
       getattr(response, 'status_code', None),
-      getattr(error, 'status', None),
-      getattr(error, 'code', None),
-    ):
-      status = status or (value if isinstance(value, int) else 0)
+      getattr(error, 'code' if is_gcs else 'status', None),
+    )
+    status = next((n for n in stated if isinstance(n, int)), 0)
   if not 400 <= status < 600 and code not in _CODES:
     return None
   kind = Kind.PASSING if status >= 500 else Kind.OTHER

@@ -6,13 +6,15 @@ import urllib.parse
 from typing import Any
 
 from resnet_jax.codecs import tar
-from resnet_jax.data import decoding, places, remote_faults, remote_http
+from resnet_jax.data import decoding, remote_faults, remote_http
 from resnet_jax.system import errors
 from resnet_jax.system.text import one_line
 
 # Seconds that a server may be silent.
 WAIT = 30.0
 _BYTES_PER_SECOND = 10_000
+# The largest range.
+_MOST_BYTES = 1 << 30
 # What other files of the same name and size have differently.
 _VERSIONS = (
   *('ETag', 'etag', 'generation', 'blob_id', 'md5Hash', 'sha256', 'mtime'),
@@ -134,10 +136,13 @@ class Store:
       most: the bytes that must come; None: all.
 
     Raises:
-      ImageError: there is no such file.
+      ImageError: there is no such file, or the range is too large.
       UserError: it cannot be read.
     """
-    places.check_size(end - start - 1)
+    if end - start - 1 > _MOST_BYTES:
+      raise decoding.ImageError(
+        f'{end - start} bytes of it are wanted at once, more than {_MOST_BYTES}'
+      )
     least = end - start if most is None else most
 
     def once() -> bytes:

@@ -105,6 +105,9 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
     raise errors.UserError(
       f"data='{data}' cannot be read: {error.strerror or error}."
     ) from error
+  except decoding.ImageError as error:
+    # Of an address, between two looks at it.
+    raise errors.UserError(f"data='{data}' cannot be read: {error}.") from error
   if not source.items:
     where = source.description.removeprefix('0 images ')
     suffixes = ', '.join(sorted(decoding.SUFFIXES))
