@@ -76,6 +76,11 @@ def text(path: Place) -> str:
   return os.fspath(path) if isinstance(path, pathlib.Path) else path.path
 
 
+def shown(path: Place, name: str) -> str:
+  """For messages, one of the names that `files_named` takes."""
+  return name if isinstance(path, pathlib.Path) else path.store.shown(name)
+
+
 def opened(path: Place) -> BinaryIO:
   """Opens a file for reading; see `system.files.opened`."""
   if isinstance(path, pathlib.Path):

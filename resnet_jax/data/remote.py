@@ -13,6 +13,7 @@ import fnmatch
 import glob
 import posixpath
 import re
+import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -95,8 +96,9 @@ class Address:
   @property
   def kind(self) -> str:
     """What is there: 'folder', 'file', or '' (nothing)."""
-    if self.store.is_web and re.search(r'\{.*\}', self.path):
-      # A pattern; a server may refuse such an address.
+    checked = self.path if self.store.is_web else self.store.split(self.path)[0]
+    if re.search(r'\{.*\}', checked):
+      # A pattern; a server may refuse such an address or bucket.
       return ''
     return self.store.info(self.path).kind
 
@@ -165,9 +167,21 @@ def address(data: str) -> Address:
     )
   system = _system(protocol, data)
   if protocol in _WEB:
+    _check_web(data)
     return Address(remote_stores.WebStore(protocol, system), data)
   path = system._strip_protocol(data).rstrip('/')
   return Address(remote_stores.Store(protocol, system), path)
+
+
+def _check_web(data: str) -> None:
+  try:
+    host = urllib.parse.urlsplit(data).hostname
+  except ValueError:
+    host = ''
+  if not host:
+    raise errors.UserError(
+      f"data='{data}' is not an address. Give one such as https://host/val.txt."
+    )
 
 
 def _system(protocol: str, data: str) -> Any:

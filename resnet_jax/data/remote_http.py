@@ -117,7 +117,10 @@ async def _answer(response: Any, start: int, end: int) -> Answer:
       'the server does not send parts of files; download it and give the path'
     )
   if response.content_type == 'text/html':
-    raise remote_faults.AnswerError('it is a web page, not a file')
+    raise remote_faults.AnswerError(
+      'it is a web page, perhaps of a folder, and not a file; folders cannot be'
+      ' listed here, so give a list file or shards by their numbers'
+    )
   body = bytearray()
   while len(body) < end - start:
     chunk = await response.content.read(end - start - len(body))

@@ -368,6 +368,11 @@ def test_what_is_not_there_or_not_known(memory, tmp_path, web):
   message = user_error(sources.open_source, 'memory://m/shards/{0..1}.tar')
   assert '2 of the files' in message
   assert 'no protocol' in user_error(sources.open_source, 'nonesuch://a/b')
+  for data in ('https://', 'http://[::1/x'):
+    assert 'is not an address' in user_error(sources.open_source, data)
+  message = user_error(sources.open_source, f'{address}/shards/*.tar?key=1')
+  assert 'cannot be listed' in message
+  assert 'key=1' not in message
 
 
 def test_a_server_that_misbehaves(tmp_path, web):

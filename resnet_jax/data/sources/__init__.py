@@ -80,34 +80,38 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
       missing, or an archive cannot be used.
   """
   path = places.place(data)
+  # Of an address, without what might be secret.
+  shown = data if isinstance(path, pathlib.Path) else str(path)
   try:
     kind = places.kind(path) if data else ''
     if kind == 'folder':
       source = _store(path) or _folder(path)
     elif not kind and patterns.is_pattern(data):
       found = patterns.expand(path)
-      source = _several(found, f'named {data}')
+      source = _several(found, f'named {shown}')
     elif not kind:
       _check_unfinished(path)
       raise errors.UserError(
-        f"data='{data}': there is no such file or folder. Give a list file"
+        f"data='{shown}': there is no such file or folder. Give a list file"
         ' (one image per line: path, label), a folder, an image, a tar archive,'
         ' shards (a folder of .tar files, or a pattern such as'
         " 'val-{000..049}.tar'), Parquet files or crops (--job=crop)."
       )
     elif kind == 'other':
       raise errors.UserError(
-        f"data='{data}' is a pipe or a device, not a file or a folder."
+        f"data='{shown}' is a pipe or a device, not a file or a folder."
       )
     else:
       source = _file(path, must_exist)
   except OSError as error:
     raise errors.UserError(
-      f"data='{data}' cannot be read: {error.strerror or error}."
+      f"data='{shown}' cannot be read: {error.strerror or error}."
     ) from error
   except decoding.ImageError as error:
     # Of an address, between two looks at it.
-    raise errors.UserError(f"data='{data}' cannot be read: {error}.") from error
+    raise errors.UserError(
+      f"data='{shown}' cannot be read: {error}."
+    ) from error
   if not source.items:
     where = source.description.removeprefix('0 images ')
     suffixes = ', '.join(sorted(decoding.SUFFIXES))

@@ -37,11 +37,15 @@ def expand(path: Place) -> list[Place]:
   text = places.text(path)
   names = list(_braces(text))
   files = places.files_named(path, names)
-  missing = [name for name, of in zip(names, files, strict=True) if not of]
+  missing = [
+    places.shown(path, name)
+    for name, of in zip(names, files, strict=True)
+    if not of
+  ]
   if missing:
     raise errors.UserError(
-      f"data='{text}': {len(missing)} of the files that it names do not exist:"
-      f' {some(missing, 5)}. Get them, or correct the pattern.'
+      f"data='{places.shown(path, text)}': {len(missing)} of the files"
+      f' that it names do not exist: {some(missing, 5)}. Get them, or correct the pattern.'
     )
   return [one for of in files for one in of]
 
