@@ -102,7 +102,7 @@ class _Ahead:
     self._todo: collections.deque[_Fetch] = collections.deque()
     self._workers = 0
     # The group that was asked for last, and the first that is not asked for.
-    self._last = -1 - _NEAR
+    self._last = -2 - _NEAR
     self._next = 0
 
   def read(self, number: int, start: int, size: int) -> bytes:
@@ -116,13 +116,12 @@ class _Ahead:
       is_mine = not fetch.is_taken
       fetch.is_taken = True
       self._left[number] -= 1
-      follows = 0 <= number - self._last <= _NEAR
-      if number > self._last or number < self._last - _NEAR:
+      # Threads ask for neighbours in any order; whoever jumps starts anew.
+      if abs(number - self._last) > _NEAR:
+        self._last, self._next = number, number + 1
+      elif number >= self._last:
         self._last = number
-      if follows:
         self._plan(number)
-      else:
-        self._next = number + 1
     if is_mine:
       fetch.run()
     fetch.done.wait()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images at addresses: the same as on the disk, whatever a server does."""
 
+import concurrent.futures
 import importlib.util
 import json
 import subprocess
@@ -241,6 +242,18 @@ def test_what_is_read_ahead_is_bounded(tmp_path, memory, monkeypatch):
   for row in np.random.default_rng(1).permutation(len(items)):
     assert items[row].read() == chosen[row].data
   assert most <= 1 << 20
+
+
+def test_threads_that_read_in_turn_fetch_nothing_twice(tmp_path, web):
+  _, faulty, put = web
+  images = forms.images(120)
+  forms.list_file(tmp_path / 'val.txt', images)
+  items = sources.open_source(f'{put(tmp_path)}/val.txt').items
+  faulty.clear()
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(lambda item: item.read(), items))
+  assert found == [one.data for one in images]
+  assert len(faulty.asked) == len({path for _, path, _ in faulty.asked}) == 120
 
 
 # -------------------------------------------------------------------- faults

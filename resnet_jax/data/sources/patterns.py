@@ -44,8 +44,9 @@ def expand(path: Place) -> list[Place]:
   ]
   if missing:
     raise errors.UserError(
-      f"data='{places.shown(path, text)}': {len(missing)} of the files"
-      f' that it names do not exist: {some(missing, 5)}. Get them, or correct the pattern.'
+      f"data='{places.shown(path, text)}': {len(missing)} of the files that it"
+      f' names do not exist: {some(missing, 5)}. Get them, or correct the'
+      ' pattern.'
     )
   return [one for of in files for one in of]
 
