@@ -58,6 +58,7 @@ def get_config(arg: str = '') -> ConfigDict:
   # The images: a list file (path and label, one image per line), a folder, an
   # image, a tar archive (uncompressed, read in place), shards (a folder of
   # .tar files or 'val-{000..049}.tar'), Parquet files, or crops (--job=crop).
+  # All but crops also at an address: s3://, gs://, hf:// or https://.
   config.data = 'example/test.list'
   # An image that cannot be read: 'fail' ends the run, 'record' marks it as
   # failed and continues.

@@ -9,7 +9,6 @@ over the images before it would look whole; here it is an error.
 
 import dataclasses
 import io
-import pathlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -65,7 +64,7 @@ def is_relative(name: str) -> bool:
 
 
 def members(
-  file: BinaryIO, path: pathlib.Path, end: int | None = None
+  file: BinaryIO, path: object, end: int | None = None
 ) -> Iterator[Member]:
   """Yields the members in the order of the archive; reads headers only.
 
@@ -91,7 +90,7 @@ class _Headers:
   """A position in an archive."""
 
   def __init__(
-    self, file: BinaryIO, path: pathlib.Path, end: int, *, mends: bool
+    self, file: BinaryIO, path: object, end: int, *, mends: bool
   ) -> None:
     self._file = file
     self._path = path

@@ -6,13 +6,13 @@ function; nothing downstream knows the container.  Nothing is unpacked, and
 items can be read in any order.
 """
 
-import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
 
 from resnet_jax.codecs import faults, tar
-from resnet_jax.data import crop_store, decoding
+from resnet_jax.data import crop_store, decoding, places
+from resnet_jax.data.places import Place
 from resnet_jax.data.sources import (
   archives,
   crops,
@@ -53,7 +53,7 @@ _PACKED = {
 
 # Containers that may come in several files.
 _SUFFIXES = ('.tar', '.parquet')
-_OPENERS: dict[str, Callable[[Sequence[pathlib.Path], str], Source]] = {
+_OPENERS: dict[str, Callable[[Sequence[Place], str], Source]] = {
   'tar archive': archives.open_archives,
   'Parquet file': parquet.open_files,
 }
@@ -79,41 +79,55 @@ def open_source(data: str, *, must_exist: bool = True) -> Source:
     UserError: there is no such file, it has no images, a listed one is
       missing, or an archive cannot be used.
   """
-  path = pathlib.Path(os.path.expanduser(data))
+  path = places.place(data)
+  # Of an address, without what might be secret.
+  shown = data if isinstance(path, pathlib.Path) else str(path)
   try:
-    if data and path.is_dir():
-      is_store = crop_store.is_store(path)
-      source = crops.open_store(path) if is_store else _folder(path)
-    elif data and not path.exists() and patterns.is_pattern(data):
-      found = patterns.expand(os.fspath(path))
-      source = _several(found, f'named {data}')
-    elif not data or not path.exists():
+    kind = places.kind(path) if data else ''
+    if kind == 'folder':
+      source = _store(path) or _folder(path)
+    elif not kind and patterns.is_pattern(data):
+      found = patterns.expand(path)
+      source = _several(found, f'named {shown}')
+    elif not kind:
       _check_unfinished(path)
       raise errors.UserError(
-        f"data='{data}': there is no such file or folder. Give a list file"
+        f"data='{shown}': there is no such file or folder. Give a list file"
         ' (one image per line: path, label), a folder, an image, a tar archive,'
         ' shards (a folder of .tar files, or a pattern such as'
         " 'val-{000..049}.tar'), Parquet files or crops (--job=crop)."
       )
-    elif not path.is_file():
+    elif kind == 'other':
       raise errors.UserError(
-        f"data='{data}' is a pipe or a device, not a file or a folder."
+        f"data='{shown}' is a pipe or a device, not a file or a folder."
       )
     else:
       source = _file(path, must_exist)
   except OSError as error:
     raise errors.UserError(
-      f"data='{data}' cannot be read: {error.strerror or error}."
+      f"data='{shown}' cannot be read: {error.strerror or error}."
+    ) from error
+  except decoding.ImageError as error:
+    # Of an address, between two looks at it.
+    raise errors.UserError(
+      f"data='{shown}' cannot be read: {error}."
     ) from error
   if not source.items:
     where = source.description.removeprefix('0 images ')
     suffixes = ', '.join(sorted(decoding.SUFFIXES))
-    known = f' Their suffixes are {suffixes}.' if path.is_dir() else ''
+    known = f' Their suffixes are {suffixes}.' if kind == 'folder' else ''
     raise errors.UserError(f'there are no images {where}.{known}')
   return source
 
 
-def _file(path: pathlib.Path, must_exist: bool) -> Source:
+def _store(path: Place) -> Source | None:
+  """The crops of a store on the disk; None: the folder is none."""
+  if isinstance(path, pathlib.Path) and crop_store.is_store(path):
+    return crops.open_store(path)
+  return None
+
+
+def _file(path: Place, must_exist: bool) -> Source:
   form = _form(path)
   if form:
     return _OPENERS[form]([path], f'the {form} {path}')
@@ -122,8 +136,10 @@ def _file(path: pathlib.Path, must_exist: bool) -> Source:
   return paths.list_file(path, must_exist)
 
 
-def _check_unfinished(path: pathlib.Path) -> None:
+def _check_unfinished(path: Place) -> None:
   """Raises a UserError if there are crops that are not finished."""
+  if not isinstance(path, pathlib.Path):
+    return
   if path.name and crop_store.is_store(part := files.part(path)):
     raise errors.UserError(
       f'{path} is not finished: there is only {part}. Start the same crop job'
@@ -131,13 +147,17 @@ def _check_unfinished(path: pathlib.Path) -> None:
     )
 
 
-def _folder(root: pathlib.Path) -> Source:
-  if settings.read(root / 'zarr.json', 'attributes', 'settings') is not None:
+def _folder(root: Place) -> Source:
+  if (
+    isinstance(root, pathlib.Path)
+    and settings.read(root / 'zarr.json', 'attributes', 'settings') is not None
+  ):
     raise errors.UserError(
       f'{root} is a store of features, not of crops or images. Give the images'
       ' that they are of.'
     )
   everything = list(paths.walk(root))
+  _check_no_store(root, everything)
   hidden = [path.name for path in everything if item_lib.hidden(path.name)]
   files = [path for path in everything if not item_lib.hidden(path.name)]
   source = paths.folder(root, files, hidden)
@@ -150,9 +170,20 @@ def _folder(root: pathlib.Path) -> Source:
   return _several(found, f'in the folder {root}{left_out}')
 
 
-def _several(found: Sequence[pathlib.Path], where: str) -> Source:
+def _check_no_store(root: Place, found: Sequence[Place]) -> None:
+  """Raises a UserError for crops or features at an address."""
+  if isinstance(root, pathlib.Path):
+    return
+  if any(places.relative(path, root) == 'zarr.json' for path in found):
+    raise errors.UserError(
+      f'{root} is a Zarr store. Stores of crops are read from the disk only:'
+      ' copy it and give the path of the copy.'
+    )
+
+
+def _several(found: Sequence[Place], where: str) -> Source:
   """The images of files that must be of one kind."""
-  forms = [_form(path) for path in found]
+  forms = places.each(_form, found)
   first = forms[0]
   for path, form in zip(found, forms, strict=True):
     if not form or form != first:
@@ -165,13 +196,13 @@ def _several(found: Sequence[pathlib.Path], where: str) -> Source:
   return _OPENERS[first](found, f'{counted(len(found), first)} {where}')
 
 
-def _form(path: pathlib.Path) -> str:
+def _form(path: Place) -> str:
   """A key of _OPENERS, or '' for images and lists.
 
   Raises:
     UserError: it is compressed, or a Git LFS pointer.
   """
-  with files.opened(path) as file:
+  with places.opened(path) as file:
     head = file.read(_HEAD_BYTES)
   if faults.is_git_lfs(head):
     raise errors.UserError(f'{path} is {faults.GIT_LFS_SAYS}.')

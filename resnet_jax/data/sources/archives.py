@@ -10,12 +10,12 @@ Source: WebDataset's documentation, "The WebDataset Format".
 import collections
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import BinaryIO
 
 from resnet_jax.codecs import tar
-from resnet_jax.data import decoding
+from resnet_jax.data import places
+from resnet_jax.data.places import Place, Stamp
 from resnet_jax.data.sources import item as item_lib
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source
 from resnet_jax.system import errors, files
@@ -27,52 +27,6 @@ _OTHER = 'other member'
 _JSON_KEYS = ('wnid', 'label', 'cls')
 # Of an image or of its class.
 _JSON_NAME = 'name'
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Slice:
-  """Reads a part of a file that has not changed since it was indexed.
-
-  Each call opens the file, so that threads and processes share nothing and a
-  thousand shards do not exhaust the open files; that takes microseconds.
-
-  Attributes:
-    path: the file.
-    stamp: its size and modification time when it was indexed.
-    offset: of the first byte.
-    size: in bytes.
-  """
-
-  path: pathlib.Path
-  stamp: tuple[int, int]
-  offset: int
-  size: int
-
-  def __call__(self) -> bytes:
-    """The bytes.
-
-    Raises:
-      ImageError: the file has changed, or the part is too large.
-    """
-    item_lib.check_size(self.size)
-    with files.opened(self.path) as file:
-      check_unchanged(file, self.stamp)
-      file.seek(self.offset)
-      return file.read(self.size)
-
-
-def stamp_of(file: BinaryIO) -> tuple[int, int]:
-  """Size and modification time, which tell a file from its replacement."""
-  status = os.fstat(file.fileno())
-  return status.st_size, status.st_mtime_ns
-
-
-def check_unchanged(file: BinaryIO, stamp: tuple[int, int]) -> None:
-  """Raises an ImageError unless a file is still the one that was indexed."""
-  if stamp_of(file) != stamp:
-    raise decoding.ImageError(
-      'its archive was changed while the program was running'
-    )
 
 
 @dataclasses.dataclass
@@ -88,12 +42,12 @@ class _Archive:
     stamp: of the file.
   """
 
-  path: pathlib.Path
+  path: Place
   images: list[tar.Member]
   stated: dict[str, '_Stated']
   others: list[str]
   hidden: list[str]
-  stamp: tuple[int, int]
+  stamp: Stamp
 
 
 @dataclasses.dataclass
@@ -136,7 +90,7 @@ class _Stated:
 _NOTHING = _Stated()
 
 
-def open_archives(paths: Sequence[pathlib.Path], what: str) -> Source:
+def open_archives(paths: Sequence[Place], what: str) -> Source:
   """The images of tar archives, each archive's in the order of their paths.
 
   Keys are the paths inside the archives; if one occurs in two archives, all
@@ -150,20 +104,30 @@ def open_archives(paths: Sequence[pathlib.Path], what: str) -> Source:
     UserError: an archive is damaged or names an image twice, or two labels of
       an image contradict each other.
   """
-  archives = [_scan(path) for path in paths]
+  archives = places.each(_scan, paths)
   names = [m.name for one in archives for m in one.images]
   recur = len(set(names)) != len(names)
+  readers = places.readers(
+    [
+      places.Slice(one.path, one.stamp, member.offset, member.size)
+      for one in archives
+      for member in one.images
+    ]
+  )
   items = [
     Item(
       f'{one.path.stem}/{member.name}' if recur else member.name,
       one_line(f'{one.path}:{member.name}'),
       stated.label,
-      Slice(one.path, one.stamp, member.offset, member.size),
+      read,
       member.size,
       stated.named,
     )
-    for one in archives
-    for member in one.images
+    for (one, member), read in zip(
+      ((one, member) for one in archives for member in one.images),
+      readers,
+      strict=True,
+    )
     for stated in [one.stated.get(_sample(member.name), _NOTHING)]
   ]
   others = [name for one in archives for name in one.others]
@@ -183,9 +147,9 @@ def open_archives(paths: Sequence[pathlib.Path], what: str) -> Source:
   return Source(items, f'{described}{labelled}')
 
 
-def _scan(path: pathlib.Path) -> _Archive:
-  with files.opened(path) as file:
-    result = _Archive(path, [], {}, [], [], stamp_of(file))
+def _scan(path: Place) -> _Archive:
+  with places.opened(path) as file:
+    result = _Archive(path, [], {}, [], [], places.stamp_of(file))
     for member in tar.members(file, path):
       if member.kind == 'folder':
         continue
@@ -248,7 +212,7 @@ def _left_out(archive: _Archive) -> str:
   return f' ({"; ".join(notes)})' if notes else ''
 
 
-def _check_agree(stated: _Stated, path: pathlib.Path) -> None:
+def _check_agree(stated: _Stated, path: Place) -> None:
   """Checks that the members of a sample state one label."""
   (first, label), *others = stated.numbers.items() or [('', NO_LABEL)]
   for member, other in others:

@@ -11,12 +11,14 @@ import numpy as np
 from PIL import Image
 
 from resnet_jax.data import mean as mean_lib
+from resnet_jax.data import places
 from resnet_jax.data.preprocess import Preprocess
 from resnet_jax.data.sources.item import (
   NO_LABEL,
   Item,
   check_stored,
   file_item,
+  file_items,
 )
 from resnet_jax.system import errors
 
@@ -112,4 +114,7 @@ def _item(index: int, image: ImageLike | Item) -> Item:
       ' array.'
     )
   file = os.path.expanduser(image)
+  if places.protocol(file):
+    (path,) = places.looked_up([places.place(file)])
+    return file_items([(path, os.fspath(path), NO_LABEL)])[0]
   return file_item(pathlib.Path(file), file)

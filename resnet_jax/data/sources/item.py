@@ -12,18 +12,17 @@ import functools
 import os
 import pathlib
 import re
-import stat
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 from PIL import Image
 
-from resnet_jax.data import crop_store, decoding, labels, preprocess
+from resnet_jax.data import crop_store, decoding, labels, places, preprocess
 from resnet_jax.system import errors
 from resnet_jax.system.text import counted, one_line, some
 
 NO_LABEL = -1
 MAX_LABEL = 10**9 - 1
-MAX_BYTES = 1 << 30
 
 # What systems put beside the files of a user, copies of images among it:
 # besides names that begin with a dot.
@@ -97,22 +96,31 @@ def file_item(path: pathlib.Path, key: str, label: int = NO_LABEL) -> Item:
   except (OSError, ValueError):
     size = -1
   name = one_line(os.fspath(path))
-  return Item(key, name, label, functools.partial(_read, path), size)
+  return Item(key, name, label, functools.partial(places.whole, path), size)
 
 
-def _read(path: pathlib.Path) -> bytes:
-  """The bytes of a regular file; a pipe or a device may never end."""
-  status = path.stat()
-  if not stat.S_ISREG(status.st_mode):
-    raise decoding.ImageError('it is not a regular file')
-  check_size(status.st_size)
-  return path.read_bytes()
+def file_items(found: Sequence[tuple[places.Place, str, int]]) -> list[Item]:
+  """The images in files that were looked up: places, keys and labels.
 
-
-def check_size(size: int) -> None:
-  """Raises an ImageError if an image's file has too many bytes."""
-  if size > MAX_BYTES:
-    raise decoding.ImageError(f'its {size} bytes are more than {MAX_BYTES}')
+  Raises:
+    UserError: a key is not UTF-8.
+  """
+  if not found or isinstance(found[0][0], pathlib.Path):
+    return [
+      file_item(cast(pathlib.Path, path), key, label)
+      for path, key, label in found
+    ]
+  slices = []
+  for path, key, _ in found:
+    check_text(key)
+    assert not isinstance(path, pathlib.Path)
+    slices.append(places.Slice(path, None, 0, path.size))
+  return [
+    Item(key, one_line(str(path)), label, read, one.size)
+    for (path, key, label), read, one in zip(
+      found, places.readers(slices), slices, strict=True
+    )
+  ]
 
 
 def check_stored(items: Iterable[Item], own: preprocess.Preprocess) -> None:

@@ -12,19 +12,18 @@ Parquet's format (`RowGroup.total_byte_size`).
 import collections
 import dataclasses
 import functools
-import pathlib
 import re
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 from resnet_jax.codecs import tar
-from resnet_jax.data import decoding
-from resnet_jax.data.sources import archives
+from resnet_jax.data import decoding, places
+from resnet_jax.data.places import Place, Stamp
 from resnet_jax.data.sources import item as item_lib
 from resnet_jax.data.sources.item import NO_LABEL, Item, Source
 from resnet_jax.data.sources.parquet_columns import Columns, choose
-from resnet_jax.system import errors, files
+from resnet_jax.system import errors
 from resnet_jax.system.text import counted, one_line
 
 # The last byte begins a Thrift structure, unlike a list of images.
@@ -39,7 +38,7 @@ _TEXT_ROWS = 1024
 _SHARD = re.compile(r'(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\b.*')
 
 
-def open_files(paths: Sequence[pathlib.Path], what: str) -> Source:
+def open_files(paths: Sequence[Place], what: str) -> Source:
   """The images of Parquet files, file by file, in the order of the rows.
 
   A key is the row's path if all are relative and unique, else FILE/ROW.
@@ -55,8 +54,7 @@ def open_files(paths: Sequence[pathlib.Path], what: str) -> Source:
   _check_split(paths)
   rows: list[_ImageRow] = []
   notes: dict[str, None] = {}
-  for path in paths:
-    found, note = _rows(path)
+  for found, note in places.each(_rows, paths):
     rows += found
     notes |= {note: None} if note else {}
   paths_of_rows = {row.path for row in rows}
@@ -77,7 +75,7 @@ def open_files(paths: Sequence[pathlib.Path], what: str) -> Source:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _ImageRow:
-  file: pathlib.Path
+  file: Place
   row: int
   path: str | None
   label: int
@@ -85,12 +83,12 @@ class _ImageRow:
   read: functools.partial[bytes]
 
 
-def _rows(path: pathlib.Path) -> tuple[list[_ImageRow], str]:
+def _rows(path: Place) -> tuple[list[_ImageRow], str]:
   """The rows of a file, without their images; and a note on its labels."""
   parquet = _pyarrow()
   try:
-    with files.opened(path) as file:
-      stamp = archives.stamp_of(file)
+    with places.opened(path) as file:
+      stamp = places.stamp_of(file)
       opened = parquet.ParquetFile(file)
       # With run lengths a byte can stand for a thousand rows.
       if opened.metadata.num_rows > stamp[0]:
@@ -115,7 +113,7 @@ def _rows(path: pathlib.Path) -> tuple[list[_ImageRow], str]:
 
 
 def _label(
-  stated: int | str | None, columns: Columns, path: pathlib.Path, row: int
+  stated: int | str | None, columns: Columns, path: Place, row: int
 ) -> tuple[int, str]:
   """A row's label and the name of its class, where they are stated."""
   if isinstance(stated, str):
@@ -138,9 +136,7 @@ def _label(
 class _Groups:
   """The row groups of a file, the last few of them in memory."""
 
-  def __init__(
-    self, path: pathlib.Path, stamp: tuple[int, int], columns: Columns
-  ) -> None:
+  def __init__(self, path: Place, stamp: Stamp, columns: Columns) -> None:
     self._path, self._stamp, self._columns = path, stamp, columns
     self._lock = threading.Lock()
     # The images of a group, and the sum of their bytes.
@@ -162,15 +158,15 @@ class _Groups:
     image = images[row]
     if image is None:
       raise decoding.ImageError('its row has no bytes')
-    item_lib.check_size(len(image))
+    places.check_size(len(image))
     return image
 
   def _load(self, group: int) -> tuple[list[bytes | None], int]:
     images: list[bytes | None] = []
     total = 0
     try:
-      with files.opened(self._path) as file:
-        archives.check_unchanged(file, self._stamp)
+      with places.opened(self._path) as file:
+        places.check_unchanged(file, self._stamp)
         opened = _pyarrow().ParquetFile(file)
         name = self._columns.image
         chosen = [f'{name}.bytes' if self._columns.parts else name]
@@ -185,7 +181,7 @@ class _Groups:
               ' file with fewer rows a group'
             )
           images += column.to_pylist()
-    except decoding.ImageError:
+    except (decoding.ImageError, errors.UserError):
       raise
     except Exception as error:
       raise decoding.ImageError(
@@ -206,7 +202,7 @@ def _pyarrow() -> Any:
 
 
 def _texts(
-  opened: Any, columns: Columns, path: pathlib.Path
+  opened: Any, columns: Columns, path: Place
 ) -> list[tuple[int, int, str | None, int | str | None]]:
   """Each row's group, place in it, path and label (None: there is none)."""
   has_path = 'path' in columns.parts
@@ -240,7 +236,7 @@ def _texts(
   return found
 
 
-def _check_split(paths: Sequence[pathlib.Path]) -> None:
+def _check_split(paths: Sequence[Place]) -> None:
   """Checks that files named SPLIT-00000-of-00014 are one whole split."""
   matches = [_SHARD.fullmatch(path.name) for path in paths]
   found = collections.Counter(

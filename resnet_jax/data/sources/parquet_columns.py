@@ -6,9 +6,9 @@ and `datasets.Features.arrow_schema`.
 """
 
 import dataclasses
-import pathlib
 from typing import Any
 
+from resnet_jax.data.places import Place
 from resnet_jax.data.sources.item import NAMES_OF_CLASSES
 from resnet_jax.system import errors, files
 from resnet_jax.system.text import one_line, some
@@ -36,7 +36,7 @@ class Columns:
   note: str
 
 
-def choose(schema: Any, path: pathlib.Path) -> Columns:
+def choose(schema: Any, path: Place) -> Columns:
   """Chooses the columns, by the file's metadata or by their types."""
   features = _features(schema)
   fields = {field.name: field for field in schema}

@@ -5,15 +5,15 @@ import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from resnet_jax.data import decoding
+from resnet_jax.data import decoding, places
+from resnet_jax.data.places import Place
 from resnet_jax.data.sources import item as item_lib
-from resnet_jax.data.sources.item import NO_LABEL, Source, file_item
+from resnet_jax.data.sources.item import NO_LABEL, Source, file_items
 from resnet_jax.system import errors
-from resnet_jax.system import files as files_lib
 from resnet_jax.system.text import counted, some
 
 # Of millions of images.
@@ -24,26 +24,31 @@ _LINE = re.compile(
 )
 
 
-def image(path: pathlib.Path) -> Source:
+def image(path: Place) -> Source:
   """A single image."""
-  return Source([file_item(path, path.name)], f'the image {path}')
+  (found,) = places.looked_up([path])
+  items = file_items([(found, path.name, NO_LABEL)])
+  return Source(items, f'the image {path}')
 
 
-def is_image(path: pathlib.Path) -> bool:
+def is_image(path: Place) -> bool:
   """Whether a file is an image, by its suffix or content."""
   if item_lib.is_image_name(path.name):
     return True
   try:
-    with Image.open(path, formats=decoding.FORMATS):
+    with (
+      places.opened(path) as file,
+      Image.open(file, formats=decoding.FORMATS),
+    ):
       return True
+  except errors.UserError:
+    raise
   except Exception:
     # A decoder may raise anything; the file is then read as a list.
     return False
 
 
-def folder(
-  root: pathlib.Path, files: list[pathlib.Path], hidden: list[str]
-) -> Source:
+def folder(root: Place, files: Sequence[Place], hidden: list[str]) -> Source:
   """The images among the files below a folder, in the order of their keys.
 
   If all paths have WordNet ids, these are the labels.
@@ -54,11 +59,11 @@ def folder(
     hidden: the names of what is left out.
   """
   found = sorted(
-    (path.relative_to(root).as_posix(), path)
+    (places.relative(path, root), path)
     for path in files
     if item_lib.is_image_name(path.name)
   )
-  items = [file_item(path, key) for key, path in found]
+  items = file_items([(path, key, NO_LABEL) for key, path in found])
   items, labelled = item_lib.labelled(items, [item.key for item in items])
   described = f'{counted(len(items), "image")} in the folder {root}'
   others = [p.name for p in files if not item_lib.is_image_name(p.name)]
@@ -66,38 +71,45 @@ def folder(
   return Source(items, '; '.join(notes) + labelled)
 
 
-def walk(
-  root: pathlib.Path, above: frozenset[str] = frozenset()
-) -> Iterator[pathlib.Path]:
+def walk(root: Place) -> Iterator[Place]:
   """Yields the files below a folder, and hidden folders as if they were files.
 
   It follows links, except in circles.
   """
+  if isinstance(root, pathlib.Path):
+    return _walk(root)
+  return places.below(root, item_lib.hidden)
+
+
+def _walk(
+  root: pathlib.Path, above: frozenset[str] = frozenset()
+) -> Iterator[pathlib.Path]:
   real = os.path.realpath(root)
   if real in above:
     return
   for path in root.iterdir():
     if path.is_dir() and not item_lib.hidden(path.name):
-      yield from walk(path, above | {real})
+      yield from _walk(path, above | {real})
     else:
       yield path
 
 
-def list_file(path: pathlib.Path, must_exist: bool) -> Source:
+def list_file(path: Place, must_exist: bool) -> Source:
   """The images of a list.
 
   Raises:
     UserError: it is not a list, or an image that must exist is missing.
   """
   try:
-    text = files_lib.read_text(path, _MAX_LIST_BYTES, 'utf-8-sig')
+    text = places.read_text(path, _MAX_LIST_BYTES, 'utf-8-sig')
     if '\0' in text:
       raise ValueError('a binary file')
   except ValueError as error:
     raise errors.UserError(
       f'{path} is neither a readable image nor a list of images in UTF-8.'
     ) from error
-  items, found = [], []
+  found: list[Place] = []
+  stated = []
   for line in text.split('\n'):
     if not line.strip():
       continue
@@ -107,11 +119,22 @@ def list_file(path: pathlib.Path, must_exist: bool) -> Source:
     name = match['quoted'] or match['plain']
     label = int(match['label']) if match['label'] else NO_LABEL
     key = pathlib.PurePath(name).as_posix()
-    found.append(_on_disk(path.parent, name))
-    items.append(file_item(found[-1], key, label))
+    found.append(_listed(path, name))
+    stated.append((key, label))
+  found = places.looked_up(found)
   if must_exist:
-    _check_present(list(map(os.fspath, found)), path)
+    _check_present(found, path)
+  items = file_items(
+    [(one, *of) for one, of in zip(found, stated, strict=True)]
+  )
   return Source(items, f'{counted(len(items), "image")} listed in {path}')
+
+
+def _listed(path: Place, name: str) -> Place:
+  """The file that a list names."""
+  if isinstance(path, pathlib.Path):
+    return _on_disk(path.parent, name)
+  return path.parent.listed(name)
 
 
 def _on_disk(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -128,8 +151,9 @@ def _on_disk(folder: pathlib.Path, name: str) -> pathlib.Path:
   return folder
 
 
-def _check_present(names: list[str], path: pathlib.Path) -> None:
-  missing = [name for name in names if not os.path.isfile(name)]
+def _check_present(found: Sequence[Place], path: Place) -> None:
+  names = list(map(os.fspath, found))
+  missing = [os.fspath(one) for one in found if not places.is_file(one)]
   if missing:
     notes = 'Paths are relative to the list.'
     if any(os.path.isfile(name.rpartition(' ')[0]) for name in missing):

@@ -9,11 +9,11 @@ match those that do.
 import glob
 import itertools
 import math
-import os
-import pathlib
 import re
 from collections.abc import Iterator
 
+from resnet_jax.data import places
+from resnet_jax.data.places import Place
 from resnet_jax.system import errors
 from resnet_jax.system.text import some
 
@@ -27,25 +27,28 @@ def is_pattern(text: str) -> bool:
   return bool(_BRACES.search(text)) or glob.has_magic(text)
 
 
-def expand(text: str) -> list[pathlib.Path]:
-  """The files that a pattern names, in order.
+def expand(path: Place) -> list[Place]:
+  """The files that a place, as a pattern, names, in order.
 
   Raises:
     UserError: some that braces name do not exist, or there are none, or too
       many.
   """
-  found: list[pathlib.Path] = []
-  missing: list[str] = []
-  for name in _braces(text):
-    files = sorted(filter(os.path.isfile, glob.glob(name)))
-    found += map(pathlib.Path, files)
-    missing += [] if files else [name]
+  text = places.text(path)
+  names = list(_braces(text))
+  files = places.files_named(path, names)
+  missing = [
+    places.shown(path, name)
+    for name, of in zip(names, files, strict=True)
+    if not of
+  ]
   if missing:
     raise errors.UserError(
-      f"data='{text}': {len(missing)} of the files that it names do not exist:"
-      f' {some(missing, 5)}. Get them, or correct the pattern.'
+      f"data='{places.shown(path, text)}': {len(missing)} of the files that it"
+      f' names do not exist: {some(missing, 5)}. Get them, or correct the'
+      ' pattern.'
     )
-  return found
+  return [one for of in files for one in of]
 
 
 def _braces(text: str) -> Iterator[str]:
