@@ -234,6 +234,10 @@ class Started:
     self._process.kill()
     self._process.wait()
 
+  def wait(self):
+    """Returns the exit status, once it has ended."""
+    return self._process.wait(HANGS)
+
   def interrupt(self):
     """Ctrl-C: returns the exit status."""
     self._process.send_signal(signal.SIGINT)

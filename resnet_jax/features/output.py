@@ -7,7 +7,6 @@ directory that looks complete is complete.
 
 import contextlib
 import dataclasses
-import errno
 import glob
 import os
 import pathlib
@@ -117,7 +116,10 @@ def batch_rows(directory: pathlib.Path, read: ReadSettings) -> int:
 
 def is_started(directory: pathlib.Path) -> bool:
   """Whether there is an unfinished run, which `is_finished` has checked."""
-  path = files.part(directory)
+  return _holds(files.part(directory))
+
+
+def _holds(path: pathlib.Path) -> bool:
   return path.is_dir() and any(path.iterdir())
 
 
@@ -159,12 +161,17 @@ def make_part(
     new.mkdir(parents=True)
     try:
       create(new)
+      # Only an empty folder is replaced.
       os.replace(new, path)
-    except OSError as error:
+    except OSError:
       shutil.rmtree(new, ignore_errors=True)
-      # Only an empty folder is replaced: another process came first.
-      if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+      # Unless another process came first, or has even finished.
+      if not is_started(directory) and not _holds(directory):
         raise
+    else:
+      if _holds(directory):
+        # Others have begun and finished meanwhile.
+        shutil.rmtree(path)
   return path
 
 

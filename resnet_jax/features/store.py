@@ -102,6 +102,11 @@ class StoreWriter:
     self._digest = digests.Digest()
     self._failed = 0
 
+  @property
+  def batch_rows(self) -> int:
+    """Rows written at a time."""
+    return self._plan.batch_rows
+
   def rows(self, part: units.Part) -> tuple[int, int]:
     """The rows of a part, and how many of them were there before."""
     own = part.of(len(self._units))

@@ -28,12 +28,15 @@ class Job(NamedTuple):
 # A module of the same name has `run(config) -> exit status`.
 JOBS = {
   'extract': Job("write layers' features for images", parts=True),
+  'status': Job('say how far a store of features is, and verify it'),
   'predict': Job('print the labels of images'),
   'evaluate': Job('measure the error on labelled images'),
   'compare': Job(
     'compare two prediction files, or two feature stores', ('first', 'second')
   ),
-  'crop': Job('decode and crop images once, for any number of later jobs'),
+  'crop': Job(
+    'decode and crop images once, for any number of later jobs', parts=True
+  ),
   'zoo': Job('list the published checkpoints'),
   'download': Job('download and verify published checkpoints'),
   'convert': Job('convert weights to safetensors or for Paddle'),

@@ -58,8 +58,7 @@ def run(config: ConfigDict) -> int:
     **setup.origin(),
     'preprocess': dataclasses.asdict(model.weights.preprocess),
     'warnings': list(model.weights.warnings),
-    # Not on_error: a run may resume under another one.
-    'config': {k: v for k, v in config.items() if k != 'on_error'},
+    'config': shared.recorded(config),
   }
 
   read = features.read_settings

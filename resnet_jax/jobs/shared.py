@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from resnet_jax.engine import devices
 from resnet_jax.features import output, table
 from resnet_jax.system import console, errors, files, ledger, units
@@ -16,6 +18,15 @@ from resnet_jax.system.text import counted
 def check_part(text: str) -> None:
   """Raises a UserError for a wrong setting `part`, before JAX starts."""
   units.part(text, os.environ, lambda: (0, 1))
+
+
+def recorded(config: ConfigDict) -> dict[str, Any]:
+  """The config for a run's record, without what may change as it goes on.
+
+  Each of its processes has another part, and one may resume it with another
+  on_error.
+  """
+  return {k: v for k, v in config.items() if k not in ('on_error', 'part')}
 
 
 def part_of(text: str) -> units.Part:
@@ -36,7 +47,7 @@ def published_by_others(
   """Ends a block without an error where another process finished the run."""
   try:
     yield
-  except errors.UserError:
+  except (errors.UserError, OSError):
     gone = not files.part(directory).exists()
     if not gone or not output.is_finished(directory, settings, read, kind):
       raise
