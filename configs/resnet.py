@@ -100,8 +100,8 @@ def get_config(arg: str = '') -> ConfigDict:
   # extract: 'float32' or 'float16'.
   config.dtype = 'float32'
 
-  # extract, crop: the part of the work that this process does, of a run that several
-  # processes share: 'i/n', such as 0/16 to 15/16; 'auto': from SLURM's
+  # extract, crop: the part of the work that this process does, of a run that
+  # several processes share: 'i/n', such as 0/16 to 15/16; 'auto': from SLURM's
   # variables, else JAX's processes; '': all.
   config.part = ''
 

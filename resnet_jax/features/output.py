@@ -179,11 +179,11 @@ def publish(directory: pathlib.Path, kind: Kind = FEATURES) -> None:
   """Renames `NAME.part` to `NAME`; does nothing if another process has."""
   path = files.part(directory)
   with files.writing(kind.what, directory):
-    _remove_empty(directory)
     try:
+      _remove_empty(directory)
       os.replace(path, directory)
-    except FileNotFoundError:
-      if not directory.exists():
+    except OSError:
+      if path.exists() or not _holds(directory):
         raise
     for left in directory.parent.glob(f'{glob.escape(path.name)}.new*'):
       # Of a process that was killed before the run began.
