@@ -91,7 +91,7 @@ def get_config(arg: str = '') -> ConfigDict:
 
   # extract: layers, by names and globs, separated by commas.
   config.output_layer = 'avgpool'
-  # extract: the folder for the features.
+  # extract, status: the folder for the features.
   config.output_dir = 'features'
   # extract: 'zarr', or the original's 'pickle' (batch_0, ...) or 'text'
   # (rank-00000).
@@ -100,6 +100,14 @@ def get_config(arg: str = '') -> ConfigDict:
   config.pool = 'none'
   # extract: 'float32' or 'float16'.
   config.dtype = 'float32'
+
+  # extract, crop: the part of the work that this process does, of a run that
+  # several processes share: 'i/n', such as 0/16 to 15/16; 'auto': from SLURM's
+  # variables, else JAX's processes; '': all.
+  config.part = ''
+
+  # status: read all rows of output_dir, and compare them with their digests.
+  config.verify = False
 
   # crop: the folder for the crops, which data= takes.
   config.crops = 'crops.zarr'

@@ -21,7 +21,7 @@ import collections
 import dataclasses
 import queue
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -82,6 +82,7 @@ def batches(
   *,
   rows: int,
   start: int = 0,
+  starts: Iterable[int] | None = None,
   threads: int = 0,
   on_error: str = 'fail',
   clock: timing.Clock | None = None,
@@ -99,6 +100,8 @@ def batches(
     preprocess: resizes and crops.
     rows: the batch size; the last batch may be smaller.
     start: the first item to read.
+    starts: the first items of the batches, the least of them `start`, asked for
+      as late as possible; None: all from `start` on.
     threads: decoders that work at once; 0: one a core.
     on_error: 'fail', or 'record' to continue with the reason in the batch.
     clock: times reading and decoding.
@@ -108,7 +111,7 @@ def batches(
   """
   errors.check_choice('on_error', on_error, ON_ERROR)
   threads = threads or cores.count()
-  firsts = iter(range(start, len(items), rows))
+  firsts = iter(range(start, len(items), rows) if starts is None else starts)
   # A single image takes less time than the start of a thread.
   alone = len(items) - start == 1
   decoders = _Decoders(

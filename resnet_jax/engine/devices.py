@@ -156,3 +156,8 @@ def deal(
   most = _CPU_PIECE if devices[0].platform == 'cpu' else part
   piece = next(n for n in range(most, 0, -1) if not part % n)
   return Deal(used, rounds, used * each, part // piece)
+
+
+def processes() -> tuple[int, int]:
+  """The number of this process, and how many JAX works with."""
+  return jax.process_index(), jax.process_count()

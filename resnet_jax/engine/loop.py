@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeAlias, TypeVar
 
@@ -106,6 +107,7 @@ class Run:
     self,
     start: int = 0,
     *,
+    starts: Iterator[int] | None = None,
     threads: int = 0,
     on_error: str = 'fail',
     clock: timing.Clock | None = None,
@@ -117,6 +119,8 @@ class Run:
 
     Args:
       start: the first image.
+      starts: the first images of the batches, asked for as late as possible;
+        None: all from `start` on.
       threads: that decode; 0: one a core.
       on_error: 'fail', or 'record': an image that cannot be read is masked in
         its batch, and its values are NaN.
@@ -129,11 +133,15 @@ class Run:
       UserError: an image cannot be read, and on_error is 'fail'; or a value
         does not fit its dtype.
     """
+    if starts is not None:
+      # What follows it, other processes may take.
+      start = next(starts, len(self.images))
+      starts = itertools.chain((start,), starts)
     left = len(self.images) - start
     if left <= 0:
       return iter(())
     timed, clock = clock is not None, clock or timing.Clock()
-    batches = self._batches(start, threads, on_error, clock)
+    batches = self._batches(start, starts, threads, on_error, clock)
     compiled = self._compiling(min(self.rows, left))
     with clock.waiting('images'):
       # A broken image is reported at once, whatever the compiler does.
@@ -152,7 +160,12 @@ class Run:
     return self._loop(first, batches, clock, timed, count)
 
   def _batches(
-    self, start: int, threads: int, on_error: str, clock: timing.Clock
+    self,
+    start: int,
+    starts: Iterator[int] | None,
+    threads: int,
+    on_error: str,
+    clock: timing.Clock,
   ) -> Generator[pipeline.Batch, None, None]:
     if isinstance(self.images, np.ndarray):
       return pipeline.array_batches(self.images, rows=self.rows, start=start)
@@ -161,6 +174,7 @@ class Run:
       self.preprocess,
       rows=self.rows,
       start=start,
+      starts=starts,
       threads=threads,
       on_error=on_error,
       clock=clock,

@@ -27,6 +27,7 @@ class FeatureFormat(NamedTuple):
     create: fills an empty directory before the first row.
     read_settings: the settings of the run in a directory; None without a run.
     writer: opens such a directory.
+    shared: whether several processes may write one run.
     notes: what a user should know before rows are written; raises a UserError
       if the format cannot hold them.
   """
@@ -35,6 +36,7 @@ class FeatureFormat(NamedTuple):
   create: Callable[[pathlib.Path, table.FeatureTable, table.Facts], None]
   read_settings: output.ReadSettings
   writer: Callable[[pathlib.Path, table.FeatureTable], table.Writer]
+  shared: bool
   notes: Callable[[table.FeatureTable], list[str]] = lambda plan: []
 
 
@@ -44,13 +46,18 @@ def _stream_format(form: stream.RowFormat) -> FeatureFormat:
     stream.create,
     stream.read_settings,
     functools.partial(stream.StreamWriter, form),
+    False,
     functools.partial(stream.notes, form),
   )
 
 
 FORMATS: Mapping[str, FeatureFormat] = {
   'zarr': FeatureFormat(
-    store.planned_bytes, store.create, store.read_settings, store.StoreWriter
+    store.planned_bytes,
+    store.create,
+    store.read_settings,
+    store.StoreWriter,
+    True,
   ),
   'pickle': _stream_format(stream.PICKLE),
   'text': _stream_format(stream.TEXT),

@@ -7,13 +7,14 @@ directory that looks complete is complete.
 
 import contextlib
 import dataclasses
+import glob
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from resnet_jax.system import errors, files
+from resnet_jax.system import errors, files, ledger
 from resnet_jax.system import settings as settings_lib
 
 ReadSettings = Callable[[pathlib.Path], Mapping[str, Any] | None]
@@ -43,12 +44,24 @@ def check_finished(directory: pathlib.Path) -> None:
   """Raises a UserError if there is only an unfinished run."""
   resumed = 'Start the same extract job again; it resumes.'
   if directory.suffix == files.PART and directory.exists():
-    raise errors.UserError(f'{directory} is not finished. {resumed}')
+    raise errors.UserError(
+      f'{directory} is not finished{_missing(directory)}. {resumed}'
+    )
   unfinished = files.part(directory)
   if not directory.exists() and unfinished.exists():
     raise errors.UserError(
-      f'{directory} is not finished: there is only {unfinished}. {resumed}'
+      f'{directory} is not finished: there is only {unfinished}'
+      f'{_missing(unfinished)}. {resumed}'
     )
+
+
+def _missing(unfinished: pathlib.Path) -> str:
+  """What an unfinished run misses, if it is made by units; else ''."""
+  try:
+    missing = ledger.Ledger(unfinished).missing()
+  except (ValueError, OSError):
+    return ''
+  return f'; {ledger.described(missing)}' if missing else ''
 
 
 def is_finished(
@@ -103,7 +116,10 @@ def batch_rows(directory: pathlib.Path, read: ReadSettings) -> int:
 
 def is_started(directory: pathlib.Path) -> bool:
   """Whether there is an unfinished run, which `is_finished` has checked."""
-  path = files.part(directory)
+  return _holds(files.part(directory))
+
+
+def _holds(path: pathlib.Path) -> bool:
   return path.is_dir() and any(path.iterdir())
 
 
@@ -128,28 +144,50 @@ def make_part(
   create: Callable[[pathlib.Path], None],
   kind: Kind = FEATURES,
 ) -> pathlib.Path:
-  """Returns `NAME.part`, filled by `create` unless the run has started."""
+  """Returns `NAME.part`, filled by `create` unless the run has started.
+
+  Of several processes one creates it; its settings are those of the run, and
+  may not be the caller's.
+  """
   path = files.part(directory)
   if is_started(directory):
     return path
-  # Created elsewhere and renamed: a `.part` always has its settings.
-  new = path.with_name(path.name + '.new')
   with files.writing(kind.what, path):
     # A mount point, which cannot be replaced, fails now rather than after the
     # last row.
     _remove_empty(directory)
-    shutil.rmtree(new, ignore_errors=True)
+    # Created elsewhere and renamed: a `.part` always has its settings.
+    new = files.own_new(path)
     new.mkdir(parents=True)
-    create(new)
-    os.replace(new, path)
+    try:
+      create(new)
+      # Only an empty folder is replaced.
+      os.replace(new, path)
+    except OSError:
+      shutil.rmtree(new, ignore_errors=True)
+      # Unless another process came first, or has even finished.
+      if not is_started(directory) and not _holds(directory):
+        raise
+    else:
+      if _holds(directory):
+        # Others have begun and finished meanwhile.
+        shutil.rmtree(path)
   return path
 
 
 def publish(directory: pathlib.Path, kind: Kind = FEATURES) -> None:
-  """Renames `NAME.part` to `NAME`."""
+  """Renames `NAME.part` to `NAME`; does nothing if another process has."""
+  path = files.part(directory)
   with files.writing(kind.what, directory):
-    _remove_empty(directory)
-    os.replace(files.part(directory), directory)
+    try:
+      _remove_empty(directory)
+      os.replace(path, directory)
+    except OSError:
+      if path.exists() or not _holds(directory):
+        raise
+    for left in directory.parent.glob(f'{glob.escape(path.name)}.new*'):
+      # Of a process that was killed before the run began.
+      shutil.rmtree(left, ignore_errors=True)
 
 
 def _remove_empty(directory: pathlib.Path) -> None:

@@ -4,7 +4,8 @@
 A directory with an array per layer, (rows, C, H, W), and `keys`, `labels`,
 `status` (0 pending, 1 done, 2 failed) and `reason`, one entry per row, in the
 order of the data.  The group's attributes `settings` and `record` say how the
-values were computed.  Chunks carry a CRC-32C, which readers check.
+values were computed.  Chunks carry a CRC-32C, which readers check.  The folder
+`units` has a mark for each unit of work that is made (`system.ledger`).
 """
 
 import dataclasses
@@ -16,16 +17,18 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.codecs.zarr import arrays, chunks, strings
-from resnet_jax.features import output, table
-from resnet_jax.system import errors, files
+from resnet_jax.features import digests, output, table
+from resnet_jax.system import errors, files, ledger, units
 from resnet_jax.system import settings as settings_lib
 from resnet_jax.system.text import plain
 
 # A chunk is stored whole: the last one's padding has at most these bytes, or
 # this share of the layer's.
 _MAX_PADDING_BYTES, _MAX_PADDING = 1 << 20, 0.1
-# The arrays of a store that are not layers.
-_COLUMNS = ('keys', 'labels', 'reason', 'status')
+# What a store has beside layers.
+_COLUMNS = ('keys', 'labels', 'reason', 'status', ledger.FOLDER)
+# Of a mark, at most.
+_MARK_BYTES = 600
 
 
 def planned_bytes(plan: table.FeatureTable, rows: int) -> int:
@@ -33,6 +36,7 @@ def planned_bytes(plan: table.FeatureTable, rows: int) -> int:
   batches = -(-rows // plan.batch_rows)
   # Labels, status, reason and checksums take a few bytes per row.
   few = batches * plan.batch_rows * (24 + 4 * len(plan.layers))
+  few += len(units.split(rows, plan.batch_rows)) * _MARK_BYTES
   values = sum(
     -(-rows // chunk) * chunk * plan.row_bytes(name)
     for name, chunk in ((n, _chunk_rows(plan, n)) for n in plan.layers)
@@ -52,6 +56,7 @@ def create(
   strings.create(path / 'keys', plan.rows, plan.rows)
   strings.write_chunk(path / 'keys', 0, plan.keys, plan.rows)
   strings.create(path / 'reason', plan.rows, plan.batch_rows)
+  ledger.Ledger.create(path, units.split(plan.rows, plan.batch_rows))
   group = {
     'zarr_format': 3,
     'node_type': 'group',
@@ -66,7 +71,10 @@ def read_settings(path: pathlib.Path) -> Mapping[str, Any] | None:
 
 
 class StoreWriter:
-  """Writes the rows of a store; see `table.Writer`."""
+  """Writes the rows of a store; see `table.Writer`.
+
+  Several processes may write one store, each the units that `starts` gives it.
+  """
 
   def __init__(self, path: pathlib.Path, plan: table.FeatureTable) -> None:
     self._path = path
@@ -77,32 +85,63 @@ class StoreWriter:
         name: arrays.opened(path / name, whole=False)
         for name in (*plan.layers, 'status')
       }
-      status = self._arrays['status'].read().result()
+      self._ledger = ledger.Ledger(path)
+      self._units = self._ledger.units
+      if self._units.rows != plan.rows or self._units.size % plan.batch_rows:
+        raise ValueError(f'its units are {self._units}')
+      marks = self._ledger.marks()
     except (ValueError, OSError) as error:
       raise errors.UserError(
         f'{path} is damaged: {error}. Remove it to start over.'
       ) from error
-    pending = np.flatnonzero(status == table.PENDING)
-    self.done = int(pending[0]) if len(pending) else plan.rows
-    self.failed = int((status == table.FAILED).sum())
+    missing = (n for n in range(len(self._units)) if n not in marks)
+    first = next(missing, len(self._units))
+    self.done = min(first * self._units.size, plan.rows)
+    self.failed = sum(mark.failed for mark in marks.values())
+    self._marked = marks.keys()
+    self._digest = digests.Digest()
+    self._failed = 0
+
+  @property
+  def batch_rows(self) -> int:
+    """Rows written at a time."""
+    return self._plan.batch_rows
+
+  def rows(self, part: units.Part) -> tuple[int, int]:
+    """The rows of a part, and how many of them were there before."""
+    own = part.of(len(self._units))
+    marked = [number for number in own if number in self._marked]
+    return self._units.count(own), self._units.count(marked)
+
+  def starts(self, part: units.Part) -> Iterator[int]:
+    """Takes the units of a part that are left, one by one."""
+    for unit in self._ledger.claimed(part.of(len(self._units))):
+      yield from range(unit.start, unit.stop, self._plan.batch_rows)
 
   def write(
     self, start: int, values: Mapping[str, np.ndarray], reasons: Sequence[str]
   ) -> None:
-    """Adds rows, their status last."""
+    """Adds rows, then their status, and after a unit's last row its mark."""
     rows = slice(start, start + len(reasons))
-    status = [table.FAILED if reason else table.DONE for reason in reasons]
+    unit = self._units.of(start)
+    failed = [bool(reason) for reason in reasons]
+    status = np.where(failed, table.FAILED, table.DONE).astype(np.uint8)
     chunk = start // self._plan.batch_rows
+    if start == unit.start:
+      self._digest, self._failed = digests.Digest(), 0
     with (
       files.writing(self._plan.kind.what, self._path),
       arrays.system_errors(),
     ):
+      # TensorStore would make the folder again, with nothing else in it.
+      self._ledger.check_there()
       pending = [
         self._arrays[name][rows].write(
           array, can_reference_source_data_indefinitely=True
         )
         for name, array in values.items()
       ]
+      self._digest.add({**values, 'status': status}, reasons)
       for write in pending:
         write.result()
       if any(reasons):
@@ -112,12 +151,45 @@ class StoreWriter:
       else:
         # A killed run may have failed at rows of this batch.
         strings.remove_chunk(self._path / 'reason', chunk)
-      self._arrays['status'][rows].write(np.array(status, np.uint8)).result()
+      self._arrays['status'][rows].write(status).result()
+      self._failed += sum(failed)
+      if rows.stop == unit.stop:
+        self._ledger.write(unit.number, self._failed, self._digest.hex())
     self.done = rows.stop
-    self.failed += sum(map(bool, reasons))
+    self.failed += sum(failed)
+
+  def close(self) -> None:
+    """Gives back the units that are not whole."""
+    self._ledger.close()
+
+  def missing(self) -> list[units.Unit]:
+    """The units without a mark, of whatever part."""
+    return self._ledger.missing()
 
   def finish(self) -> None:
-    """Does nothing: each batch is complete."""
+    """Checks that every unit is there, and counts the failed rows of all.
+
+    Raises:
+      UserError: a unit is missing, or files hold less than the marks say.
+    """
+    with (
+      arrays.system_errors(),
+      files.writing(self._plan.kind.what, self._path),
+    ):
+      try:
+        marks = self._ledger.marks()
+        if len(marks) < len(self._units):
+          raise ValueError('units are missing')
+        for name, grid in _planned(self._plan).items():
+          if chunks.held(self._path / name, grid) < grid.whole_bytes:
+            raise ValueError(f'{name} lacks a chunk, or a part of one')
+      except ValueError as error:
+        raise errors.UserError(
+          f'{self._path} is damaged: {error}. --job=status with verify=true'
+          ' names the unit; remove its mark, and start the same job again.'
+        ) from error
+      self._ledger.clear()
+    self.failed = sum(mark.failed for mark in marks.values())
 
 
 class StoredLayer:

@@ -15,14 +15,14 @@ import os
 import pathlib
 import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from resnet_jax.codecs import pickles
 from resnet_jax.features import output, table
-from resnet_jax.system import errors, files
+from resnet_jax.system import errors, files, units
 from resnet_jax.system import settings as settings_lib
 
 RUN, PROGRESS = 'run.json', 'progress.json'
@@ -154,6 +154,16 @@ class StreamWriter:
       ) from error
     self.failed = len(self._failures)
 
+  def rows(self, part: units.Part) -> tuple[int, int]:
+    """All rows, and those that were there: a file has one writer."""
+    del part
+    return self._plan.rows, self.done
+
+  def starts(self, part: units.Part) -> Iterator[int]:
+    """What is left."""
+    del part
+    return iter(range(self.done, self._plan.rows, self._plan.batch_rows))
+
   def write(
     self, start: int, values: Mapping[str, np.ndarray], reasons: Sequence[str]
   ) -> None:
@@ -178,6 +188,13 @@ class StreamWriter:
         self._path / PROGRESS,
         {'rows': end, 'bytes': self._size, 'failed': self._failures},
       )
+
+  def close(self) -> None:
+    """Does nothing: no file is open between batches."""
+
+  def missing(self) -> Sequence[units.Unit]:
+    """Nothing."""
+    return ()
 
   def finish(self) -> None:
     """Notes the failed rows beside the settings."""

@@ -3,12 +3,13 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from resnet_jax.features import output
+from resnet_jax.system import units
 
 PENDING, DONE, FAILED = 0, 1, 2
 
@@ -66,12 +67,18 @@ class Writer(Protocol):
   """Writes the rows of a run, in order, into its directory.
 
   Attributes:
-    done: rows written so far; the number of the next one.
-    failed: the failed ones among them.
+    done: the rows from the first on that are there.
+    failed: the failed rows among all that are there.
   """
 
   done: int
   failed: int
+
+  def rows(self, part: units.Part) -> tuple[int, int]:
+    """The rows of a part, and how many of them were there before."""
+
+  def starts(self, part: units.Part) -> Iterator[int]:
+    """The first rows of the part's batches that this process is to write."""
 
   def write(
     self, start: int, values: Mapping[str, np.ndarray], reasons: Sequence[str]
@@ -83,6 +90,12 @@ class Writer(Protocol):
       values: (rows, C, H, W) of each layer; NaN in rows that failed.
       reasons: why a row failed, '' for the others.
     """
+
+  def close(self) -> None:
+    """Lets other processes have what is not written."""
+
+  def missing(self) -> Sequence[units.Unit]:
+    """What other processes have yet to write."""
 
   def finish(self) -> None:
     """Completes the run after the last row."""

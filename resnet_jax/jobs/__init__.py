@@ -17,21 +17,26 @@ class Job(NamedTuple):
   Attributes:
     summary: half a line for --help.
     takes: the settings that positional arguments set, in order.
+    parts: whether several processes may share a run, by the setting `part`.
   """
 
   summary: str
   takes: tuple[str, ...] = ()
+  parts: bool = False
 
 
 # A module of the same name has `run(config) -> exit status`.
 JOBS = {
-  'extract': Job("write layers' features for images"),
+  'extract': Job("write layers' features for images", parts=True),
+  'status': Job('say how far a store of features is, and verify it'),
   'predict': Job('print the labels of images'),
   'evaluate': Job('measure the error on labelled images'),
   'compare': Job(
     'compare two prediction files, or two feature stores', ('first', 'second')
   ),
-  'crop': Job('decode and crop images once, for any number of later jobs'),
+  'crop': Job(
+    'decode and crop images once, for any number of later jobs', parts=True
+  ),
   'zoo': Job('list the published checkpoints'),
   'download': Job('download and verify published checkpoints'),
   'convert': Job('convert weights to safetensors or for Paddle'),
@@ -60,7 +65,17 @@ def take(name: str, arguments: Sequence[str], config: ConfigDict) -> None:
 
 
 def run(name: str, config: ConfigDict) -> int:
-  """Runs a job; returns the exit status: 0, or 3 if images failed."""
+  """Runs a job; returns the exit status: 0, or 3 if images failed.
+
+  Raises:
+    UserError: the job has no parts, and one is asked for.
+  """
+  if config.part and not JOBS[name].parts:
+    able = ', '.join(job for job, facts in JOBS.items() if facts.parts)
+    raise errors.UserError(
+      f"part='{config.part}': --job={name} runs in one process. Jobs that"
+      f' several processes share: {able}. Leave part out.'
+    )
   memory.check(memory.IMPORTS, 'the program')
   _import_jax()
   # Imported only now: a mistyped flag should not wait for JAX.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The job `crop`: images to stored crops, which are data of all jobs."""
 
+import contextlib
 import importlib.metadata
 import pathlib
 
@@ -10,59 +11,68 @@ from resnet_jax.data import crop_store, pipeline, preprocess, sources
 from resnet_jax.engine import loop
 from resnet_jax.features import output, store, table
 from resnet_jax.jobs import setup as setup_lib
-from resnet_jax.system import console, cores, files, timing, version
+from resnet_jax.jobs import shared
+from resnet_jax.system import console, cores, files, timing, units, version
 from resnet_jax.system.text import counted, size
 
 _KIND = output.Kind('crops', 'crops', 'or fewer images')
 
 
 def run(config: ConfigDict) -> int:
-  """Crops; resumes a run of the same settings that was stopped."""
+  """Crops; resumes a run of the same settings, or takes part in it."""
+  shared.check_part(config.part)
   source = setup_lib.open_images(config)
   directory = files.own_folder(config.crops, 'crops')
-  own = setup_lib.own_preprocess(config)
+  preprocessing = setup_lib.own_preprocess(config)
   console.say(f'images: {source.description}')
-  stated = ', '.join(f'{k}={v}' for k, v in own.crop_fields.items())
+  stated = ', '.join(f'{k}={v}' for k, v in preprocessing.crop_fields.items())
   console.say(f'crops: {stated}')
   # Crops may be copied, not made into others.
-  sources.check_stored(source.items, own)
-  plan = _plan(source, own, directory)
+  sources.check_stored(source.items, preprocessing)
+  plan = _plan(source, preprocessing, directory)
   settings = {
     crop_store.CONTENTS: crop_store.CROPS,
-    crop_store.PREPROCESSING: own.crop_fields,
+    crop_store.PREPROCESSING: preprocessing.crop_fields,
     **setup_lib.image_settings(source, 'key', 'label', 'size', 'named'),
     'batch_rows': plan.batch_rows,
     'pillow': importlib.metadata.version('pillow'),
   }
-  if output.is_finished(directory, settings, store.read_settings, _KIND):
+  read = store.read_settings
+  if output.is_finished(directory, settings, read, _KIND):
     console.say(f'{directory} is finished already; nothing to do')
     return _end(store.StoreWriter(directory, plan))
+  part = shared.part_of(config.part)
+  unfinished = files.part(directory)
   started = output.is_started(directory)
   if not started:
     _say_plan(plan, directory, plan.rows)
     record = {
       'versions': version.versions(),
-      # Not on_error: a run may resume under another one.
-      'config': {k: v for k, v in config.items() if k != 'on_error'},
+      'config': shared.recorded(config),
     }
     facts = table.Facts(settings, record)
     output.make_part(
       directory, lambda new: _create(new, plan, facts, source), _KIND
     )
-  with output.lock(directory, _KIND):
-    writer = store.StoreWriter(files.part(directory), plan)
+    if read(unfinished) != settings:
+      # Another process began the run meanwhile.
+      return run(config)
+  with (
+    shared.published_by_others(directory, settings, read, _KIND),
+    contextlib.closing(store.StoreWriter(unfinished, plan)) as writer,
+  ):
+    own, done = writer.rows(part)
     if started:
-      _say_plan(plan, directory, plan.rows - writer.done)
-      console.say(
-        f'resuming after {writer.done} of {counted(plan.rows, "image")}'
-      )
-    _fill(writer, source, own, plan.batch_rows, config)
-    output.publish(directory, _KIND)
+      _say_plan(plan, directory, own - done)
+      shared.say_resumed(part, own, done)
+    _fill(writer, source, preprocessing, part, config)
+    if not shared.finish(directory, writer, part, _KIND):
+      return _end(writer)
   console.say(
     f'crops of {counted(plan.rows, "image")} are in {directory}; data='
     f'{directory} takes them'
   )
-  return _end(writer)
+  return _end(store.StoreWriter(directory, plan))
 
 
 def _plan(
@@ -103,16 +113,16 @@ def _fill(
   writer: store.StoreWriter,
   source: sources.Source,
   own: preprocess.Preprocess,
-  rows: int,
+  part: units.Part,
   config: ConfigDict,
 ) -> None:
-  """Crops the images that are missing."""
-  clock, items = timing.Clock(), source.items
+  """Crops the images of a part that are missing."""
+  clock, (total, done) = timing.Clock(), writer.rows(part)
   batches = pipeline.batches(
-    items,
+    source.items,
     own,
-    rows=rows,
-    start=writer.done,
+    rows=writer.batch_rows,
+    starts=writer.starts(part),
     threads=config.threads or cores.count(),
     on_error=config.on_error,
     clock=clock,
@@ -124,7 +134,7 @@ def _fill(
       writer.write(batch.start, {crop_store.CROPS: images}, batch.reasons)
 
   with (
-    console.Progress(len(items), writer.done) as bar,
+    console.Progress(total, done) as bar,
     loop.writing_behind(write) as give,
   ):
     while True:

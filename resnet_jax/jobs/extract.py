@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The job `extract`: features of layers, from images to files."""
 
+import contextlib
 import dataclasses
 import pathlib
 
@@ -12,14 +13,22 @@ from resnet_jax.data import pipeline
 from resnet_jax.engine import reductions
 from resnet_jax.features import output, table
 from resnet_jax.jobs import setup as setup_lib
+from resnet_jax.jobs import shared
 from resnet_jax.models import aliases
 from resnet_jax.system import console, errors, files
 from resnet_jax.system.text import counted, size
 
 
 def run(config: ConfigDict) -> int:
-  """Extracts; resumes a run of the same settings that was stopped."""
+  """Extracts; resumes a run of the same settings, or takes part in it."""
   errors.check_choice('feature_format', config.feature_format, features.FORMATS)
+  form = features.FORMATS[config.feature_format]
+  shared.check_part(config.part)
+  if config.part and not form.shared:
+    raise errors.UserError(
+      f"part='{config.part}': one process writes feature_format="
+      f'{config.feature_format}. Use feature_format=zarr, or leave part out.'
+    )
   reduction = reductions.Reduction(config.pool, config.dtype)
   if config.layer_num:
     # A mistyped name should not wait for the weights.
@@ -27,7 +36,6 @@ def run(config: ConfigDict) -> int:
   setup = setup_lib.set_up(config, own_numbers=True)
   model, items = setup.model, setup.source.items
   layers = model.resolve(config.output_layer)
-  form = features.FORMATS[config.feature_format]
   directory = files.own_folder(config.output_dir, 'output_dir')
   resumed = output.batch_rows(directory, features.read_settings)
   job = setup.prepared(layers, reduction, resumed=resumed)
@@ -50,34 +58,41 @@ def run(config: ConfigDict) -> int:
     **setup.origin(),
     'preprocess': dataclasses.asdict(model.weights.preprocess),
     'warnings': list(model.weights.warnings),
-    # Not on_error: a run may resume under another one.
-    'config': {k: v for k, v in config.items() if k != 'on_error'},
+    'config': shared.recorded(config),
   }
 
-  if output.is_finished(directory, settings, features.read_settings):
+  read = features.read_settings
+  if output.is_finished(directory, settings, read):
     console.say(f'{directory} is finished already; nothing to do')
     return _end(setup, form.writer(directory, plan))
+  part = shared.part_of(config.part)
+  unfinished = files.part(directory)
   started = output.is_started(directory)
   if not started:
     _say_plan(config, plan, directory, plan.rows)
     facts = table.Facts(settings, record)
     output.make_part(directory, lambda new: form.create(new, plan, facts))
-  with output.lock(directory):
-    writer = form.writer(files.part(directory), plan)
+    if read(unfinished) != settings:
+      # Another process began the run meanwhile, maybe with another batch size.
+      return run(config)
+  with (
+    shared.published_by_others(directory, settings, read),
+    contextlib.nullcontext() if form.shared else output.lock(directory),
+    contextlib.closing(form.writer(unfinished, plan)) as writer,
+  ):
+    own, done = writer.rows(part)
     if started:
-      _say_plan(config, plan, directory, plan.rows - writer.done)
-      console.say(
-        f'resuming after {writer.done} of {counted(plan.rows, "image")}'
-      )
+      _say_plan(config, plan, directory, own - done)
+      shared.say_resumed(part, own, done)
 
     def write(batch: pipeline.Batch, values: dict[str, np.ndarray]) -> None:
       writer.write(batch.start, values, batch.reasons)
 
-    setup.compute(job, write, writer.done)
-    writer.finish()
-    output.publish(directory)
+    setup.compute(job, write, done, starts=writer.starts(part), total=own)
+    if not shared.finish(directory, writer, part):
+      return _end(setup, writer)
   console.say(f'features of {counted(plan.rows, "image")} are in {directory}')
-  return _end(setup, writer)
+  return _end(setup, form.writer(directory, plan))
 
 
 def _end(setup: setup_lib.Setup, writer: table.Writer) -> int:

@@ -64,11 +64,19 @@ class Setup:
     ).fitted()
 
   def stream(
-    self, run: loop.Run, clock: timing.Clock, start: int = 0
+    self,
+    run: loop.Run,
+    clock: timing.Clock,
+    start: int = 0,
+    starts: Iterator[int] | None = None,
   ) -> Iterator[loop.Computed]:
     """The run's batches and values; see `loop.Run.stream`."""
     return run.stream(
-      start, threads=self.threads, on_error=self.on_error, clock=clock
+      start,
+      starts=starts,
+      threads=self.threads,
+      on_error=self.on_error,
+      clock=clock,
     )
 
   def compute(
@@ -77,6 +85,8 @@ class Setup:
     write: Callable[[pipeline.Batch, dict[str, np.ndarray]], None],
     start: int = 0,
     *,
+    starts: Iterator[int] | None = None,
+    total: int | None = None,
     quiet: bool = False,
   ) -> timing.Clock:
     """Computes the images from `start` on, and says the speed of the stages.
@@ -84,11 +94,14 @@ class Setup:
     Args:
       run: from `prepared`.
       write: is given batches and values, in order, in a thread.
-      start: the first image.
+      start: images that are done, the first ones unless `starts` is given.
+      starts: the first images of the batches; None: all from `start` on.
+      total: images, with those that are done; None: all.
       quiet: show no progress.
     """
-    clock, total = timing.Clock(), len(self.source.items)
-    computed = self.stream(run, clock, start)
+    clock = timing.Clock()
+    total = len(self.source.items) if total is None else total
+    computed = self.stream(run, clock, start, starts)
 
     def timed(done: loop.Computed) -> None:
       with clock.measure('write', len(done[0].items)):

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, BinaryIO, cast
@@ -15,6 +16,8 @@ from typing import IO, Any, BinaryIO, cast
 from resnet_jax.system import errors
 
 PART = '.part'
+# That tell apart the new folders of several processes.
+_OWN_BYTES = 3
 
 # Of a file or folder that has other endings until it is complete, bytes.
 _MAX_NAME = 240
@@ -40,13 +43,27 @@ def part(path: pathlib.Path) -> pathlib.Path:
   return path.with_name(path.name + PART)
 
 
-def write_atomically(path: pathlib.Path, data: bytes) -> None:
-  """Replaces a file by `data`; a crash leaves the old file or the new one."""
-  with writable(part(path), 'wb') as file:
+def own_new(path: pathlib.Path) -> pathlib.Path:
+  """What a process calls a folder that others may be making, too."""
+  return path.with_name(f'{path.name}.new{secrets.token_hex(_OWN_BYTES)}')
+
+
+def write_atomically(
+  path: pathlib.Path, data: bytes, new: pathlib.Path | None = None
+) -> None:
+  """Replaces a file by `data`; a crash leaves the old file or the new one.
+
+  Args:
+    path: the file.
+    data: its bytes.
+    new: what it is called before; None: NAME.part.
+  """
+  new = new or part(path)
+  with writable(new, 'wb') as file:
     file.write(data)
     file.flush()
     os.fsync(file.fileno())
-  os.replace(part(path), path)
+  os.replace(new, path)
 
 
 def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
@@ -193,9 +210,11 @@ def _inner(value: Any) -> Iterable[Any]:
   return value if isinstance(value, list) else ()
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Replaces a file by a value as indented JSON."""
-  write_atomically(path, json.dumps(value, indent=2).encode())
+def write_json(
+  path: pathlib.Path, value: Any, new: pathlib.Path | None = None
+) -> None:
+  """Replaces a file by a value as indented JSON; see `write_atomically`."""
+  write_atomically(path, json.dumps(value, indent=2).encode(), new)
 
 
 def own_folder(text: str, setting: str) -> pathlib.Path:
@@ -223,7 +242,7 @@ def check_path(path: pathlib.Path, setting: str) -> None:
   The links on the way lead in a circle, or the name is too long, or only long
   enough without what it ends with until the file or folder is complete.
   """
-  for place in (path, path.parent / f'{path.name}{PART}.new'):
+  for place in (path, own_new(part(path))):
     try:
       place.stat()
     except (FileNotFoundError, NotADirectoryError):

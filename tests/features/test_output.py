@@ -341,13 +341,15 @@ def test_a_crash_while_creating_leaves_no_run(tmp_path, form):
   out = tmp_path / 'out'
 
   def create(path):
-    assert path == tmp_path / 'out.part.new'
+    assert path.parent == tmp_path
+    assert path.name.startswith('out.part.new')
     (path / 'half').write_text('')
     raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
     output.make_part(out, create)
-  assert [p.name for p in tmp_path.iterdir()] == ['out.part.new']
+  (left,) = tmp_path.iterdir()
+  assert left.name.startswith('out.part.new')
   assert not is_finished(form, out)
   finish(form, out)
   output.publish(out)

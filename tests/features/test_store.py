@@ -304,7 +304,7 @@ def test_the_reasons_of_a_killed_try_are_forgotten(tmp_path):
   plan = plan_of()
   write(tmp_path / 'whole', plan)
   part = write(tmp_path / 'halted', plan, stop=6, failed=(4,))
-  (part / 'status' / 'c' / '1').unlink()
+  (part / 'units' / '000001.json').unlink()
   # This time the image of row 4 can be read.
   write(tmp_path / 'halted', plan, done=3)
   assert features.load_features(tmp_path / 'halted').reasons == [''] * 8
@@ -317,6 +317,7 @@ def test_a_batch_cut_between_values_and_status_is_pending(tmp_path):
   write(tmp_path / 'whole', plan, failed=(4,))
   part = write(tmp_path / 'halted', plan, stop=6, failed=(4,))
   (part / 'status' / 'c' / '1').unlink()
+  (part / 'units' / '000001.json').unlink()
   for name in ('wide/c/1/0/0/0', 'flat/c/1/0/0/0', 'reason/c/1'):
     assert (part / name).exists()
   # Half a chunk under TensorStore's name for it, as a killed process leaves.
@@ -336,7 +337,10 @@ def test_a_finished_store_has_nothing_left_to_do(tmp_path):
 @pytest.mark.parametrize(
   ('file', 'data'),
   [
-    ('status/c/0', b'\x01\x01\x01'),
+    ('units/000000.json', b'{"unit": 0}'),
+    ('units/000009.json', b'{}'),
+    ('units/zarr.json', b'{}'),
+    ('units/zarr.json', None),
     ('status/zarr.json', b'{'),
     ('wide/zarr.json', None),
   ],
@@ -365,13 +369,14 @@ def test_an_unfinished_or_missing_store_is_refused(tmp_path):
   with pytest.raises(errors.UserError) as caught:
     features.load_features(out)
   assert str(caught.value) == (
-    f'{out} is not finished: there is only {part}. Start the same extract job'
-    ' again; it resumes.'
+    f'{out} is not finished: there is only {part}; 1 unit of work missing: unit'
+    ' 2 (rows 6 to 7). Start the same extract job again; it resumes.'
   )
   with pytest.raises(errors.UserError) as caught:
     features.load_features(part)
   assert str(caught.value) == (
-    f'{part} is not finished. Start the same extract job again; it resumes.'
+    f'{part} is not finished; 1 unit of work missing: unit 2 (rows 6 to 7).'
+    ' Start the same extract job again; it resumes.'
   )
 
 

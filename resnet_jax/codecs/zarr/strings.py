@@ -63,15 +63,20 @@ def remove_chunk(path: pathlib.Path, index: int) -> None:
 
 
 def read(
-  path: pathlib.Path, rows: int | None = None, *, whole: bool = True
+  path: pathlib.Path,
+  rows: int | None = None,
+  *,
+  whole: bool = True,
+  span: tuple[int, int] | None = None,
 ) -> list[str]:
-  """Reads all strings of an array.
+  """Reads the strings of an array.
 
   Args:
     path: the array.
     rows: the expected number, if known.
     whole: whether chunks without a file are an error, and not empty strings.
       `rows` must be known for these: a made-up number would claim any memory.
+    span: the first row, and the one after the last; None: all.
 
   Raises:
     ValueError, OSError: the array is damaged.
@@ -82,15 +87,17 @@ def read(
   checked = _is_checked(path, metadata)
   if rows not in (None, stated) or not 0 < chunk <= stated:
     raise ValueError(f'{path.name} states {stated} rows in chunks of {chunk}')
+  first, stop = span or (0, stated)
+  begin = first // chunk
   values: list[str] = []
-  for index in range(-(-stated // chunk)):
+  for index in range(begin, -(-stop // chunk)):
     file = path / 'c' / str(index)
     if whole or file.exists():
       data = files.read(file, _MAX_CHUNK_BYTES)
       values += _decode(_verified(data, file) if checked else data, chunk)
     else:
-      values += [''] * min(chunk, stated - len(values))
-  return values[:stated]
+      values += [''] * min(chunk, stated - index * chunk)
+  return values[first - begin * chunk : stop - begin * chunk]
 
 
 def _is_checked(path: pathlib.Path, metadata: Any) -> bool:
