@@ -9,11 +9,9 @@ again, and a listing is never older than the question.
 import collections
 import concurrent.futures
 import dataclasses
-import fnmatch
 import glob
 import posixpath
 import re
-import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -167,21 +165,10 @@ def address(data: str) -> Address:
     )
   system = _system(protocol, data)
   if protocol in _WEB:
-    _check_web(data)
+    remote_stores.check_web(data)
     return Address(remote_stores.WebStore(protocol, system), data)
   path = system._strip_protocol(data).rstrip('/')
   return Address(remote_stores.Store(protocol, system), path)
-
-
-def _check_web(data: str) -> None:
-  try:
-    host = urllib.parse.urlsplit(data).hostname
-  except ValueError:
-    host = ''
-  if not host:
-    raise errors.UserError(
-      f"data='{data}' is not an address. Give one such as https://host/val.txt."
-    )
 
 
 def _system(protocol: str, data: str) -> Any:
@@ -300,13 +287,5 @@ def _matching(store: remote_stores.Store, pattern: str) -> list[Address]:
   return [
     Address(store, one.path, one.size)
     for one in store.find(root, len(wanted))
-    if _fits(one.path[len(root) + 1 :].split('/'), wanted)
+    if remote_stores.fits(one.path[len(root) + 1 :].split('/'), wanted)
   ]
-
-
-def _fits(parts: list[str], patterns: list[str]) -> bool:
-  return len(parts) == len(patterns) and all(
-    fnmatch.fnmatchcase(part, pattern)
-    and (pattern.startswith('.') or not part.startswith('.'))
-    for part, pattern in zip(parts, patterns, strict=True)
-  )

@@ -2,6 +2,7 @@
 """What is asked of a server: facts, listings and ranges, by fsspec."""
 
 import dataclasses
+import fnmatch
 import urllib.parse
 from typing import Any
 
@@ -233,3 +234,24 @@ class WebStore(Store):
       range(start, end),
       WAIT,
     )
+
+
+def check_web(data: str) -> None:
+  """Raises a UserError unless an http or https address has a host."""
+  try:
+    host = urllib.parse.urlsplit(data).hostname
+  except ValueError:
+    host = ''
+  if not host:
+    raise errors.UserError(
+      f"data='{data}' is not an address. Give one such as https://host/val.txt."
+    )
+
+
+def fits(parts: list[str], patterns: list[str]) -> bool:
+  """Whether a path fits a pattern as the shell's, part by part."""
+  return len(parts) == len(patterns) and all(
+    fnmatch.fnmatchcase(part, pattern)
+    and (pattern.startswith('.') or not part.startswith('.'))
+    for part, pattern in zip(parts, patterns, strict=True)
+  )
