@@ -461,6 +461,8 @@ def plot(folder: pathlib.Path) -> pathlib.Path:
     if points:
       axes.plot(*zip(*points, strict=True), marker='o', label=label)
   axes.set(xlabel='epoch', ylabel='top-1 error, %', yscale='log')
+  axes.yaxis.set_major_formatter('{x:g}')
+  axes.yaxis.set_minor_formatter('{x:g}')
   axes.grid(alpha=0.3, which='both')
   axes.legend()
   path = folder / 'curve.png'
