@@ -12,8 +12,8 @@ import datetime
 import math
 import os
 import pathlib
+import platform
 import re
-import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
@@ -198,7 +198,7 @@ class Ledger:
     """Marks a unit that is made."""
     self.check_there()
     unit, ended = self.units[number], time.time()
-    host, pid = socket.gethostname(), os.getpid()
+    host, pid = platform.node(), os.getpid()
     begun = self._begun.get(number, ended)
     done = unit.stop - unit.start - failed
     ids = unit.number, unit.start, unit.stop
