@@ -58,9 +58,10 @@ def find(family: str, depth: int = 0) -> Record:
   structure.check_depth(depth)
   if depth in own:
     return own[depth]
+  there = ', '.join(families(depth, Variant()))
   raise errors.UserError(
     f'{family} has no ResNet-{depth}, only {", ".join(map(str, own))}.'
-    f' ResNet-{depth} is in {", ".join(families(depth, Variant()))}.'
+    f' ResNet-{depth} is in {there or "none; give a file of weights"}.'
   )
 
 

@@ -43,7 +43,7 @@ def test_help_names_jobs_and_settings_and_does_not_import_jax(run_main):
       ['--job=predict'],
       'no data was given, and its default, example/test.list',
     ),
-    ([], 'give --job=JOB, one of: extract, predict'),
+    ([], 'give --job=JOB, one of: extract, status, predict'),
     (
       ['--job=extract', 'photos'],
       "unexpected arguments 'photos': --job=extract takes none",

@@ -166,6 +166,11 @@ def test_an_unknown_checkpoint_and_depth_name_what_there_is():
     lookup.find('msra', 18)
   assert 'msra has no ResNet-18, only 50, 101, 152' in str(caught.value)
   assert 'is in torchvision.v1, timm.a1_in1k' in str(caught.value)
+  with pytest.raises(
+    errors.UserError, match='cifar10 has no ResNet-56'
+  ) as caught:
+    lookup.find('cifar10', 56)
+  assert 'is in none; give a file of weights' in str(caught.value)
 
 
 def test_a_file_is_identified_by_its_hash(tmp_path, monkeypatch):
