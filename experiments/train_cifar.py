@@ -234,12 +234,13 @@ class Training:
         mutable=['batch_stats'],
       )
       losses, wrong = _losses(logits, labels)
-      aside = wrong.mean(), changed['batch_stats']
-      return jax.lax.pmean((losses.mean(), aside), _AXIS)
+      value = jax.lax.pmean(losses.mean(), _AXIS)
+      return value, (wrong.mean(), changed['batch_stats'])
 
-    (value, (wrong, batch_stats)), gradient = jax.value_and_grad(
-      loss, has_aux=True
-    )(state['params'])
+    (value, aside), gradient = jax.value_and_grad(loss, has_aux=True)(
+      state['params']
+    )
+    wrong, batch_stats = jax.lax.pmean(aside, _AXIS)
     updates, optimizer = self._optimizer.update(
       gradient, state['optimizer'], state['params']
     )
