@@ -94,9 +94,8 @@ class StoreWriter:
       raise errors.UserError(
         f'{path} is damaged: {error}. Remove it to start over.'
       ) from error
-    missing = (n for n in range(len(self._units)) if n not in marks)
-    first = next(missing, len(self._units))
-    self.done = min(first * self._units.size, plan.rows)
+    missing = self._units.without(marks)
+    self.done = missing[0].start if missing else plan.rows
     self.failed = sum(mark.failed for mark in marks.values())
     self._marked = marks.keys()
     self._digest = digests.Digest()

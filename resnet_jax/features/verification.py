@@ -35,9 +35,7 @@ class Progress:
   @property
   def missing(self) -> list[Unit]:
     """The units without a mark."""
-    marked = {mark.unit for mark in self.marks}
-    numbers = range(len(self.units))
-    return [self.units[n] for n in numbers if n not in marked]
+    return self.units.without({mark.unit for mark in self.marks})
 
   @property
   def last(self) -> ledger.Mark | None:
@@ -131,9 +129,10 @@ def _damage(
         path / 'reason', rows, whole=False, span=(mark.start, mark.stop)
       ),
     )
-  except errors.UserError as error:
-    return str(error)
-  except (ValueError, OSError, KeyError, TypeError, struct.error) as error:
+  except (
+    *(ValueError, OSError, KeyError, TypeError, struct.error),
+    errors.UserError,
+  ) as error:
     return str(error)
   if digest.hex() != mark.sha256:
     return 'its rows are other than those that were marked'

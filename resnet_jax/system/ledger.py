@@ -164,9 +164,7 @@ class Ledger:
 
   def missing(self) -> list[Unit]:
     """The units without a mark; raises what `mark` does."""
-    marks = self.marks()
-    numbers = range(len(self.units))
-    return [self.units[number] for number in numbers if number not in marks]
+    return self.units.without(self.marks())
 
   def claimed(self, numbers: Iterable[int]) -> Iterator[Unit]:
     """Takes unit after unit, until each is marked or another's.

@@ -4,7 +4,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from resnet_jax.system import errors
 
@@ -48,6 +48,10 @@ class Units:
   def of(self, row: int) -> Unit:
     """The unit of a row."""
     return self[row // self.size]
+
+  def without(self, numbers: Container[int]) -> list[Unit]:
+    """All units but some."""
+    return [self[n] for n in range(len(self)) if n not in numbers]
 
   def count(self, numbers: Iterable[int]) -> int:
     """The rows of some units."""

@@ -101,16 +101,16 @@ def load(path: pathlib.Path, options: assemble.Options) -> assemble.Loaded:
     else [],
     guesses=[] if stated else [_VARIANT, presets.GUESSED_INPUT],
   )
-  depth = loaded.module.depth
-  if not stated and depth in structure.CIFAR:
-    return dataclasses.replace(
-      loaded,
-      preprocess=presets.usual(depth),
-      guesses=(_VARIANT, torch_names.GUESSED_CIFAR),
-    )
-  if not stated:
+  if stated:
+    text = files.read(beside, metadata.MAX_BYTES)
+    return metadata.applied(path, loaded, text)
+  if loaded.module.depth not in structure.CIFAR:
     return loaded
-  return metadata.applied(path, loaded, files.read(beside, metadata.MAX_BYTES))
+  return dataclasses.replace(
+    loaded,
+    preprocess=presets.usual(loaded.module.depth),
+    guesses=(_VARIANT, torch_names.GUESSED_CIFAR),
+  )
 
 
 _COLLECTIONS = tuple((name,) for name in variables.COLLECTIONS)

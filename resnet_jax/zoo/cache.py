@@ -54,7 +54,7 @@ def cached(file: records.File, name: str) -> pathlib.Path | None:
   path = place(file, name)
   if not path.exists():
     return None
-  receipt = {} if file.embedded else read_json(path, 'sha256')
+  receipt = read_json(path, 'sha256')
   known = file.hash
   if receipt and not known:
     known = records.Hash('sha256', receipt['sha256'])
@@ -67,19 +67,41 @@ def cached(file: records.File, name: str) -> pathlib.Path | None:
       f'cannot read {path}: {error.strerror or error}. Remove it, make it'
       ' readable, or name another folder in RESNET_JAX_CACHE.'
     ) from error
-  if wrong and file.embedded:
-    raise errors.UserError(
-      f'{path} is not the file of this package: {wrong}. Install it again.'
-    )
   if wrong:
     raise errors.UserError(
       f'{path} is not the published file: {wrong}. Remove it to download it'
       f' again, or give weights={path} to use it as it is.'
     )
-  if not receipt and not file.embedded:
+  if not receipt:
     # A shared cache may be read-only: then each use verifies without one.
     with contextlib.suppress(OSError):
       write_receipt(path, file)
+  return path
+
+
+def embedded(file: records.File, name: str) -> pathlib.Path:
+  """The file of a checkpoint that is in the package, verified.
+
+  Raises:
+    UserError: it is missing, or another one.
+  """
+  path = place(file, name)
+  assert file.hash
+  try:
+    wrong = fault(path, file.hash)
+  except FileNotFoundError as error:
+    raise errors.UserError(
+      f'{path}, a file of this package, is missing. Install it again.'
+    ) from error
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot read {path}, a file of this package: {error.strerror or error}.'
+      ' Make it readable, or install it again.'
+    ) from error
+  if wrong:
+    raise errors.UserError(
+      f'{path} is not the file of this package: {wrong}. Install it again.'
+    )
   return path
 
 

@@ -260,7 +260,7 @@ def _timm() -> list[Record]:
 
 
 def _embedded() -> list[Record]:
-  # Trained by experiments/train_cifar.py; docs/models/resnet20_cifar10.md.
+  # Trained by experiments/train_cifar.py; docs/resnet20_cifar10.md.
   digits = '97d48eed0d16cf18a2b34faefd8683c4e077938d8a63ac73ee9709524a2115ab'
   return [
     Record(

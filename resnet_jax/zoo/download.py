@@ -55,13 +55,11 @@ def fetch(
   Raises:
     UserError: no address delivers it; gives the reason at each.
   """
+  if file.embedded:
+    return cache.embedded(file, name)
   if found := cache.cached(file, name):
     return found
   path = cache.place(file, name)
-  if file.embedded:
-    raise errors.UserError(
-      f'{path}, a file of this package, is missing. Install it again.'
-    )
   # Without a hash, a file put there by hand cannot be verified.
   put = f', put it at {path}' if file.hash else ''
   instead = (
